@@ -1,0 +1,67 @@
+"""What can go wrong for a user, one class per exit code, and the one place that turns it into a line and a code.
+
+A message says the rule, the value that broke it and the known choices. Programmer errors stay plain exceptions with
+their traceback.
+"""
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+from typing import NoReturn
+
+
+class WsolError(Exception):
+    """A failure a user can act on. `exit_code`: 1 run failed (docs: README, "Exit codes")."""
+
+    exit_code = 1
+
+
+class UsageError(WsolError):
+    """An option, name or configuration is wrong."""
+
+    exit_code = 2
+
+
+class DataError(WsolError):
+    """A dataset, shard, image, annotation or checkpoint is missing, broken or not what it says it is."""
+
+    exit_code = 3
+
+
+class ResourceError(WsolError):
+    """Something outside is not available: devices, storage, a server, the lease of a study."""
+
+    exit_code = 4
+
+
+class PartialError(WsolError):
+    """The work ended, but some of it failed."""
+
+    exit_code = 5
+
+
+class ProtocolError(WsolError):
+    """Something that searches, selects or stops was handed a split that it must not see."""
+
+    exit_code = 2
+
+
+def unknown(kind: str, name: object, known: Iterable[object]) -> UsageError:
+    """The error for a name nobody knows: says the nearest one and all that there are."""
+    names = sorted(str(k) for k in known)
+    near = difflib.get_close_matches(str(name), names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return UsageError(f"Unknown {kind} {str(name)!r}.{hint} Known: {', '.join(names)}.")
+
+
+def run_main(main: Callable[[], int | None]) -> NoReturn:
+    """Run a job's `main` and leave with its exit code; a `WsolError` becomes one line on stderr, Ctrl+C becomes 130."""
+    try:
+        code = main()
+    except WsolError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted: the same command continues", file=sys.stderr, flush=True)
+        code = 130
+    sys.exit(code or 0)
