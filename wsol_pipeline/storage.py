@@ -142,13 +142,14 @@ class Store:
     def _write_aside(self, name: str, data: bytes) -> Path:
         target = Path(self.path(name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, aside = tempfile.mkstemp(prefix=".aside-", dir=target.parent)
+        handle, name_aside = tempfile.mkstemp(prefix=".aside-", dir=target.parent)
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        Path(aside).chmod(0o644)
-        return Path(aside)
+        aside = Path(name_aside)
+        aside.chmod(0o644)
+        return aside
 
 
 def _is_precondition_failure(error: Exception) -> bool:

@@ -1,0 +1,158 @@
+"""Checkpoints: written whole, verified, then visible; the only way of recovery, on one device and many.
+
+A trial keeps its checkpoints under one folder per *attempt* (an attempt is one life of the driver, numbered by its
+lease):
+
+    <trial>/attempt-0002/e0003-b00000/state.pt      model, optimizer, position, config hash (torch, weights only)
+                                      records.json  every epoch's record so far: the curve travels with the weights
+                                      seal.json     SHA-256 of the files above, written last: without it nothing counts
+    <trial>/attempt-0002/failure.json               why a run ended, if it did
+    <trial>/attempt-0002/final/...                  the finished model and its record, sealed likewise
+
+A worker writes into its own attempt only, so one that outlived its driver can't harm the attempt that took over; a
+reader takes the newest position that verifies, of any attempt, and names what it had to pass over.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from wsol_pipeline.errors import DataError
+from wsol_pipeline.storage import Store
+
+logger = logging.getLogger(__name__)
+
+_CHECKPOINT = re.compile(r"attempt-(\d+)/e(\d+)-b(\d+)/seal\.json$")
+SEAL = "seal.json"
+KEEP = 2  # the newest, and the one before it to fall back to
+
+
+@dataclass(frozen=True, order=True)
+class Position:
+    """Where training stands: `batches` global batches of 0-based `epoch` are done. Ordered by time."""
+
+    epoch: int = 0
+    batches: int = 0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint: `state` as `torch.save` got it, `records` one dict per finished epoch."""
+
+    position: Position
+    state: dict[str, Any]
+    records: list[dict[str, Any]]
+
+
+def write_sealed(store: Store, files: dict[str, bytes]) -> None:
+    """Write `files`, check that each arrived at its full size, then seal them with their SHA-256."""
+    store.remove(SEAL)  # an epoch done again writes over its files: unsealed meanwhile
+    for name, data in files.items():
+        store.write(name, data)
+        if store.size(name) != len(data):  # uploads were seen to fail without an error
+            raise DataError(f"{store.path(name)} holds {store.size(name)} bytes after {len(data)} were written.")
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    store.write(SEAL, json.dumps(digests, indent=1).encode())
+
+
+def read_sealed(store: Store) -> dict[str, bytes]:
+    """All files under a seal. Raises `DataError` that names the file which is missing or altered."""
+    try:
+        digests = json.loads(store.read(SEAL))
+        files = {name: store.read(name) for name in digests}
+    except (FileNotFoundError, ValueError) as error:
+        raise DataError(f"{store.uri} is not complete: {error}.") from error
+    for name, digest in digests.items():
+        if hashlib.sha256(files[name]).hexdigest() != digest:
+            raise DataError(f"{store.path(name)} was altered: its SHA-256 is not the sealed one.")
+    return files
+
+
+@dataclass(frozen=True)
+class CheckpointStore:
+    """The checkpoints of one trial, seen from one attempt."""
+
+    trial: Store
+    attempt: int
+
+    @property
+    def own(self) -> Store:
+        return self.trial / f"attempt-{self.attempt:04d}"
+
+    def save(self, position: Position, state: dict[str, Any], records: list[dict[str, Any]]) -> None:
+        """Write a sealed checkpoint, then drop this attempt's checkpoints older than the last `KEEP`."""
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        files = {"state.pt": buffer.getvalue(), "records.json": json.dumps(records).encode()}
+        write_sealed(self.own / _folder(position), files)
+        for old in self._sealed(own=True)[KEEP:]:
+            for name in (SEAL, "state.pt", "records.json"):  # the seal first: half-removed is not sealed
+                self.trial.remove(f"{old[1]}/{name}")
+
+    def load(self, device: torch.device | str = "cpu") -> Checkpoint | None:
+        """The newest checkpoint of any attempt that verifies, or None. Names each that did not."""
+        for position, folder in self._sealed():
+            try:
+                files = read_sealed(self.trial / folder)
+            except DataError as error:
+                logger.warning("passed over a broken checkpoint: %s", error)
+                continue
+            state = torch.load(io.BytesIO(files["state.pt"]), map_location=device, weights_only=True)
+            return Checkpoint(position, state, json.loads(files["records.json"]))
+        return None
+
+    def records(self) -> list[dict[str, Any]]:
+        """The records of the newest checkpoint, or of the final record: the trial's curve so far; maybe empty."""
+        for folder in [*self._finals(), *(folder for _, folder in self._sealed())]:
+            try:
+                return json.loads(self.trial.read(f"{folder}/records.json"))
+            except (FileNotFoundError, ValueError):
+                continue  # removed by its worker between listing and reading, or broken: the next one serves
+        return []
+
+    def finish(self, files: dict[str, bytes], records: list[dict[str, Any]]) -> None:
+        """Write the finished model's files and the whole curve, sealed: what makes a trial COMPLETE."""
+        write_sealed(self.own / "final", files | {"records.json": json.dumps(records).encode()})
+
+    def final(self) -> Store | None:
+        """The folder of the finished model, of whichever attempt wrote one that verifies, or None."""
+        for folder in self._finals():
+            try:
+                read_sealed(self.trial / folder)
+            except DataError as error:
+                logger.warning("passed over a broken final record: %s", error)
+                continue
+            return self.trial / folder
+        return None
+
+    def fail(self, kind: str, message: str) -> None:
+        """Say why this attempt's run ended, for the driver and whoever reads the study later."""
+        self.own.write("failure.json", json.dumps({"kind": kind, "message": message}).encode())
+
+    def failure(self) -> dict[str, str] | None:
+        """`{"kind", "message"}` of the newest attempt that said so, or None."""
+        names = [n for n in self.trial.list() if n.endswith("/failure.json")]
+        return json.loads(self.trial.read(names[-1])) if names else None
+
+    def _finals(self) -> list[str]:
+        return [n.removesuffix(f"/{SEAL}") for n in reversed(self.trial.list()) if n.endswith(f"/final/{SEAL}")]
+
+    def _sealed(self, own: bool = False) -> list[tuple[Position, str]]:
+        """(position, folder) of every sealed checkpoint, newest position first, later attempts first among equals."""
+        found = []
+        for name in self.trial.list():
+            match = _CHECKPOINT.search(name)
+            if match and (not own or int(match[1]) == self.attempt):
+                position = Position(int(match[2]), int(match[3]))
+                found.append((position, int(match[1]), name.removesuffix(f"/{SEAL}")))
+        return [(position, folder) for position, _, folder in sorted(found, reverse=True)]
+
+
+def _folder(position: Position) -> str:
+    return f"e{position.epoch:04d}-b{position.batches:06d}"

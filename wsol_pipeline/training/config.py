@@ -1,0 +1,128 @@
+"""What a run is: frozen dataclasses, checked on construction, plain data on the way to workers and into checkpoints."""
+
+import dataclasses
+import hashlib
+import json
+import re
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from wsol_pipeline.errors import UsageError, unknown
+
+T = TypeVar("T")
+NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+def check_name(kind: str, name: str) -> str:
+    """`name` if it can stand in a path, a database and a URL alike. Raises `UsageError`."""
+    if not NAME.fullmatch(name) or name in (".", ".."):
+        raise UsageError(f"A {kind} is 1 to 128 letters, digits, '.', '_' or '-' but got {name!r}.")
+    return name
+
+
+def require(condition: bool, rule: str, value: object) -> None:
+    """Raise `UsageError` with the rule and the value that broke it."""
+    if not condition:
+        raise UsageError(f"{rule} but got {value!r}.")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain data (JSON types)."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(cls: type[T], data: dict[str, Any]) -> T:
+    """The inverse of `to_dict`. Unknown keys raise `UsageError` with the nearest known one."""
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for key, value in data.items():
+        if key not in hints:
+            raise unknown(f"{cls.__name__} field", key, hints)
+        nested = hints[key]
+        if dataclasses.is_dataclass(nested) and isinstance(value, dict):
+            value = from_dict(typing.cast(type, nested), value)
+        values[key] = tuple(value) if isinstance(value, list) else value
+    return cls(**values)
+
+
+def config_hash(data: dict[str, Any]) -> str:
+    """Sixteen hex digits of the SHA-256 over `data` as canonical JSON."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """SGD as the papers use it. The defaults suit the small network from scratch; presets carry the papers' values."""
+
+    epochs: int = 10
+    batch_size: int = 32  # global: the same whatever the number of workers
+    learning_rate: float = 0.02
+    weight_decay: float = 5e-4
+    momentum: float = 0.9
+    nesterov: bool = True
+    decay_every: int = 0  # epochs between lr x 0.1; 0: never
+    decay_counts_from: int = 0  # 0: before 0-based epochs divisible by decay_every; 1: before 1-based ones
+    clip_norm: float = 0.0  # gradient norm above which gradients are scaled down; 0: never
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 1, "epochs must be at least 1", self.epochs)
+        require(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size)
+        require(self.learning_rate > 0, "learning_rate must be positive", self.learning_rate)
+        require(self.weight_decay >= 0, "weight_decay cannot be negative", self.weight_decay)
+        require(0 <= self.momentum < 1, "momentum must be in [0, 1)", self.momentum)
+        require(self.decay_every >= 0, "decay_every cannot be negative", self.decay_every)
+        require(self.decay_counts_from in (0, 1), "decay_counts_from must be 0 or 1", self.decay_counts_from)
+        require(self.clip_norm >= 0, "clip_norm cannot be negative", self.clip_norm)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides the outcome of one training run, apart from the data."""
+
+    method: str = "bas"
+    backbone: str = "tiny"
+    weights: str | None = None  # "imagenet", a path, or None: from scratch
+    options: dict[str, Any] = field(default_factory=dict)  # the method's hyper-parameters, by its Config's names
+    readout: str = "topk"
+    fixed_setting: Any = None  # the readout setting scored each epoch; None: the readout's first
+    protocol: str = "wsol-v1"
+    objective: str = "max_box_acc_v2"
+    recipe: Recipe = field(default_factory=Recipe)
+    image_size: int = 64
+    resize_size: int = 72
+    freeze_batch_norm: bool = False
+    sync_batch_norm: bool = False  # statistics over all workers; GPUs only
+    precision: Literal["float32", "bfloat16"] = "float32"
+    channels_last: bool = False
+    seed: int = 0
+    rungs: tuple[int, ...] = ()  # epochs (1-based) after which the whole readout is searched and the pruner asked
+
+    def __post_init__(self) -> None:
+        require(8 <= self.image_size <= self.resize_size, "8 <= image_size <= resize_size is needed", self.image_size)
+        require(self.seed >= 0, "seed cannot be negative", self.seed)
+        require(self.precision in ("float32", "bfloat16"), "precision is float32 or bfloat16", self.precision)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How rows reach a worker: speed and place only, never the order or the pixels."""
+
+    mode: Literal["auto", "cached", "streaming"] = "auto"
+    cache_dir: str | None = None
+    cache_budget_gb: float = 8.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run as a worker gets it: what to train, on what, and where it writes."""
+
+    train: TrainConfig
+    data: str
+    trial: str  # URI of the trial's folder
+    attempt: int
+    workers: int = 1
+    cpus_per_worker: int = 1
+    device: Literal["cpu", "cuda"] = "cpu"
+    reading: Reading = field(default_factory=Reading)
+    checkpoint_batches: int = 0  # also write a checkpoint every so many batches; 0: at the end of epochs only
