@@ -1,0 +1,230 @@
+"""BAS: background activation suppression.
+
+Wu et al., Background Activation Suppression for Weakly Supervised Object Localization, CVPR 2022,
+https://arxiv.org/abs/2112.00580, and its extension, IJCV 2024, https://arxiv.org/abs/2309.12943
+
+A generator predicts a foreground map M per class from features F of the middle of the network. Multiplied with what the
+map leaves over, 1 - M, the features should tell nothing about the class any more: the loss is the activation S^b that
+remains, as a share of the whole one S. Unlike cross-entropy it keeps growing with the part of the object that the map
+misses. An area term keeps the map small, a classification term on the foreground keeps it on the object.
+
+The defaults are the extension on CUB with ResNet50, as in https://github.com/wpy1999/BAS-Extension. Where that code and
+the text differ, this follows the code, but for the value of a clamped ratio (1 as in the text; same gradients).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wsol_models._backbones import Backbone
+from wsol_models._layers import (
+    LocalizationMethod,
+    Output,
+    at_least_float32,
+    detached_call,
+    require_class_indices,
+    require_not_negative,
+    select_taps,
+    targets_of,
+    xavier_,
+)
+
+EPSILON = 1e-8  # ε of L_bas; the papers print e^-8
+
+
+@dataclass(frozen=True)
+class Config:
+    """Weights of the loss L = L_cls + α L_frg + β L_ac + λ L_bas and where the generator sits.
+
+    lambda_: λ, background activation suppression. alpha: α, foreground region guidance. beta: β, area constraint; the
+        extension suggests β = α + λ.
+    generator_after: the stage whose features F the generator reads; stages after it are F2. Default: the deepest stage
+        before the last halving of the map (ResNet50: layer3, F 28x28 at 224 px). The network is the same for every
+        position, halvings included: from the last stage F is 14x14 and F2 the identity.
+    relu_class_maps: ReLU on the class maps before the pooling: the conference version. The extension has it False and
+        clips S and S^b at 0 instead.
+    head_width: channels of the two hidden convolutions of the classifier. Default: the backbone's (1024 in the papers).
+    head_lr_scale: learning rate of generator and classifier relative to the backbone's; biases get twice their group's.
+    """
+
+    lambda_: float = 1.0
+    alpha: float = 0.5
+    beta: float = 1.5
+    generator_after: str | None = None
+    relu_class_maps: bool = False
+    head_width: int | None = None
+    head_lr_scale: float = 10.0
+
+    def __post_init__(self) -> None:
+        require_not_negative(lambda_=self.lambda_, alpha=self.alpha, beta=self.beta, head_lr_scale=self.head_lr_scale)
+        if self.head_width is not None and self.head_width < 1:
+            raise ValueError(f"head_width must be at least 1 but is {self.head_width}.")
+
+    @property
+    def layout(self) -> str:
+        return "late"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOutput(Output):
+    """What the losses need: class maps (on F2's grid; their means are the logits), the target's map M_f (on F's grid)
+    and the logits of the masked features."""
+
+    class_maps_BKHW: Tensor
+    foreground_BHW: Tensor
+    background_logits_BK: Tensor
+
+
+class Method(LocalizationMethod):
+    """F1, F2: the backbone up to the generator and after it; `classifier_loc`: generator; `classifier_cls`: head."""
+
+    offers = frozenset({"own maps", "a linear head"})
+
+    def __init__(self, config: Config, backbone: Backbone, num_classes: int) -> None:
+        super().__init__()
+        self.config, self.num_classes, self.stage_names = config, num_classes, backbone.names
+        stage = config.generator_after or before_last_halving(backbone)
+        self.F1, self.F2 = backbone.until(stage), backbone.after(stage)
+        self.classifier_loc = nn.Conv2d(self.F1.last.channels, num_classes, 3, padding=1)
+        self.classifier_cls = classifier(backbone.last.channels, config.head_width or backbone.head_width, num_classes)
+        xavier_(self.classifier_loc)
+        xavier_(self.classifier_cls)
+
+    @property
+    def head_weight_KC(self) -> Tensor:
+        """Weights of the linear head over `Output.features_BCHW`."""
+        return self.classifier_cls.get_parameter("maps.weight").flatten(1)
+
+    def forward(self, images_BCHW: Tensor, targets: Tensor | None = None, *, taps: Sequence[str] = ()) -> Output:
+        """targets: int64 class index per image. taps: stages whose features are returned.
+
+        In training with targets: a `TrainingOutput` with the target's map only, since no loss sees the others.
+        Otherwise the maps of all classes, in [0, 1], and no masked pass.
+        """
+        if targets is not None:
+            require_class_indices(targets, images_BCHW)
+        features_BCHW, shallow = self.F1(images_BCHW, taps)
+        deep_BCHW, deeper = self.F2(features_BCHW, taps)
+        hidden_BCHW, class_maps_BKHW = self.classifier_cls(deep_BCHW)
+        class_maps_BKHW = self._rectified(class_maps_BKHW)
+        logits_BK = class_maps_BKHW.mean((2, 3))
+        tapped = select_taps(taps, shallow | deeper, self.stage_names)
+        if targets is None or not self.training:
+            maps_BKHW = torch.sigmoid(self.classifier_loc(features_BCHW))
+            return Output(logits_BK, hidden_BCHW, maps_BKHW, tapped, targets)
+        foreground_BHW = self._foreground(features_BCHW, targets)
+        background_BK = self._background_logits(features_BCHW, foreground_BHW)
+        return TrainingOutput(
+            logits_BK,
+            hidden_BCHW,
+            taps=tapped,
+            targets=targets,
+            class_maps_BKHW=class_maps_BKHW,
+            foreground_BHW=foreground_BHW,
+            background_logits_BK=background_BK,
+        )
+
+    def lr_scale(self, name: str) -> float:
+        """Backbone 1, heads x10, biases twice their group; batch norm has biases too."""
+        scale = self.config.head_lr_scale if "classifier" in name else 1.0
+        return 2 * scale if name.endswith("bias") else scale
+
+    def _foreground(self, features_BCHW: Tensor, targets_B: Tensor) -> Tensor:
+        weight, bias = self.classifier_loc.weight, self.classifier_loc.bias
+        assert bias is not None
+        return torch.sigmoid(convolution_of_class(features_BCHW, weight, bias, targets_B))
+
+    def _background_logits(self, features_BCHW: Tensor, foreground_BHW: Tensor) -> Tensor:
+        """score_1 of F^b = detach(F)·(1 - M_f): trains F1 and generator through M_f, and nothing else."""
+        background_BCHW = features_BCHW.detach() * (1 - foreground_BHW[:, None])
+        deep_BCHW, _ = detached_call(self.F2, background_BCHW)
+        _, class_maps_BKHW = detached_call(self.classifier_cls, deep_BCHW)
+        return self._rectified(class_maps_BKHW).mean((2, 3))
+
+    def _rectified(self, class_maps_BKHW: Tensor) -> Tensor:
+        return F.relu(class_maps_BKHW) if self.config.relu_class_maps else class_maps_BKHW
+
+
+class Head(nn.Sequential):
+    """Layers of which the last is linear: gives its input too."""
+
+    def forward(self, features_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden features and class maps."""
+        *hidden, maps = self.children()
+        for layer in hidden:
+            features_BCHW = layer(features_BCHW)
+        return features_BCHW, maps(features_BCHW)
+
+
+def classifier(in_channels: int, width: int, num_classes: int) -> Head:
+    head = Head()
+    head.add_module("hidden1", nn.Conv2d(in_channels, width, 3, padding=1))
+    head.add_module("relu1", nn.ReLU(inplace=True))
+    head.add_module("hidden2", nn.Conv2d(width, width, 3, padding=1))
+    head.add_module("relu2", nn.ReLU(inplace=True))
+    head.add_module("maps", nn.Conv2d(width, num_classes, 1))
+    return head
+
+
+def before_last_halving(backbone: Backbone) -> str:
+    """The deepest stage whose map is larger than the network's last one."""
+    return [name for name, stage in backbone.stages.items() if stage.stride < backbone.last.stride][-1]
+
+
+def convolution_of_class(features_BCHW: Tensor, weight_KC33: Tensor, bias_K: Tensor, classes_B: Tensor) -> Tensor:
+    """Channel `classes_B[b]` of a padded 3x3 convolution for each image b, B×H×W, without making the other K - 1.
+
+    A 3x3 convolution is nine 1x1 ones, each shifted, summed up: `fold` shifts and sums (towards the other side, hence
+    the flip).
+    """
+    kernels_B9C = weight_KC33[classes_B].flatten(2).flip(2).transpose(1, 2)
+    shifted_B9N = kernels_B9C @ features_BCHW.flatten(2)
+    map_B1HW = F.fold(shifted_B9N, features_BCHW.shape[2:], kernel_size=3, padding=1)
+    return map_B1HW[:, 0] + bias_K[classes_B, None, None]
+
+
+def background_activation_suppression(logits_BK: Tensor, background_logits_BK: Tensor, targets_B: Tensor) -> Tensor:
+    """L_bas = S^b / (S + ε), mean over the batch; a constant 1 where S^b > S.
+
+    S and S^b are the target's logits, clipped at 0. S is detached: a loss that could be lowered by raising S would
+    train the classifier, not the map.
+    """
+    index_B1 = targets_B[:, None]
+    score_B = F.relu(at_least_float32(logits_BK)).gather(1, index_B1).detach()
+    background_B = F.relu(at_least_float32(background_logits_BK)).gather(1, index_B1)
+    ratio_B = background_B / (score_B + EPSILON)
+    return torch.where(background_B > score_B, torch.ones_like(ratio_B), ratio_B).mean()
+
+
+def area_constraint(foreground_BHW: Tensor) -> Tensor:
+    """L_ac: mean of the target's map over its positions and the batch."""
+    return foreground_BHW.mean()
+
+
+def foreground_region_guidance(class_maps_BKHW: Tensor, foreground_BHW: Tensor, targets_B: Tensor) -> Tensor:
+    """L_frg: cross-entropy of the class maps pooled over the target's map only, mean over the batch.
+
+    The papers' code averages the 28x28 map over 2x2 cells to meet 14x14 class maps; any other sizes are met alike.
+    """
+    foreground_B1HW = F.adaptive_avg_pool2d(
+        foreground_BHW[:, None], (class_maps_BKHW.shape[2], class_maps_BKHW.shape[3])
+    )
+    return F.cross_entropy((class_maps_BKHW * foreground_B1HW).mean((2, 3)), targets_B)
+
+
+def losses(output: Output, config: Config) -> dict[str, Tensor]:
+    """The four terms of L, already weighted: their sum is the loss. Raises `ValueError` without a training pass."""
+    if not isinstance(output, TrainingOutput):
+        raise ValueError("BAS losses need a forward in training mode with targets: call method.train() first.")
+    targets_B = targets_of(output)
+    guidance = foreground_region_guidance(output.class_maps_BKHW, output.foreground_BHW, targets_B)
+    suppression = background_activation_suppression(output.logits_BK, output.background_logits_BK, targets_B)
+    return {
+        "cls": F.cross_entropy(output.logits_BK, targets_B),
+        "frg": config.alpha * guidance,
+        "area": config.beta * area_constraint(output.foreground_BHW),
+        "bas": config.lambda_ * suppression,
+    }

@@ -1,0 +1,95 @@
+"""CAM: class activation maps, the baseline every other method is measured against.
+
+Zhou et al., Learning Deep Features for Discriminative Localization, CVPR 2016, https://arxiv.org/abs/1512.04150
+A classifier with global average pooling and one linear layer already knows where its evidence is: the same linear layer
+applied at every position, before the pooling, is a map per class. Nothing is added to training. Network, initialisation
+and learning rates follow the benchmark https://github.com/clovaai/wsolevaluation; maps are read by `readouts/cam.py`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wsol_models._backbones import Backbone
+from wsol_models._layers import (
+    LocalizationMethod,
+    Output,
+    require_class_indices,
+    require_not_negative,
+    select_taps,
+    targets_of,
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """CAM has no loss weights.
+
+    large: 28x28 maps at 224 px (else 14x14): the last two halvings are left out (else only the last one).
+    pretrained_head: start from the classifier of the loaded weights instead of a new one; the benchmark does on ILSVRC.
+    head_lr_scale: learning rate of `fc` relative to the backbone's.
+    layer4_lr_scale: of the last layer of a ResNet (10 in the benchmark; 1 in the recipe of BagCAMs).
+    """
+
+    large: bool = True
+    pretrained_head: bool = False
+    head_lr_scale: float = 10.0
+    layer4_lr_scale: float = 10.0
+
+    def __post_init__(self) -> None:
+        require_not_negative(head_lr_scale=self.head_lr_scale, layer4_lr_scale=self.layer4_lr_scale)
+
+    @property
+    def layout(self) -> str:
+        return "large" if self.large else "small"
+
+
+class Method(LocalizationMethod):
+    """Backbone, global average pooling and `fc`."""
+
+    offers = frozenset({"a linear head"})
+
+    def __init__(self, config: Config, backbone: Backbone, num_classes: int) -> None:
+        super().__init__()
+        self.config, self.num_classes = config, num_classes
+        self.backbone = backbone
+        self.fc = nn.Linear(backbone.last.channels, num_classes)
+        nn.init.normal_(self.fc.weight, std=0.01)
+        nn.init.zeros_(self.fc.bias)
+        if config.pretrained_head:
+            self._load_head(backbone.head)
+
+    @property
+    def head_weight_KC(self) -> Tensor:
+        """Weights of the linear head over `Output.features_BCHW`."""
+        return self.fc.weight
+
+    def forward(self, images_BCHW: Tensor, targets: Tensor | None = None, *, taps: Sequence[str] = ()) -> Output:
+        """targets: int64 class index per image, needed by the losses only. taps: stages whose features are returned."""
+        if targets is not None:
+            require_class_indices(targets, images_BCHW)
+        features_BCHW, tapped = self.backbone(images_BCHW, taps)
+        logits_BK = self.fc(features_BCHW.mean((2, 3)))
+        return Output(logits_BK, features_BCHW, taps=select_taps(taps, tapped, self.backbone.names), targets=targets)
+
+    def lr_scale(self, name: str) -> float:
+        """The benchmark's groups: `fc` and a ResNet's layer4 x10."""
+        if name.startswith("fc."):
+            return self.config.head_lr_scale
+        return self.config.layer4_lr_scale if ".layer4." in name else 1.0
+
+    def _load_head(self, head: tuple[Tensor, Tensor] | None) -> None:
+        if head is None or len(head[1]) != self.num_classes:
+            found = "none" if head is None else f"one of {len(head[1])}"
+            raise ValueError(f"pretrained_head needs a classifier of {self.num_classes} classes; weights have {found}.")
+        with torch.no_grad():
+            self.fc.weight.copy_(head[0])
+            self.fc.bias.copy_(head[1])
+
+
+def losses(output: Output, config: Config) -> dict[str, Tensor]:
+    """Cross-entropy of the class, mean over the batch."""
+    return {"cls": F.cross_entropy(output.logits_BK, targets_of(output))}
