@@ -1,0 +1,80 @@
+"""Search spaces, one file per method, and the home of every published setting.
+
+    from search_spaces import preset, presets, space_for
+    space_for("bas")(trial)                          # suggested values of one trial
+    preset("bas-ext/table1/cub/resnet50").recipe     # what the paper trained with
+
+A file has `space(trial, ...) -> dict` over the training constants that a paper varies, with the ranges of its
+sensitivity figures, and `PUBLISHED: dict[id, Preset]`, its settings, which a study tries first. What only changes how a
+map is read (top-k, threshold) is in no space: it is solved inside every trial.
+"""
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One row of a paper's table.
+
+    id: paper/table/dataset/backbone[/variant].
+    method, dataset, backbone: names, as in the id.
+    method_options: fields of the method's `Config`.
+    recipe: epochs, batch_size (images, over all devices), learning_rate, weight_decay, nesterov (SGD, momentum 0.9),
+        decay_every (epochs; the rate falls to a tenth at the start of every epoch divisible by it, counted from
+        decay_counts_from, 0 or 1; epoch 0 excepted).
+    readout: name of the readout with its setting, and the published threshold, if any.
+    protocol: how the paper evaluated.
+    published: what it reports under that protocol, in percent.
+    source: where the values stand.
+    """
+
+    id: str
+    method: str
+    dataset: str
+    backbone: str
+    method_options: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    readout: Mapping[str, Any]
+    protocol: str
+    published: Mapping[str, float]
+    source: str
+
+
+def spaces() -> tuple[str, ...]:
+    """Methods that have a search space."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+
+
+def space_for(method: str) -> Callable[..., dict[str, Any]]:
+    """The `space` function of a method. Raises `ValueError` for a method without one."""
+    if method not in spaces():
+        raise _unknown("search space", method, spaces())
+    return importlib.import_module(f"{__name__}.{method}").space
+
+
+def presets(method: str | None = None) -> dict[str, Preset]:
+    """Published settings by id, of one method or of all."""
+    found: dict[str, Preset] = {}
+    for name in spaces():
+        found |= importlib.import_module(f"{__name__}.{name}").PUBLISHED
+    return {key: row for key, row in found.items() if method in (None, row.method)}
+
+
+def preset(id: str) -> Preset:
+    """One published setting. Raises `ValueError` for an unknown id."""
+    found = presets()
+    if id not in found:
+        raise _unknown("preset", id, found)
+    return found[id]
+
+
+def _unknown(kind: str, name: str, known: Iterable[str]) -> ValueError:
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return ValueError(f"Unknown {kind} {name!r}.{hint} Known: {', '.join(names)}.")

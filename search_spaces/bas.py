@@ -1,0 +1,95 @@
+"""BAS: the loss weights λ, α, β and the generator's position, and both papers' settings (`wsol_models/bas.py`)."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from search_spaces import Preset
+
+# Ranges span the conference paper's Table 2 (λ .1 to 1.4) and the extension's Fig. 9 (α from .2 on, β 1.2 to 2.4,
+# λ .3 to 1.3) and Table 7 (α .2 to 1.5), widened to hold every published setting (α 0, β .7 to 2.5).
+LAMBDA, ALPHA, BETA = (0.1, 1.5), (0.0, 1.5), (0.5, 2.5)
+
+
+def space(trial: Any, *, beta: Literal["free", "alpha+lambda"] = "free", stages: Sequence[str] = ()) -> dict[str, Any]:
+    """Options of `wsol_models.bas.Config` for an Optuna trial.
+
+    beta: "free", or the extension's rule β = α + λ, which saves a dimension.
+    stages: positions of the generator to choose from, if it is to be searched too.
+    """
+    if beta not in ("free", "alpha+lambda"):
+        raise ValueError(f"beta must be 'free' or 'alpha+lambda' but is {beta!r}.")
+    values = {"lambda_": trial.suggest_float("lambda_", *LAMBDA), "alpha": trial.suggest_float("alpha", *ALPHA)}
+    values["beta"] = trial.suggest_float("beta", *BETA) if beta == "free" else values["alpha"] + values["lambda_"]
+    if stages:
+        values["generator_after"] = trial.suggest_categorical("generator_after", list(stages))
+    return values
+
+
+CONFERENCE, EXTENSION = "bas", "bas-ext"
+SOURCES = {CONFERENCE: "https://github.com/wpy1999/BAS", EXTENSION: "https://github.com/wpy1999/BAS-Extension"}
+
+# paper, dataset, backbone | epochs, batch size, decay every | α, β | k, threshold | Top-1, Top-5, GT-known localization
+TABLE_1 = [
+    (CONFERENCE, "cub", "vgg16", 100, 32, 80, 0.0, 0.7, 80, 0.15, 71.33, 85.33, 91.07),
+    (CONFERENCE, "cub", "resnet50", 100, 32, 80, 0.5, 1.2, 200, 0.15, 77.25, 90.08, 95.13),
+    (CONFERENCE, "cub", "inception_v3", 100, 32, 80, 0.5, 1.0, 200, 0.1, 73.29, 86.31, 92.24),
+    (CONFERENCE, "cub", "mobilenet_v1", 100, 32, 80, 0.5, 1.5, 200, 0.15, 69.77, 86.00, 92.35),
+    (CONFERENCE, "ilsvrc", "vgg16", 9, 128, 3, 0.05, 1.0, 1, 0.5, 52.96, 65.41, 69.64),
+    (CONFERENCE, "ilsvrc", "resnet50", 9, 128, 3, 1.0, 2.0, 1, 0.45, 57.18, 68.44, 71.77),
+    (CONFERENCE, "ilsvrc", "inception_v3", 9, 128, 3, 1.0, 2.5, 1, 0.3, 58.51, 69.00, 71.93),
+    (CONFERENCE, "ilsvrc", "mobilenet_v1", 9, 128, 3, 0.5, 1.5, 1, 0.5, 52.97, 66.59, 72.00),
+    (EXTENSION, "cub", "vgg16", 120, 32, 80, 0.0, 0.9, 80, 0.1, 70.90, 85.36, 91.04),
+    (EXTENSION, "cub", "resnet50", 120, 32, 80, 0.5, 1.5, 200, 0.1, 76.75, 90.04, 95.41),
+    (EXTENSION, "cub", "inception_v3", 120, 32, 80, 0.5, 1.0, 200, 0.1, 72.09, 88.11, 94.63),
+    (EXTENSION, "cub", "mobilenet_v1", 120, 32, 80, 0.5, 1.9, 80, 0.1, 70.54, 86.71, 93.04),
+    (EXTENSION, "ilsvrc", "vgg16", 9, 256, 3, 0.05, 1.0, 1, 0.45, 52.94, 65.38, 69.66),
+    (EXTENSION, "ilsvrc", "resnet50", 9, 128, 3, 1.0, 2.0, 1, 0.25, 57.46, 68.57, 72.00),
+    (EXTENSION, "ilsvrc", "inception_v3", 9, 128, 3, 1.0, 2.5, 1, 0.25, 58.50, 69.03, 72.07),
+    (EXTENSION, "ilsvrc", "mobilenet_v1", 9, 128, 3, 0.5, 1.5, 1, 0.5, 53.05, 66.68, 72.03),
+]
+
+
+def recipe(epochs: int, batch_size: int, decay_every: int) -> dict[str, Any]:
+    """What all rows share; decay counts from epoch 0, as a usual StepLR."""
+    return {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": 1e-3,
+        "weight_decay": 5e-4,
+        "nesterov": True,
+        "decay_every": decay_every,
+        "decay_counts_from": 0,
+    }
+
+
+def table_1(row: tuple[Any, ...]) -> Preset:
+    paper, dataset, backbone, epochs, batch_size, decay_every, alpha, beta, k, threshold, *published = row
+    options = {"lambda_": 1.0, "alpha": alpha, "beta": beta, "relu_class_maps": paper == CONFERENCE}
+    return Preset(
+        id=f"{paper}/table1/{dataset}/{backbone}",
+        method="bas",
+        dataset=dataset,
+        backbone=backbone,
+        method_options=options,
+        recipe=recipe(epochs, batch_size, decay_every),
+        readout={"name": "topk", "k": k, "threshold": threshold},
+        protocol="bas_conf" if paper == CONFERENCE else "bas_ext",
+        published=dict(zip(("top1_loc", "top5_loc", "gt_known"), published, strict=True)),
+        source=SOURCES[paper],
+    )
+
+
+FIGURE_15 = Preset(
+    id="bas-ext/figure15/openimages/resnet50",
+    method="bas",
+    dataset="openimages",
+    backbone="resnet50",
+    method_options={"lambda_": 1.0, "alpha": 0.5, "beta": 1.5, "relu_class_maps": False},
+    recipe=recipe(50, 64, 20),  # the code sets 50 but its loop reads another option, 120
+    readout={"name": "topk", "k": 1},
+    protocol="bas_ext_mask",
+    published={"piou": 50.72, "pxap": 66.86},
+    source=SOURCES[EXTENSION],
+)
+
+PUBLISHED = {row.id: row for row in [*map(table_1, TABLE_1), FIGURE_15]}
