@@ -1,0 +1,145 @@
+"""An imported dataset and its three splits.
+
+`train` has labels and no boxes; `val` is where every choice is made; `test()` is a method, because opening the test
+split is an act that should be visible where it happens.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
+
+import numpy as np
+
+from wsol_pipeline.data.plan import EpochPlan
+from wsol_pipeline.data.schema import ROW_GROUP
+from wsol_pipeline.data.shards import Manifest, Shard, ShardSet, SplitInfo, read_manifest
+from wsol_pipeline.errors import DataError
+from wsol_pipeline.protocol import Role
+from wsol_pipeline.storage import Store
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a dataset. Nothing of its shards is touched before rows, `ids` or `labels` are asked for."""
+
+    uri: str
+    role: Role
+    info: SplitInfo
+    num_classes: int
+    multilabel: bool
+    box_convention: str
+
+    @property
+    def num_rows(self) -> int:
+        return self.info.rows
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over ids, labels, boxes and images: the same rows give the same, in whatever shards."""
+        return self.info.fingerprint
+
+    @property
+    def shards(self) -> tuple[Shard, ...]:
+        return self.info.shards
+
+    def shard_set(self, cache_dir: str | None = None) -> ShardSet:
+        """The shards as one table; `cache_dir` is where this node remembers which ones it has verified."""
+        return ShardSet(Store(self.uri), self.shards, cache_dir)
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """The id of each row, in the order of rows."""
+        return self.shard_set().read_all(["id"])["id"].to_pylist()
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """Class of each row, int64 [N]; multi-hot float32 [N, K] if the dataset is multi-label."""
+        return encode_labels(self.shard_set().read_all(["labels"])["labels"].to_pylist(), self)
+
+
+class TrainSplit(Split):
+    """Labels only: there is no box in its shards."""
+
+    def plan(self, batch_size: int, seed: int) -> EpochPlan:
+        """The order of this split's rows, with blocks that are the row groups of its shards."""
+        return EpochPlan(self.num_rows, batch_size, seed, block_rows=ROW_GROUP)
+
+
+class ValSplit(Split):
+    """Held out, with boxes: thresholds, readouts, checkpoints and trials are chosen on it."""
+
+
+class TestSplit(Split):
+    """With boxes, for the final number only."""
+
+    __test__ = False  # no test case, whatever pytest thinks of the name
+
+
+_Kind = TypeVar("_Kind", bound=Split)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An imported dataset, by its manifest."""
+
+    uri: str
+    manifest: Manifest
+
+    @property
+    def name(self) -> str:
+        return self.manifest.name
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.manifest.classes
+
+    @property
+    def multilabel(self) -> bool:
+        return self.manifest.multilabel
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over classes, conventions and the fingerprints of all splits."""
+        splits = {role.value: info.fingerprint for role, info in self.manifest.splits.items()}
+        facts = [list(self.classes), self.multilabel, self.manifest.box_convention, splits]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def train(self) -> TrainSplit:
+        return self._split(TrainSplit, Role.TRAIN)
+
+    @cached_property
+    def val(self) -> ValSplit:
+        return self._split(ValSplit, Role.VAL)
+
+    def test(self) -> TestSplit:
+        """Open the test split. Only the final evaluation does, once everything is chosen."""
+        return self._split(TestSplit, Role.TEST)
+
+    def _split(self, kind: type[_Kind], role: Role) -> _Kind:
+        info = self.manifest.splits.get(role)
+        if info is None:
+            known = ", ".join(self.manifest.splits)
+            raise DataError(f"Dataset {self.uri} has no split {role.value!r}; it has: {known}.")
+        return kind(self.uri, role, info, len(self.classes), self.multilabel, self.manifest.box_convention)
+
+
+def open_dataset(uri: str) -> Dataset:
+    """The dataset at a local path or `s3://bucket/prefix`; reads its manifest only.
+
+    Raises `DataError` if there is none, or one of another version; `ResourceError` if the place cannot be reached.
+    """
+    store = Store.at(uri)
+    return Dataset(store.uri, read_manifest(store))
+
+
+def encode_labels(labels: list[list[int]], split: Split) -> np.ndarray:
+    """Class indices int64 [N], or multi-hot float32 [N, K] for a multi-label split."""
+    if not split.multilabel:
+        return np.array([row[0] for row in labels], np.int64)
+    hot_NK = np.zeros((len(labels), split.num_classes), np.float32)
+    for row, classes in enumerate(labels):
+        hot_NK[row, classes] = 1
+    return hot_NK

@@ -1,0 +1,84 @@
+"""Encoded images that may come from strangers: look at the header first, decode within limits, resize one way."""
+
+import io
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms.v2 import functional
+
+from wsol_pipeline.errors import DataError
+
+MAX_BYTES = 64 * 2**20
+MAX_PIXELS = 64_000_000  # 192 MB decoded
+# What `convert("RGB")` turns into 8-bit colour without a choice of its own; 16-bit and float images are not among them.
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+
+
+def probe(data: bytes) -> tuple[str, int, int]:
+    """Format ("JPEG" or "PNG"), width and height, from the header alone. Raises `DataError` for all that is refused."""
+    if len(data) > MAX_BYTES:
+        raise DataError(f"image has {len(data)} bytes, over the limit of {MAX_BYTES}")
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+            kind, (width, height), mode = str(image.format), image.size, image.mode
+    except Image.DecompressionBombError as error:
+        raise DataError(f"image is over the limit of {MAX_PIXELS} pixels: {error}") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError("image is not a readable JPEG or PNG") from error
+    if width * height > MAX_PIXELS:
+        raise DataError(f"image has {width}x{height} pixels, over the limit of {MAX_PIXELS}")
+    if mode not in _MODES:
+        raise DataError(f"image has mode {mode!r}; known: {', '.join(_MODES)}")
+    return kind, width, height
+
+
+def decode(data: bytes) -> torch.Tensor:
+    """uint8 RGB [3, H, W]. Grey, palette and CMYK become RGB, alpha is dropped, EXIF rotation is not applied (boxes
+    are in stored pixels). Raises `DataError` if the image is refused or cannot be decoded to its end."""
+    kind, _, _ = probe(data)
+    if kind == "JPEG":
+        try:
+            return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+        except RuntimeError:
+            pass  # a colour space or coding that libjpeg's RGB path lacks: PIL has the last word
+    try:
+        with Image.open(io.BytesIO(data), formats=(kind,)) as image:
+            pixels_HWC = np.array(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"image cannot be decoded: {error}") from error
+    return torch.from_numpy(pixels_HWC).permute(2, 0, 1).contiguous()
+
+
+def resize(image_CHW: torch.Tensor, size: int) -> torch.Tensor:
+    """uint8 [3, size, size]: bilinear with antialiasing, ignoring the aspect ratio, as all of the field's code does."""
+    return functional.resize(image_CHW, [size, size], antialias=True)
+
+
+@contextmanager
+def decoder(threads: int) -> Any:
+    """A thread pool for `decode_resize`. Decoding releases the GIL; one image stays on one thread."""
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(before)  # the pool's setting is the default of threads that torch starts later
+
+
+def decode_resize(named: Iterable[tuple[str, bytes]], size: int, pool: ThreadPoolExecutor | None = None) -> np.ndarray:
+    """Decode and resize `(id, bytes)` pairs to uint8 [N, 3, size, size]. Raises `DataError` that names the id."""
+
+    def one(pair: tuple[str, bytes]) -> np.ndarray:
+        try:
+            return resize(decode(pair[1]), size).numpy()
+        except DataError as error:
+            raise DataError(f"Row {pair[0]!r}: {error}.") from error
+
+    images = list(pool.map(one, named) if pool else map(one, named))
+    return np.stack(images) if images else np.empty((0, 3, size, size), np.uint8)

@@ -1,0 +1,157 @@
+"""ILSVRC 2012 CLS-LOC, as Kaggle and image-net.org give it out.
+
+    Data/CLS-LOC/train/<wnid>/*.JPEG           Annotations/CLS-LOC/val/*.xml (or LOC_val_solution.csv)
+    Data/CLS-LOC/val/*.JPEG                    ImageSets/CLS-LOC/{train_cls,val}.txt (optional)
+    LOC_synset_mapping.txt (optional)          splits/{val,test}.txt (optional)
+
+The official validation images become `val` and `test`: by the lists in `splits/` if they are there, else
+`val_per_class` images of each class, drawn by a hash of their ids, are `val` and all others are `test`. Labels count
+the sorted wnids. Boxes are stored as the XML has them. Ids are paths below `Data/CLS-LOC`, which makes them those of the
+wsolevaluation lists.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from defusedxml import ElementTree
+from defusedxml.common import DefusedXmlException
+
+from wsol_pipeline.data.augment import hash_ids
+from wsol_pipeline.data.importers import Source, below, images_below, read_lines
+from wsol_pipeline.data.schema import Box, Row
+from wsol_pipeline.errors import DataError
+from wsol_pipeline.protocol import Role
+
+MAX_XML_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the ILSVRC layout."""
+
+    val_per_class: int = 10
+    """Validation images of each class that become `val`, the rest `test`, where splits/ does not say."""
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What is known of one validation image: wnid and box of each object; the image's size if the source says it."""
+
+    size: tuple[int, int] | None
+    objects: tuple[tuple[str, Box], ...]
+
+
+def read(source: Path, options: Options) -> Source:
+    """Find the images and annotations below `source` (or its folder `ILSVRC`, as Kaggle's archive has it)."""
+    root = source / "ILSVRC" if (source / "ILSVRC").is_dir() else source
+    images = root / "Data" / "CLS-LOC"
+    if not (images / "train").is_dir():
+        raise DataError(f"{source} is not in the ILSVRC layout: there is no Data/CLS-LOC/train.")
+    names = _class_names(source, images)
+    labels = {wnid: label for label, wnid in enumerate(names)}
+    return Source(tuple(names.values()), "inclusive0", _rows(source, root, labels, options))
+
+
+def _class_names(source: Path, images: Path) -> dict[str, str]:
+    """wnid -> "wnid name", in the order of labels."""
+    mapping = source / "LOC_synset_mapping.txt"
+    if mapping.exists():
+        return {line.split()[0]: line.strip() for line in sorted(read_lines(mapping))}
+    return {path.name: path.name for path in sorted((images / "train").iterdir()) if path.is_dir()}
+
+
+def _rows(source: Path, root: Path, labels: dict[str, int], options: Options) -> Iterator[Row]:
+    images = root / "Data" / "CLS-LOC"
+    for name in _train_names(root):
+        wnid = name.split("/")[0]
+        if wnid not in labels:
+            raise DataError(f"Training image {name} is of class {wnid!r}, which LOC_synset_mapping.txt does not list.")
+        path = below(images, f"train/{name}.JPEG")
+        yield Row(Role.TRAIN, f"train/{name}.JPEG", (labels[wnid],), path)
+    notes = _annotations(source, root)
+    for name, role in _roles(source, notes, options).items():
+        known = sorted({labels[wnid] for wnid, _ in notes[name].objects if wnid in labels})
+        yield Row(
+            role,
+            f"val/{name}.JPEG",
+            tuple(known),
+            below(images, f"val/{name}.JPEG"),
+            notes[name].size,
+            tuple(box for _, box in notes[name].objects),
+            tuple(labels.get(wnid, -1) for wnid, _ in notes[name].objects),
+        )
+
+
+def _train_names(root: Path) -> list[str]:
+    listed, folder = root / "ImageSets" / "CLS-LOC" / "train_cls.txt", root / "Data" / "CLS-LOC" / "train"
+    if listed.exists():
+        return [line.split()[0] for line in read_lines(listed)]
+    return [path.relative_to(folder).with_suffix("").as_posix() for path in images_below(folder)]
+
+
+def _annotations(source: Path, root: Path) -> dict[str, Annotation]:
+    """Annotation of each validation image, by name."""
+    folder, table = root / "Annotations" / "CLS-LOC" / "val", source / "LOC_val_solution.csv"
+    listed = root / "ImageSets" / "CLS-LOC" / "val.txt"
+    if folder.is_dir():
+        names = [line.split()[0] for line in read_lines(listed)] if listed.exists() else []
+        return {
+            name: _from_xml(below(folder, f"{name}.xml"))
+            for name in names or sorted(p.stem for p in folder.glob("*.xml"))
+        }
+    if table.exists():
+        return dict(_from_csv(line, table) for line in read_lines(table)[1:])
+    raise DataError(f"{source} has neither Annotations/CLS-LOC/val nor LOC_val_solution.csv: validation needs boxes.")
+
+
+def _from_xml(path: Path) -> Annotation:
+    """One VOC-style annotation file."""
+    try:
+        if path.stat().st_size > MAX_XML_BYTES:
+            raise DataError(f"Annotation {path} is over {MAX_XML_BYTES} bytes.")
+        tree = ElementTree.parse(path).getroot()
+        width, height = (int(tree.findtext(f"size/{side}")) for side in ("width", "height"))
+        objects = tuple((str(node.findtext("name")), _box(node.find("bndbox"))) for node in tree.iter("object"))
+    except (OSError, ElementTree.ParseError, DefusedXmlException, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"Annotation {path} cannot be read: {type(error).__name__}: {error}.") from error
+    return Annotation((width, height), objects)
+
+
+def _box(node) -> Box:  # type: ignore[no-untyped-def]  # an XML element
+    x0, y0, x1, y1 = (float(node.findtext(side)) for side in ("xmin", "ymin", "xmax", "ymax"))
+    return x0, y0, x1, y1
+
+
+def _from_csv(line: str, table: Path) -> tuple[str, Annotation]:
+    """`name,wnid x0 y0 x1 y1 wnid x0 y0 x1 y1 ...`."""
+    try:
+        name, text = line.split(",")
+        words = text.split()
+        groups = [words[start : start + 5] for start in range(0, len(words), 5)]
+        objects = tuple((wnid, (float(x0), float(y0), float(x1), float(y1))) for wnid, x0, y0, x1, y1 in groups)
+    except ValueError as error:
+        raise DataError(f"{table} has a line that is not `image,wnid x0 y0 x1 y1 ...`: {line[:80]!r}.") from error
+    return name, Annotation(None, objects)
+
+
+def _roles(source: Path, notes: dict[str, Annotation], options: Options) -> dict[str, Role]:
+    """Which of the official validation images are `val`, which are `test`."""
+    lists = {role: source / "splits" / f"{role}.txt" for role in (Role.VAL, Role.TEST)}
+    if all(path.exists() for path in lists.values()):
+        listed = [(line.strip(), role) for role, path in lists.items() for line in read_lines(path)]
+        if missing := [name for name, _ in listed if name not in notes]:
+            raise DataError(f"splits/ lists {missing[0]!r}, which is not among the {len(notes)} validation images.")
+        if len(dict(listed)) != len(listed):
+            raise DataError("splits/val.txt and splits/test.txt list an image twice: they must not overlap.")
+        return dict(listed)
+    of_class = defaultdict(list)
+    for name, note in notes.items():
+        of_class[note.objects[0][0] if note.objects else ""].append(name)
+    roles = {}
+    for members in of_class.values():
+        by_hash = sorted(members, key=lambda name: int(hash_ids([name])[0]))
+        roles.update(dict.fromkeys(by_hash[: options.val_per_class], Role.VAL))
+        roles.update(dict.fromkeys(by_hash[options.val_per_class :], Role.TEST))
+    return roles

@@ -1,0 +1,159 @@
+"""A generated dataset that makes weakly supervised localization visible in a minute, without a download.
+
+Each image has one object on a cluttered background: a textured body with a small emblem. The emblem tells the class
+for certain, the body's colour only leans towards it. So a classifier looks at the emblem, its class activation map
+covers a part of the object, and a method that looks for the whole object has something to gain. Boxes are exact.
+"""
+
+import colorsys
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from wsol_pipeline.data.importers import Source
+from wsol_pipeline.data.schema import Row
+from wsol_pipeline.errors import UsageError
+from wsol_pipeline.protocol import Role
+
+EMBLEMS = ("cross", "ring", "triangle", "square", "bars", "dots")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the generated dataset."""
+
+    train: int = 1200
+    """Training images."""
+    val: int = 300
+    """Validation images."""
+    test: int = 400
+    """Test images."""
+    classes: int = 5
+    """Classes, 2 to 6."""
+    size: int = 80
+    """Side of an image in pixels, at least 32."""
+    seed: int = 0
+    """Another seed draws other images."""
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.classes <= len(EMBLEMS):
+            raise UsageError(f"classes must be in 2..{len(EMBLEMS)} but got {self.classes}.")
+        if self.size < 32:
+            raise UsageError(f"size must be at least 32 pixels but got {self.size}.")
+        for role in Role:
+            if getattr(self, role) < self.classes:
+                raise UsageError(f"{role.value} must be at least the number of classes but got {getattr(self, role)}.")
+
+
+def read(source: Path, options: Options) -> Source:
+    """Generate the images; `source` is not looked at."""
+    return Source(EMBLEMS[: options.classes], "exclusive0", _rows(options))
+
+
+def _rows(options: Options) -> Iterator[Row]:
+    for part, role in enumerate(Role):
+        for number in range(getattr(options, role)):
+            rng = np.random.default_rng([options.seed, part, number])
+            label = number % options.classes
+            image, box = draw(rng, label, options)
+            own = {} if role is Role.TRAIN else {"boxes": (box,), "box_labels": (label,)}
+            yield Row(role, f"{role.value}/{number:06d}", (label,), _jpeg(image), **own)  # type: ignore[arg-type]
+
+
+def draw(
+    rng: np.random.Generator, label: int, options: Options
+) -> tuple[Image.Image, tuple[float, float, float, float]]:
+    """One RGB image of class `label` and the box of its object (x0, y0, x1, y1; x1 and y1 are outside of it)."""
+    image = Image.fromarray(_background(rng, options.size))
+    _clutter(rng, image)
+    mask, centre, radius = _body(rng, options.size)
+    hue = (label / options.classes + rng.normal(0, 0.6 / options.classes)) % 1
+    image.paste(_fur(rng, options.size, hue), mask=mask)
+    _emblem(image, label, options.classes, centre, radius)
+    return image, tuple(map(float, mask.getbbox() or ()))  # type: ignore[return-value]
+
+
+def _background(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Smooth colour noise of two scales with grain, uint8 [size, size, 3]."""
+    total = np.full((size, size, 3), 100.0)
+    for cells, strength in ((3, 45), (12, 30)):
+        coarse = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), np.uint8))
+        total += (np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC), float) - 128) * strength / 128
+    return (total + rng.normal(0, 8, total.shape)).clip(0, 255).astype(np.uint8)
+
+
+def _clutter(rng: np.random.Generator, image: Image.Image) -> None:
+    """Greyish shapes of all sizes, on which no class depends."""
+    pen, size = ImageDraw.Draw(image), image.width
+    for _ in range(rng.integers(6, 12)):
+        x, y = rng.uniform(-0.1, 1, 2) * size
+        width, height = rng.uniform(0.05, 0.35, 2) * size
+        colour = tuple((rng.integers(50, 190) + rng.integers(-25, 26, 3)).tolist())
+        shape = pen.rectangle if rng.random() < 0.5 else pen.ellipse
+        shape((x, y, x + width, y + height), fill=colour)
+
+
+def _body(rng: np.random.Generator, size: int) -> tuple[Image.Image, tuple[float, float], float]:
+    """Mask of a rounded body anywhere on the image, and centre and radius of its emblem, off the body's middle."""
+    width, height = rng.uniform(0.35, 0.75, 2) * size
+    x, y = rng.uniform(1, size - 1 - width), rng.uniform(1, size - 1 - height)
+    mask = Image.new("L", (size, size))
+    pen = ImageDraw.Draw(mask)
+    if rng.random() < 0.5:
+        pen.ellipse((x, y, x + width, y + height), fill=255)
+    else:
+        pen.rounded_rectangle((x, y, x + width, y + height), radius=0.3 * min(width, height), fill=255)
+    radius = max(4.0, 0.085 * size)
+    angle = rng.uniform(0, 2 * np.pi)
+    reach = 0.55
+    centre = (
+        x + width / 2 + reach * np.cos(angle) * (width / 2 - radius / 2),
+        y + height / 2 + reach * np.sin(angle) * (height / 2 - radius / 2),
+    )
+    return mask, centre, radius
+
+
+def _fur(rng: np.random.Generator, size: int, hue: float) -> Image.Image:
+    """Stripes of two shades of a colour, in any direction."""
+    angle, period = rng.uniform(0, np.pi), rng.uniform(0.08, 0.14) * size
+    rows, columns = np.mgrid[:size, :size]
+    wave = np.sin(2 * np.pi * (columns * np.cos(angle) + rows * np.sin(angle)) / period + rng.uniform(0, 6.3))
+    colour = np.array(colorsys.hsv_to_rgb(hue, 0.45, 1.0)) * 255
+    pixels = colour * (0.72 + 0.16 * wave[..., None]) + rng.normal(0, 8, (size, size, 3))
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def _emblem(image: Image.Image, label: int, classes: int, centre: tuple[float, float], radius: float) -> None:
+    """A dark disc with the sign of the class in its own bright colour."""
+    pen, (x, y), r = ImageDraw.Draw(image), centre, radius
+    colour = tuple(round(255 * part) for part in colorsys.hsv_to_rgb(label / classes, 1.0, 1.0))
+    pen.ellipse((x - r, y - r, x + r, y + r), fill=(20, 20, 20))
+    s = 0.72 * r
+    sign = EMBLEMS[label]
+    if sign == "cross":
+        pen.line((x - s, y, x + s, y), fill=colour, width=round(0.6 * r))
+        pen.line((x, y - s, x, y + s), fill=colour, width=round(0.6 * r))
+    elif sign == "ring":
+        pen.ellipse((x - s, y - s, x + s, y + s), outline=colour, width=max(2, round(0.4 * r)))
+    elif sign == "triangle":
+        pen.polygon((x, y - s, x + s, y + 0.7 * s, x - s, y + 0.7 * s), fill=colour)
+    elif sign == "square":
+        pen.rectangle((x - 0.8 * s, y - 0.8 * s, x + 0.8 * s, y + 0.8 * s), fill=colour)
+    elif sign == "bars":
+        for shift in (-0.6, 0.3):
+            pen.rectangle((x + shift * s, y - s, x + (shift + 0.4) * s, y + s), fill=colour)
+    else:
+        for across in (-0.5, 0.5):
+            for down in (-0.5, 0.5):
+                near = (x + across * s, y + down * s)
+                pen.ellipse((near[0] - 0.4 * s, near[1] - 0.4 * s, near[0] + 0.4 * s, near[1] + 0.4 * s), fill=colour)
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    sink = io.BytesIO()
+    image.save(sink, "JPEG", quality=95, subsampling=0)
+    return sink.getvalue()

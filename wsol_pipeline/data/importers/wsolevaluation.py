@@ -1,0 +1,103 @@
+"""The text files of the wsolevaluation benchmark (Choe et al. 2020) beside any folder of images.
+
+    <metadata>/{train,val,test}/image_ids.txt     path of an image below <images>, which is its id
+                                class_labels.txt  id,label            (several lines for several labels)
+                                image_sizes.txt   id,width,height
+                                localization.txt  id,x0,y0,x1,y1      (a line for each box)
+                                                  id,mask,ignore      (a line for each mask; ignore on the first one)
+
+Their `train-weaksup`, `train-fullsup` and `test` are `train`, `val` and `test` here.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from wsol_pipeline.data.importers import Source, below, read_lines
+from wsol_pipeline.data.schema import Box, Row
+from wsol_pipeline.errors import DataError
+from wsol_pipeline.protocol import Role
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the wsolevaluation layout; folders are relative to the source."""
+
+    metadata: str = "metadata"
+    """Folder with train/, val/ and test/ of text files."""
+    images: str = "."
+    """Folder that the ids in image_ids.txt are paths below."""
+    masks: str = "."
+    """Folder that the mask paths in localization.txt are below."""
+    class_names: str = ""
+    """Text file with a class name on each line, in the order of labels. Default: the numbers."""
+
+
+def read(source: Path, options: Options) -> Source:
+    """Read the lists below `source`; only labels are read of the training rows."""
+    metadata = source / options.metadata
+    if not metadata.is_dir():
+        raise DataError(f"There is no folder {metadata}: give --options.metadata, relative to --source.")
+    rows = [row for role in Role for row in _split(role, metadata / role, source, options)]
+    top = max((label for row in rows for label in row.labels), default=-1)
+    classes = read_lines(source / options.class_names) if options.class_names else map(str, range(top + 1))
+    multilabel = any(len(row.labels) > 1 for row in rows)
+    return Source(tuple(classes), "inclusive0", rows, multilabel)
+
+
+def _split(role: Role, lists: Path, source: Path, options: Options) -> Iterator[Row]:
+    labels, sizes = _by_id(lists / "class_labels.txt"), _by_id(lists / "image_sizes.txt")
+    located = {} if role is Role.TRAIN else _by_id(lists / "localization.txt")
+    for name in read_lines(lists / "image_ids.txt"):
+        if name not in labels or name not in sizes:
+            raise DataError(f"{lists} lists the image {name!r} without a label or without a size.")
+        own = tuple(int(label) for (label,) in labels[name])
+        (width, height) = _integers(sizes[name][0], lists)
+        boxes, masks, ignore = _located(located.get(name, []), source / options.masks, lists)
+        yield Row(
+            role,
+            name,
+            own,
+            below(source / options.images, name),
+            (width, height),
+            boxes,
+            own[:1] * len(boxes),
+            masks,
+            ignore,
+        )
+
+
+def _by_id(path: Path) -> dict[str, list[list[str]]]:
+    """The fields after the id of each line, grouped by id."""
+    grouped = defaultdict(list)
+    for line in read_lines(path):
+        name, *fields = line.strip().split(",")
+        grouped[name].append(fields)
+    return grouped
+
+
+def _integers(fields: list[str], lists: Path) -> list[int]:
+    try:
+        return [int(field) for field in fields]
+    except ValueError as error:
+        raise DataError(f"{lists} has {','.join(fields)!r} where whole numbers belong.") from error
+
+
+def _located(lines: list[list[str]], root: Path, lists: Path) -> tuple[tuple[Box, ...], tuple[Path, ...], Path | None]:
+    """Boxes, masks and the ignore mask of one image: four fields are a box, two are masks."""
+    boxes: list[Box] = []
+    masks: list[Path] = []
+    ignore = None
+    for fields in lines:
+        try:
+            if len(fields) == 4:
+                x0, y0, x1, y1 = map(float, fields)
+                boxes.append((x0, y0, x1, y1))
+                continue
+            mask, skip = fields
+        except ValueError as error:
+            raise DataError(f"{lists}/localization.txt: {fields} is neither a box nor a mask and ignore.") from error
+        masks.append(below(root, mask))
+        ignore = ignore or (below(root, skip) if skip else None)
+    return tuple(boxes), tuple(masks), ignore

@@ -1,0 +1,124 @@
+"""Decoded pixels of a split, kept once on each node: a memory-mapped uint8 file that all workers and trials share.
+
+A study decodes its data once; an epoch is then a permutation of rows. The file is built under a lock, aside, and
+renamed when it is whole: a build that is killed leaves nothing that a later one would mistake for pixels.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from filelock import FileLock
+
+from wsol_pipeline.data.augment import hash_ids
+from wsol_pipeline.data.dataset import Split, encode_labels
+from wsol_pipeline.data.images import decode_resize, decoder
+from wsol_pipeline.data.schema import PIXEL_COLUMNS, schema
+from wsol_pipeline.data.shards import ShardSet, cache_root
+from wsol_pipeline.errors import ResourceError
+
+_FORMAT = 1
+_CHUNK = 256  # rows decoded between two writes
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a split knows of its rows besides pixels, as columns."""
+
+    ids: list[str]
+    hashes_N: np.ndarray  # uint64
+    labels_N: np.ndarray  # or multi-hot labels_NK
+    sizes_N2: np.ndarray  # width, height of the stored image
+    boxes: list[np.ndarray] | None  # N4 float32 each; None for training rows
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """A split decoded and resized: `images` uint8 [N, 3, size, size], mapped from the file."""
+
+    images: np.ndarray
+    rows: Rows
+
+
+def read_rows(table, split: Split) -> Rows:  # type: ignore[no-untyped-def]  # pyarrow has no types
+    """The columns of a shard table (without pixels) as arrays."""
+    ids = table["id"].to_pylist()
+    boxes = None
+    if "boxes" in table.column_names:
+        boxes = [np.array(row, np.float32).reshape(-1, 4) for row in table["boxes"].to_pylist()]
+    sizes_N2 = np.stack([table[side].to_numpy() for side in ("width", "height")], axis=1).astype(np.int64)
+    return Rows(ids, hash_ids(ids), encode_labels(table["labels"].to_pylist(), split), sizes_N2, boxes)
+
+
+def fact_columns(split: Split) -> list[str]:
+    """All columns but the encoded images."""
+    return [name for name in schema(split.role).names if name not in PIXEL_COLUMNS]
+
+
+def pixel_bytes(split: Split, size: int) -> int:
+    """Bytes of the split when it is decoded and resized to `size`."""
+    return split.num_rows * 3 * size * size
+
+
+def cached_pixels(split: Split, size: int, cache_dir: str | None) -> Pixels:
+    """The split's pixels at `size`, from this node's cache; built there first if they are not in it yet.
+
+    Raises `DataError` for a shard that is missing or altered, `ResourceError` if the disk has no room.
+    """
+    shard_set = split.shard_set(cache_dir)
+    place = cache_root(cache_dir) / "pixels" / _key(split, shard_set, size)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if not place.exists():
+        with FileLock(f"{place}.lock"):
+            if not place.exists():
+                _build(split, shard_set, size, place)
+    images = np.load(place / "images.npy", mmap_mode="r")
+    return Pixels(images, read_rows(pq.read_table(place / "rows.parquet"), split))
+
+
+def _key(split: Split, shard_set: ShardSet, size: int) -> str:
+    """Rows in another order have another file: the shards' own digests are part of the name."""
+    facts = [_FORMAT, split.fingerprint, [shard.sha256 for shard in shard_set.shards], size]
+    return f"{split.role.value}-{size}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}"
+
+
+def _build(split: Split, shard_set: ShardSet, size: int, place: Path) -> None:
+    aside = Path(f"{place}.aside")
+    shutil.rmtree(aside, ignore_errors=True)  # of a build that was killed: we hold the lock
+    _require_room(place.parent, pixel_bytes(split, size))
+    aside.mkdir()
+    images = np.lib.format.open_memmap(
+        aside / "images.npy", mode="w+", dtype=np.uint8, shape=(split.num_rows, 3, size, size)
+    )
+    with decoder(len(os.sched_getaffinity(0))) as pool:
+        for first, pairs in _encoded(split, shard_set):
+            images[first : first + len(pairs)] = decode_resize(pairs, size, pool)
+    images.flush()
+    pq.write_table(shard_set.read_all(fact_columns(split)), aside / "rows.parquet")
+    aside.rename(place)
+
+
+def _encoded(split: Split, shard_set: ShardSet) -> Iterator[tuple[int, list[tuple[str, bytes]]]]:
+    for first in range(0, split.num_rows, _CHUNK):
+        rows = np.arange(first, min(first + _CHUNK, split.num_rows))
+        yield first, id_and_image(shard_set.read(rows, ["id", "image"]))
+
+
+def id_and_image(table) -> list[tuple[str, bytes]]:  # type: ignore[no-untyped-def]
+    """`(id, encoded image)` of each row of a shard table."""
+    return list(zip(table["id"].to_pylist(), table["image"].to_pylist(), strict=True))
+
+
+def _require_room(where: Path, needed: int) -> None:
+    free = shutil.disk_usage(where).free
+    if needed > free:
+        raise ResourceError(
+            f"The pixel cache needs {needed / 2**30:.1f} GiB but {where} has {free / 2**30:.1f} GiB free: "
+            "choose another cache_dir, or mode 'streaming'."
+        )

@@ -1,0 +1,255 @@
+"""Batches of a split, one interface over two executors: cached pixels, or a Ray Data stream.
+
+Both follow the same `EpochPlan` and draw the same crops, so they give the same ids and the same pixels. Evaluation
+rows come in the order of rows, each exactly once.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from types import TracebackType
+
+import numpy as np
+import torch
+
+from wsol_pipeline.data.augment import crop_flip, draw_crops
+from wsol_pipeline.data.dataset import Split, TestSplit, TrainSplit, ValSplit
+from wsol_pipeline.data.images import decode_resize
+from wsol_pipeline.data.pixels import Pixels, cached_pixels, fact_columns, id_and_image, pixel_bytes, read_rows
+from wsol_pipeline.data.plan import EpochPlan
+from wsol_pipeline.data.stream import Columns, Work, regroup, stream
+from wsol_pipeline.errors import UsageError, unknown
+from wsol_pipeline.protocol import Role
+
+_CHOICES = {"train_geometry": ("crop",), "mode": ("auto", "cached", "streaming")}
+GEOMETRIES = ("resize", "resize_crop")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images of one step on one rank. B images, K classes, N boxes."""
+
+    ids: list[str]
+    images_BCHW: torch.Tensor  # uint8 RGB
+    labels_B: torch.Tensor  # class indices int64; multi-hot float32 [B, K] if the dataset is multi-label
+    boxes: list[np.ndarray] | None  # N4 float32 x0, y0, x1, y1 each, as stored; None for training rows
+    sizes_B2: np.ndarray  # width, height of the stored images, int64
+    global_size: int  # rows of this step over all ranks: what a mean loss is weighted by
+
+
+@dataclass(frozen=True)
+class ReadConfig:
+    """How rows become pixels."""
+
+    resize_size: int = 256
+    """Side in pixels to which images are resized, ignoring the aspect ratio, before they are cropped."""
+    image_size: int = 224
+    """Side in pixels of the images that the network sees."""
+    train_geometry: str = "crop"
+    """Training images: "crop" is a random crop of the resized image, and a mirror image half of the time."""
+    mode: str = "auto"
+    """"cached": decode once per node; "streaming": Ray Data; "auto": cached if the pixels fit the budget."""
+    cache_budget_gb: float = 8.0
+    """Disk space in GiB that the decoded pixels of one split may take for mode "auto"."""
+    cache_dir: str | None = None
+    """Where this node keeps decoded pixels. Default: `wsol` in the user's cache folder."""
+
+    def __post_init__(self) -> None:
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise unknown(name, getattr(self, name), known)
+        if not 1 <= self.image_size <= self.resize_size:
+            raise UsageError(
+                f"image_size must be in 1..resize_size ({self.resize_size}) but got {self.image_size}: the crop is cut "
+                "from the resized image."
+            )
+
+    def caches(self, split: Split, size: int) -> bool:
+        """Whether this split is read from cached pixels of this size."""
+        if self.mode == "auto":
+            return pixel_bytes(split, size) <= self.cache_budget_gb * 2**30
+        return self.mode == "cached"
+
+
+class TrainReader:
+    """Training batches of one rank, epoch by epoch. Close it (or use `with`) when epochs are left unread.
+
+    `epochs` is how many epochs the training has in all. Epochs that are asked for one after the other are one
+    streaming execution, so that only the first one waits for a start.
+    """
+
+    def __init__(
+        self, split: TrainSplit, plan: EpochPlan, config: ReadConfig, *, epochs: int, rank: int = 0, world: int = 1
+    ) -> None:
+        if plan.rows != split.num_rows:
+            raise UsageError(f"The plan has {plan.rows} rows but the split has {split.num_rows}.")
+        next(plan.spans(rank=rank, world=world))  # a wrong rank or world is said here, not at the first batch
+        self.split, self.plan, self.config, self.epochs = split, plan, config, epochs
+        self.rank, self.world = rank, world
+        self._streamed: Iterator[Columns] | None = None
+        self._next: tuple[int, int] = (-1, 0)  # epoch and sample where the stream stands
+
+    def __enter__(self) -> "TrainReader":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End a streaming execution; nothing to do for cached pixels."""
+        self._streamed = None  # the generator's end stops Ray Data's executor
+
+    @property
+    def is_cached(self) -> bool:
+        return self.config.caches(self.split, self.config.resize_size)
+
+    def epoch(self, epoch: int, start_sample: int = 0) -> Iterator[Batch]:
+        """The batches of `epoch` from the global sample `start_sample` on. Raises `UsageError` as `EpochPlan.spans`."""
+        if not 0 <= epoch < self.epochs:
+            raise UsageError(f"epoch must be in 0..{self.epochs - 1} but got {epoch}.")
+        return self._cached(epoch, start_sample) if self.is_cached else self._stream(epoch, start_sample)
+
+    @cached_property
+    def _pixels(self) -> Pixels:
+        return cached_pixels(self.split, self.config.resize_size, self.config.cache_dir)
+
+    def _cached(self, epoch: int, start_sample: int) -> Iterator[Batch]:
+        sizes, config, known = np.diff(self.plan.bounds()).tolist(), self.config, self._pixels.rows
+        spans = self.plan.batches(epoch, rank=self.rank, world=self.world, start_sample=start_sample)
+        for index, rows in spans:
+            crops = draw_crops(known.hashes_N[rows], self.plan.seed, epoch, config.resize_size, config.image_size)
+            yield Batch(
+                ids=[known.ids[row] for row in rows],
+                images_BCHW=crop_flip(self._pixels.images, rows, crops, config.image_size),
+                labels_B=torch.from_numpy(known.labels_N[rows]),
+                boxes=None,
+                sizes_B2=known.sizes_N2[rows],
+                global_size=sizes[index],
+            )
+
+    def _stream(self, epoch: int, start_sample: int) -> Iterator[Batch]:
+        if self._streamed is None or self._next != (epoch, start_sample):
+            self._streamed = self._start(epoch, start_sample)
+        bounds = self.plan.bounds()
+        for index, _, _ in self._spans(start_sample):
+            columns = next(self._streamed)
+            end = int(bounds[index + 1])
+            self._next = (epoch, end) if end < self.plan.rows else (epoch + 1, 0)
+            yield Batch(
+                ids=columns["id"].tolist(),
+                images_BCHW=torch.from_numpy(columns["image"]),
+                labels_B=torch.from_numpy(columns["labels"]),
+                boxes=None,
+                sizes_B2=columns["size"],
+                global_size=end - int(bounds[index]),
+            )
+
+    def _spans(self, start_sample: int) -> Iterator[tuple[int, int, int]]:
+        return self.plan.spans(rank=self.rank, world=self.world, start_sample=start_sample)
+
+    def _start(self, epoch: int, start_sample: int) -> Iterator[Columns]:
+        config = self.config
+        work = Work(
+            self.split, self.plan, config.resize_size, config.image_size, config.cache_dir, self.rank, self.world
+        )
+        lengths = (
+            end - begin
+            for number in range(epoch, self.epochs)
+            for _, begin, end in self._spans(start_sample if number == epoch else 0)
+        )
+        return regroup(stream(work, range(epoch, self.epochs), start_sample), lengths)
+
+
+def train_batches(
+    split: TrainSplit,
+    plan: EpochPlan,
+    epoch: int,
+    config: ReadConfig,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    start_sample: int = 0,
+) -> Iterator[Batch]:
+    """The batches of a single epoch. A training of several epochs keeps one `TrainReader`."""
+    with TrainReader(split, plan, config, epochs=epoch + 1, rank=rank, world=world) as reader:
+        yield from reader.epoch(epoch, start_sample)
+
+
+@dataclass(frozen=True)
+class EvalRows:
+    """The rows of `val` or `test` that one rank evaluates, in order. Made by `eval_rows`."""
+
+    split: ValSplit | TestSplit
+    config: ReadConfig
+    geometry: str
+    batch_size: int
+    begin: int
+    end: int
+
+    @property
+    def role(self) -> Role:
+        return self.split.role
+
+    @property
+    def box_convention(self) -> str:
+        return self.split.box_convention
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of this rank."""
+        return self.end - self.begin
+
+    def batches(self) -> Iterator[Batch]:
+        """All rows of this rank once, in order; the last batch is as long as what is left."""
+        size = self.config.image_size if self.geometry == "resize" else self.config.resize_size
+        margin = round((size - self.config.image_size) / 2)  # as torchvision's CenterCrop rounds
+        inner = slice(margin, margin + self.config.image_size)
+        cached = None
+        if self.config.caches(self.split, size):
+            cached = cached_pixels(self.split, size, self.config.cache_dir)
+        for first in range(self.begin, self.end, self.batch_size):
+            rows = np.arange(first, min(first + self.batch_size, self.end))
+            batch = self._from_cache(cached, rows) if cached else self._from_shards(rows, size)
+            yield Batch(**{**vars(batch), "images_BCHW": batch.images_BCHW[:, :, inner, inner].contiguous()})
+
+    def _from_cache(self, pixels: Pixels, rows: np.ndarray) -> Batch:
+        known = pixels.rows
+        boxes = [known.boxes[row] for row in rows] if known.boxes is not None else None
+        images = torch.from_numpy(pixels.images[rows])
+        labels = torch.from_numpy(known.labels_N[rows])
+        return Batch([known.ids[row] for row in rows], images, labels, boxes, known.sizes_N2[rows], len(rows))
+
+    def _from_shards(self, rows: np.ndarray, size: int) -> Batch:
+        table = self.split.shard_set(self.config.cache_dir).read(rows, [*fact_columns(self.split), "image"])
+        known, images = read_rows(table, self.split), decode_resize(id_and_image(table), size)
+        return Batch(
+            known.ids,
+            torch.from_numpy(images),
+            torch.from_numpy(known.labels_N),
+            known.boxes,
+            known.sizes_N2,
+            len(rows),
+        )
+
+
+def eval_rows(
+    split: ValSplit | TestSplit,
+    config: ReadConfig,
+    geometry: str,
+    batch_size: int,
+    *,
+    rank: int = 0,
+    world: int = 1,
+) -> EvalRows:
+    """The rows of a held-out split for evaluation; ranks get contiguous, disjoint parts (of unequal length if need be).
+
+    `geometry` is "resize" (straight to `image_size`) or "resize_crop" (to `resize_size`, then the centre).
+    """
+    if geometry not in GEOMETRIES:
+        raise unknown("geometry", geometry, GEOMETRIES)
+    if batch_size < 1 or not 0 <= rank < world:
+        raise UsageError(
+            f"batch_size and world must be at least 1, rank in 0..world-1; got {batch_size}, {rank}/{world}."
+        )
+    cuts = [split.num_rows * part // world for part in (rank, rank + 1)]
+    return EvalRows(split, config, geometry, batch_size, *cuts)

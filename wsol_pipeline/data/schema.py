@@ -1,0 +1,53 @@
+"""What a row is: as an importer finds it (`Row`), and as a shard stores it (`schema`)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from wsol_pipeline.protocol import Role
+
+VERSION = 1  # of the shards and the manifest; a reader refuses another one
+ROW_GROUP = 32  # rows that are read together: about 1 to 4 MB of encoded images
+BOX_CONVENTIONS = (
+    "inclusive0",
+    "inclusive1",
+    "exclusive0",
+)  # is (x1, y1) inside the box; does counting start at 0 or 1
+
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the stored image
+
+_LABELLED = [
+    pa.field("id", pa.string(), nullable=False),
+    pa.field("image", pa.binary(), nullable=False),  # encoded, as the source had it
+    pa.field("width", pa.int32(), nullable=False),
+    pa.field("height", pa.int32(), nullable=False),
+    pa.field("labels", pa.list_(pa.int32()), nullable=False),
+]
+_LOCATED = [
+    pa.field("boxes", pa.list_(pa.list_(pa.float32(), 4)), nullable=False),
+    pa.field("box_labels", pa.list_(pa.int32()), nullable=False),
+    pa.field("mask", pa.binary()),  # PNG, nonzero is the object
+    pa.field("ignore", pa.binary()),  # PNG, nonzero counts neither way
+]
+PIXEL_COLUMNS = ("image", "mask", "ignore")
+
+
+def schema(role: Role) -> pa.Schema:
+    """The columns of a split's shards. Training shards have no place for a box or a mask: supervision is weak."""
+    return pa.schema(_LABELLED if role is Role.TRAIN else _LABELLED + _LOCATED)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image as the importer found it, nothing of it read or checked yet. Boxes of training rows are left behind."""
+
+    role: Role
+    id: str
+    labels: tuple[int, ...]
+    image: Path | bytes
+    size: tuple[int, int] | None = None  # width, height that the annotation was made for
+    boxes: tuple[Box, ...] = ()
+    box_labels: tuple[int, ...] = ()
+    masks: tuple[Path, ...] = ()  # one PNG for each instance
+    ignore: Path | None = None

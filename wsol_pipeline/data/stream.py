@@ -1,0 +1,113 @@
+"""Training rows by Ray Data, for sets that are larger than a node: the epoch plan as one long streaming execution.
+
+One execution runs over all epochs that are left, since each new one costs seconds before its first batch. A first
+stage reads the row groups of a window of the plan and hands its encoded rows on in the plan's order; a second stage,
+in small tasks on any node with free CPUs, decodes, crops and flips. Images travel as uint8 at the final size, in
+bounded memory: Ray Data stops reading while the trainer is busy.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+from ray.exceptions import RayTaskError
+
+from wsol_pipeline.data.augment import crop_flip, draw_crops, hash_ids
+from wsol_pipeline.data.dataset import TrainSplit, encode_labels
+from wsol_pipeline.data.images import decode_resize
+from wsol_pipeline.data.pixels import id_and_image
+from wsol_pipeline.data.plan import EpochPlan
+from wsol_pipeline.errors import WsolError
+
+_BLOCK_BYTES = 8 * 2**20  # of encoded images for one decoding task: some hundred milliseconds of work
+_READ_COLUMNS = ["id", "image", "labels", "width", "height"]
+Columns = dict[str, np.ndarray]  # the columns of consecutive rows
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a task needs to know to make this rank's part of any window of any epoch."""
+
+    split: TrainSplit
+    plan: EpochPlan
+    resize_size: int
+    image_size: int
+    cache_dir: str | None
+    rank: int
+    world: int
+
+    def rows(self, epoch: int, window: int, start_sample: int) -> np.ndarray:
+        """This rank's rows of a window, in order, int64."""
+        order, bounds = self.plan.windows(epoch)
+        low, high = int(bounds[window]), int(bounds[window + 1])
+        spans = self.plan.spans(rank=self.rank, world=self.world, start_sample=start_sample)
+        parts = [order[max(begin, low) : min(end, high)] for _, begin, end in spans if begin < high and end > low]
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def read(self, table: pa.Table) -> Iterator[pa.Table]:
+        """Encoded rows of the windows that `table` names."""
+        for task in table.to_pylist():
+            rows = self.rows(**task)
+            if len(rows):
+                read = self.split.shard_set(self.cache_dir).read(rows, _READ_COLUMNS)
+                yield read.append_column("epoch", pa.array(np.full(len(rows), task["epoch"])))
+
+    def decode(self, table: pa.Table) -> Columns:
+        """Encoded rows to images at the final size, cropped and flipped as their ids and epochs say."""
+        pairs, epochs = id_and_image(table), table["epoch"].to_numpy()
+        hashes = hash_ids(name for name, _ in pairs)
+        images = np.empty((len(pairs), 3, self.image_size, self.image_size), np.uint8)
+        for epoch in np.unique(epochs):  # a block may reach into the next epoch
+            (rows,) = np.nonzero(epochs == epoch)
+            resized = decode_resize((pairs[row] for row in rows), self.resize_size)
+            crops = draw_crops(hashes[rows], self.plan.seed, int(epoch), self.resize_size, self.image_size)
+            images[rows] = crop_flip(resized, np.arange(len(rows)), crops, self.image_size).numpy()
+        return {
+            "image": images,
+            "id": np.array([name for name, _ in pairs], dtype=object),
+            "labels": encode_labels(table["labels"].to_pylist(), self.split),
+            "size": np.stack([table[side].to_numpy() for side in ("width", "height")], axis=1).astype(np.int64),
+        }
+
+
+def stream(work: Work, epochs: range, start_sample: int) -> Iterator[Columns]:
+    """All rows of this rank in `epochs`, as blocks of any length; `start_sample` counts for the first epoch.
+
+    Closing the iterator ends the execution. Raises what a task raised, if it is one of our errors.
+    """
+    tasks = [
+        {"epoch": epoch, "window": window, "start_sample": start_sample if epoch == epochs.start else 0}
+        for epoch in epochs
+        for window in range(work.plan.num_windows)
+    ]
+    context = ray.data.DataContext.get_current().copy()
+    context.execution_options.preserve_order = True
+    context.target_max_block_size = _BLOCK_BYTES
+    context.enable_progress_bars = False
+    context.raise_original_map_exception = True
+    with ray.data.DataContext.current(context):
+        windows = ray.data.from_items(tasks, override_num_blocks=len(tasks))
+        # Other resources than the decoding stage's, or Ray would fuse the two and decode a window in a single task.
+        rows = windows.map_batches(work.read, batch_size=1, batch_format="pyarrow", num_cpus=0.25)
+        images = rows.map_batches(work.decode, batch_size=None, batch_format="pyarrow", num_cpus=1)
+    try:
+        yield from images.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
+    except RayTaskError as error:
+        if isinstance(error.cause, WsolError):
+            raise error.cause from None
+        raise
+
+
+def regroup(blocks: Iterator[Columns], sizes: Iterable[int]) -> Iterator[Columns]:
+    """Cut a stream of blocks into pieces of the given lengths (at least 1 each), copied once."""
+    rest: Columns = {"id": np.empty(0)}
+    for size in sizes:
+        parts: list[Columns] = []
+        while size:
+            block = rest if len(rest["id"]) else next(blocks)
+            parts.append({name: values[:size] for name, values in block.items()})
+            rest = {name: values[size:] for name, values in block.items()}
+            size -= len(parts[-1]["id"])
+        yield {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
