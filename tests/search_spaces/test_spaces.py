@@ -1,0 +1,72 @@
+"""Every published setting can be built, and every space proposes what its method accepts."""
+
+import optuna
+import pytest
+
+import wsol_models
+from search_spaces import preset, presets, space_for, spaces
+
+RECIPE = {"epochs", "batch_size", "learning_rate", "weight_decay", "nesterov", "decay_every", "decay_counts_from"}
+
+
+@pytest.mark.parametrize("row", presets().values(), ids=str)
+def test_preset_fits_its_method_and_its_id(row):
+    wsol_models.method_module(row.method).Config(**row.method_options)
+    assert row.id.split("/")[2:4] == [row.dataset, row.backbone]
+    assert set(row.recipe) == RECIPE
+    assert row.readout["name"] in ("cam", "topk")
+    assert all(0 < value < 100 for value in row.published.values())
+
+
+def test_presets_of_one_method():
+    assert {row.method for row in presets("bas").values()} == {"bas"}
+    assert len(presets("bas")) == 17  # two papers x two datasets x four backbones, and OpenImages
+    assert list(presets("cam")) == ["bagcams/table2/cub/resnet50/cam"]
+
+
+def test_values_of_the_extension_on_cub():
+    row = preset("bas-ext/table1/cub/resnet50")
+    assert dict(row.method_options) == {"lambda_": 1.0, "alpha": 0.5, "beta": 1.5, "relu_class_maps": False}
+    assert (row.recipe["epochs"], row.recipe["batch_size"], row.recipe["decay_every"]) == (120, 32, 80)
+    assert dict(row.readout) == {"name": "topk", "k": 200, "threshold": 0.1}
+    assert dict(row.published) == {"top1_loc": 76.75, "top5_loc": 90.04, "gt_known": 95.41}
+
+
+def test_rule_of_the_extension_holds_where_the_specification_says():
+    """β = α + λ: ResNet50 of the extension, and MobileNetV1 on ILSVRC."""
+    for name in ("cub/resnet50", "ilsvrc/resnet50", "ilsvrc/mobilenet_v1"):
+        options = preset(f"bas-ext/table1/{name}").method_options
+        assert options["beta"] == options["alpha"] + options["lambda_"]
+
+
+@pytest.mark.parametrize("name", spaces())
+def test_space_holds_the_published_settings(name):
+    """Enqueued, a published value must lie in the range of its distribution."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    trial = study.ask()
+    space_for(name)(trial)
+    for row in presets(name).values():
+        published = {**row.method_options, **row.recipe}
+        for parameter, distribution in trial.distributions.items():
+            assert distribution._contains(distribution.to_internal_repr(published[parameter])), (row.id, parameter)
+
+
+def test_bas_space_proposes_options_of_its_config():
+    trial = optuna.trial.FixedTrial({"lambda_": 0.9, "alpha": 0.4, "beta": 2.0, "generator_after": "layer3"})
+    values = space_for("bas")(trial, stages=("layer2", "layer3"))
+    config = wsol_models.method_module("bas").Config(**values)
+    assert (config.lambda_, config.alpha, config.beta, config.generator_after) == (0.9, 0.4, 2.0, "layer3")
+
+
+def test_bas_rule_saves_a_dimension():
+    trial = optuna.trial.FixedTrial({"lambda_": 0.75, "alpha": 0.5})
+    assert space_for("bas")(trial, beta="alpha+lambda") == {"lambda_": 0.75, "alpha": 0.5, "beta": 1.25}
+
+
+def test_errors_name_the_known():
+    with pytest.raises(ValueError, match=r"Unknown search space 'bass'. Did you mean 'bas'\? Known: bas, cam\."):
+        space_for("bass")
+    with pytest.raises(ValueError, match=r"Did you mean 'bas-ext/table1/cub/resnet50'\?"):
+        preset("bas-ext/table1/cub/resnet5")
+    with pytest.raises(ValueError, match="beta must be 'free' or 'alpha\\+lambda' but is 'fixed'"):
+        space_for("bas")(None, beta="fixed")
