@@ -112,7 +112,7 @@ class Store:
             found = (p for p in base.rglob("*") if p.is_file() and not p.name.startswith(".aside-"))
             return sorted(p.relative_to(root).as_posix() for p in found)
         root = self.uri.removeprefix("s3://")
-        return sorted(p.removeprefix(root).lstrip("/") for p in _s3(os.getpid()).find(self.path(prefix)))
+        return sorted(key.removeprefix(root).lstrip("/") for key in _s3(os.getpid()).find(self.path(prefix)))
 
     def size(self, name: str) -> int:
         """Bytes of `name`. Raises `FileNotFoundError`."""

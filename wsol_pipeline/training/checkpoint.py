@@ -3,11 +3,12 @@
 A trial keeps its checkpoints under one folder per *attempt* (an attempt is one life of the driver, numbered by its
 lease):
 
-    <trial>/attempt-0002/e0003-b00000/state.pt      model, optimizer, position, config hash (torch, weights only)
-                                      records.json  every epoch's record so far: the curve travels with the weights
-                                      seal.json     SHA-256 of the files above, written last: without it nothing counts
-    <trial>/attempt-0002/failure.json               why a run ended, if it did
-    <trial>/attempt-0002/final/...                  the finished model and its record, sealed likewise
+    <trial>/attempt-0002/e0003-s00000000/state.pt      model, optimizer, sums of the open epoch, config hash
+                                         records.json  every epoch's record so far: the curve travels with the weights
+                                         seal.json     SHA-256 of the files above, written last: without it they
+                                                       don't count
+    <trial>/attempt-0002/failure.json                  why a run ended, if it did
+    <trial>/attempt-0002/final/...                     the finished model and its curve, sealed likewise
 
 A worker writes into its own attempt only, so one that outlived its driver can't harm the attempt that took over; a
 reader takes the newest position that verifies, of any attempt, and names what it had to pass over.
@@ -28,17 +29,17 @@ from wsol_pipeline.storage import Store
 
 logger = logging.getLogger(__name__)
 
-_CHECKPOINT = re.compile(r"attempt-(\d+)/e(\d+)-b(\d+)/seal\.json$")
+_CHECKPOINT = re.compile(r"attempt-(\d+)/e(\d+)-s(\d+)/seal\.json$")
 SEAL = "seal.json"
 KEEP = 2  # the newest, and the one before it to fall back to
 
 
 @dataclass(frozen=True, order=True)
 class Position:
-    """Where training stands: `batches` global batches of 0-based `epoch` are done. Ordered by time."""
+    """Where training stands: `samples` of 0-based `epoch` are done, by all workers together. Ordered by time."""
 
     epoch: int = 0
-    batches: int = 0
+    samples: int = 0
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,10 @@ class CheckpointStore:
         names = [n for n in self.trial.list() if n.endswith("/failure.json")]
         return json.loads(self.trial.read(names[-1])) if names else None
 
+    def failed(self) -> bool:
+        """Whether this attempt's run has said that it failed."""
+        return self.own.exists("failure.json")
+
     def _finals(self) -> list[str]:
         return [n.removesuffix(f"/{SEAL}") for n in reversed(self.trial.list()) if n.endswith(f"/final/{SEAL}")]
 
@@ -155,4 +160,4 @@ class CheckpointStore:
 
 
 def _folder(position: Position) -> str:
-    return f"e{position.epoch:04d}-b{position.batches:06d}"
+    return f"e{position.epoch:04d}-s{position.samples:08d}"

@@ -1,0 +1,35 @@
+"""Tune BAS (background activation suppression): Optuna searches λ, α and β; k and the threshold are solved in each trial.
+
+    python rayjobs/tune_bas.py                                       # embedded data, local Ray, SQLite: about a minute
+    ray job submit --working-dir . -- python rayjobs/tune_bas.py --data s3://bucket/cub --storage s3://bucket/runs \
+        --name bas-cub --preset bas-ext/table1/cub/resnet50 --weights imagenet --trials 30 --workers 4
+
+The same command again continues: finished trials stay, those that a dead driver left go on from their checkpoints.
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import Literal
+
+from search_spaces import bas
+from wsol_pipeline.errors import run_main
+from wsol_pipeline.training.options import parse
+from wsol_pipeline.training.study import StudyOptions, run_study
+
+
+@dataclass(frozen=True)
+class Options(StudyOptions):
+    """Options of the BAS study."""
+
+    name: str = "bas"
+    beta: Literal["free", "alpha+lambda"] = "free"
+    """β (weight of the area term): searched, or tied to α + λ (the extension's rule)."""
+
+
+def main() -> int:
+    options = parse(Options)
+    return run_study(options, "bas", functools.partial(bas.space, beta=options.beta))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,122 @@
+"""Checkpoints: sealed, verified, never half there; attempts kept apart."""
+
+import json
+
+import pytest
+import torch
+
+from wsol_pipeline.errors import DataError
+from wsol_pipeline.storage import Store
+from wsol_pipeline.training.checkpoint import SEAL, CheckpointStore, Position, read_sealed, write_sealed
+
+
+@pytest.fixture
+def trial(tmp_path):
+    return Store.at(tmp_path / "trial")
+
+
+def save(store: CheckpointStore, epoch: int, samples: int = 0, value: float = 1.0) -> None:
+    records = [{"epoch": number + 1} for number in range(epoch)]
+    store.save(Position(epoch, samples), {"weight": torch.tensor([value])}, records)
+
+
+def test_the_newest_position_is_loaded_whatever_attempt_wrote_it(trial):
+    save(CheckpointStore(trial, 2), epoch=1, value=2.0)
+    save(CheckpointStore(trial, 1), epoch=1, samples=64, value=1.0)
+    loaded = CheckpointStore(trial, 3).load()
+    assert loaded.position == Position(1, 64)
+    assert loaded.state["weight"].item() == 1.0
+    assert loaded.records == [{"epoch": 1}]
+
+
+def test_of_equal_positions_the_later_attempt_counts(trial):
+    save(CheckpointStore(trial, 1), epoch=1, value=1.0)
+    save(CheckpointStore(trial, 2), epoch=1, value=2.0)
+    assert CheckpointStore(trial, 3).load().state["weight"].item() == 2.0
+
+
+def test_only_the_last_two_of_an_attempt_are_kept(trial):
+    store = CheckpointStore(trial, 1)
+    for epoch in range(1, 5):
+        save(store, epoch)
+    folders = {name.split("/")[1] for name in trial.list()}
+    assert folders == {"e0003-s00000000", "e0004-s00000000"}
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "unseal"])
+def test_a_broken_checkpoint_is_passed_over_and_named(trial, damage, caplog):
+    store = CheckpointStore(trial, 1)
+    save(store, 1, value=1.0)
+    save(store, 2, value=2.0)
+    name = "attempt-0001/e0002-s00000000/state.pt"
+    data = trial.read(name)
+    if damage == "truncate":
+        trial.write(name, data[:-1])
+    elif damage == "flip":
+        trial.write(name, data[:100] + bytes([data[100] ^ 1]) + data[101:])
+    elif damage == "remove":
+        trial.remove(name)
+    else:
+        trial.remove(name.replace("state.pt", SEAL))
+    loaded = store.load()
+    assert loaded.position == Position(1, 0)
+    assert ("state.pt" in caplog.text) == (damage != "unseal")
+
+
+def test_nothing_is_loaded_where_nothing_is(trial):
+    assert CheckpointStore(trial, 1).load() is None
+    assert CheckpointStore(trial, 1).records() == []
+    assert CheckpointStore(trial, 1).final() is None
+    assert CheckpointStore(trial, 1).failure() is None
+
+
+def test_a_pickle_in_a_checkpoint_is_not_executed(trial, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "executed"), "w"))
+
+    import io
+
+    buffer = io.BytesIO()
+    torch.save({"weight": Evil()}, buffer)
+    write_sealed(trial / "attempt-0001/e0001-s00000000", {"state.pt": buffer.getvalue(), "records.json": b"[]"})
+    with pytest.raises(Exception, match="weights_only|Weights only"):
+        CheckpointStore(trial, 1).load()
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_final_record_ends_a_trial_and_carries_its_curve(trial):
+    store = CheckpointStore(trial, 1)
+    store.finish({"model.safetensors": b"weights"}, [{"epoch": 1, "final": True}])
+    assert CheckpointStore(trial, 2).final().uri.endswith("attempt-0001/final")
+    assert CheckpointStore(trial, 2).records() == [{"epoch": 1, "final": True}]
+
+
+def test_an_altered_final_record_does_not_count(trial):
+    store = CheckpointStore(trial, 1)
+    store.finish({"model.safetensors": b"weights"}, [])
+    trial.write("attempt-0001/final/model.safetensors", b"weightz")
+    assert store.final() is None
+
+
+def test_a_failure_is_of_its_attempt(trial):
+    CheckpointStore(trial, 1).fail("nan", "the gradient is nan")
+    assert CheckpointStore(trial, 1).failed()
+    assert not CheckpointStore(trial, 2).failed()
+    assert CheckpointStore(trial, 2).failure() == {"kind": "nan", "message": "the gradient is nan"}
+
+
+def test_a_store_that_loses_bytes_is_noticed(trial, monkeypatch):
+    monkeypatch.setattr(Store, "size", lambda self, name: 3)
+    with pytest.raises(DataError, match="holds 3 bytes after 7 were written"):
+        write_sealed(trial, {"file": b"content"})
+
+
+def test_a_seal_names_the_altered_file(trial):
+    write_sealed(trial, {"a": b"1", "b": b"2"})
+    assert read_sealed(trial) == {"a": b"1", "b": b"2"}
+    digests = json.loads(trial.read(SEAL))
+    digests["b"] = digests["a"]
+    trial.write(SEAL, json.dumps(digests).encode())
+    with pytest.raises(DataError, match="/b was altered"):
+        read_sealed(trial)

@@ -1,0 +1,141 @@
+"""The ledger: proposals, adoption, pruning, contract, journal in a bucket."""
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from wsol_pipeline.errors import ResourceError, UsageError
+from wsol_pipeline.storage import Store
+from wsol_pipeline.training.ledger import ObjectJournal, open_ledger, open_storage, pruner
+
+
+def space(trial):
+    return {"alpha": trial.suggest_float("alpha", 0.0, 1.0), "beta": trial.suggest_float("beta", 0.5, 2.5)}
+
+
+def ledger(storage, **changes):
+    settings = {
+        "space": space,
+        "contract": {"data": "d1", "train": {"epochs": 4}},
+        "published": {"paper/row": {"alpha": 0.5, "beta": 1.5}},
+        "pruner": pruner("none", 1),
+        "seed": 3,
+        "startup_trials": 2,
+    } | changes
+    return open_ledger(storage, "s", **settings)
+
+
+@pytest.fixture(params=["sqlite", "journal"])
+def storage(request, tmp_path):
+    def reopen():
+        if request.param == "sqlite":
+            return open_storage(Store.at(tmp_path), None)
+        return optuna.storages.JournalStorage(ObjectJournal(Store.at(tmp_path / "journal")))
+
+    return reopen
+
+
+def test_published_settings_come_first_and_once(storage):
+    first = ledger(storage()).ask()
+    assert first.params == {"alpha": 0.5, "beta": 1.5}
+    assert first.user_attrs["published"] == "paper/row"
+    again = ledger(storage())
+    assert again.ask().params != first.params
+    assert again.balance()["started"] == 2
+
+
+def test_a_trial_left_running_keeps_its_number_and_parameters(storage):
+    number = ledger(storage()).ask().number
+    reopened = ledger(storage())
+    assert reopened.running() == [number]
+    assert reopened.parameters(number) == {"alpha": 0.5, "beta": 1.5}
+
+
+def test_a_driver_killed_between_asking_and_suggesting_loses_no_trial(storage):
+    first = ledger(storage())
+    first.ask()
+    bare = first.study.ask()  # RUNNING, no parameter yet
+    reopened = ledger(storage())
+    values = reopened.parameters(bare.number)
+    assert set(values) == {"alpha", "beta"}
+    assert reopened.parameters(bare.number) == values
+
+
+def test_proposals_depend_on_seed_and_number_not_on_restarts(storage, tmp_path):
+    def proposals(restart: bool, name: str) -> list[dict]:
+        where = optuna.storages.RDBStorage(f"sqlite:///{tmp_path / name}.db")
+        book, found = ledger(where, published={}), []
+        for _ in range(6):
+            if restart:
+                book = ledger(where, published={})
+            trial = book.ask()
+            book.complete(trial.number, trial.params["alpha"])
+            found.append(trial.params)
+        return found
+
+    assert proposals(False, "a") == proposals(True, "b")
+
+
+def test_the_books_balance(storage):
+    book = ledger(storage())
+    for end in ("complete", "prune", "fail", "leave"):
+        number = book.ask().number
+        if end == "complete":
+            book.complete(number, 12.5)
+        elif end == "prune":
+            book.report(number, 2, 1.0)
+            book.prune(number)
+        elif end == "fail":
+            book.fail(number, "nan", "the gradient is nan")
+    assert book.balance() == {"started": 4, "complete": 1, "pruned": 1, "fail": 1, "running": 1}
+    assert book.get(2).user_attrs["failure"] == {"kind": "nan", "message": "the gradient is nan"}
+    assert book.get(2).state is TrialState.FAIL
+
+
+def test_ranking_is_by_value_then_by_number(storage):
+    book = ledger(storage())
+    for value in (10.0, 30.0, 30.0):
+        book.complete(book.ask().number, value)
+    assert [trial.number for trial in book.ranking()] == [1, 2, 0]
+
+
+def test_the_pruner_stops_the_worse_half_but_never_a_published_setting(storage):
+    book = ledger(storage(), pruner=pruner("successive-halving", 2))
+    published, good, poor = (book.ask().number for _ in range(3))
+    assert not book.report(good, 2, 50.0)
+    assert book.report(poor, 2, 40.0)
+    assert not book.report(published, 2, 1.0)
+
+
+def test_a_value_reported_again_after_a_restart_does_not_replace_the_first(storage):
+    book = ledger(storage())
+    number = book.ask().number
+    book.report(number, 2, 40.0)
+    reopened = ledger(storage())
+    reopened.report(number, 2, 99.0)
+    assert reopened.get(number).intermediate_values == {2: 40.0}
+
+
+def test_another_contract_is_refused_with_what_differs(storage):
+    ledger(storage())
+    with pytest.raises(UsageError, match=r"train\.epochs was 4, now 5.*another --name"):
+        ledger(storage(), contract={"data": "d1", "train": {"epochs": 5}})
+
+
+def test_two_writers_of_a_journal_do_not_lose_each_others_logs(tmp_path):
+    one, two = ObjectJournal(Store.at(tmp_path)), ObjectJournal(Store.at(tmp_path))
+    one.append_logs([{"n": 1}])
+    two.append_logs([{"n": 2}, {"n": 3}])
+    one.append_logs([{"n": 4}])
+    assert [log["n"] for log in one.read_logs(0)] == [1, 2, 3, 4]
+    assert [log["n"] for log in two.read_logs(2)] == [3, 4]
+
+
+def test_a_database_that_cannot_be_opened_is_a_resource_error(tmp_path):
+    with pytest.raises(ResourceError, match="database cannot be opened"):
+        open_storage(Store.at(tmp_path), f"sqlite:///{tmp_path}/missing/folder/study.db")
+
+
+def test_an_unknown_pruner_is_answered_with_the_known_ones():
+    with pytest.raises(UsageError, match="Did you mean 'median'.*successive-halving"):
+        pruner("medain", 1)

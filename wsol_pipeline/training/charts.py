@@ -1,0 +1,55 @@
+"""Pictures of a study: what each hyper-parameter did to the objective, and which mattered."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import optuna
+from optuna.trial import TrialState
+
+
+def draw_study(study: optuna.Study, folder: Path) -> list[Path]:
+    """Draw sensitivity (as in BAS extension Fig. 9, for the user's data) and importance into `folder` as PNG files.
+
+    Importance needs at least four completed trials that differ; with fewer there is only the sensitivity picture.
+    """
+    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state is TrialState.COMPLETE]
+    pictures = [_sensitivity(trials, folder / "sensitivity.png")]
+    if len(trials) >= 4 and len({trial.value for trial in trials}) > 1:
+        pictures.append(_importance(study, folder / "importance.png"))
+    return pictures
+
+
+def _sensitivity(trials: list[optuna.trial.FrozenTrial], path: Path) -> Path:
+    names = sorted({name for trial in trials for name in trial.params})
+    figure, axes = plt.subplots(1, len(names), figsize=(3.2 * len(names), 3), sharey=True, squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
+        points = [(trial.params[name], trial.value, "published" in trial.user_attrs) for trial in trials]
+        for published, marker, label in ((False, "o", "proposed"), (True, "*", "published")):
+            chosen = [(x, y) for x, y, flag in points if flag is published]
+            if chosen:
+                axis.plot(*zip(*chosen, strict=True), marker, markersize=9 if published else 6, label=label)
+        axis.set_xlabel(name.rstrip("_"))
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("objective on validation (%)")
+    axes[0][-1].legend()
+    return _save(figure, path)
+
+
+def _importance(study: optuna.Study, path: Path) -> Path:
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    figure, axis = plt.subplots(figsize=(5, 0.5 * len(shares) + 1.2))
+    axis.barh([name.rstrip("_") for name in reversed(shares)], list(reversed(shares.values())))
+    axis.set_xlabel("share of the objective's variance (fANOVA)")
+    axis.set_xlim(0, 1)
+    return _save(figure, path)
+
+
+def _save(figure: plt.Figure, path: Path) -> Path:
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path

@@ -1,0 +1,81 @@
+"""The Ray cluster as a study sees it: connecting to it, and what can be placed on it."""
+
+import logging
+import os
+
+import ray
+
+from wsol_pipeline.errors import ResourceError, UsageError
+from wsol_pipeline.storage import Store
+from wsol_pipeline.training.config import Job
+from wsol_pipeline.training.run import resources_per_worker
+
+TUNE_ACTOR_CPU = 0.01  # what the trial's own small actor reserves when its workers are a group of their own
+
+
+def connect(nested: bool) -> None:
+    """Join the cluster of RAY_ADDRESS (which a submitted job has), else start one that lives as long as this process.
+
+    Args:
+        nested: trials have workers of their own; Ray then needs its dashboard's state API to clean up after them.
+    """
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")  # else every report waits up to 2 s
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")  # an autoscaler adds nodes meanwhile
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+    else:
+        ray.init(
+            address="local", logging_level=logging.WARNING, log_to_driver=False, include_dashboard=nested,
+            object_store_memory=500_000_000,
+        )  # fmt: skip
+
+
+def pick_device(wanted: str) -> str:
+    """ "cuda" if asked for, or if `wanted` is "auto" and the cluster has a GPU; else "cpu". Raises `ResourceError`."""
+    has_gpu = ray.cluster_resources().get("GPU", 0) > 0
+    if wanted == "cuda" and not has_gpu:
+        raise ResourceError("--device cuda needs a GPU but the cluster has none (its nodes may still be starting).")
+    return "cuda" if wanted == "cuda" or (wanted == "auto" and has_gpu) else "cpu"
+
+
+def check_placement(job: Job, concurrent: int | None, may_grow: bool) -> int:
+    """How many trials shaped like `job` run at once: at most `concurrent`, and what the cluster holds.
+
+    Raises `ResourceError` for a trial that can never be placed, unless the cluster `may_grow`.
+    """
+    need, have = resources_per_worker(job), ray.cluster_resources()
+    overhead = {"CPU": TUNE_ACTOR_CPU} if job.workers > 1 else {}
+    fits = min(
+        int((have.get(name, 0) + 1e-9) // (amount * job.workers + overhead.get(name, 0)))
+        for name, amount in need.items()
+    )
+    if fits < 1 and not may_grow:
+        asked = ", ".join(f"{amount * job.workers:g} {name}" for name, amount in need.items())
+        total = ", ".join(f"{have.get(name, 0):g} {name}" for name in need)
+        raise ResourceError(
+            f"A trial of {job.workers} workers needs {asked} but the whole cluster has {total}: it could never start. "
+            "Use fewer --workers, or --cluster-may-grow if an autoscaler adds nodes."
+        )
+    return max(1, min(fits, concurrent or fits))
+
+
+def check_storage_reaches_all(store: Store, shared: bool) -> None:
+    """Raise `UsageError` for a local path that other nodes would not see or that vanishes with the job."""
+    if not store.is_local:
+        return
+    if "runtime_resources" in store.uri and "working_dir_files" in store.uri:
+        raise UsageError(
+            f"{store.uri} lies in the submitted job's temporary copy of the working directory and vanishes with it: "
+            "give --storage an absolute path or s3://."
+        )
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    if nodes > 1 and not shared:
+        raise UsageError(
+            f"{nodes} nodes are alive but {store.uri} is a local path, which only one of them sees: use s3://, or say "
+            "--storage-is-shared if every node mounts it there."
+        )

@@ -1,0 +1,224 @@
+"""The study's ledger: every trial's life, in Optuna, written by one driver.
+
+    WAITING   enqueued, not started
+    RUNNING   started; what a dead driver leaves RUNNING is adopted with its number, parameters and checkpoint
+    COMPLETE  a worker's final record exists
+    PRUNED    our pruner stopped it
+    FAIL      with a reason in its user attributes
+
+So `started = complete + pruned + failed` when a job ends, whatever died on the way.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import BaseJournalBackend
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from wsol_pipeline.errors import ResourceError, UsageError, unknown
+from wsol_pipeline.storage import Store
+
+logger = logging.getLogger(__name__)
+
+Space = Callable[[Trial], dict[str, Any]]
+CONTRACT = "contract"
+FAILURE = "failure"
+PUBLISHED = "published"  # user attribute of an enqueued trial: the id of its preset
+SCHEMA = 1
+
+
+class ObjectJournal(BaseJournalBackend):
+    """Optuna's journal as numbered objects in a `Store`: a study that lives in a bucket, with no database.
+
+    Each append creates the next number (If-None-Match), so two writers can't overwrite each other; the study's lease
+    keeps them from trying.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._logs: list[dict[str, Any]] = []
+        self._objects = 0
+
+    def read_logs(self, log_number_from: int) -> list[dict[str, Any]]:
+        self._catch_up()
+        return self._logs[log_number_from:]
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        while not self.store.create(_journal_name(self._objects), json.dumps(logs).encode()):
+            self._catch_up()
+        self._logs += logs
+        self._objects += 1
+
+    def _catch_up(self) -> None:
+        if self._objects == 0:
+            for name in self.store.list():
+                self._take(name)
+        while self.store.exists(_journal_name(self._objects)):
+            self._take(_journal_name(self._objects))
+
+    def _take(self, name: str) -> None:
+        self._logs += json.loads(self.store.read(name))
+        self._objects += 1
+
+
+def _journal_name(number: int) -> str:
+    return f"{number:08d}.json"
+
+
+def open_storage(store: Store, database: str | None) -> BaseStorage:
+    """Where the study lives: `database` (an SQLAlchemy URL), else SQLite in a local `store`, else a journal in `store`.
+
+    Raises `ResourceError` if the database can't be opened.
+    """
+    try:
+        if database:
+            return RDBStorage(database, engine_kwargs={"pool_pre_ping": True})
+        if store.is_local:
+            return RDBStorage(f"sqlite:///{store.path('study.db')}", engine_kwargs={"connect_args": {"timeout": 60}})
+        return JournalStorage(ObjectJournal(store / "journal"))
+    except (optuna.exceptions.StorageInternalError, ImportError, OSError, ValueError) as error:
+        raise ResourceError(f"The study's database cannot be opened: {error}.") from error
+
+
+PRUNERS: dict[str, Callable[[int], optuna.pruners.BasePruner]] = {
+    "successive-halving": lambda first: optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=2),
+    "median": lambda first: optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=first - 1),
+    "none": lambda first: optuna.pruners.NopPruner(),
+}
+
+
+def pruner(name: str, first_rung: int) -> optuna.pruners.BasePruner:
+    """Optuna's pruner by name; `first_rung` is the first epoch at which it is asked."""
+    if name not in PRUNERS:
+        raise unknown("pruner", name, PRUNERS)
+    return PRUNERS[name](first_rung)
+
+
+@dataclass
+class Ledger:
+    """One study's ledger, held by the driver. Numbers are Optuna's trial numbers, from 0."""
+
+    study: optuna.Study
+    space: Space
+    seed: int
+    startup_trials: int
+
+    def ask(self) -> FrozenTrial:
+        """Start the next trial: an enqueued one, else the sampler's proposal. It is RUNNING when this returns.
+
+        The sampler is seeded by (seed, number), so the proposals don't depend on when a driver was restarted.
+        """
+        started = len(self.trials())
+        self.study.sampler = optuna.samplers.TPESampler(
+            seed=(self.seed * 1_000_003 + started) % 2**32,
+            n_startup_trials=self.startup_trials,
+            multivariate=True,
+            constant_liar=True,
+            warn_independent_sampling=False,
+        )
+        trial = self.study.ask()
+        self.space(trial)
+        return self.get(trial.number)
+
+    def parameters(self, number: int) -> dict[str, Any]:
+        """What the space makes of trial `number`'s parameters. Completes those of a trial whose driver died asking."""
+        return self.space(Trial(self.study, self.get(number)._trial_id))
+
+    def report(self, number: int, epoch: int, value: float) -> bool:
+        """Note the searched objective after `epoch`; True if the pruner would stop the trial. Idempotent.
+
+        Published settings are never pruned: they are what the winner is compared with.
+        """
+        frozen = self.get(number)
+        trial = Trial(self.study, frozen._trial_id)
+        if epoch not in frozen.intermediate_values:
+            trial.report(value, step=epoch)
+        return PUBLISHED not in frozen.user_attrs and trial.should_prune()
+
+    def complete(self, number: int, value: float) -> None:
+        self.study.tell(number, value, state=TrialState.COMPLETE)
+
+    def prune(self, number: int) -> None:
+        self.study.tell(number, state=TrialState.PRUNED)
+
+    def fail(self, number: int, kind: str, message: str) -> None:
+        self.study._storage.set_trial_user_attr(
+            self.get(number)._trial_id, FAILURE, {"kind": kind, "message": message[:1000]}
+        )
+        self.study.tell(number, state=TrialState.FAIL)
+
+    def get(self, number: int) -> FrozenTrial:
+        return self.trials(waiting=True)[number]
+
+    def trials(self, waiting: bool = False) -> list[FrozenTrial]:
+        """All started trials (and those enqueued, with `waiting`), by number."""
+        trials = self.study.get_trials(deepcopy=False)
+        return [trial for trial in trials if waiting or trial.state is not TrialState.WAITING]
+
+    def running(self) -> list[int]:
+        return [trial.number for trial in self.trials() if trial.state is TrialState.RUNNING]
+
+    def balance(self) -> dict[str, int]:
+        """How many trials were started, and how they stand: the four kinds add up to `started`."""
+        states = [trial.state for trial in self.trials()]
+        kinds = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING)
+        return {"started": len(states)} | {kind.name.lower(): states.count(kind) for kind in kinds}
+
+    def ranking(self) -> list[FrozenTrial]:
+        """The completed trials, highest value first, the earliest first among equals."""
+        complete = [trial for trial in self.trials() if trial.state is TrialState.COMPLETE]
+        return sorted(complete, key=lambda trial: (-(trial.value or 0.0), trial.number))
+
+
+def open_ledger(
+    storage: BaseStorage,
+    name: str,
+    *,
+    space: Space,
+    contract: Mapping[str, Any],
+    published: Mapping[str, Mapping[str, Any]],
+    pruner: optuna.pruners.BasePruner,
+    seed: int,
+    startup_trials: int,
+) -> Ledger:
+    """Open study `name`, creating it with the `published` settings ({preset id: parameters}) as its first trials.
+
+    `contract` is everything that makes its trials comparable (data, objective, space, recipe). Raises `UsageError` that
+    says what differs if the study was begun under another one.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        study_name=name, storage=storage, direction="maximize", load_if_exists=True, pruner=pruner
+    )
+    contract = {"schema": SCHEMA, **contract}
+    kept = study.user_attrs.get(CONTRACT)
+    if kept is None:
+        for preset, parameters in published.items():  # a driver killed in here enqueues the rest
+            study.enqueue_trial(dict(parameters), user_attrs={PUBLISHED: preset}, skip_if_exists=True)
+        study.set_user_attr(CONTRACT, contract)
+    else:
+        _check_contract(name, kept, json.loads(json.dumps(contract)))
+    return Ledger(study, space, seed, startup_trials)
+
+
+def _check_contract(name: str, kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    before, now = _flatten(kept), _flatten(wanted)
+    different = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if different:
+        changes = "; ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in different[:5])
+        more = f"; and {len(different) - 5} more" if len(different) > 5 else ""
+        raise UsageError(f"Study {name!r} was begun differently ({changes}{more}): give it another --name.")
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, Mapping):
+        return {prefix: tree}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat

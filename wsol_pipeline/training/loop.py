@@ -1,0 +1,318 @@
+"""The training loop: one generator that yields a record per epoch, the same for one device and for N workers.
+
+What differs between them (wrapping in DDP, merging counts, where records go) comes in as a `World` and leaves through
+the generator. Nothing here knows Ray, a method or a dataset by name.
+
+Randomness: rows and their crops are functions of (seed, epoch, image id); whatever a network draws, of (seed, step),
+equally on every rank. So there is no generator state that a restart or a resized world could lose.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import safetensors.torch
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+import wsol_models
+from wsol_models import readouts
+from wsol_pipeline.data.dataset import Dataset
+from wsol_pipeline.data.plan import EpochPlan
+from wsol_pipeline.data.reader import Batch, EvalRows, ReadConfig, TrainReader, eval_rows
+from wsol_pipeline.errors import WsolError
+from wsol_pipeline.evaluation import evaluate, selection
+from wsol_pipeline.evaluation.metrics import Counts
+from wsol_pipeline.evaluation.protocols import Protocol, protocol
+from wsol_pipeline.images import normalize
+from wsol_pipeline.protocol import require_searchable
+from wsol_pipeline.training.checkpoint import CheckpointStore, Position
+from wsol_pipeline.training.config import Reading, TrainConfig, config_hash, to_dict
+from wsol_pipeline.training.optim import build_optimizer, learning_rate, set_learning_rate
+
+Record = dict[str, Any]
+
+
+class NonFiniteError(WsolError):
+    """A loss or gradient is NaN or infinite; the optimizer has not moved."""
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the workers of one run. The defaults are one device alone."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    wrap: Callable[[nn.Module], nn.Module] = lambda module: module  # into DDP, where there is more than one
+
+    def gather(self, value: Any) -> list[Any]:
+        """`value` of every rank, in rank order, on every rank."""
+        if self.size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(gathered, value)
+        return gathered
+
+
+@dataclass
+class Progress:
+    """What changes while a run goes on, beside the weights: its position, its curve, the sums of the open epoch."""
+
+    position: Position
+    records: list[Record]
+    sums: dict[
+        str, Tensor
+    ]  # of the loss and its terms over this rank's rows; on the device, so that adding never waits
+    rows: int = 0
+
+    def add(self, terms: dict[str, Tensor], rows: int) -> None:
+        for name, term in terms.items():
+            self.sums[name] = self.sums.get(name, 0.0) + term.detach().double() * rows
+        self.rows += rows
+
+    def over_ranks(self, world: World) -> tuple[dict[str, float], int]:
+        """The open epoch's sums and rows over all ranks."""
+        parts = world.gather(({name: float(total) for name, total in self.sums.items()}, self.rows))
+        names = parts[0][0]
+        return {name: sum(sums.get(name, 0.0) for sums, _ in parts) for name in names}, sum(rows for _, rows in parts)
+
+
+@dataclass
+class Run:
+    """The parts of one run, put together: everything the steps below share."""
+
+    config: TrainConfig
+    dataset: Dataset
+    checkpoints: CheckpointStore
+    world: World
+    method: nn.Module
+    model: nn.Module  # the method as the optimizer's steps see it: maybe wrapped in DDP
+    optimizer: torch.optim.SGD
+    progress: Progress
+    plan: EpochPlan
+    val: EvalRows
+    protocol: Protocol
+    readout: Any
+
+
+def train(
+    config: TrainConfig,
+    dataset: Dataset,
+    checkpoints: CheckpointStore,
+    world: World | None = None,
+    reading: Reading | None = None,
+    checkpoint_batches: int = 0,
+) -> Iterator[Record]:
+    """Train from the newest checkpoint, or from the start; yield the record of every epoch that ends here.
+
+    A record holds `epoch` (1-based), `step`, `time` (Unix seconds), `seconds`, `images_per_second`, `learning_rate`,
+    `train` (mean loss and terms), `val` (metrics, percent), `value` (the objective), `searched` (whether `value` is
+    the best of all readout settings) and, when searched, `choice`. The last record, marked `final`, comes after the
+    finished model was written. Raises `NonFiniteError` before the optimizer would move on a NaN.
+    """
+    world = world or World()
+    run = _set_up(config, dataset, checkpoints, world, reading or Reading())
+    with TrainReader(
+        dataset.train, run.plan, _read_config(config, reading or Reading()), epochs=config.recipe.epochs,
+        rank=world.rank, world=world.size,
+    ) as reader:  # fmt: skip
+        for epoch in range(run.progress.position.epoch, config.recipe.epochs):
+            started, rows_before = time.monotonic(), run.progress.rows
+            _train_epoch(run, reader, epoch, checkpoint_batches)
+            record = _finish_epoch(run, epoch, time.monotonic() - started, run.progress.rows - rows_before)
+            yield record
+
+
+def build_method(config: TrainConfig, num_classes: int) -> nn.Module:
+    """The untrained method of `config`. Raises `ValueError` with the known choices for a wrong name or option."""
+    return wsol_models.build(
+        config.method,
+        backbone=config.backbone,
+        num_classes=num_classes,
+        weights=config.weights,
+        frozen_batch_norm=config.freeze_batch_norm,
+        **config.options,
+    )
+
+
+def _set_up(config: TrainConfig, dataset: Dataset, checkpoints: CheckpointStore, world: World, reading: Reading) -> Run:
+    torch.manual_seed(config.seed)
+    method = build_method(config, len(dataset.classes)).to(world.device)
+    if config.channels_last:
+        method = method.to(memory_format=torch.channels_last)
+    optimizer = build_optimizer(method, config.recipe)
+    progress = _resume(config, checkpoints, method, optimizer, world)
+    plan = dataset.train.plan(config.recipe.batch_size, config.seed)
+    rules = protocol(config.protocol, image_size=config.image_size, resize_size=config.resize_size)
+    val = eval_rows(
+        dataset.val, _read_config(config, reading), rules.geometry, config.recipe.batch_size, rank=world.rank,
+        world=world.size,
+    )  # fmt: skip
+    require_searchable(val, "Validation during training")
+    return Run(
+        config, dataset, checkpoints, world, method, world.wrap(method), optimizer, progress, plan, val, rules,
+        readouts.readout(config.readout),
+    )  # fmt: skip
+
+
+def _resume(
+    config: TrainConfig, checkpoints: CheckpointStore, method: nn.Module, optimizer: torch.optim.SGD, world: World
+) -> Progress:
+    saved = checkpoints.load(world.device)
+    if saved is None:
+        return Progress(Position(), [], {})
+    if saved.state["config_hash"] != config_hash(to_dict(config)):
+        raise WsolError(f"The checkpoint in {checkpoints.trial.uri} is of another configuration; it was left alone.")
+    method.load_state_dict(saved.state["method"])
+    optimizer.load_state_dict(saved.state["optimizer"])
+    if world.rank > 0:  # the saved sums are over all ranks: one of them carries them on
+        return Progress(saved.position, saved.records, {})
+    sums = {name: torch.tensor(total, dtype=torch.float64) for name, total in saved.state["sums"].items()}
+    return Progress(saved.position, saved.records, sums, saved.state["rows"])
+
+
+def _train_epoch(run: Run, reader: TrainReader, epoch: int, checkpoint_batches: int) -> None:
+    set_learning_rate(run.optimizer, learning_rate(run.config.recipe, epoch))
+    run.method.train()
+    since_checkpoint = 0
+    for batch in reader.epoch(epoch, start_sample=run.progress.position.samples):
+        _train_step(run, epoch, batch)
+        run.progress.position = Position(epoch, run.progress.position.samples + batch.global_size)
+        since_checkpoint += 1
+        if since_checkpoint == checkpoint_batches and run.progress.position.samples < run.plan.rows:
+            _save(run)
+            since_checkpoint = 0
+
+
+def _train_step(run: Run, epoch: int, batch: Batch) -> None:
+    config, device = run.config, run.world.device
+    torch.manual_seed(_fold(config.seed, epoch, run.progress.position.samples))
+    images = normalize(batch.images_BCHW, device)
+    if config.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+        output = run.model(images, batch.labels_B.to(device))
+        terms = wsol_models.method_module(config.method).losses(output, run.method.config)
+    loss = torch.stack(list(terms.values())).sum()
+    # DDP averages over ranks; weighted by its share of rows each gives the mean over the global batch
+    share = len(batch.ids) * run.world.size / batch.global_size
+    run.optimizer.zero_grad(set_to_none=True)
+    (loss * share).backward()
+    _check_finite(run, terms, epoch)
+    run.optimizer.step()
+    run.progress.add({"loss": loss, **terms}, len(batch.ids))
+
+
+def _check_finite(run: Run, terms: dict[str, Tensor], epoch: int) -> None:
+    """Raise before the optimizer moves. The gradient is the same on every rank, so all ranks decide alike."""
+    gradients = [p.grad for p in run.method.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if not torch.isfinite(norm):
+        values = ", ".join(f"{name} {float(term.detach()):.4g}" for name, term in terms.items())
+        raise NonFiniteError(
+            f"The gradient is {float(norm)} in epoch {epoch + 1} after {run.progress.position.samples} samples "
+            f"({values}): try a smaller learning rate or --clip-norm."
+        )
+    if run.config.recipe.clip_norm:
+        torch.nn.utils.clip_grads_with_norm_(list(run.method.parameters()), run.config.recipe.clip_norm, norm)
+
+
+def _finish_epoch(run: Run, epoch: int, seconds: float, rows: int) -> Record:
+    """Validate, write the checkpoint (and the finished model after the last epoch), return the epoch's record."""
+    last = epoch + 1 == run.config.recipe.epochs
+    searched = last or epoch + 1 in run.config.rungs
+    counts = validate(run, search=searched)
+    choice = selection.choose(counts, run.config.objective)
+    sums, all_rows = run.progress.over_ranks(run.world)
+    record = {
+        "epoch": epoch + 1,
+        "step": (epoch + 1) * run.plan.num_batches,
+        "time": time.time(),
+        "seconds": round(seconds, 3),
+        "images_per_second": round(rows * run.world.size / max(seconds, 1e-9), 1),
+        "learning_rate": learning_rate(run.config.recipe, epoch),
+        "train": {name: total / all_rows for name, total in sums.items()},
+        "val": selection.transferred(counts, choice),
+        "value": choice.value,
+        "searched": searched,
+        "choice": choice.to_dict() if searched else None,
+        "final": last,
+    }
+    run.progress = Progress(Position(epoch + 1), [*run.progress.records, record], {})
+    if last:
+        _finish(run, counts, choice)
+    else:
+        _save(run)
+    return record
+
+
+def validate(run: Run, search: bool) -> Counts:
+    """Validation counts over all ranks: of every readout setting, or of the one setting scored each epoch."""
+    settings = None if search else [_fixed_setting(run)]
+    run.method.eval()
+    counts = evaluate.count(run.method, run.readout, run.val, run.protocol, settings=settings, device=run.world.device)
+    merged = run.world.gather(counts)
+    return sum(merged[1:], start=merged[0])
+
+
+def _fixed_setting(run: Run) -> Any:
+    settings = run.readout.settings(run.method)
+    wanted = run.config.fixed_setting
+    return wanted if wanted in settings else settings[0]
+
+
+def _save(run: Run) -> None:
+    sums, rows = run.progress.over_ranks(run.world)
+    if run.world.rank == 0:
+        state = {
+            "method": run.method.state_dict(),
+            "optimizer": run.optimizer.state_dict(),
+            "config_hash": config_hash(to_dict(run.config)),
+            "sums": sums,
+            "rows": rows,
+        }
+        run.checkpoints.save(run.progress.position, state, run.progress.records)
+
+
+def _finish(run: Run, counts: Counts, choice: selection.Choice) -> None:
+    """Write the finished model, without pickle, and the counts its readout was chosen from."""
+    if run.world.rank == 0:
+        weights = {name: tensor.contiguous().cpu() for name, tensor in run.method.state_dict().items()}
+        model = {
+            "train": to_dict(run.config),
+            "classes": list(run.dataset.classes),
+            "dataset": run.dataset.fingerprint,
+            "val_split": run.dataset.val.fingerprint,
+            "choice": choice.to_dict(),
+        }
+        files = {
+            "model.safetensors": safetensors.torch.save(weights),
+            "model.json": json.dumps(model, indent=1).encode(),
+            "val_counts.json": json.dumps(counts.to_dict()).encode(),
+        }
+        run.checkpoints.finish(files, run.progress.records)
+
+
+def _read_config(config: TrainConfig, reading: Reading) -> ReadConfig:
+    return ReadConfig(
+        resize_size=config.resize_size,
+        image_size=config.image_size,
+        mode=reading.mode,
+        cache_dir=reading.cache_dir,
+        cache_budget_gb=reading.cache_budget_gb,
+    )
+
+
+def _fold(*numbers: int) -> int:
+    """A 63-bit seed from several numbers (splitmix64 of each, chained)."""
+    value = 0
+    for number in numbers:
+        value = (value + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        value ^= value >> 31
+    return value >> 1

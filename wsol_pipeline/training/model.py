@@ -1,0 +1,116 @@
+"""A finished model: weights, configuration and the readout chosen on validation, loaded without pickle."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import nn
+from torchvision.transforms.v2 import functional as F
+
+from wsol_models import readouts
+from wsol_pipeline.evaluation.contours import boxes_per_mask
+from wsol_pipeline.evaluation.levels import level_image, num_masks
+from wsol_pipeline.evaluation.maps import normalised_map
+from wsol_pipeline.evaluation.protocols import Protocol, protocol
+from wsol_pipeline.evaluation.selection import Choice
+from wsol_pipeline.images import normalize
+from wsol_pipeline.storage import Store
+from wsol_pipeline.training.checkpoint import read_sealed
+from wsol_pipeline.training.config import TrainConfig, from_dict
+from wsol_pipeline.training.loop import build_method
+
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+
+
+@dataclass(frozen=True)
+class Localization:
+    """One object: its class, the class's probability, its box in pixels of the image, the map [H, W] in 0..1."""
+
+    label: str
+    score: float
+    box: tuple[float, float, float, float]  # x0, y0, x1, y1
+    map_HW: np.ndarray
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained method in eval mode with everything that was chosen for it on validation."""
+
+    method: nn.Module
+    config: TrainConfig
+    classes: tuple[str, ...]
+    choice: Choice
+    description: dict[str, Any]
+
+    @property
+    def protocol(self) -> Protocol:
+        return protocol(self.config.protocol, self.config.image_size, self.config.resize_size)
+
+    @property
+    def readout(self) -> Any:
+        return readouts.readout(self.config.readout)
+
+    def localize(self, images_BHW3: np.ndarray) -> list[Localization]:
+        """The most probable object of each image. `images_BHW3`: uint8 RGB, [B, H, W, 3], any size."""
+        batch_BCHW = torch.stack([self._fit(image) for image in images_BHW3])
+        images = normalize(batch_BCHW, next(self.method.parameters()).device)
+        with torch.no_grad():
+            output = self.method(images)
+            scores_B, classes_B = output.logits_BK.softmax(1).max(1)
+        maps_BHW = self.readout.maps(self.method, images, classes_B, self.choice.setting, output=output)
+        shape = images_BHW3.shape[1:3]
+        return [
+            self._localization(map_HW, int(label), float(score), shape)
+            for map_HW, label, score in zip(maps_BHW.float().cpu().numpy(), classes_B, scores_B, strict=True)
+        ]
+
+    def _fit(self, image_HW3: np.ndarray) -> torch.Tensor:
+        rules = self.protocol
+        size = rules.image_size if rules.geometry == "resize" else rules.resize_size
+        image = torch.from_numpy(np.ascontiguousarray(image_HW3)).permute(2, 0, 1)
+        return F.center_crop(F.resize(image, [size, size], antialias=True), [rules.image_size, rules.image_size])
+
+    def _localization(self, raw_HW: np.ndarray, label: int, score: float, shape: tuple[int, int]) -> Localization:
+        map_HW = normalised_map(raw_HW, self.protocol)
+        box = box_at(map_HW, self.choice.box_threshold, self.protocol)
+        return Localization(self.classes[label], score, box_in_image(box, shape, self.protocol), map_HW)
+
+
+def load_model(folder: Store, device: torch.device | str = "cpu") -> Model:
+    """The model in a sealed `final` folder. Raises `DataError` if a file is missing or altered."""
+    files = read_sealed(folder)
+    return _assemble(files[WEIGHTS], json.loads(files[DESCRIPTION]), device)
+
+
+def load_model_files(folder: Path) -> Model:
+    """The model whose two files lie in a local `folder`, as MLflow hands them out."""
+    return _assemble((folder / WEIGHTS).read_bytes(), json.loads((folder / DESCRIPTION).read_text()), "cpu")
+
+
+def _assemble(weights: bytes, description: dict[str, Any], device: torch.device | str) -> Model:
+    config = from_dict(TrainConfig, {**description["train"], "weights": None})
+    classes = tuple(description["classes"])
+    method = build_method(config, len(classes))
+    method.load_state_dict(safetensors.torch.load(weights))
+    return Model(method.eval().to(device), config, classes, Choice.from_dict(description["choice"]), description)
+
+
+def box_at(map_HW: np.ndarray, threshold: float, rules: Protocol) -> np.ndarray:
+    """The box `x0y0x1y1` that `rules` read from a normalised map at one threshold, in evaluation pixels."""
+    levels_HW, masks_T = level_image(map_HW, rules)
+    mask = masks_T[np.searchsorted(rules.thresholds, threshold - 1e-9)]
+    return boxes_per_mask(levels_HW, num_masks(rules), rules.box_rule)[mask]
+
+
+def box_in_image(box: np.ndarray, shape: tuple[int, int], rules: Protocol) -> tuple[float, float, float, float]:
+    """A box in evaluation pixels as one in pixels of an image of `shape` (height, width)."""
+    cropped = rules.geometry == "resize_crop"
+    size = rules.resize_size if cropped else rules.image_size
+    offset = (rules.resize_size - rules.image_size) // 2 if cropped else 0
+    scale = np.array([shape[1], shape[0]] * 2) / size
+    x0, y0, x1, y1 = ((box + offset) * scale).tolist()
+    return x0, y0, x1, y1

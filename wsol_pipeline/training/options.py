@@ -1,0 +1,149 @@
+"""Command-line options that jobs share, and how they become a `TrainConfig`. Parsed by tyro from the dataclass."""
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import tyro
+
+import search_spaces
+from wsol_pipeline.errors import unknown
+from wsol_pipeline.storage import Store
+from wsol_pipeline.training.config import Reading, Recipe, TrainConfig, check_name, require, to_dict
+
+Options = TypeVar("Options", bound="RunOptions")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Options of every job that trains."""
+
+    name: str = ""
+    """Name of the study or run: the same name continues it. 1 to 128 letters, digits, '.', '_', '-'."""
+    data: str | None = None
+    """Imported dataset: a folder or s3://bucket/prefix (see import_dataset.py). Without it: embedded synthetic data."""
+    storage: str = "runs"
+    """Where studies, checkpoints and models are kept: a folder, or s3://bucket/prefix (several nodes need that)."""
+    preset: str | None = None
+    """A paper's recipe by id, e.g. bas-ext/table1/cub/resnet50. Options given beside it win."""
+    backbone: str | None = None
+    """Network: tiny (default without a preset), resnet18, resnet50, mobilenet_v2."""
+    weights: str | None = None
+    """Initial weights: 'imagenet' (downloaded), or a path that every node sees. Without it: from scratch."""
+    epochs: int | None = None
+    """Passes over the training split."""
+    batch_size: int | None = None
+    """Images a step over all workers together."""
+    learning_rate: float | None = None
+    """Base learning rate of SGD; the method's multipliers come on top."""
+    weight_decay: float | None = None
+    """L2 penalty on every parameter, biases and normalisation included."""
+    decay_every: int | None = None
+    """Epochs between learning rate x 0.1; 0: never."""
+    clip_norm: float | None = None
+    """Gradient norm above which gradients are scaled down; 0: never."""
+    image_size: int | None = None
+    """Pixels a side of what the network sees: 64 without a preset, 224 with one."""
+    resize_size: int | None = None
+    """Pixels a side that images are resized to before the training crop: 72 without a preset, 256 with one."""
+    freeze_batch_norm: bool = False
+    """Keep BatchNorm's stored statistics fixed; needed for weights with folded BatchNorm."""
+    sync_batch_norm: bool = False
+    """BatchNorm statistics over all workers (GPUs only)."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of forward and backward."""
+    channels_last: bool = False
+    """Memory layout that is faster on GPUs with bfloat16."""
+    protocol: str = "wsol-v1"
+    """Evaluation: wsol-v1 (largest contour), wsol-v2 (all contours), bas-ext, bas-conf."""
+    objective: str = "max_box_acc_v2"
+    """What validation maximises: gt_known_loc, max_box_acc_v2, top1_loc, ..."""
+    seed: int = 0
+    """Seed of initialisation, order, crops and proposals."""
+    workers: int = 1
+    """Workers (processes, GPUs) that train one model together."""
+    cpus_per_worker: int = 1
+    """CPU cores reserved for each worker."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the cluster's GPUs if it has any."""
+    reading: Literal["auto", "cached", "streaming"] = "auto"
+    """cached: pixels decoded once per node; streaming: Ray Data, for sets larger than --cache-budget-gb."""
+    cache_dir: str | None = None
+    """Where a node keeps decoded pixels; by default below the user's cache folder."""
+    cache_budget_gb: float = 8.0
+    """Largest decoded split kept on a node, in GB."""
+    checkpoint_batches: int = 0
+    """Also write a checkpoint every so many batches; 0: at the end of epochs only."""
+    storage_is_shared: bool = False
+    """--storage is a local path that every node mounts."""
+    cluster_may_grow: bool = False
+    """An autoscaler adds nodes: don't refuse trials that don't fit yet."""
+    experiment: str = "wsol"
+    """MLflow experiment. The server is MLFLOW_TRACKING_URI, else a SQLite file in --storage."""
+    require_mlflow: bool = True
+    """Refuse to start while MLflow does not answer; otherwise it is written once it does."""
+    print_config: bool = False
+    """Print the resolved configuration and end."""
+
+    def __post_init__(self) -> None:
+        check_name("name", self.name)
+        require(self.workers >= 1, "workers must be at least 1", self.workers)
+        require(self.cpus_per_worker >= 1, "cpus_per_worker must be at least 1", self.cpus_per_worker)
+        require(self.cache_budget_gb > 0, "cache_budget_gb must be positive", self.cache_budget_gb)
+        require(self.checkpoint_batches >= 0, "checkpoint_batches cannot be negative", self.checkpoint_batches)
+
+    @property
+    def store(self) -> Store:
+        """Where all studies are kept."""
+        return Store.at(self.storage)
+
+
+def parse(options: type[Options], args: list[str] | None = None) -> Options:
+    """`options` from the command line. An unknown option ends with exit code 2 and the nearest known one."""
+    return tyro.cli(options, args=args, description=sys.modules[options.__module__].__doc__)
+
+
+def resolve(options: RunOptions, method: str, rungs: tuple[int, ...] = (), **method_options: Any) -> TrainConfig:
+    """The training configuration: the preset's values (or the laptop defaults), under what was given beside them."""
+    preset = _preset(options.preset, method)
+    recipe = Recipe(**preset.recipe) if preset else Recipe()
+    given = {field.name: getattr(options, field.name, None) for field in dataclasses.fields(Recipe)}
+    recipe = dataclasses.replace(recipe, **{name: value for name, value in given.items() if value is not None})
+    readout = (preset or next(iter(search_spaces.presets(method).values()))).readout
+    return TrainConfig(
+        method=method,
+        backbone=options.backbone or (preset.backbone if preset else "tiny"),
+        weights=options.weights,
+        options={**(preset.method_options if preset else {}), **method_options},
+        readout=readout["name"],
+        fixed_setting=preset.readout.get("k") if preset else None,
+        protocol=options.protocol,
+        objective=options.objective,
+        recipe=recipe,
+        image_size=options.image_size or (224 if preset else 64),
+        resize_size=options.resize_size or (256 if preset else 72),
+        freeze_batch_norm=options.freeze_batch_norm,
+        sync_batch_norm=options.sync_batch_norm,
+        precision=options.precision,
+        channels_last=options.channels_last,
+        seed=options.seed,
+        rungs=rungs,
+    )
+
+
+def _preset(name: str | None, method: str) -> search_spaces.Preset | None:
+    known = search_spaces.presets(method)
+    if name is not None and name not in known:
+        raise unknown(f"preset of {method!r}", name, known)
+    return known[name] if name else None
+
+
+def reading(options: RunOptions) -> Reading:
+    """How rows reach the workers."""
+    return Reading(options.reading, options.cache_dir, options.cache_budget_gb)
+
+
+def describe(options: RunOptions, config: TrainConfig) -> dict[str, Any]:
+    """What `--print-config` shows."""
+    return {"options": to_dict(options), "train": to_dict(config)}

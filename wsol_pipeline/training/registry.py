@@ -1,0 +1,83 @@
+"""The model registry: the winner of a study as a version that loads without pickle, registered once."""
+
+import hashlib
+import json
+import logging
+import tempfile
+from importlib.metadata import version as package_version
+from pathlib import Path
+
+import mlflow
+import numpy as np
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
+
+import wsol_models
+import wsol_pipeline
+from wsol_pipeline.storage import Store
+from wsol_pipeline.training.checkpoint import SEAL
+from wsol_pipeline.training.model import DESCRIPTION, WEIGHTS
+from wsol_pipeline.training.tracking import Projection
+
+FINGERPRINT_TAG = "wsol.model"
+CHAMPION = "champion"
+REQUIREMENTS = ("torch", "torchvision", "numpy", "numba", "opencv-python-headless", "safetensors", "torchmetrics")
+
+
+def model_fingerprint(final: Store) -> str:
+    """SHA-256 of the seal over a finished model: its weights, configuration and readout."""
+    return hashlib.sha256(final.read(SEAL)).hexdigest()
+
+
+def register(projection: Projection, name: str, trial: int, final: Store) -> str:
+    """Register the finished model of `trial` under `name`; return its version. Does nothing if it is there already."""
+    fingerprint = model_fingerprint(final)
+    if found := find_version(projection.client, name, fingerprint):
+        return str(found.version)
+    description = json.loads(final.read(DESCRIPTION))
+    tags = {
+        FINGERPRINT_TAG: fingerprint,
+        "wsol.protocol": description["train"]["protocol"],
+        "wsol.data_fingerprint": description["dataset"],
+        "wsol.selected_on": "val",
+    }
+    info = _log_model(projection.trial_run(trial), final, tags)
+    try:
+        projection.client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    created = projection.client.create_model_version(name, info.model_uri, info.run_id, tags, model_id=info.model_id)
+    return str(created.version)
+
+
+def find_version(client: mlflow.MlflowClient, name: str, fingerprint: str) -> ModelVersion | None:
+    """The registered version of the model with this fingerprint, or None."""
+    found = client.search_model_versions(f"name = '{name}'")
+    return next((version for version in found if version.tags.get(FINGERPRINT_TAG) == fingerprint), None)
+
+
+def crown(client: mlflow.MlflowClient, name: str, version: str) -> None:
+    """Give `version` the alias `champion`. Only the final evaluation does this."""
+    client.set_registered_model_alias(name, CHAMPION, version)
+
+
+def _log_model(run_id: str, final: Store, tags: dict[str, str]) -> mlflow.models.model.ModelInfo:
+    logging.getLogger("mlflow.models.model").setLevel(logging.ERROR)
+    images = Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3), "images")])
+    with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=run_id, log_system_metrics=False):
+        for name in (WEIGHTS, DESCRIPTION):
+            (Path(folder) / name).write_bytes(final.read(name))
+        info = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(Path(__file__).with_name("serve.py")),
+            artifacts={"model": folder},
+            code_paths=[str(Path(package.__path__[0])) for package in (wsol_models, wsol_pipeline)],
+            pip_requirements=[f"{name}=={package_version(name)}" for name in REQUIREMENTS],
+            signature=ModelSignature(inputs=images),
+            tags=tags,
+        )
+    mlflow.MlflowClient().set_terminated(run_id, "FINISHED")
+    return info

@@ -1,0 +1,146 @@
+"""One training job on Ray: the adapters between the loop and Ray Tune / Ray Train, and what becomes of a failure.
+
+A trial on one device is a plain Tune function (with reused actors it costs tenths of a second beyond its training); a
+trial on N workers builds a `TorchTrainer` inside. Both run `_epochs`, report each record, and recover through the
+checkpoint store alone.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import ray.tune
+import torch
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from wsol_pipeline.data.dataset import open_dataset
+from wsol_pipeline.errors import DataError, UsageError
+from wsol_pipeline.storage import Store
+from wsol_pipeline.training.checkpoint import CheckpointStore
+from wsol_pipeline.training.config import Job, from_dict
+from wsol_pipeline.training.loop import NonFiniteError, Record, World, train
+
+# Kinds of failure that belong to the trial: the study notes them and goes on. Whatever else happens to a worker (its
+# machine, its network, the storage) is infrastructure: Ray starts the trial again from its checkpoint, a few times.
+OWN_FAILURES: dict[str, tuple[type[BaseException], ...]] = {
+    "nan": (NonFiniteError,),
+    "out_of_memory": (torch.OutOfMemoryError, MemoryError),
+    "data": (DataError,),
+    "configuration": (UsageError, ValueError),
+}
+INFRASTRUCTURE_RETRIES = 3
+
+
+def run_on_one_device(payload: dict[str, Any]) -> None:
+    """A Tune function trainable: train the `Job` in `payload`, report each record to Tune."""
+    job = from_dict(Job, payload)
+    _reset_process(job)
+    with _own_failures(job):
+        for record in _epochs(job, World(device=torch.device(job.device))):
+            ray.tune.report(_reportable(record))
+
+
+def run_on_workers(payload: dict[str, Any]) -> None:
+    """A Tune function trainable: train the `Job` in `payload` with DDP on `workers` workers of their own."""
+    fit_trainer(from_dict(Job, payload), payload, callbacks=[TuneReportCallback()])
+
+
+def fit_trainer(job: Job, payload: dict[str, Any], callbacks: list[Any] | None = None) -> None:
+    """Build and fit the `TorchTrainer` of `job`. Raises what Ray raises once its retries are spent."""
+    store = Store.at(job.trial)
+    trainer = ray.train.torch.TorchTrainer(
+        worker_loop,
+        train_loop_config=payload,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=job.workers, use_gpu=job.device == "cuda", resources_per_worker=resources_per_worker(job)
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"train-{job.attempt:04d}",
+            storage_path=store.path("ray"),
+            failure_config=ray.train.FailureConfig(
+                max_failures=INFRASTRUCTURE_RETRIES, controller_failure_limit=INFRASTRUCTURE_RETRIES
+            ),
+            callbacks=callbacks,
+        ),
+    )
+    trainer.fit()
+
+
+def worker_loop(payload: dict[str, Any]) -> None:
+    """What each worker of a `TorchTrainer` runs: the same epochs, in a DDP world."""
+    job, context = from_dict(Job, payload), ray.train.get_context()
+    _reset_process(job)
+    world = World(
+        rank=context.get_world_rank(),
+        size=context.get_world_size(),
+        device=ray.train.torch.get_device(),
+        wrap=lambda module: _distribute(module, job),
+    )
+    if CheckpointStore(Store.at(job.trial), job.attempt).failed():
+        return  # Ray started the group again after a failure of the trial's own: it would only fail again
+    with _own_failures(job, end_quietly=False):  # the other ranks wait for this one: the group has to be torn down
+        for record in _epochs(job, world):
+            ray.train.report(_reportable(record))
+
+
+def resources_per_worker(job: Job) -> dict[str, float]:
+    """What Ray reserves for each worker of `job`."""
+    resources: dict[str, float] = {"CPU": job.cpus_per_worker}
+    if job.device == "cuda":
+        resources["GPU"] = 1
+    return resources
+
+
+def _epochs(job: Job, world: World) -> Iterator[Record]:
+    checkpoints = CheckpointStore(Store.at(job.trial), job.attempt)
+    return train(job.train, open_dataset(job.data), checkpoints, world, job.reading, job.checkpoint_batches)
+
+
+def _distribute(module: torch.nn.Module, job: Job) -> torch.nn.Module:
+    if job.train.sync_batch_norm:
+        module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    return ray.train.torch.prepare_model(module, move_to_device=False)
+
+
+def _reset_process(job: Job) -> None:
+    """Undo what an earlier trial of the same reused process may have left behind."""
+    torch.set_num_threads(job.cpus_per_worker)
+    torch.set_grad_enabled(True)
+    torch.set_default_dtype(torch.float32)
+    torch.clear_autocast_cache()
+    if job.device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+@contextlib.contextmanager
+def _own_failures(job: Job, end_quietly: bool = True) -> Iterator[None]:
+    """Note a failure of the trial's own, so that nobody tries it again; let all else through."""
+    try:
+        yield
+    except tuple(error for errors in OWN_FAILURES.values() for error in errors) as error:
+        kind = next(kind for kind, errors in OWN_FAILURES.items() if isinstance(error, errors))
+        CheckpointStore(Store.at(job.trial), job.attempt).fail(kind, str(error)[:2000])
+        if not end_quietly:
+            raise
+
+
+def _reportable(record: Record) -> dict[str, Any]:
+    """The part of a record that travels to the driver through Ray: numbers it decides and prints by."""
+    value = record["value"]
+    return {
+        "epoch": record["epoch"],
+        "value": value if math.isfinite(value) else 0.0,
+        "searched": record["searched"],
+        "final": record["final"],
+        "loss": record["train"]["loss"],
+        "images_per_second": record["images_per_second"],
+    }
+
+
+def trainable(job: Job) -> Callable[[dict[str, Any]], None]:
+    """The Tune function for trials of this shape."""
+    return run_on_one_device if job.workers == 1 else run_on_workers

@@ -1,0 +1,32 @@
+"""The registered model as MLflow loads it: this file is the model's code, its files are safetensors and JSON.
+
+model = mlflow.pyfunc.load_model("models:/bas-cub@champion")
+image = np.asarray(Image.open("photo.jpg").convert("RGB"))
+print(model.predict(image[None]))    # [{"label": ..., "score": ..., "box": [x0, y0, x1, y1], "map": ...}]
+"""
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+
+from wsol_pipeline.training.model import load_model_files
+
+
+class ServedModel(mlflow.pyfunc.PythonModel):
+    """`predict(images)`: uint8 RGB [B, H, W, 3] -> one dict per image; `box` in pixels of the image, `map` in 0..1."""
+
+    def load_context(self, context: Any) -> None:
+        """Read the model's two files."""
+        self.model = load_model_files(Path(context.artifacts["model"]))
+
+    def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> list[dict]:
+        """Localize the most probable object of each image."""
+        return [
+            {"label": found.label, "score": found.score, "box": list(found.box), "map": found.map_HW.tolist()}
+            for found in self.model.localize(np.asarray(model_input, np.uint8))
+        ]
+
+
+mlflow.models.set_model(ServedModel())

@@ -1,0 +1,80 @@
+"""What a study says on the terminal: one line per event, and a last screen that says what was found."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from wsol_pipeline.training.config import Job
+    from wsol_pipeline.training.study import Outcome, Plan
+
+
+class TrialLog:
+    """Prints each event of a study's trials as one line. Called as `log(event, trial number, details)`."""
+
+    def __init__(self, epochs: int, objective: str) -> None:
+        self.epochs, self.objective, self.started = epochs, objective, time.monotonic()
+
+    def plan(self, trials: int, balance: Mapping[str, int], adopted: list[int], concurrent: int, job: Job) -> None:
+        """Say what is about to happen."""
+        done = balance["started"] - balance["running"]
+        place = f"{job.workers} worker(s) on {job.device}"
+        self._line(f"{trials} trials, {done} done; {concurrent} at once, {place} each, {self.epochs} epochs")
+        if adopted:
+            self._line(f"going on with trial {', '.join(map(str, adopted))} of a driver that died")
+
+    def __call__(self, event: str, number: int, details: Mapping[str, Any]) -> None:
+        text = {
+            "started": lambda: f"starts: {format_parameters(details['parameters'])}",
+            "epoch": lambda: self._epoch(details),
+            "complete": lambda: f"complete: {self.objective} {details['record']['value']:.1f}",
+            "pruned": lambda: "pruned",
+            "failed": lambda: f"failed: {details['kind']}: {details.get('message', '')[:160]}",
+        }[event]()
+        self._line(f"trial {number:>3} {text}")
+
+    def _epoch(self, record: Mapping[str, Any]) -> str:
+        how = "all settings" if record["searched"] else "one setting"
+        return (
+            f"epoch {record['epoch']}/{self.epochs}  loss {record['loss']:.3f}  "
+            f"{self.objective} {record['value']:.1f} ({how})  {record['images_per_second']:.0f} images/s"
+        )
+
+    def _line(self, text: str) -> None:
+        print(f"[{time.monotonic() - self.started:5.0f} s] {text}", flush=True)
+
+
+def format_parameters(parameters: Mapping[str, Any]) -> str:
+    """`lambda 0.91, alpha 0.5`: floats with three significant digits."""
+    return ", ".join(
+        f"{name.rstrip('_')} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in parameters.items()
+    )
+
+
+def print_outcome(outcome: Outcome, plan: Plan) -> None:
+    """The last screen of a study."""
+    console = Console(width=None if Console().is_terminal else 110)
+    balance, objective = outcome.balance, plan.config.objective
+    console.print(
+        f"\n{balance['started']} trials started = {balance['complete']} complete + {balance['pruned']} pruned + "
+        f"{balance['fail']} failed"
+    )
+    table = Table(title=f"Study {plan.options.name}: {objective} on validation ({plan.config.protocol})")
+    for name in ("trial", "", "parameters", objective):
+        table.add_column(name, justify="right" if name == objective else "left")
+    for number, note, parameters, value in outcome.ranking[:8]:
+        table.add_row(str(number), note, format_parameters(parameters), f"{value:.2f}")
+    console.print(table)
+    for number, failure in outcome.failures.items():
+        console.print(f"trial {number} failed: {failure['kind']}: {failure['message'][:200]}")
+    name = plan.options.name
+    if outcome.model_version:
+        console.print(f"model: models:/{name}/{outcome.model_version}  ({outcome.best.uri})", soft_wrap=True)
+    console.print(f"next:  python rayjobs/evaluate.py --study {name} --storage {plan.options.storage}", soft_wrap=True)
+    console.print("more:  the same command with a larger --trials continues this study", soft_wrap=True)

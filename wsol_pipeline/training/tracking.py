@@ -1,0 +1,182 @@
+"""MLflow as a projection of ledger and records: written by the driver alone, idempotent, never waited for.
+
+A parent run per study, a child run per trial. Runs are found by their tags, metrics carry the time of their record, so
+writing the same thing again changes nothing: a projection that was interrupted, or whose server was away, is simply
+written again. A thread does it every few seconds; what it could not deliver waits for the next turn.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from wsol_pipeline.errors import ResourceError
+
+logger = logging.getLogger(__name__)
+
+STUDY_TAG, TRIAL_TAG, PARENT_TAG = "wsol.study", "wsol.trial", "mlflow.parentRunId"
+PARENT = "study"  # the value of TRIAL_TAG on a study's own run
+STATUS = {"RUNNING": "RUNNING", "COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
+SECONDS_BETWEEN = 5.0
+MAX_PARAM = 6000  # characters MLflow keeps of a parameter
+
+
+@dataclass(frozen=True)
+class TrialView:
+    """What MLflow shows of one trial. `state` is Optuna's name of it; `records` the trial's curve."""
+
+    number: int
+    state: str
+    parameters: dict[str, Any]
+    tags: dict[str, str]
+    records: list[dict[str, Any]]
+
+
+@dataclass
+class Projection:
+    """Writes a study's trials to MLflow in the background. `trials` is called anew at each turn."""
+
+    client: mlflow.MlflowClient
+    experiment_id: str
+    study: str
+    tags: dict[str, str]
+    trials: Callable[[], Iterable[TrialView]]
+    _runs: dict[str, str] = field(default_factory=dict)  # value of TRIAL_TAG -> run id
+    _written: dict[int, tuple[str, int]] = field(default_factory=dict)  # trial -> (state, records) delivered
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+    _warned: bool = False
+
+    def __enter__(self) -> "Projection":
+        self._thread = threading.Thread(target=self._loop, daemon=True, name="mlflow")
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        if self._thread:
+            self._thread.join(timeout=60)
+
+    def flush(self) -> bool:
+        """Write what is not written yet; False if MLflow could not be reached."""
+        try:
+            for trial in self.trials():
+                self._write(trial)
+        except (MlflowException, OSError) as error:
+            if not self._warned:
+                logger.warning(
+                    "MLflow is away (%s): the study goes on and is written when it is back.", str(error)[:200]
+                )
+            self._warned = True
+            return False
+        self._warned = False
+        return True
+
+    def parent_run(self) -> str:
+        """The id of the study's own run, created if it is not there."""
+        return self._run(PARENT, self.study, self.tags)
+
+    def trial_run(self, number: int) -> str:
+        """The id of trial `number`'s run, created if it is not there."""
+        parent = self.parent_run()
+        return self._run(str(number), f"trial-{number:04d}", {PARENT_TAG: parent})
+
+    def add_pictures(self, paths: Iterable[Path]) -> None:
+        """Put pictures on the study's run, over earlier ones of the same names."""
+        for path in paths:
+            self.client.log_artifact(self.parent_run(), str(path), "pictures")
+
+    def close_parent(self) -> None:
+        self.client.set_terminated(self.parent_run())
+
+    def _loop(self) -> None:
+        while not self._stop.wait(SECONDS_BETWEEN):
+            self.flush()
+
+    def _write(self, trial: TrialView) -> None:
+        state, delivered = self._written.get(trial.number, ("", 0))
+        if (state, delivered) == (trial.state, len(trial.records)):
+            return
+        run_id = self.trial_run(trial.number)
+        metrics = [metric for record in trial.records[delivered:] for metric in record_metrics(record)]
+        params = [Param(key, str(value)[:MAX_PARAM]) for key, value in trial.parameters.items()] if not state else []
+        tags = [RunTag(key, value) for key, value in {**self.tags, **trial.tags, "wsol.state": trial.state}.items()]
+        for start in range(0, max(len(metrics), 1), 500):
+            self.client.log_batch(run_id, metrics=metrics[start : start + 500], params=params, tags=tags)
+            params, tags = [], []
+        if trial.state != "RUNNING":
+            self.client.set_terminated(run_id, STATUS[trial.state])
+        self._written[trial.number] = (trial.state, len(trial.records))
+
+    def _run(self, trial: str, name: str, tags: dict[str, str]) -> str:
+        if not self._runs:
+            self._runs = self._find_runs()
+        if trial not in self._runs:
+            tags = {STUDY_TAG: self.study, TRIAL_TAG: trial, **tags}
+            self._runs[trial] = self.client.create_run(self.experiment_id, tags=tags, run_name=name).info.run_id
+        return self._runs[trial]
+
+    def _find_runs(self) -> dict[str, str]:
+        found, token = {}, None
+        while True:
+            page = self.client.search_runs(
+                [self.experiment_id], f"tags.`{STUDY_TAG}` = '{self.study}'", page_token=token, max_results=1000
+            )
+            found |= {run.data.tags[TRIAL_TAG]: run.info.run_id for run in page if TRIAL_TAG in run.data.tags}
+            token = page.token
+            if not token:
+                return found
+
+
+def record_metrics(record: dict[str, Any]) -> list[Metric]:
+    """A record as MLflow metrics at its epoch, stamped with its own time so that writing it twice changes nothing."""
+    values = {f"train/{name}": value for name, value in record["train"].items()}
+    values |= {f"val/{name}": value for name, value in record["val"].items()}
+    values |= {name: record[name] for name in ("learning_rate", "images_per_second", "seconds")}
+    if record["searched"]:
+        values["objective"] = record["value"]
+    when = int(record["time"] * 1000)
+    return [Metric(name, float(value), when, record["epoch"]) for name, value in values.items()]
+
+
+def connect(uri: str, experiment: str, artifacts: str | None) -> tuple[mlflow.MlflowClient, str]:
+    """(client, experiment id). `artifacts` is where a database without a server keeps files.
+
+    Raises `ResourceError` within seconds if MLflow does not answer.
+    """
+    for name, value in {"TIMEOUT": "10", "MAX_RETRIES": "1"}.items():
+        os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
+    os.environ.setdefault("MLFLOW_ENABLE_ASYNC_LOGGING", "false")
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    try:
+        mlflow.set_tracking_uri(uri)
+        client = mlflow.MlflowClient(uri)
+        known = client.get_experiment_by_name(experiment)
+        location = None if uri.startswith("http") else artifacts
+        return client, known.experiment_id if known else client.create_experiment(experiment, location)
+    except (MlflowException, OSError, ValueError) as error:
+        raise ResourceError(f"MLflow at {_without_password(uri)} does not answer: {str(error)[:200]}") from error
+
+
+def wait_for_flush(projection: Projection, seconds: float) -> bool:
+    """Flush until it works or `seconds` are over."""
+    deadline = time.monotonic() + seconds
+    while not projection.flush():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(1)
+    return True
+
+
+def _without_password(uri: str) -> str:
+    head, at, tail = uri.rpartition("@")
+    return f"{head.partition('://')[0]}://***@{tail}" if at else uri

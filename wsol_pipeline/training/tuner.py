@@ -1,0 +1,172 @@
+"""Ray Tune over a ledger: what to run next, when to stop it, and what its end means.
+
+Ray Tune only executes; its own state is disposable. The searcher hands out the ledger's trials, adopted ones first; the
+scheduler is FIFO and stops what the ledger's pruner says; a trial is COMPLETE only when a worker's final record exists.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import ray.tune
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from wsol_pipeline.errors import WsolError
+from wsol_pipeline.storage import Store
+from wsol_pipeline.training.checkpoint import CheckpointStore
+from wsol_pipeline.training.config import Job, to_dict
+from wsol_pipeline.training.lease import Lease
+from wsol_pipeline.training.ledger import Ledger
+
+Point = Callable[[str], None]  # called with the name of each step passed; tests kill the driver there
+
+
+class LedgerSearcher(Searcher):
+    """Gives Ray Tune the ledger's trials as jobs and brings their results back. Lives in the driver.
+
+    Args:
+        ledger: the study.
+        lease: checked before each write.
+        make_job: (parameters, trial folder, attempt) -> the job to run.
+        trials: how many to start in all, over every life of the study.
+        folder: the study's folder; trial `n` works in `trials/<n>`.
+        on_event: told about each start, record and end, for the terminal and MLflow.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        lease: Lease,
+        make_job: Callable[[dict[str, Any], Store], Job],
+        trials: int,
+        folder: Store,
+        on_event: Callable[[str, int, dict[str, Any]], None],
+        point: Point = lambda name: None,
+    ) -> None:
+        super().__init__(metric="value", mode="max")
+        self.ledger, self.lease, self.make_job, self.trials, self.folder = ledger, lease, make_job, trials, folder
+        self.on_event, self.point = on_event, point
+        self.numbers: dict[str, int] = {}  # Ray's trial id -> ours
+        self.pruned: set[str] = set()  # Ray's ids of trials that our pruner stopped
+        self.orphans = settle_orphans(ledger, self.checkpoints, on_event)
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """The next job as plain data: an orphan of a dead driver first, else the next of the study."""
+        self.lease.check()
+        if self.orphans:
+            number = self.orphans.pop(0)
+        elif len(self.ledger.trials()) < self.trials:
+            number = self.ledger.ask().number
+        else:
+            return Searcher.FINISHED
+        self.point("suggested")
+        self.numbers[trial_id] = number
+        parameters = self.ledger.parameters(number)
+        self.on_event("started", number, {"parameters": parameters, **self.ledger.get(number).user_attrs})
+        return to_dict(self.make_job(parameters, trial_folder(self.folder, number)))
+
+    def record(self, trial_id: str, record: dict[str, Any]) -> bool:
+        """Take a worker's record; True if the trial should stop now."""
+        self.point("launched" if record["epoch"] == 1 else "checkpointed")
+        self.lease.check()
+        number = self.numbers[trial_id]
+        self.on_event("epoch", number, record)
+        if not record["searched"] or record["final"]:  # values of one readout setting don't compare with searched ones
+            return False
+        stop = self.ledger.report(number, record["epoch"], record["value"])
+        if stop:  # told before Ray stops it: a driver killed in between leaves no trial that was half pruned
+            self.ledger.prune(number)
+            self.pruned.add(trial_id)
+            self.on_event("pruned", number, {})
+        return stop
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tell the study how the trial ended, from what its worker wrote."""
+        self.lease.check()
+        self.point("completing")
+        number = self.numbers[trial_id]
+        if trial_id not in self.pruned and not settle(self.ledger, number, self.checkpoints(number), self.on_event):
+            self.ledger.fail(number, "infrastructure", "its worker died again and again; see Ray's logs")
+            self.on_event("failed", number, {"kind": "infrastructure"})
+
+    def checkpoints(self, number: int) -> CheckpointStore:
+        return CheckpointStore(trial_folder(self.folder, number), self.lease.attempt)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Nothing: the scheduler, which Ray asks first, has taken the record."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the ledger is the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise WsolError("A study is continued by starting the same command again, not by Tuner.restore.")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Ray pickles its configuration beside its own state; ours stays here
+
+
+class LedgerScheduler(FIFOScheduler):
+    """First come, first served; stops a trial when the ledger's pruner says so."""
+
+    def __init__(self, searcher: LedgerSearcher) -> None:
+        super().__init__()
+        self.searcher = searcher
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if "searched" in result and self.searcher.record(trial.trial_id, result):
+            return TrialScheduler.STOP
+        return TrialScheduler.CONTINUE
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+def trial_folder(study: Store, number: int) -> Store:
+    """The folder of trial `number`."""
+    return study / f"trials/{number:04d}"
+
+
+def settle(
+    ledger: Ledger, number: int, checkpoints: CheckpointStore, on_event: Callable[[str, int, dict[str, Any]], None]
+) -> bool:
+    """Tell COMPLETE or FAIL if the trial's worker has written its end; False if it has not."""
+    if final := checkpoints.final():
+        record = checkpoints.records()[-1]
+        ledger.complete(number, record["value"])
+        on_event("complete", number, {"record": record, "folder": final.uri})
+        return True
+    if failure := checkpoints.failure():
+        ledger.fail(number, failure["kind"], failure["message"])
+        on_event("failed", number, failure)
+        return True
+    return False
+
+
+def settle_orphans(
+    ledger: Ledger,
+    checkpoints: Callable[[int], CheckpointStore],
+    on_event: Callable[[str, int, dict[str, Any]], None],
+) -> list[int]:
+    """Tell what a dead driver could not any more; return the trials that have to go on."""
+    return [number for number in ledger.running() if not settle(ledger, number, checkpoints(number), on_event)]
+
+
+def run_trials(searcher: LedgerSearcher, trainable: Any, concurrent: int, resources: Any, folder: Store) -> None:
+    """Run until the searcher is finished. Ray Tune's own files go below `folder` and may be deleted any time."""
+    tuner = ray.tune.Tuner(
+        ray.tune.with_resources(trainable, resources),
+        tune_config=ray.tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=LedgerScheduler(searcher),
+            num_samples=-1,  # until the searcher says finished
+            max_concurrent_trials=concurrent,
+            reuse_actors=True,
+        ),
+        run_config=ray.tune.RunConfig(
+            name=f"tune-{searcher.lease.attempt:04d}",
+            storage_path=folder.path("ray"),
+            failure_config=ray.tune.FailureConfig(max_failures=3),
+            verbose=0,
+        ),
+    )
+    tuner.fit()
