@@ -1,4 +1,4 @@
-"""Tune BAS (background activation suppression): Optuna searches λ, α and β; k and the threshold are solved in each trial.
+"""Tune BAS: Optuna searches the loss weights λ, α and β; top-k and threshold are solved inside each trial.
 
     python rayjobs/tune_bas.py                                       # embedded data, local Ray, SQLite: about a minute
     ray job submit --working-dir . -- python rayjobs/tune_bas.py --data s3://bucket/cub --storage s3://bucket/runs \

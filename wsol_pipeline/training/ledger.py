@@ -19,6 +19,7 @@ import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from wsol_pipeline.errors import ResourceError, UsageError, unknown
 from wsol_pipeline.storage import Store
@@ -81,8 +82,8 @@ def open_storage(store: Store, database: str | None) -> BaseStorage:
         if store.is_local:
             return RDBStorage(f"sqlite:///{store.path('study.db')}", engine_kwargs={"connect_args": {"timeout": 60}})
         return JournalStorage(ObjectJournal(store / "journal"))
-    except (optuna.exceptions.StorageInternalError, ImportError, OSError, ValueError) as error:
-        raise ResourceError(f"The study's database cannot be opened: {error}.") from error
+    except (optuna.exceptions.StorageInternalError, SQLAlchemyError, ImportError, OSError, ValueError) as error:
+        raise ResourceError(f"The study's database cannot be opened: {str(error).splitlines()[0]}") from error
 
 
 PRUNERS: dict[str, Callable[[int], optuna.pruners.BasePruner]] = {

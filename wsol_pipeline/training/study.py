@@ -13,7 +13,6 @@ from typing import Any
 import mlflow
 import optuna
 import torch
-from optuna.trial import TrialState
 
 import search_spaces
 import wsol_models
