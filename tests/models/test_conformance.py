@@ -1,0 +1,155 @@
+"""What holds for every method of the folder, on a tiny and on a real backbone, and for every readout it offers."""
+
+import json
+from dataclasses import FrozenInstanceError, fields, is_dataclass
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from wsol_models import build, method_module, methods
+from wsol_models._layers import LocalizationMethod
+from wsol_models.readouts import readout, readouts
+
+CLASSES = 4
+TARGETS = torch.tensor([1, 3])
+CASES = [(name, backbone) for name in methods() for backbone in ("tiny", "resnet18")]
+
+
+def make(name: str, backbone: str) -> LocalizationMethod:
+    torch.manual_seed(0)
+    return build(name, backbone=backbone, num_classes=CLASSES)
+
+
+def images(size: int = 64) -> torch.Tensor:
+    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def hooks(module: nn.Module) -> int:
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return sum(len(getattr(child, kind)) for child in module.modules() for kind in kinds)
+
+
+def offered(name: str, readout_name: str) -> bool:
+    try:
+        readout(readout_name).settings(make(name, "tiny").eval())
+    except ValueError as error:
+        if "methods that have" not in str(error):  # the only reason to refuse
+            raise
+        return False
+    return True
+
+
+READ = [(name, r) for name in methods() for r in readouts() if offered(name, r)]
+
+
+def test_every_readout_serves_a_method_and_every_method_has_a_readout():
+    assert {r for _, r in READ} == set(readouts())
+    assert {name for name, _ in READ} == set(methods())
+
+
+@pytest.mark.parametrize("name", methods())
+def test_config_is_frozen_and_complete(name):
+    config = method_module(name).Config()
+    assert is_dataclass(config)
+    assert config.layout in ("large", "small", "late")
+    with pytest.raises(FrozenInstanceError):
+        setattr(config, fields(config)[0].name, None)
+
+
+@pytest.mark.parametrize(("name", "backbone"), CASES)
+def test_training_step(name, backbone):
+    method = make(name, backbone)
+    output = method(images(), TARGETS)
+    assert output.logits_BK.shape == (2, CLASSES)
+    assert output.targets is not None
+    terms = method_module(name).losses(output, method.config)
+    assert all(term.ndim == 0 and term.isfinite() and term.requires_grad for term in terms.values())
+    sum(terms.values()).backward()
+    for parameter_name, parameter in method.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.isfinite().all(), parameter_name
+        assert parameter.grad.any(), parameter_name
+        assert method.lr_scale(parameter_name) > 0
+
+
+@pytest.mark.parametrize("name", methods())
+def test_learns(name):
+    """Ten steps on two images lower the loss."""
+    method = make(name, "tiny")
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.05, momentum=0.9)
+    history = []
+    for _ in range(10):
+        optimizer.zero_grad()
+        loss = sum(method_module(name).losses(method(images(), TARGETS), method.config).values())
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+    assert history[-1] < 0.9 * history[0]
+
+
+@pytest.mark.parametrize("name", methods())
+def test_losses_without_targets_are_refused(name):
+    method = make(name, "tiny")
+    with pytest.raises(ValueError, match="targets"):
+        method_module(name).losses(method(images()), method.config)
+
+
+@pytest.mark.parametrize(("name", "backbone"), CASES)
+def test_evaluation_is_deterministic_and_changes_nothing(name, backbone):
+    method = make(name, backbone).eval()
+    before = {key: value.clone() for key, value in method.state_dict().items()}
+    first, second = method(images()), method(images())
+    assert torch.equal(first.logits_BK, second.logits_BK)
+    assert all(torch.equal(value, before[key]) for key, value in method.state_dict().items())
+    alone = method(images()[:1])
+    torch.testing.assert_close(alone.logits_BK, first.logits_BK[:1], rtol=1e-4, atol=1e-5)
+    if first.maps_BKHW is not None:
+        assert first.maps_BKHW.shape[:2] == (2, CLASSES)
+        assert 0 <= first.maps_BKHW.min() <= first.maps_BKHW.max() <= 1
+
+
+@pytest.mark.parametrize(("name", "backbone"), CASES)
+def test_taps(name, backbone):
+    method = make(name, backbone).eval()
+    stage = {"tiny": "block3", "resnet18": "layer3"}[backbone]
+    output = method(images(), taps=(stage,))
+    assert list(output.taps) == [stage]
+    gradient = torch.autograd.grad(output.logits_BK[:, 0].sum(), output.taps[stage])[0]
+    assert gradient.any()
+    with pytest.raises(ValueError, match="Unknown stage 'layer9'"):
+        method(images(), taps=("layer9",))
+
+
+@pytest.mark.parametrize(("name", "backbone"), CASES)
+def test_saves_and_loads_without_pickle(tmp_path, name, backbone):
+    method = make(name, backbone).eval()
+    save_file(method.state_dict(), tmp_path / "model.safetensors")
+    torch.manual_seed(9)
+    other = build(name, backbone=backbone, num_classes=CLASSES).eval()
+    assert not torch.equal(other(images()).logits_BK, method(images()).logits_BK)
+    other.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    assert torch.equal(other(images()).logits_BK, method(images()).logits_BK)
+
+
+@pytest.mark.parametrize(("name", "readout_name"), READ)
+def test_readout(name, readout_name):
+    method = make(name, "tiny").eval()
+    reader = readout(readout_name)
+    settings = reader.settings(method)
+    assert json.loads(json.dumps(settings)) == settings
+    assert len(set(settings)) == len(settings)
+    found = list(reader.search(method, images(), TARGETS))
+    assert [setting for setting, _ in found] == settings
+    shared = list(reader.search(method, images(), TARGETS, method(images())))
+    for (setting, maps), (_, maps_of_shared) in zip(found, shared, strict=True):
+        assert maps.ndim == 3
+        assert len(maps) == 2
+        assert maps.dtype == torch.float32
+        assert maps.isfinite().all()
+        assert not maps.requires_grad
+        assert torch.equal(maps, maps_of_shared)
+        assert torch.equal(maps, reader.maps(method, images(), TARGETS, setting))
+    assert hooks(method) == 0
+    assert all(parameter.grad is None for parameter in method.parameters())

@@ -1,0 +1,129 @@
+"""Top-k against the plain mean over the k best classes, CAM against numbers by hand, and what readouts refuse."""
+
+import pytest
+import torch
+
+import wsol_models
+from wsol_models._layers import Output
+from wsol_models.readouts import readout
+from wsol_models.readouts.cam import class_activation_maps
+from wsol_models.readouts.topk import by_score
+
+CLASSES = torch.tensor([3, 0, 5])
+
+
+@pytest.fixture(scope="module")
+def bas():
+    torch.manual_seed(0)
+    return wsol_models.build("bas", backbone="tiny", num_classes=6, head_width=8).eval()
+
+
+@pytest.fixture(scope="module")
+def cam():
+    torch.manual_seed(0)
+    return wsol_models.build("cam", backbone="tiny", num_classes=6).eval()
+
+
+def output_of(logits: torch.Tensor) -> Output:
+    maps = torch.rand(*logits.shape, 5, 4, generator=torch.Generator().manual_seed(2))
+    return Output(logits, torch.zeros(len(logits), 1, 1, 1), maps)
+
+
+def mean_of_best(output: Output, k: int) -> torch.Tensor:
+    """The oracle: each image alone, Python's stable sort."""
+    means = []
+    for logits, maps in zip(output.logits_BK.tolist(), output.maps_BKHW, strict=True):
+        best = sorted(range(len(logits)), key=lambda c, logits=logits: -logits[c])[:k]
+        means.append(sum(maps[c] for c in best) / k)
+    return torch.stack(means)
+
+
+RANDOM = torch.randn(3, 6, generator=torch.Generator().manual_seed(1))
+TIED = torch.tensor([[1.0, 1, 1, 1, 1, 1], [2, 0, 2, 0, 2, 0], [0, 3, 3, -1, -1, 0]])
+
+
+@pytest.mark.parametrize("logits", [RANDOM, TIED], ids=["random", "tied"])
+def test_every_k_is_the_mean_of_the_best(bas, logits):
+    output = output_of(logits)
+    found = dict(readout("topk").search(bas, None, CLASSES, output))
+    assert list(found) == [1, 2, 3, 4, 5, 6]
+    torch.testing.assert_close(found[1], output.maps_BKHW[[0, 1, 2], CLASSES], rtol=0, atol=0)
+    for k in range(2, 7):
+        torch.testing.assert_close(found[k], mean_of_best(output, k))
+
+
+def test_single_read_equals_the_search(bas):
+    output = output_of(RANDOM)
+    topk = readout("topk")
+    for k, maps in topk.search(bas, None, CLASSES, output):
+        assert torch.equal(topk.maps(bas, None, CLASSES, k, output), maps)
+
+
+def test_topk_by_hand(bas):
+    """Maps of constants 1, 2, 4, ...; logits put classes 2 (4), 0 (1), 1 (2) first: means 4, 2.5, 7/3."""
+    maps = torch.tensor([1.0, 2, 4, 8, 16, 32]).reshape(1, 6, 1, 1)
+    output = Output(torch.tensor([[5.0, 4, 9, 3, 2, 1]]), maps, maps)
+    found = dict(readout("topk", ks=(3, 2, 1)).search(bas, None, torch.tensor([5]), output))
+    assert {k: m.item() for k, m in found.items()} == pytest.approx({1: 32, 2: 2.5, 3: 7 / 3})
+
+
+def test_search_runs_one_forward_and_holds_nothing_back(bas):
+    forwards = []
+    handle = bas.register_forward_hook(lambda *_: forwards.append(1))
+    stream = readout("topk").search(bas, torch.randn(3, 3, 32, 32), CLASSES)
+    assert not forwards
+    assert next(stream)[0] == 1
+    assert len(list(stream)) == 5
+    assert len(forwards) == 1
+    handle.remove()
+
+
+def test_order_of_equal_scores_is_by_index():
+    assert by_score(TIED).tolist() == [[0, 1, 2, 3, 4, 5], [0, 2, 4, 1, 3, 5], [1, 2, 0, 5, 3, 4]]
+
+
+def test_cam_by_hand():
+    """Two channels (1, 2) and (3, 4), weights of class 1 (10, -1): (10 - 3, 20 - 4) / 2 = (3.5, 8)."""
+    features = torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]]])
+    maps = class_activation_maps(features, torch.tensor([[0.0, 0.0], [10.0, -1.0]]), torch.tensor([1]))
+    torch.testing.assert_close(maps, torch.tensor([[[3.5, 8.0]]]))
+
+
+def test_mean_of_the_cam_is_the_logit_without_bias(cam):
+    images = torch.randn(3, 3, 32, 32)
+    maps = readout("cam").maps(cam, images, CLASSES, "cam")
+    logits = cam(images).logits_BK[[0, 1, 2], CLASSES] - cam.fc.bias[CLASSES]
+    torch.testing.assert_close(maps.mean((1, 2)) * 64, logits)
+
+
+def test_cam_of_bas_is_its_class_map(bas):
+    """The last convolution of the classifier, without bias, over 8 hidden channels."""
+    images = torch.randn(3, 3, 32, 32)
+    deep, _ = bas.F2(bas.F1(images)[0])
+    class_maps = bas.classifier_cls(deep)[1][[0, 1, 2], CLASSES]
+    bias = bas.classifier_cls.get_parameter("maps.bias")[CLASSES, None, None]
+    torch.testing.assert_close(readout("cam").maps(bas, images, CLASSES, "cam") * 8, class_maps - bias)
+
+
+def test_refusals(bas, cam):
+    images = torch.randn(3, 3, 32, 32)
+    with pytest.raises(ValueError, match="'topk' needs own maps but 'cam' has none; methods that have: bas"):
+        readout("topk").settings(cam)
+    with pytest.raises(ValueError, match="k must be a whole number from 1 to the 6 classes but is 7"):
+        readout("topk").maps(bas, images, CLASSES, 7)
+    with pytest.raises(ValueError, match="from 1 to the 6 classes but is 200"):
+        next(iter(readout("topk", ks=(1, 200)).search(bas, images, CLASSES)))
+    with pytest.raises(ValueError, match=r"ks must be one or more numbers of classes >= 1 but is \(0,\)"):
+        readout("topk", ks=(0,))
+    with pytest.raises(ValueError, match=r"Unknown setting of readout 'cam' 'layer3'\. Known: cam\."):
+        readout("cam").maps(cam, images, CLASSES, "layer3")
+    with pytest.raises(ValueError, match=r"Unknown readout 'topp'\. Did you mean 'topk'\? Known: cam, topk\."):
+        readout("topp")
+    with pytest.raises(ValueError, match=r"Unknown option of topk 'k'\. Did you mean 'ks'\?"):
+        readout("topk", k=3)
+
+
+def test_maps_are_read_in_eval_mode():
+    method = wsol_models.build("bas", backbone="tiny", num_classes=6, head_width=8)
+    with pytest.raises(ValueError, match="in eval mode: call method"):
+        readout("topk").settings(method)
