@@ -43,7 +43,7 @@ def ious_per_mask(
     if box_rule == "all_contours":
         return _all_contours(levels_HW, num_masks, truth_N4)
     boxes = boxes_per_mask(levels_HW, num_masks, box_rule)
-    return _ious(boxes, truth_N4)
+    return ious_of_boxes(boxes, truth_N4)
 
 
 def _arcs(mask: int) -> list[int]:
@@ -201,7 +201,8 @@ def _iou(x0, y0, x1, y1, truth_N4):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _ious(boxes_M4, truth_N4):  # type: ignore[no-untyped-def]
+def ious_of_boxes(boxes_M4, truth_N4):  # type: ignore[no-untyped-def]
+    """Best IoU of each box with any true one, float64 [M]; maxima are inclusive, whatever they are called."""
     ious = np.empty(len(boxes_M4))
     for m in range(len(boxes_M4)):
         ious[m] = _iou(boxes_M4[m, 0], boxes_M4[m, 1], boxes_M4[m, 2], boxes_M4[m, 3], truth_N4)

@@ -26,7 +26,6 @@ class Protocol:
     epsilon: float  # added to the range of a "raw" map
     integer_boxes: bool  # true boxes truncated to pixels
     strict: bool  # a hit is IoU > δ, not >= δ
-    macro: bool  # accuracy is the mean over classes, not over images
     image_size: int = 224
     resize_size: int = 256
     ious: tuple[float, ...] = (0.3, 0.5, 0.7)
@@ -45,12 +44,8 @@ class Protocol:
         return np.arange(0, 1, 1 / self.num_thresholds)
 
 
-_BENCHMARK = Protocol(
-    "wsol-v1", "resize", "largest_contour", "resized", 0.0, integer_boxes=True, strict=False, macro=False
-)
-_BAS = Protocol(
-    "bas-ext", "resize_crop", "largest_component", "raw", 1e-5, integer_boxes=True, strict=False, macro=False
-)
+_BENCHMARK = Protocol("wsol-v1", "resize", "largest_contour", "resized", 0.0, integer_boxes=True, strict=False)
+_BAS = Protocol("bas-ext", "resize_crop", "largest_component", "raw", 1e-5, integer_boxes=True, strict=False)
 
 PROTOCOLS = {
     p.name: p
@@ -58,7 +53,9 @@ PROTOCOLS = {
         _BENCHMARK,  # Choe et al. 2020, MaxBoxAcc
         replace(_BENCHMARK, name="wsol-v2", box_rule="all_contours"),  # the same, MaxBoxAccV2; B-CAM, BagCAMs
         _BAS,  # BAS, the journal's code
-        replace(_BAS, name="bas-conf", epsilon=0.0, integer_boxes=False, strict=True, macro=True),  # the conference's
+        replace(
+            _BAS, name="bas-conf", epsilon=0.0, integer_boxes=False, strict=True
+        ),  # the conference's; its mean over classes is `selection.macro`
     )
 }
 

@@ -1,8 +1,16 @@
 """The slow way, as the field's evaluators do it: one mask, one contour search, one list of boxes per threshold."""
 
+from types import SimpleNamespace
+
 import cv2
 import numpy as np
+import pytest
 from scipy import ndimage
+
+
+@pytest.fixture(scope="session")
+def oracle():
+    return SimpleNamespace(random_levels=random_levels, boxes_of=boxes_of, best_iou=best_iou)
 
 
 def random_levels(rng):

@@ -1,0 +1,141 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from wsol_pipeline.errors import ProtocolError, UsageError
+from wsol_pipeline.evaluation.baseline import AREA_FRACTIONS, centred_boxes, count_centred
+from wsol_pipeline.evaluation.evaluate import class_ranks, count, solve
+from wsol_pipeline.evaluation.protocols import protocol
+from wsol_pipeline.evaluation.selection import choose, oracle, transferred
+from wsol_pipeline.images import IMAGENET_MEAN, IMAGENET_STD, normalize
+from wsol_pipeline.protocol import Role
+
+SIZE = 32
+RULE = protocol("bas-ext", SIZE, SIZE)
+BOX = (8, 4, 20, 28)  # of the bright object in each image
+
+
+class Rows:
+    """Six images with one bright box each, in batches of four and two; each may be walked once per evaluation."""
+
+    box_convention = "inclusive0"
+
+    def __init__(self, role=Role.VAL):
+        self.role = role
+        self.opened = 0
+
+    def batches(self):
+        self.opened += 1
+        for ids in (list("abcd"), list("ef")):
+            images = torch.zeros(len(ids), 3, SIZE, SIZE, dtype=torch.uint8)
+            images[:, :, BOX[1] : BOX[3], BOX[0] : BOX[2]] = 255
+            yield SimpleNamespace(
+                ids=ids,
+                images_BCHW=images,
+                labels_B=torch.tensor([ord(i) % 3 for i in ids]),
+                boxes=[np.array([BOX], np.float32) for _ in ids],
+                sizes_B2=np.full((len(ids), 2), SIZE),
+            )
+
+
+class Brightness(nn.Module):
+    """Predicts class 1 first, then 0, then 2; counts its forwards."""
+
+    forwards = 0
+
+    def forward(self, images_BCHW):
+        assert not self.training
+        self.forwards += 1
+        return SimpleNamespace(logits_BK=torch.tensor([[1.0, 2.0, 0.0]]).expand(len(images_BCHW), 3))
+
+
+class Shift:
+    """A map of the image's brightness, moved right by each setting; checks that one output is shared."""
+
+    def settings(self, method):
+        return [16, 0, 4]
+
+    def search(self, method, images_BCHW, classes_B, output=None):
+        for setting in self.settings(method):
+            yield setting, self.maps(method, images_BCHW, classes_B, setting, output=output)
+
+    def maps(self, method, images_BCHW, classes_B, setting, output=None):
+        assert len(output.logits_BK) == len(images_BCHW) == len(classes_B)
+        return images_BCHW.mean(1).roll(setting, dims=-1)
+
+
+def test_solve_finds_the_setting_with_one_forward_per_batch():
+    method, rows, done = Brightness(), Rows(), []
+    choice, counts = solve(method, Shift(), rows, RULE, on_batch=done.append)
+    assert (choice.setting, choice.readout) == (1, 0)
+    assert choice.value == 100
+    assert counts.images.tolist() == [6, 6, 6]
+    assert (method.forwards, done, method.training) == (2, [4, 2], True)
+    assert counts.top1.tolist() == [2, 2, 2]  # a and d are of class 1
+    assert transferred(counts, choice)["top1_loc"] == pytest.approx(200 / 6)
+
+
+@pytest.mark.parametrize("role", [Role.TEST, Role.TRAIN])
+def test_solve_refuses_other_splits_before_it_reads_a_batch(role):
+    rows = Rows(role)
+    with pytest.raises(ProtocolError, match=role.value):
+        solve(Brightness(), Shift(), rows, RULE)
+    assert rows.opened == 0
+
+
+def test_count_of_chosen_settings_equals_the_search():
+    everything = count(Brightness(), Shift(), Rows(), RULE)
+    alone = count(Brightness(), Shift(), Rows(Role.TEST), RULE, settings=[4], keep_images=True)
+    np.testing.assert_array_equal(alone.hits[0], everything.hits[2])
+    assert alone.settings == (4,)
+    assert alone.image_hits.ids == tuple("abcdef")
+    assert alone.image_hits.ranks.tolist() == [0, 2, 1, 0, 2, 1]  # a..f are of the classes 1, 2, 0, 1, 2, 0
+
+
+def test_multi_label_rows_are_refused():
+    rows = Rows()
+    batch = next(rows.batches())
+    batch.labels_B = torch.zeros(4, 3)
+    rows.batches = lambda: iter([batch])
+    with pytest.raises(UsageError, match="one class per image"):
+        count(Brightness(), Shift(), rows, RULE)
+
+
+def test_ranks():
+    logits = torch.tensor([[3.0, 1.0, 2.0], [0.0, 0.0, 0.0], [1.0, float("nan"), 2.0], [0.0, float("nan"), 0.0]])
+    assert class_ranks(logits, torch.tensor([2, 1, 2, 1])).tolist() == [1, 1, 1, 3]
+    assert class_ranks(logits[:1], torch.tensor([0])).tolist() == [0]
+
+
+def test_normalize():
+    images = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 2, 2)
+    expected = [[(v - m) / s for m, s in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)] for v in (0, 1)]
+    torch.testing.assert_close(normalize(images)[:, :, 0, 0], torch.tensor(expected))
+    assert normalize(images, dtype=torch.bfloat16).dtype == torch.bfloat16
+    assert images[1, 0, 0, 0] == 255  # the caller's images stay
+
+
+def test_centred_boxes_cover_their_fraction():
+    boxes = centred_boxes(protocol("wsol-v1"))
+    assert boxes[-1].tolist() == [0, 0, 223, 223]
+    assert boxes[4].tolist() == [56, 56, 167, 167]  # a quarter of the area: half of each side
+    sides = boxes[:, 2] - boxes[:, 0] + 1
+    np.testing.assert_allclose(sides**2 / 224**2, AREA_FRACTIONS, atol=0.02)
+
+
+def test_baseline_is_chosen_and_read_like_a_method():
+    rows = Rows()
+    choice = choose(count_centred(rows, RULE))
+    # The box (8, 4)-(20, 28) has 13 x 25 pixels = .317 of the image; centred ones of .2 to .55 reach IoU .5.
+    (fraction,) = choice.thresholds["gt_known_loc"]
+    assert 0.15 < fraction < 0.5
+    ranks = dict.fromkeys("abc", 0) | {"d": 4, "e": 9, "f": 9}
+    values = transferred(count_centred(Rows(Role.TEST), RULE, ranks), choice)
+    assert values["gt_known_loc"] == 100
+    assert values["top1_loc"] == 50
+    assert values["top5_loc"] == pytest.approx(400 / 6)
+    assert transferred(count_centred(rows, RULE), choice)["top1_loc"] == 100
+    assert values.keys() == oracle(count_centred(rows, RULE), choice).keys()

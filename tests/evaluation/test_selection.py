@@ -1,0 +1,152 @@
+import json
+
+import numpy as np
+import pytest
+
+from wsol_pipeline.errors import DataError, UsageError
+from wsol_pipeline.evaluation.counts import Counts, ImageHits
+from wsol_pipeline.evaluation.selection import bootstrap, choose, macro, oracle, transferred
+
+GRID = np.array([0.0, 0.25, 0.5, 0.75])
+
+
+def counts(hits, top1_hits=None, settings=(1, 20), images=10, top1=5, image_hits=None):
+    """Counts from hits [S, I, T]; top-5 equal to hits."""
+    hits = np.array(hits)
+    top1_hits = np.zeros_like(hits) if top1_hits is None else np.array(top1_hits)
+    per_setting = np.ones(len(hits), int)
+    return Counts(
+        "wsol-v2", settings, (0.3, 0.5, 0.7), GRID, hits, top1_hits, hits,
+        per_setting * top1, per_setting * images, per_setting * images, image_hits,
+    )  # fmt: skip
+
+
+VAL = counts(
+    [
+        [[9, 8, 7, 6], [5, 5, 4, 3], [0, 1, 1, 0]],  # best 9, 5, 1: V2 = 50 %
+        [[1, 9, 2, 2], [1, 2, 6, 6], [0, 0, 0, 3]],  # best 9, 6, 3: V2 = 60 %
+    ],
+    top1_hits=[np.zeros((3, 4), int), [[0, 0, 0, 0], [4, 0, 0, 1], [0, 0, 0, 0]]],
+)
+TEST = counts(
+    [
+        [[10, 10, 10, 10]] * 3,
+        [[8, 4, 2, 2], [1, 2, 3, 7], [0, 0, 0, 2]],
+    ],
+    top1_hits=[np.zeros((3, 4), int), [[0, 0, 0, 0], [1, 2, 3, 3], [0, 0, 0, 0]]],
+)
+
+
+def test_choose_solves_setting_and_thresholds_on_validation():
+    choice = choose(VAL)
+    assert (choice.setting, choice.readout, choice.metric) == (1, 20, "max_box_acc_v2")
+    assert choice.value == pytest.approx(60)
+    assert choice.thresholds["max_box_acc_v2"] == (0.25, 0.5, 0.75)  # each IoU its own
+    assert choice.thresholds["gt_known_loc"] == (0.5,)  # of the equal .5 and .75 the lowest
+    assert choice.thresholds["top1_loc"] == (0.0,)  # its own, not GT-known's
+
+
+def test_choose_follows_the_objective():
+    assert choose(VAL, "max_box_acc_iou30").setting == 0  # equal settings: the first
+    with pytest.raises(UsageError, match="gt_known_loc"):
+        choose(VAL, "gt_know_loc")
+
+
+def test_transferred_reads_test_at_what_validation_chose():
+    values = transferred(TEST, choose(VAL))
+    assert values["max_box_acc_v2"] == pytest.approx((40 + 30 + 20) / 3)
+    assert values["gt_known_loc"] == pytest.approx(30)
+    assert values["top1_loc"] == pytest.approx(10)
+    assert values["cls_top1"] == pytest.approx(50)
+
+
+def test_oracle_picks_thresholds_on_test_but_not_the_setting():
+    values = oracle(TEST, choose(VAL))
+    assert values["max_box_acc_v2"] == pytest.approx((80 + 70 + 20) / 3)
+    assert values["gt_known_loc"] == pytest.approx(70)
+    assert values["top1_loc"] == pytest.approx(30)
+    assert values.keys() == transferred(TEST, choose(VAL)).keys()
+
+
+def test_the_setting_is_found_by_its_value():
+    alone = counts(TEST.hits[1:], TEST.top1_hits[1:], settings=(20,))
+    assert transferred(alone, choose(VAL)) == transferred(TEST, choose(VAL))
+    with pytest.raises(UsageError, match="readout setting '20'"):
+        transferred(counts(TEST.hits[1:], settings=(3,)), choose(VAL))
+
+
+def test_records_survive_json():
+    again = Counts.from_dict(json.loads(json.dumps(VAL.to_dict())))
+    choice = choose(again)
+    assert choice == choose(VAL)
+    assert type(choice).from_dict(json.loads(json.dumps(choice.to_dict()))) == choice
+    np.testing.assert_array_equal((again + again).hits, 2 * VAL.hits)
+
+
+def test_only_like_counts_add_up():
+    with pytest.raises(UsageError, match="settings"):
+        VAL + counts(VAL.hits, settings=(1, 21))
+
+
+def test_no_images_is_an_error_and_not_zero():
+    with pytest.raises(DataError, match="at least one image"):
+        choose(counts(np.zeros((2, 3, 4), int), images=0))
+
+
+def with_images(hits_NIT, ranks):
+    """Counts of one setting that agree with the hits of the single images."""
+    hits_NIT, ranks = np.array(hits_NIT, bool), np.array(ranks)
+    kept = ImageHits(tuple(map(str, range(len(ranks)))), np.packbits(hits_NIT, axis=-1), ranks)
+    return Counts(
+        "wsol-v2", (20,), (0.3, 0.5, 0.7), GRID, hits_NIT.sum(0)[None], hits_NIT[ranks < 1].sum(0)[None],
+        hits_NIT[ranks < 5].sum(0)[None], np.array([(ranks < 1).sum()]), np.array([(ranks < 5).sum()]),
+        np.array([len(ranks)]), kept,
+    )  # fmt: skip
+
+
+def random_images(num_images=400):
+    rng = np.random.default_rng(0)
+    return with_images(rng.random((num_images, 3, 4)) < [0.2, 0.4, 0.5, 0.5], rng.integers(0, 9, num_images))
+
+
+def test_bootstrap_brackets_the_numbers():
+    full, choice = random_images(), choose(VAL)
+    intervals = bootstrap(full, choice, samples=400)
+    for name, values in (("transferred", transferred(full, choice)), ("oracle", oracle(full, choice))):
+        for metric, (low, high) in intervals[name].items():
+            assert low < values[metric] < high, (name, metric)
+
+
+def test_bootstrap_has_the_width_of_a_proportion():
+    full, choice = random_images(), choose(VAL)
+    low, high = bootstrap(full, choice, samples=2000)["transferred"]["gt_known_loc"]
+    p = transferred(full, choice)["gt_known_loc"] / 100
+    assert high - low == pytest.approx(2 * 1.96 * 100 * np.sqrt(p * (1 - p) / 400), rel=0.1)
+
+
+def test_bootstrap_rechooses_the_threshold_of_the_oracle_alone():
+    # Two images, each found at one threshold of its own: a sample of one image twice has an oracle of 100 %.
+    hits = np.zeros((2, 3, 4), bool)
+    hits[0, :, 0] = hits[1, :, 2] = True
+    intervals = bootstrap(with_images(hits, [0, 0]), choose(VAL), samples=200)
+    assert intervals["oracle"]["gt_known_loc"] == (50, 100)
+    assert intervals["transferred"]["gt_known_loc"] == (0, 100)
+
+
+def test_bootstrap_is_seeded_and_needs_images():
+    full, choice = random_images(), choose(VAL)
+    assert bootstrap(full, choice, 50, seed=3) == bootstrap(full, choice, 50, seed=3)
+    assert bootstrap(full, choice, 50, seed=3) != bootstrap(full, choice, 50, seed=4)
+    with pytest.raises(UsageError, match="keep_images"):
+        bootstrap(VAL, choice)
+
+
+def test_macro_weighs_classes_alike():
+    hits = np.zeros((4, 3, 4), bool)
+    hits[0] = hits[3] = True
+    full = with_images(hits, [0, 0, 0, 3])
+    values = macro(full, choose(VAL), labels_N=[7, 7, 7, 2])
+    assert values["gt_known_loc"] == pytest.approx((100 / 3 + 100) / 2)
+    assert values["top1_loc"] == pytest.approx((100 / 3 + 0) / 2)
+    with pytest.raises(UsageError, match="keep_images"):
+        macro(VAL, choose(VAL), [0])

@@ -1,0 +1,80 @@
+"""Hits per threshold as plain arrays: all that a choice or a number needs from a split, additive over images."""
+
+import base64
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsol_pipeline.errors import UsageError
+
+
+@dataclass(frozen=True, eq=False)
+class ImageHits:
+    """Hits of every single image at one readout setting, for a bootstrap. n images, I IoUs, T thresholds."""
+
+    ids: tuple[str, ...]
+    bits: NDArray[np.uint8]  # [n, I, ceil(T / 8)], from `np.packbits`
+    ranks: NDArray[np.int64]  # [n], rank of the true class, 0 = predicted first
+
+    def __add__(self, other: "ImageHits") -> "ImageHits":
+        return ImageHits(
+            self.ids + other.ids,
+            np.concatenate([self.bits, other.bits]),
+            np.concatenate([self.ranks, other.ranks]),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """Counts over a set of images: S readout settings, I IoUs, T thresholds. Add them to join disjoint sets."""
+
+    protocol: str
+    settings: tuple[Any, ...]  # plain values, one per setting
+    ious: tuple[float, ...]
+    thresholds: NDArray[np.float64]  # [T]
+    hits: NDArray[np.int64]  # [S, I, T]: images whose best IoU reaches δ at τ
+    top1_hits: NDArray[np.int64]  # [S, I, T]: of those, with the true class predicted first
+    top5_hits: NDArray[np.int64]  # [S, I, T]: of those, with the true class among the first five
+    top1: NDArray[np.int64]  # [S]: images with the true class predicted first, hit or not
+    top5: NDArray[np.int64]  # [S]
+    images: NDArray[np.int64]  # [S]
+    image_hits: ImageHits | None = None
+
+    def __add__(self, other: "Counts") -> "Counts":
+        mine, theirs = self._axes(), other._axes()
+        if mine != theirs:
+            raise UsageError(f"Only counts of one protocol, grid and list of settings add up, not {mine} and {theirs}.")
+        kept = self.image_hits + other.image_hits if self.image_hits and other.image_hits else None
+        sums = {name: getattr(self, name) + getattr(other, name) for name in _ARRAYS}
+        return Counts(self.protocol, self.settings, self.ious, self.thresholds, **sums, image_hits=kept)
+
+    def _axes(self) -> tuple[Any, ...]:
+        return self.protocol, self.settings, self.ious, self.thresholds.tobytes()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-able values; the hits of single images stay behind."""
+        axes = {"protocol": self.protocol, "settings": list(self.settings), "ious": list(self.ious)}
+        return axes | {name: _pack(getattr(self, name)) for name in ("thresholds", *_ARRAYS)}
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> "Counts":
+        settings = tuple(tuple(s) if isinstance(s, list) else s for s in data["settings"])  # JSON has no tuples
+        arrays = {name: _unpack(data[name]) for name in ("thresholds", *_ARRAYS)}
+        return Counts(data["protocol"], settings, tuple(data["ious"]), **arrays, image_hits=None)
+
+
+_ARRAYS = ("hits", "top1_hits", "top5_hits", "top1", "top5", "images")
+
+
+def _pack(array: NDArray[Any]) -> dict[str, Any]:
+    text = base64.b64encode(zlib.compress(np.ascontiguousarray(array).tobytes())).decode()
+    return {"shape": list(array.shape), "dtype": array.dtype.str, "zlib_base64": text}
+
+
+def _unpack(data: Mapping[str, Any]) -> NDArray[Any]:
+    raw = zlib.decompress(base64.b64decode(data["zlib_base64"]))
+    return np.frombuffer(raw, np.dtype(data["dtype"])).reshape(data["shape"])
