@@ -75,6 +75,30 @@ def test_training_step(name, backbone):
 
 
 @pytest.mark.parametrize("name", methods())
+def test_mixed_precision(name):
+    """Under bfloat16 autocast the terms stay close to float32's."""
+    method = make(name, "tiny")
+    exact = method_module(name).losses(method(images(), TARGETS), method.config)
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = method_module(name).losses(method(images(), TARGETS), method.config)
+    sum(terms.values()).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in method.parameters())
+    for term in terms:
+        torch.testing.assert_close(terms[term].float(), exact[term], rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("name", methods())
+def test_channels_last_changes_no_number(name):
+    method = make(name, "tiny")
+    expected = method_module(name).losses(method(images(), TARGETS), method.config)
+    method = method.to(memory_format=torch.channels_last)
+    batch = images().to(memory_format=torch.channels_last)
+    terms = method_module(name).losses(method(batch, TARGETS), method.config)
+    for term in terms:
+        torch.testing.assert_close(terms[term], expected[term], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", methods())
 def test_learns(name):
     """Ten steps on two images lower the loss."""
     method = make(name, "tiny")
