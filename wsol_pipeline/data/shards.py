@@ -17,7 +17,7 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 from filelock import FileLock
 from tenacity import retry, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
@@ -164,9 +164,8 @@ class ShardSet:
 
 def _is_transient(error: BaseException) -> bool:
     """A missing or forbidden object stays so; timeouts, resets and server errors pass."""
-    return isinstance(error, OSError | BotoCoreError | ClientError) and not isinstance(
-        error, FileNotFoundError | PermissionError | IsADirectoryError
-    )
+    lasting = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, NoCredentialsError)
+    return isinstance(error, OSError | BotoCoreError | ClientError) and not isinstance(error, lasting)
 
 
 _patiently = retry(

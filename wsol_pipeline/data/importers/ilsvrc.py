@@ -6,8 +6,8 @@
 
 The official validation images become `val` and `test`: by the lists in `splits/` if they are there, else
 `val_per_class` images of each class, drawn by a hash of their ids, are `val` and all others are `test`. Labels count
-the sorted wnids. Boxes are stored as the XML has them. Ids are paths below `Data/CLS-LOC`, which makes them those of the
-wsolevaluation lists.
+the sorted wnids. Boxes are stored as the XML has them. Ids are paths below `Data/CLS-LOC`, as those of the
+wsolevaluation lists are.
 """
 
 from collections import defaultdict

@@ -1,0 +1,137 @@
+"""Opening a dataset: its splits, and shards that are not what the manifest says."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from wsol_pipeline.data import shards
+from wsol_pipeline.data.dataset import open_dataset
+from wsol_pipeline.data.reader import ReadConfig, eval_rows
+from wsol_pipeline.errors import DataError, ProtocolError, ResourceError
+from wsol_pipeline.protocol import Role, require_searchable
+
+
+@pytest.fixture
+def copy(tiny, tmp_path):
+    """A dataset that a test may break."""
+    shutil.copytree(tiny.uri, tmp_path / "copy")
+    return open_dataset(str(tmp_path / "copy"))
+
+
+def test_splits(tiny):
+    assert tiny.classes == ("ant", "bee", "cat")
+    assert not tiny.multilabel
+    assert [split.role for split in (tiny.train, tiny.val, tiny.test())] == list(Role)
+    assert tiny.val.box_convention == "inclusive0"
+    assert tiny.val.ids == [f"val-{number:04d}" for number in range(11)]
+    assert tiny.val.labels.tolist() == [number % 3 for number in range(11)]
+    assert {int(name[-4:]) % 3 == label for name, label in zip(tiny.train.ids, tiny.train.labels, strict=True)} == {
+        True
+    }
+
+
+def test_only_val_can_be_searched(tiny):
+    config = ReadConfig(resize_size=40, image_size=32)
+    require_searchable(eval_rows(tiny.val, config, "resize", 4), "a test")
+    with pytest.raises(ProtocolError, match="'test'"):
+        require_searchable(eval_rows(tiny.test(), config, "resize", 4), "a test")
+
+
+def test_rows_come_in_the_order_they_are_asked_for(tiny):
+    rows = np.random.default_rng(0).permutation(150)[:70]
+    read = tiny.train.shard_set().read(rows, ["id"])["id"].to_pylist()
+    assert read == [tiny.train.ids[row] for row in rows]
+
+
+def test_a_study_works_without_the_test_shards(copy):
+    shutil.rmtree(f"{copy.uri}/test")
+    assert len(copy.train.ids) == 150
+    assert len(copy.val.ids) == 11
+    with pytest.raises(DataError, match=r"test/00000.parquet is missing"):
+        _ = copy.test().ids
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def alter(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def swap(path):
+    """Another shard of the same length."""
+    data = path.read_bytes()
+    path.write_bytes(data[:4] + data[4:-4][::-1] + data[-4:])
+
+
+@pytest.mark.parametrize("harm", [truncate, alter, swap])
+def test_a_harmed_shard_is_refused_by_name(copy, tmp_path, harm):
+    harm(tmp_path / "copy/val/00000.parquet")
+    with pytest.raises(DataError, match=r"val/00000.parquet (has|is not what was imported)"):
+        _ = copy.val.ids
+    assert len(copy.train.ids) == 150  # the others are sound
+
+
+def test_a_shard_that_changes_after_it_was_verified_is_verified_again(copy, tmp_path):
+    assert len(copy.val.ids) == 11
+    alter(tmp_path / "copy/val/00000.parquet")
+    shards.verify.cache_clear()  # another process of the node
+    with pytest.raises(DataError, match="not what was imported"):
+        _ = open_dataset(copy.uri).val.ids
+
+
+def test_a_verified_shard_is_not_read_again_by_another_process(copy, monkeypatch):
+    assert len(copy.val.ids) == 11
+    shards.verify.cache_clear()
+    monkeypatch.setattr(shards, "_sha256", lambda path: pytest.fail("read again"))
+    assert len(open_dataset(copy.uri).val.ids) == 11
+
+
+def test_no_dataset(tmp_path):
+    with pytest.raises(DataError, match=r"no manifest.json"):
+        open_dataset(str(tmp_path))
+
+
+def edit(dataset, change):
+    path = f"{dataset.uri}/manifest.json"
+    manifest = json.loads(open(path).read())  # noqa: PTH123, SIM115
+    change(manifest)
+    with open(path, "w") as file:  # noqa: PTH123
+        json.dump(manifest, file)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(version=99), "format version 99; this code reads 1"),
+        (lambda m: m.pop("classes"), "broken"),
+        (lambda m: m.update(box_convention="centre"), "'centre'; known: inclusive0"),
+        (lambda m: m["splits"]["val"].pop("shards"), "broken"),
+    ],
+)
+def test_a_wrong_manifest(copy, change, message):
+    edit(copy, change)
+    with pytest.raises(DataError, match=message):
+        open_dataset(copy.uri)
+
+
+def test_an_empty_manifest(copy, tmp_path):
+    (tmp_path / "copy/manifest.json").write_bytes(b"")
+    with pytest.raises(DataError, match="broken"):
+        open_dataset(copy.uri)
+
+
+def test_a_split_that_is_not_there_is_named(copy):
+    edit(copy, lambda m: m["splits"].pop("val"))
+    with pytest.raises(DataError, match="no split 'val'; it has: train, test"):
+        _ = open_dataset(copy.uri).val
+
+
+def test_a_place_that_cannot_be_reached(tmp_path):
+    with pytest.raises(ResourceError, match="gs://"):
+        open_dataset("gs://bucket/x")

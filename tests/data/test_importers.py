@@ -1,0 +1,266 @@
+"""Every importer on a small faithful copy of its layout."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from wsol_pipeline.data.importers import folder, ilsvrc, importer, names, synthetic, wsolevaluation
+from wsol_pipeline.errors import DataError, UsageError
+from wsol_pipeline.protocol import Role
+
+TENCH, SPRINGER = "n01440764", "n02102040"
+XML = """<annotation><size><width>40</width><height>30</height><depth>3</depth></size>{}</annotation>"""
+OBJECT = "<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"
+BOXES = {  # name -> wnid and boxes, as the official files have them
+    "ILSVRC2012_val_00000001": (TENCH, [(3, 4, 20, 29), (0, 0, 39, 29)]),
+    "ILSVRC2012_val_00000002": (SPRINGER, [(5, 6, 7, 8)]),
+    "ILSVRC2012_val_00000003": (TENCH, [(1, 1, 2, 2)]),
+    "ILSVRC2012_val_00000004": (SPRINGER, [(2, 2, 3, 3)]),
+}
+VAL = ["ILSVRC2012_val_00000001", "ILSVRC2012_val_00000004"]
+
+
+def put(path: Path, content: bytes | str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+@pytest.fixture
+def imagenet(tmp_path, jpeg):
+    """Two classes with two training images each, four validation images with XML boxes and split lists."""
+    data = tmp_path / "Data/CLS-LOC"
+    for wnid in (SPRINGER, TENCH):
+        for number in (7, 8):
+            put(data / f"train/{wnid}/{wnid}_{number}.JPEG", jpeg(number))
+    for number, (name, (wnid, boxes)) in enumerate(BOXES.items()):
+        put(data / f"val/{name}.JPEG", jpeg(10 + number))
+        objects = "".join(OBJECT.format(wnid, *box) for box in boxes)
+        put(tmp_path / f"Annotations/CLS-LOC/val/{name}.xml", XML.format(objects))
+    put(tmp_path / "LOC_synset_mapping.txt", f"{TENCH} tench, Tinca tinca\n{SPRINGER} English springer\n")
+    put(tmp_path / "splits/val.txt", "\n".join(VAL))
+    put(tmp_path / "splits/test.txt", "\n".join(sorted(BOXES.keys() - set(VAL))))
+    return tmp_path
+
+
+@pytest.fixture
+def metadata(imagenet):
+    """The same dataset in the text files of wsolevaluation."""
+    train = [f"train/{wnid}/{wnid}_{number}.JPEG" for wnid in (TENCH, SPRINGER) for number in (7, 8)]
+    held_out = {"val": VAL, "test": sorted(BOXES.keys() - set(VAL))}
+    members = {"train": train} | {role: [f"val/{name}.JPEG" for name in listed] for role, listed in held_out.items()}
+    for role, ids in members.items():
+        label = {name: int(SPRINGER in name or BOXES.get(Path(name).stem, "?")[0] == SPRINGER) for name in ids}
+        put(imagenet / f"lists/{role}/image_ids.txt", "\n".join(ids))
+        put(imagenet / f"lists/{role}/class_labels.txt", "\n".join(f"{name},{label[name]}" for name in ids))
+        put(imagenet / f"lists/{role}/image_sizes.txt", "\n".join(f"{name},40,30" for name in ids))
+        lines = [f"{name},{','.join(map(str, box))}" for name in ids for box in BOXES.get(Path(name).stem, ("", []))[1]]
+        put(imagenet / f"lists/{role}/localization.txt", "\n".join(lines))
+    return wsolevaluation.Options(metadata="lists", images="Data/CLS-LOC")
+
+
+def by_id(source, role=None):
+    return {row.id: row for row in source.rows if role in (None, row.role)}
+
+
+def test_ilsvrc(imagenet):
+    source = ilsvrc.read(imagenet, ilsvrc.Options())
+    rows = by_id(source)
+    assert source.classes == (f"{TENCH} tench, Tinca tinca", f"{SPRINGER} English springer")
+    assert source.box_convention == "inclusive0"
+    assert rows[f"train/{SPRINGER}/{SPRINGER}_7.JPEG"].labels == (1,)
+    assert rows[f"train/{SPRINGER}/{SPRINGER}_7.JPEG"].boxes == ()
+    first = rows["val/ILSVRC2012_val_00000001.JPEG"]
+    assert first.role is Role.VAL
+    assert first.boxes == ((3, 4, 20, 29), (0, 0, 39, 29))  # unchanged
+    assert first.box_labels == (0, 0)
+    assert first.size == (40, 30)
+    assert rows["val/ILSVRC2012_val_00000002.JPEG"].role is Role.TEST
+
+
+def test_ilsvrc_training_list_is_followed(imagenet):
+    put(imagenet / "ImageSets/CLS-LOC/train_cls.txt", f"{TENCH}/{TENCH}_8 1\n")
+    assert list(by_id(ilsvrc.read(imagenet, ilsvrc.Options()), Role.TRAIN)) == [f"train/{TENCH}/{TENCH}_8.JPEG"]
+
+
+def test_ilsvrc_csv_stands_in_for_xml(imagenet):
+    from_xml = by_id(ilsvrc.read(imagenet, ilsvrc.Options()))
+    lines = [
+        f"{name},{' '.join(f'{wnid} ' + ' '.join(map(str, box)) for box in boxes)} "
+        for name, (wnid, boxes) in BOXES.items()
+    ]
+    put(imagenet / "LOC_val_solution.csv", "ImageId,PredictionString\n" + "\n".join(lines))
+    (imagenet / "Annotations").rename(imagenet / "Gone")
+    from_csv = by_id(ilsvrc.read(imagenet, ilsvrc.Options()))
+    assert {name: (row.boxes, row.labels) for name, row in from_csv.items()} == {
+        name: (row.boxes, row.labels) for name, row in from_xml.items()
+    }
+
+
+def test_ilsvrc_divides_the_official_validation_by_class_if_no_list_does(imagenet):
+    (imagenet / "splits/val.txt").unlink()
+    divided = by_id(ilsvrc.read(imagenet, ilsvrc.Options(val_per_class=1)))
+    again = by_id(ilsvrc.read(imagenet, ilsvrc.Options(val_per_class=1)))
+    assert divided == again
+    val = [row for row in divided.values() if row.role is Role.VAL]
+    assert sorted(row.labels[0] for row in val) == [0, 1]
+    assert sum(row.role is Role.TEST for row in divided.values()) == 2
+
+
+def test_ilsvrc_lists_must_not_overlap(imagenet):
+    put(imagenet / "splits/test.txt", VAL[0])
+    with pytest.raises(DataError, match="must not overlap"):
+        by_id(ilsvrc.read(imagenet, ilsvrc.Options()))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<annotation>",
+        XML.format(""),  # sound, but see below
+        '<!DOCTYPE x [<!ENTITY a "aaaa">]><annotation>&a;</annotation>',  # an entity bomb begins so
+        XML.format(OBJECT.format(TENCH, 1, 2, 3, "four")),
+    ],
+    ids=["cut", "no-object", "entity", "not-a-number"],
+)
+def test_ilsvrc_broken_xml(imagenet, write, text):
+    put(imagenet / f"Annotations/CLS-LOC/val/{VAL[0]}.xml", text)
+    with pytest.raises(DataError, match=VAL[0]):  # at once, or as the first bad row
+        write(imagenet / "out", ilsvrc.read(imagenet, ilsvrc.Options()))
+
+
+def test_wsolevaluation_lists_are_the_same_dataset(imagenet, metadata, write):
+    """Ids, labels, boxes and images are equal, so the fingerprints are."""
+    mine = write(imagenet / "a", ilsvrc.read(imagenet, ilsvrc.Options()))
+    theirs = write(imagenet / "b", wsolevaluation.read(imagenet, metadata))
+    assert theirs.classes == ("0", "1")
+    assert theirs.train.fingerprint == mine.train.fingerprint
+    assert theirs.val.fingerprint == mine.val.fingerprint
+    assert theirs.test().fingerprint == mine.test().fingerprint
+
+
+def test_wsolevaluation_masks(imagenet, metadata):
+    name = f"val/{VAL[0]}.JPEG"
+    put(imagenet / "lists/val/localization.txt", f"{name},m/a.png,m/i.png\n{name},m/b.png,\n")
+    row = by_id(wsolevaluation.read(imagenet, metadata))[name]
+    assert row.masks == (imagenet / "m/a.png", imagenet / "m/b.png")
+    assert row.ignore == imagenet / "m/i.png"
+    assert row.boxes == ()
+
+
+def test_wsolevaluation_several_labels_make_it_multilabel(imagenet, metadata):
+    name = f"val/{VAL[0]}.JPEG"
+    with (imagenet / "lists/val/class_labels.txt").open("a") as file:
+        file.write(f"\n{name},1")
+    source = wsolevaluation.read(imagenet, metadata)
+    assert source.multilabel
+    assert by_id(source)[name].labels == (0, 1)
+
+
+def test_paths_cannot_lead_out_of_the_source(imagenet, metadata):
+    put(imagenet / "lists/train/image_ids.txt", "../../secret.JPEG")
+    put(imagenet / "lists/train/class_labels.txt", "../../secret.JPEG,0")
+    put(imagenet / "lists/train/image_sizes.txt", "../../secret.JPEG,1,1")
+    with pytest.raises(DataError, match="leads out of"):
+        wsolevaluation.read(imagenet, metadata)
+
+
+@pytest.fixture
+def folders(tmp_path, jpeg):
+    for number, role in enumerate(Role):
+        for label, name in enumerate(("cat", "ant")):
+            put(tmp_path / role / name / "1.jpg", jpeg(10 * number + label))
+    put(
+        tmp_path / "boxes.csv",
+        "path,x0,y0,x1,y1\nval/ant/1.jpg,1,2,3.5,4\nval/ant/1.jpg,0,0,40,30\ntest/cat/1.jpg,1,1,2,2\n",
+    )
+    return tmp_path
+
+
+def test_folder(folders):
+    source = folder.read(folders, folder.Options(convention="inclusive1"))
+    rows = by_id(source)
+    assert source.classes == ("ant", "cat")
+    assert source.box_convention == "inclusive1"
+    assert rows["val/ant/1.jpg"].boxes == ((1, 2, 3.5, 4), (0, 0, 40, 30))
+    assert rows["train/cat/1.jpg"].labels == (1,)
+    assert len(rows) == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x,y\n", "must begin with the line path,x0,y0,x1,y1"),
+        ("path,x0,y0,x1,y1\nval/ant/1.jpg,1,2,3\n", "line 2: a box is four numbers"),
+        ("path,x0,y0,x1,y1\nval/ant/9.jpg,1,2,3,4\n", "'val/ant/9.jpg', which is not an image"),
+    ],
+)
+def test_folder_wrong_boxes(folders, text, message):
+    put(folders / "boxes.csv", text)
+    with pytest.raises(DataError, match=message):
+        folder.read(folders, folder.Options())
+
+
+def test_folder_unknown_class(folders, jpeg):
+    put(folders / "val/cta/1.jpg", jpeg(99))
+    with pytest.raises(UsageError, match="Did you mean 'cat'"):
+        folder.read(folders, folder.Options())
+
+
+def test_folder_links_out_of_the_source_are_not_followed(folders, tmp_path_factory, jpeg):
+    outside = put(tmp_path_factory.mktemp("outside") / "1.jpg", jpeg(5))
+    (folders / "train/ant/2.jpg").symlink_to(outside)
+    with pytest.raises(DataError, match="leads out of"):
+        folder.read(folders, folder.Options())
+
+
+SMALL = synthetic.Options(train=12, val=6, test=6, classes=3, size=48, seed=3)
+
+
+def test_synthetic_is_deterministic_by_seed():
+    one, two = (by_id(synthetic.read(Path(), SMALL)) for _ in range(2))
+    assert one == two
+    assert one != by_id(synthetic.read(Path(), synthetic.Options(train=12, val=6, test=6, classes=3, size=48, seed=4)))
+
+
+def test_synthetic_counts_and_labels():
+    rows = by_id(synthetic.read(Path(), SMALL))
+    assert [sum(row.role is role for row in rows.values()) for role in Role] == [12, 6, 6]
+    assert sorted(row.labels[0] for row in rows.values() if row.role is Role.TRAIN) == [0] * 4 + [1] * 4 + [2] * 4
+    assert all(not row.boxes for row in rows.values() if row.role is Role.TRAIN)
+
+
+def test_synthetic_box_is_the_extent_of_the_body(monkeypatch):
+    """Draw a body in pure white on black: the box must be the extent of what changed."""
+    monkeypatch.setattr(synthetic, "_background", lambda rng, size: synthetic.np.zeros((size, size, 3), "uint8"))
+    monkeypatch.setattr(synthetic, "_clutter", lambda rng, image: None)
+    monkeypatch.setattr(synthetic, "_fur", lambda rng, size, hue: Image.new("RGB", (size, size), "white"))
+    for seed in range(20):
+        image, box = synthetic.draw(synthetic.np.random.default_rng(seed), 1, SMALL)
+        assert image.getbbox() == box
+
+
+def test_synthetic_makes_a_dataset_without_bad_rows(write, tmp_path):
+    dataset = write(tmp_path, synthetic.read(Path(), SMALL))
+    assert dataset.manifest.quarantine == {"train": 0, "val": 0, "test": 0}
+
+
+@pytest.mark.parametrize("options", [{"classes": 7}, {"size": 16}, {"val": 1}])
+def test_synthetic_refuses_what_it_cannot_draw(options):
+    with pytest.raises(UsageError, match=next(iter(options))):
+        synthetic.Options(**options)
+
+
+def test_importers_are_found_by_file_name():
+    assert names() == ["folder", "ilsvrc", "synthetic", "wsolevaluation"]
+    assert importer("folder") is folder
+    with pytest.raises(UsageError, match="Did you mean 'ilsvrc'"):
+        importer("ilsrvc")
+
+
+@pytest.mark.parametrize("name", ["folder", "ilsvrc", "wsolevaluation"])
+def test_a_folder_of_another_layout_is_refused(name, tmp_path):
+    module = importer(name)
+    with pytest.raises(DataError, match=str(tmp_path)):
+        module.read(tmp_path, module.Options())

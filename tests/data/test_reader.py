@@ -1,0 +1,194 @@
+"""Batches from cached pixels and from shards; the streaming executor is in test_streaming.py."""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms.v2 import functional
+
+from wsol_pipeline.data.augment import draw_crops, hash_ids
+from wsol_pipeline.data.dataset import open_dataset
+from wsol_pipeline.data.images import decode
+from wsol_pipeline.data.pixels import cached_pixels
+from wsol_pipeline.data.reader import ReadConfig, TrainReader, eval_rows, train_batches
+from wsol_pipeline.errors import ResourceError, UsageError
+
+SMALL = ReadConfig(resize_size=40, image_size=32)
+
+
+@pytest.fixture
+def config(tmp_path):
+    return replace(SMALL, cache_dir=str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def source_rows(make_source):
+    return {row.id: row for row in make_source().rows}
+
+
+def test_a_training_image_is_resized_cropped_and_flipped_as_drawn(tiny, config, source_rows):
+    """The oracle decodes and augments every image by itself, with torchvision's functions."""
+    plan, flips = tiny.train.plan(16, seed=5), []
+    for batch in train_batches(tiny.train, plan, 3, config):
+        for name, image, label in zip(batch.ids, batch.images_BCHW, batch.labels_B, strict=True):
+            crops = draw_crops(hash_ids([name]), seed=5, epoch=3, size=40, crop=32)
+            want = functional.resize(decode(source_rows[name].image), [40, 40], antialias=True)
+            want = functional.crop(want, int(crops.top_B[0]), int(crops.left_B[0]), 32, 32)
+            want = functional.horizontal_flip(want) if crops.flip_B[0] else want
+            assert torch.equal(image, want)
+            assert label == source_rows[name].labels[0]
+            flips.append(bool(crops.flip_B[0]))
+    assert {True, False} == set(flips)
+
+
+def test_batches_follow_the_plan(tiny, config):
+    plan = tiny.train.plan(16, seed=5)
+    batches = list(train_batches(tiny.train, plan, 0, config))
+    assert [name for batch in batches for name in batch.ids] == [tiny.train.ids[row] for row in plan.order(0)]
+    assert [batch.global_size for batch in batches] == [16] * 8 + [22]
+    assert all(batch.boxes is None for batch in batches)
+
+
+def test_two_ranks_after_a_restart_give_the_rest_of_the_epoch(tiny, config, source_rows):
+    plan = tiny.train.plan(16, seed=5)
+    whole = list(train_batches(tiny.train, plan, 1, config))
+    ranks = [list(train_batches(tiny.train, plan, 1, config, rank=r, world=2, start_sample=48)) for r in range(2)]
+    for one, left, right in zip(whole[3:], *ranks, strict=True):
+        assert one.ids == left.ids + right.ids
+        assert torch.equal(one.images_BCHW, torch.cat([left.images_BCHW, right.images_BCHW]))
+        assert left.global_size == len(one.ids)
+        sizes = [source_rows[name].size for name in one.ids]
+        assert np.concatenate([left.sizes_B2, right.sizes_B2]).tolist() == list(map(list, sizes))
+
+
+@pytest.mark.parametrize("mode", ["cached", "streaming"])
+@pytest.mark.parametrize("geometry", ["resize", "resize_crop"])
+def test_evaluation_images_have_the_stated_geometry(tiny, config, source_rows, mode, geometry):
+    rows = eval_rows(tiny.val, replace(config, mode=mode), geometry, 4)
+    batches = list(rows.batches())
+    assert [name for batch in batches for name in batch.ids] == tiny.val.ids
+    assert [batch.global_size for batch in batches] == [4, 4, 3]
+    for batch in batches:
+        for name, image, boxes in zip(batch.ids, batch.images_BCHW, batch.boxes, strict=True):
+            size = 32 if geometry == "resize" else 40
+            want = functional.resize(decode(source_rows[name].image), [size, size], antialias=True)
+            assert torch.equal(image, functional.center_crop(want, [32, 32]))
+            assert boxes.dtype == np.float32
+            assert tuple(map(tuple, boxes)) == source_rows[name].boxes  # as stored
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5, 13])
+def test_evaluation_ranks_are_contiguous_and_disjoint(tiny, config, world):
+    ranks = [eval_rows(tiny.val, config, "resize", 2, rank=rank, world=world) for rank in range(world)]
+    got = [[name for batch in rows.batches() for name in batch.ids] for rows in ranks]
+    assert list(chain.from_iterable(got)) == tiny.val.ids
+    assert [rows.num_rows for rows in ranks] == [len(ids) for ids in got]
+
+
+def test_multilabel_targets_are_multi_hot(write, make_source, tmp_path, config):
+    source = make_source()
+    source.rows[151] = replace(source.rows[151], labels=(0, 2))
+    dataset = write(tmp_path / "data", replace(source, multilabel=True))
+    labels_BK = next(iter(eval_rows(dataset.val, config, "resize", 3).batches())).labels_B
+    assert labels_BK.tolist() == [[1, 0, 0], [1, 0, 1], [0, 0, 1]]
+    assert labels_BK.dtype == torch.float32
+
+
+def test_cached_pixels_need_no_shards_any_more(write, tmp_path, config):
+    dataset = write(tmp_path / "data")
+    plan = dataset.train.plan(16, seed=0)
+    first = [batch.images_BCHW for batch in train_batches(dataset.train, plan, 0, config)]
+    shutil.rmtree(tmp_path / "data/train")
+    again = [batch.images_BCHW for batch in train_batches(open_dataset(dataset.uri).train, plan, 0, config)]
+    assert all(map(torch.equal, first, again))
+
+
+def test_each_size_has_its_own_pixels(tiny, config):
+    assert cached_pixels(tiny.val, 40, config.cache_dir).images.shape == (11, 3, 40, 40)
+    assert cached_pixels(tiny.val, 32, config.cache_dir).images.shape == (11, 3, 32, 32)
+    assert len(list(Path(config.cache_dir, "pixels").glob("val-*[0-9a-f]"))) == 2
+
+
+def _build_slowly(uri: str, cache_dir: str) -> None:
+    """Decode one chunk, say so, and hang: until the parent kills this process."""
+    from wsol_pipeline.data import pixels
+
+    def hang(*_):
+        Path(cache_dir, "hanging").touch()
+        time.sleep(600)
+
+    pixels.decode_resize = hang
+    pixels.cached_pixels(open_dataset(uri).train, 40, cache_dir)
+
+
+@pytest.mark.slow  # a process that imports torch, only to be killed
+def test_a_killed_build_leaves_nothing_wrong(tiny, config):
+    """The next one gets the lock of the dead one and builds anew."""
+    child = multiprocessing.get_context("spawn").Process(target=_build_slowly, args=(tiny.uri, config.cache_dir))
+    child.start()
+    while not Path(config.cache_dir, "hanging").exists():
+        assert child.is_alive()
+        time.sleep(0.05)
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    (aside,) = Path(config.cache_dir, "pixels").glob("*.aside")
+    cached = cached_pixels(tiny.train, 40, config.cache_dir)
+    assert not aside.exists()
+    assert cached.images.reshape(150, -1).max(axis=1).min() > 0  # a row that nobody wrote is zero
+
+
+def test_an_interrupted_build_is_built_again(tiny, config, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("wsol_pipeline.data.pixels.decode_resize", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            cached_pixels(tiny.train, 40, config.cache_dir)
+    assert cached_pixels(tiny.train, 40, config.cache_dir).images.reshape(150, -1).max(axis=1).min() > 0
+
+
+def test_a_full_disk_is_said_before_decoding(tiny, config, monkeypatch):
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr("wsol_pipeline.data.pixels.shutil.disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(ResourceError, match=r"needs 0.0 GiB .* choose another cache_dir"):
+        cached_pixels(tiny.train, 40, config.cache_dir)
+
+
+def test_auto_caches_what_fits_the_budget(tiny):
+    """150 rows of 3 x 40 x 40 bytes are 720,000 bytes."""
+    assert replace(SMALL, cache_budget_gb=720_000 / 2**30).caches(tiny.train, 40)
+    assert not replace(SMALL, cache_budget_gb=719_999 / 2**30).caches(tiny.train, 40)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"mode": "chached"}, "Did you mean 'cached'"),
+        ({"train_geometry": "zoom"}, "Known: crop"),
+        ({"image_size": 41}, r"1..resize_size \(40\) but got 41"),
+    ],
+)
+def test_wrong_settings_are_refused(fields, message):
+    with pytest.raises(UsageError, match=message):
+        replace(SMALL, **fields)
+
+
+def test_wrong_uses_are_refused(tiny, config):
+    plan = tiny.train.plan(16, seed=0)
+    with pytest.raises(UsageError, match="plan has 149 rows but the split has 150"):
+        TrainReader(tiny.train, replace(plan, rows=149), config, epochs=1)
+    with pytest.raises(UsageError, match="rank must be"):
+        TrainReader(tiny.train, plan, config, epochs=1, rank=2, world=2)
+    with pytest.raises(UsageError, match=r"epoch must be in 0..1"):
+        TrainReader(tiny.train, plan, config, epochs=2).epoch(2)
+    with pytest.raises(UsageError, match="Unknown geometry 'crop'"):
+        eval_rows(tiny.val, config, "crop", 4)
