@@ -85,49 +85,57 @@ def _pad(levels_HW):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _flood_row(here, beside, level, width, from_left, from_right):  # type: ignore[no-untyped-def]
-    """Let the flood enter one row from the row `beside` it and run along it. True if that lowered anything."""
-    lowered = False
-    settled = True
-    for x in range(1, width + 1):
-        low = max(level[x], min(here[x], beside[x]))
-        lowered |= low != here[x]
-        settled &= low == level[x]
-        here[x] = low
-    if not lowered or settled:
-        return lowered
-    # two scans in one loop: neither waits for the other
-    left = right = np.uint16(0)
-    for x in range(1, width + 1):
-        left = max(level[x], min(left, here[x]))
-        from_left[x] = left
-        opposite = width + 1 - x
-        right = max(level[opposite], min(right, here[opposite]))
-        from_right[opposite] = right
-    for x in range(1, width + 1):
-        here[x] = min(from_left[x], from_right[x])
-    return True
-
-
-@jit
 def _fill_holes(padded, width):  # type: ignore[no-untyped-def]
     """The level image whose masks are those of `padded` with their holes filled.
 
     Each pixel takes the lowest, over all 4-connected paths to the frame, of the highest level on the path
-    (morphological reconstruction by erosion), by sweeps down and up until nothing changes.
+    (morphological reconstruction by erosion). Straight paths up and down come first and settle most pixels of a smooth
+    map; sweeps down and up do the rest until nothing changes.
     """
     last = padded.shape[0] - 1
     filled = np.zeros_like(padded)
-    filled[1:last, 1 : width + 1] = 65535
-    from_left, from_right = np.empty_like(padded[0]), np.empty_like(padded[0])
+    for y in range(1, last):
+        above, here, level = filled[y - 1], filled[y], padded[y]
+        for x in range(1, width + 1):
+            here[x] = max(level[x], above[x])
+    below = np.zeros_like(padded[0])
+    for y in range(last - 1, 0, -1):
+        here, level = filled[y], padded[y]
+        for x in range(1, width + 1):
+            below[x] = max(level[x], below[x])
+            here[x] = min(here[x], below[x])
+    scratch = np.empty((2, padded.shape[1]), np.uint16)
+    for y in range(1, last):
+        _flood_row(filled[y], filled[y - 1], padded[y], width, scratch, True)
+    step = 1
     lowered = True
-    while lowered:
+    while lowered:  # a sweep leaves nothing to do in its own direction
         lowered = False
-        for y in range(1, last):
-            lowered |= _flood_row(filled[y], filled[y - 1], padded[y], width, from_left, from_right)
-        for y in range(last - 1, 0, -1):
-            lowered |= _flood_row(filled[y], filled[y + 1], padded[y], width, from_left, from_right)
+        step = -step
+        for y in range(1, last) if step > 0 else range(last - 1, 0, -1):
+            lowered |= _flood_row(filled[y], filled[y - step], padded[y], width, scratch, False)
     return filled
+
+
+@jit
+def _flood_row(here, beside, level, width, scratch, always):  # type: ignore[no-untyped-def]
+    """Let the flood enter a row from the one `beside` it and, if that lowered anything or `always`, run along it."""
+    lowered = False
+    for x in range(1, width + 1):
+        low = max(level[x], min(here[x], beside[x]))
+        lowered |= low != here[x]
+        here[x] = low
+    if lowered or always:
+        left = right = np.uint16(0)
+        for x in range(1, width + 1):  # two scans in one loop: neither waits for the other
+            left = max(level[x], min(left, here[x]))
+            scratch[0, x] = left
+            opposite = width + 1 - x
+            right = max(level[opposite], min(right, here[opposite]))
+            scratch[1, opposite] = right
+        for x in range(1, width + 1):
+            here[x] = min(scratch[0, x], scratch[1, x])
+    return lowered
 
 
 @jit
