@@ -18,6 +18,7 @@ from wsol_pipeline.evaluation.levels import Levels
 BOX_RULES = ("largest_contour", "all_contours", "largest_component")
 
 X0, Y0, X1, Y1, AREA, FIRST, PARENT, CHANGED = range(8)  # a component: its box (inclusive, in padded pixels) and state
+NONE = np.uint32(2**32 - 1)
 
 jit = njit(cache=True, nogil=True, error_model="numpy")
 
@@ -68,8 +69,8 @@ def _doubled_area(mask: int) -> int:
 
 # The neighbours of a pixel, clockwise from north-west, are bits 0..7 of a mask that indexes these tables.
 ARCS = np.array([(_arcs(mask) + [-1] * 4)[:4] for mask in range(256)], np.int8)
-POLYGON_AREA = np.array([_doubled_area(mask) for mask in range(256)], np.int32)
-PIXEL_COUNT = np.ones(256, np.int32)
+POLYGON_AREA = np.array([_doubled_area(mask) for mask in range(256)], np.uint32)
+PIXEL_COUNT = np.ones(256, np.uint32)
 
 
 @jit
@@ -181,7 +182,7 @@ def _sort_pixels(padded, width, num_levels):  # type: ignore[no-untyped-def]
         count = start[v]
         start[v] = total
         total += count
-    order = np.empty(total, np.int32)
+    order = np.empty(total, np.uint32)
     slot = start.copy()
     for y in range(1, rows - 1):
         row = padded[y]
@@ -303,9 +304,9 @@ def _largest_of(component, live, num_live, last_of_equals):  # type: ignore[no-u
     best = live[0]
     for i in range(1, num_live):
         c = live[i]
-        more = component[c, AREA] - component[best, AREA]
+        area, most = component[c, AREA], component[best, AREA]
         later = component[c, FIRST] > component[best, FIRST]
-        if more > 0 or (more == 0 and later == last_of_equals):
+        if area > most or (area == most and later == last_of_equals):
             best = c
     return best
 
@@ -319,9 +320,9 @@ def _largest(levels_HW, num_masks, polygon):  # type: ignore[no-untyped-def]
     near, ring = _neighbourhoods(padded, width)
     order, start = _sort_pixels(padded, width, num_masks)
     weight = POLYGON_AREA if polygon else PIXEL_COUNT
-    label = np.empty(padded.size, np.int32)
+    label = np.empty(padded.size, np.uint32)
     most = ((height + 1) // 2) * ((width + 1) // 2)  # two births are never neighbours
-    component, live = np.empty((most, 8), np.int32), np.empty(most, np.int32)
+    component, live = np.empty((most, 8), np.uint32), np.empty(most, np.uint32)
     num_born = num_live = 0
     boxes = np.empty((num_masks, 4), np.int32)
     boxes[:] = np.array([0, 0, 0, 0] if polygon else [0, 0, width, height], np.int32)
@@ -344,9 +345,9 @@ def _all_contours(levels_HW, num_masks, truth_N4):  # type: ignore[no-untyped-de
     padded, shift = _pad(levels_HW)
     near, ring = _neighbourhoods(padded, width)
     order, start = _sort_pixels(padded, width, num_masks)
-    label = np.empty(padded.size, np.int32)
+    label = np.empty(padded.size, np.uint32)
     most = ((height + 1) // 2) * ((width + 1) // 2)
-    component, live = np.empty((most, 8), np.int32), np.empty(most, np.int32)
+    component, live = np.empty((most, 8), np.uint32), np.empty(most, np.uint32)
     iou = np.empty(most)
     num_born = num_live = 0
     best = np.full(num_masks, _iou(0, 0, 0, 0, truth_N4))
@@ -394,10 +395,10 @@ def _add_holes(padded, shift, width, height, order, start, label, truth_N4, best
     num_pixels = np.sum(filled > level_of)
     if num_pixels == 0:
         return
-    component, live = np.empty((num_pixels, 8), np.int32), np.empty(num_pixels, np.int32)
+    component, live = np.empty((num_pixels, 8), np.uint32), np.empty(num_pixels, np.uint32)
     iou = np.empty(num_pixels)
     drains = np.empty(num_pixels, np.uint16)
-    label[:] = -1
+    label[:] = NONE
     num_born = num_live = 0
     for t in range(len(best)):
         for p in order[start[t] : start[t - 1] if t else len(order)]:
@@ -410,7 +411,7 @@ def _add_holes(padded, shift, width, height, order, start, label, truth_N4, best
             live[num_live] = c
             num_born, num_live = num_born + 1, num_live + 1
             for n in (p - stride, p + 1, p + stride, p - 1):
-                if label[n] >= 0:
+                if label[n] != NONE:
                     other = _find(component, label[n])
                     if other != c:
                         _merge(component, other, c)
