@@ -42,6 +42,7 @@ class Backbone(nn.Module):
     """Named stages in order.
 
     stages: name -> channels and stride, measured when the network is built.
+    origin: name of each tensor here -> its name in the network that was cut.
     head_width: channels of convolutional heads that methods put on top.
     head: weight and bias of the pretrained classifier (K×C and K), if the loaded weights had one.
     """
@@ -50,6 +51,7 @@ class Backbone(nn.Module):
         self,
         modules: Mapping[str, nn.Module],
         stages: Mapping[str, Stage],
+        origin: Mapping[str, str],
         head_width: int = 1024,
         head: tuple[Tensor, Tensor] | None = None,
     ) -> None:
@@ -57,6 +59,7 @@ class Backbone(nn.Module):
         for name, module in modules.items():
             self.add_module(name, module)
         self.stages = dict(stages)
+        self.origin = dict(origin)
         self.head_width = head_width
         self.head = head
 
@@ -98,7 +101,7 @@ class Backbone(nn.Module):
 
     def _slice(self, names: Sequence[str]) -> "Backbone":
         modules = {name: self.get_submodule(name) for name in names}
-        return Backbone(modules, {name: self.stages[name] for name in names}, self.head_width)
+        return Backbone(modules, {name: self.stages[name] for name in names}, self.origin, self.head_width)
 
 
 @dataclass(frozen=True)
@@ -191,9 +194,26 @@ def backbone(name: str, layout: str, weights: str | None = None, frozen_batch_no
     network = entry.network()
     head = load_weights(network, read_weights(name, weights), entry.head, weights) if weights else None
     modules = entry.cut(network, layout)
+    origin = origin_of(modules, network)
     if frozen_batch_norm:
         freeze_batch_norm(nn.ModuleDict(modules))
-    return Backbone(modules, measure(modules), entry.head_width, head)
+    return Backbone(modules, measure(modules), origin, entry.head_width, head)
+
+
+def origin_of(modules: Mapping[str, nn.Module], network: nn.Module) -> dict[str, str]:
+    """Name of each tensor of the stages -> its name in the network that they were cut from."""
+    names = {id(tensor): name for name, tensor in network.state_dict(keep_vars=True).items()}
+    return {
+        f"{stage}.{name}": names[id(tensor)]
+        for stage, module in modules.items()
+        for name, tensor in module.state_dict(keep_vars=True).items()
+    }
+
+
+def network_state(method: nn.Module) -> dict[str, Tensor]:
+    """The backbone's tensors of a method under the network's own names: `weights` for another method or layout."""
+    parts = [module for module in method.modules() if isinstance(module, Backbone)]
+    return {part.origin[name]: tensor for part in parts for name, tensor in part.state_dict().items()}
 
 
 @torch.no_grad()

@@ -110,7 +110,7 @@ class Store:
         if self.is_local:
             root, base = Path(self.uri), Path(self.path(prefix))
             found = (p for p in base.rglob("*") if p.is_file() and not p.name.startswith(".aside-"))
-            return sorted(p.relative_to(root).as_posix() for p in found)
+            return sorted(file.relative_to(root).as_posix() for file in found)
         root = self.uri.removeprefix("s3://")
         return sorted(key.removeprefix(root).lstrip("/") for key in _s3(os.getpid()).find(self.path(prefix)))
 

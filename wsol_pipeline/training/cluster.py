@@ -2,6 +2,7 @@
 
 import logging
 import os
+from typing import Literal
 
 import ray
 
@@ -35,7 +36,7 @@ def connect(nested: bool) -> None:
         )  # fmt: skip
 
 
-def pick_device(wanted: str) -> str:
+def pick_device(wanted: str) -> Literal["cpu", "cuda"]:
     """ "cuda" if asked for, or if `wanted` is "auto" and the cluster has a GPU; else "cpu". Raises `ResourceError`."""
     has_gpu = ray.cluster_resources().get("GPU", 0) > 0
     if wanted == "cuda" and not has_gpu:

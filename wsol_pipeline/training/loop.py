@@ -19,13 +19,13 @@ import torch.distributed
 from torch import Tensor, nn
 
 import wsol_models
-from wsol_models import readouts
+from wsol_models import LocalizationMethod, readouts
 from wsol_pipeline.data.dataset import Dataset
 from wsol_pipeline.data.plan import EpochPlan
 from wsol_pipeline.data.reader import Batch, EvalRows, ReadConfig, TrainReader, eval_rows
 from wsol_pipeline.errors import WsolError
 from wsol_pipeline.evaluation import evaluate, selection
-from wsol_pipeline.evaluation.metrics import Counts
+from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.evaluation.protocols import Protocol, protocol
 from wsol_pipeline.images import normalize
 from wsol_pipeline.protocol import require_searchable
@@ -89,7 +89,7 @@ class Run:
     dataset: Dataset
     checkpoints: CheckpointStore
     world: World
-    method: nn.Module
+    method: LocalizationMethod
     model: nn.Module  # the method as the optimizer's steps see it: maybe wrapped in DDP
     optimizer: torch.optim.SGD
     progress: Progress
@@ -127,7 +127,7 @@ def train(
             yield record
 
 
-def build_method(config: TrainConfig, num_classes: int) -> nn.Module:
+def build_method(config: TrainConfig, num_classes: int) -> LocalizationMethod:
     """The untrained method of `config`. Raises `ValueError` with the known choices for a wrong name or option."""
     return wsol_models.build(
         config.method,
@@ -160,7 +160,11 @@ def _set_up(config: TrainConfig, dataset: Dataset, checkpoints: CheckpointStore,
 
 
 def _resume(
-    config: TrainConfig, checkpoints: CheckpointStore, method: nn.Module, optimizer: torch.optim.SGD, world: World
+    config: TrainConfig,
+    checkpoints: CheckpointStore,
+    method: LocalizationMethod,
+    optimizer: torch.optim.SGD,
+    world: World,
 ) -> Progress:
     saved = checkpoints.load(world.device)
     if saved is None:
@@ -252,8 +256,8 @@ def _finish_epoch(run: Run, epoch: int, seconds: float, rows: int) -> Record:
 
 def validate(run: Run, search: bool) -> Counts:
     """Validation counts over all ranks: of every readout setting, or of the one setting scored each epoch."""
-    settings = None if search else [_fixed_setting(run)]
     run.method.eval()
+    settings = None if search else [_fixed_setting(run)]
     counts = evaluate.count(run.method, run.readout, run.val, run.protocol, settings=settings, device=run.world.device)
     merged = run.world.gather(counts)
     return sum(merged[1:], start=merged[0])
@@ -285,12 +289,15 @@ def _finish(run: Run, counts: Counts, choice: selection.Choice) -> None:
         model = {
             "train": to_dict(run.config),
             "classes": list(run.dataset.classes),
+            "data": run.dataset.uri,
             "dataset": run.dataset.fingerprint,
             "val_split": run.dataset.val.fingerprint,
             "choice": choice.to_dict(),
         }
+        network = {name: tensor.contiguous().cpu() for name, tensor in wsol_models.network_state(run.method).items()}
         files = {
             "model.safetensors": safetensors.torch.save(weights),
+            "backbone.safetensors": safetensors.torch.save(network),  # --weights of another run
             "model.json": json.dumps(model, indent=1).encode(),
             "val_counts.json": json.dumps(counts.to_dict()).encode(),
         }

@@ -8,13 +8,11 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from torch import nn
 from torchvision.transforms.v2 import functional as F
 
-from wsol_models import readouts
-from wsol_pipeline.evaluation.contours import boxes_per_mask
-from wsol_pipeline.evaluation.levels import level_image, num_masks
+from wsol_models import LocalizationMethod, readouts
 from wsol_pipeline.evaluation.maps import normalised_map
+from wsol_pipeline.evaluation.metrics import predicted_box
 from wsol_pipeline.evaluation.protocols import Protocol, protocol
 from wsol_pipeline.evaluation.selection import Choice
 from wsol_pipeline.images import normalize
@@ -40,7 +38,7 @@ class Localization:
 class Model:
     """A trained method in eval mode with everything that was chosen for it on validation."""
 
-    method: nn.Module
+    method: LocalizationMethod
     config: TrainConfig
     classes: tuple[str, ...]
     choice: Choice
@@ -54,6 +52,11 @@ class Model:
     def readout(self) -> Any:
         return readouts.readout(self.config.readout)
 
+    @property
+    def threshold(self) -> float:
+        """The threshold at which boxes are read: the best on validation for an IoU of 0.5."""
+        return self.choice.thresholds["gt_known_loc"][0]
+
     def localize(self, images_BHW3: np.ndarray) -> list[Localization]:
         """The most probable object of each image. `images_BHW3`: uint8 RGB, [B, H, W, 3], any size."""
         batch_BCHW = torch.stack([self._fit(image) for image in images_BHW3])
@@ -61,7 +64,7 @@ class Model:
         with torch.no_grad():
             output = self.method(images)
             scores_B, classes_B = output.logits_BK.softmax(1).max(1)
-        maps_BHW = self.readout.maps(self.method, images, classes_B, self.choice.setting, output=output)
+        maps_BHW = self.readout.maps(self.method, images, classes_B, self.choice.readout, output=output)
         shape = images_BHW3.shape[1:3]
         return [
             self._localization(map_HW, int(label), float(score), shape)
@@ -75,8 +78,8 @@ class Model:
         return F.center_crop(F.resize(image, [size, size], antialias=True), [rules.image_size, rules.image_size])
 
     def _localization(self, raw_HW: np.ndarray, label: int, score: float, shape: tuple[int, int]) -> Localization:
+        box = predicted_box(raw_HW, self.threshold, self.protocol)
         map_HW = normalised_map(raw_HW, self.protocol)
-        box = box_at(map_HW, self.choice.box_threshold, self.protocol)
         return Localization(self.classes[label], score, box_in_image(box, shape, self.protocol), map_HW)
 
 
@@ -97,13 +100,6 @@ def _assemble(weights: bytes, description: dict[str, Any], device: torch.device 
     method = build_method(config, len(classes))
     method.load_state_dict(safetensors.torch.load(weights))
     return Model(method.eval().to(device), config, classes, Choice.from_dict(description["choice"]), description)
-
-
-def box_at(map_HW: np.ndarray, threshold: float, rules: Protocol) -> np.ndarray:
-    """The box `x0y0x1y1` that `rules` read from a normalised map at one threshold, in evaluation pixels."""
-    levels_HW, masks_T = level_image(map_HW, rules)
-    mask = masks_T[np.searchsorted(rules.thresholds, threshold - 1e-9)]
-    return boxes_per_mask(levels_HW, num_masks(rules), rules.box_rule)[mask]
 
 
 def box_in_image(box: np.ndarray, shape: tuple[int, int], rules: Protocol) -> tuple[float, float, float, float]:

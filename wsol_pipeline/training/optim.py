@@ -3,10 +3,11 @@
 import torch
 from torch import nn
 
+from wsol_models import LocalizationMethod
 from wsol_pipeline.training.config import Recipe
 
 
-def build_optimizer(method: nn.Module, recipe: Recipe) -> torch.optim.SGD:
+def build_optimizer(method: LocalizationMethod, recipe: Recipe) -> torch.optim.SGD:
     """SGD with one group per multiplier that `method.lr_scale(name)` gives; every group remembers its `scale`.
 
     All parameters, biases and normalisation included, get the weight decay: the papers' code does so.
@@ -14,7 +15,7 @@ def build_optimizer(method: nn.Module, recipe: Recipe) -> torch.optim.SGD:
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in method.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault(float(method.lr_scale(name)), []).append(parameter)  # type: ignore[operator]
+            groups.setdefault(float(method.lr_scale(name)), []).append(parameter)
     return torch.optim.SGD(
         [{"params": parameters, "scale": scale} for scale, parameters in sorted(groups.items())],
         lr=recipe.learning_rate,

@@ -61,7 +61,8 @@ def fit_trainer(job: Job, payload: dict[str, Any], callbacks: list[Any] | None =
             name=f"train-{job.attempt:04d}",
             storage_path=store.path("ray"),
             failure_config=ray.train.FailureConfig(
-                max_failures=INFRASTRUCTURE_RETRIES, controller_failure_limit=INFRASTRUCTURE_RETRIES
+                max_failures=INFRASTRUCTURE_RETRIES,
+                controller_failure_limit=INFRASTRUCTURE_RETRIES,  # type: ignore[call-arg]  # Train V2's own class has it
             ),
             callbacks=callbacks,
         ),

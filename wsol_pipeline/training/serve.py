@@ -8,13 +8,14 @@ print(model.predict(image[None]))    # [{"label": ..., "score": ..., "box": [x0,
 from pathlib import Path
 from typing import Any
 
-import mlflow
+import mlflow.models
+import mlflow.pyfunc
 import numpy as np
 
 from wsol_pipeline.training.model import load_model_files
 
 
-class ServedModel(mlflow.pyfunc.PythonModel):
+class ServedModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]  # MLflow re-exports it lazily
     """`predict(images)`: uint8 RGB [B, H, W, 3] -> one dict per image; `box` in pixels of the image, `map` in 0..1."""
 
     def load_context(self, context: Any) -> None:

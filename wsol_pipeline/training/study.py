@@ -276,7 +276,7 @@ def check_buildable(config: TrainConfig, dataset: Dataset) -> None:
     try:
         with torch.device("meta"):
             method = build_method(dataclasses.replace(config, weights=None), len(dataset.classes))
-        readouts.readout(config.readout).settings(method)
+        readouts.readout(config.readout).settings(method.eval())
         protocol(config.protocol, image_size=config.image_size, resize_size=config.resize_size)
     except ValueError as error:
         raise UsageError(str(error)) from error

@@ -125,7 +125,8 @@ class Projection:
         return self._runs[trial]
 
     def _find_runs(self) -> dict[str, str]:
-        found, token = {}, None
+        found: dict[str, str] = {}
+        token = None
         while True:
             page = self.client.search_runs(
                 [self.experiment_id], f"tags.`{STUDY_TAG}` = '{self.study}'", page_token=token, max_results=1000

@@ -50,7 +50,7 @@ class LedgerSearcher(Searcher):
         self.pruned: set[str] = set()  # Ray's ids of trials that our pruner stopped
         self.orphans = settle_orphans(ledger, self.checkpoints, on_event)
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]  # Ray's FINISHED is a str
         """The next job as plain data: an orphan of a dead driver first, else the next of the study."""
         self.lease.check()
         if self.orphans:
