@@ -68,7 +68,7 @@ class LooseFiles(torch.utils.data.Dataset[torch.Tensor]):
     def __getitem__(self, index: int) -> torch.Tensor:
         path = self.paths[index]
         resized = decode_resize([(path.name, path.read_bytes())], SIDE)
-        return crop_flip(resized, np.zeros(1, np.int64), draw_crops(hash_ids([path.name]), 0, 0, SIDE, 224), 224)[0]
+        return torch.from_numpy(crop_flip(resized, draw_crops(hash_ids([path.name]), 0, 0, SIDE, 224), 224)[0])
 
 
 def timed(epoch: Iterable[torch.Tensor]) -> tuple[float, float]:

@@ -43,10 +43,10 @@ def test_crop_flip_equals_torchs_own():
     pixels = np.random.default_rng(0).integers(0, 256, (4, 3, 10, 10), np.uint8)
     rows = np.array([2, 0, 2])
     crops = Crops(np.array([0, 3, 4]), np.array([4, 0, 1]), np.array([False, True, True]))
-    cut = crop_flip(pixels, rows, crops, 6)
+    cut = crop_flip(pixels[rows], crops, 6)
     want = [
         torch.from_numpy(pixels[2, :, 0:6, 4:10]),
         torch.from_numpy(pixels[0, :, 3:9, 0:6]).flip(-1),
         torch.from_numpy(pixels[2, :, 4:10, 1:7]).flip(-1),
     ]
-    assert torch.equal(cut, torch.stack(want))
+    assert torch.equal(torch.from_numpy(cut), torch.stack(want))

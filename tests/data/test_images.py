@@ -103,11 +103,11 @@ def test_a_pool_decodes_the_same_and_gives_torch_its_threads_back(jpeg):
     pairs = [(str(i), jpeg(i)) for i in range(5)]
     before = torch.get_num_threads()
     with decoder(2) as pool:
-        pooled = decode_resize(pairs, 16, pool)
-    assert np.array_equal(pooled, decode_resize(pairs, 16))
+        pooled = list(decode_resize(pairs, 16, pool))
+    assert np.array_equal(pooled, list(decode_resize(pairs, 16)))
     assert torch.get_num_threads() == before
 
 
 def test_the_row_of_a_bad_image_is_named(jpeg):
     with pytest.raises(DataError, match="Row 'second': image is not"):
-        decode_resize([("first", jpeg(0)), ("second", b"x")], 16)
+        list(decode_resize([("first", jpeg(0)), ("second", b"x")], 16))

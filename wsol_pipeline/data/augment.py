@@ -5,11 +5,10 @@ executor give the same pixels.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -36,27 +35,26 @@ def splitmix64(state: np.ndarray) -> np.ndarray:
     return z ^ (z >> np.uint64(31))
 
 
-def uniform(hashes_B: np.ndarray, seed: int, epoch: int, draws: int) -> np.ndarray:
-    """`draws` numbers in [0, 1) for each id hash, float64 [draws, B]."""
-    key = splitmix64(splitmix64(np.array([seed], np.uint64)) ^ np.uint64(epoch))
+def uniform(hashes_B: np.ndarray, seed: int, epoch: int | np.ndarray, draws: int) -> np.ndarray:
+    """`draws` numbers in [0, 1) for each id hash, float64 [draws, B]; `epoch` is one for all, or each image's own."""
+    key = splitmix64(splitmix64(np.array([seed], np.uint64)) ^ np.asarray(epoch, np.uint64))
     state_B = splitmix64(hashes_B ^ key)
     counters_D1 = np.arange(1, draws + 1, dtype=np.uint64)[:, None] * _GOLDEN
     return (splitmix64(state_B + counters_D1) >> np.uint64(11)) * 2.0**-53
 
 
-def draw_crops(hashes_B: np.ndarray, seed: int, epoch: int, size: int, crop: int) -> Crops:
+def draw_crops(hashes_B: np.ndarray, seed: int, epoch: int | np.ndarray, size: int, crop: int) -> Crops:
     """A uniform position of a `crop` square in a `size` square, and a mirror image half of the time."""
     top_B, left_B, flip_B = uniform(hashes_B, seed, epoch, 3)
     span = size - crop + 1
     return Crops((top_B * span).astype(np.int64), (left_B * span).astype(np.int64), flip_B < 0.5)
 
 
-def crop_flip(pixels: Sequence[np.ndarray] | np.ndarray, rows: np.ndarray, crops: Crops, size: int) -> torch.Tensor:
-    """Cut `pixels[row]` (uint8 [3, R, R] each) for each of `rows`: uint8 [B, 3, size, size], straight into place."""
-    images_BCHW = torch.empty((len(rows), 3, size, size), dtype=torch.uint8)
-    out = images_BCHW.numpy()
-    places = zip(rows.tolist(), *(values.tolist() for values in crops), strict=True)
-    for i, (row, top, left, flip) in enumerate(places):
-        cut_CHW = pixels[row][:, top : top + size, left : left + size]
-        out[i] = cut_CHW[:, :, ::-1] if flip else cut_CHW
-    return images_BCHW
+def crop_flip(images: Iterable[np.ndarray], crops: Crops, size: int) -> np.ndarray:
+    """Cut each of B images (uint8 [3, R, R]) as it comes: uint8 [B, 3, size, size], written once."""
+    cut_BCHW = np.empty((len(crops.flip_B), 3, size, size), np.uint8)
+    places = zip(images, *(values.tolist() for values in crops), strict=True)
+    for i, (image, top, left, flip) in enumerate(places):
+        cut_CHW = image[:, top : top + size, left : left + size]
+        cut_BCHW[i] = cut_CHW[:, :, ::-1] if flip else cut_CHW
+    return cut_BCHW

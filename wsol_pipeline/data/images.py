@@ -1,7 +1,7 @@
 """Encoded images that may come from strangers: look at the header first, decode within limits, resize one way."""
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -71,8 +71,11 @@ def decoder(threads: int) -> Any:
         torch.set_num_threads(before)  # the pool's setting is the default of threads that torch starts later
 
 
-def decode_resize(named: Iterable[tuple[str, bytes]], size: int, pool: ThreadPoolExecutor | None = None) -> np.ndarray:
-    """Decode and resize `(id, bytes)` pairs to uint8 [N, 3, size, size]. Raises `DataError` that names the id."""
+def decode_resize(
+    named: Iterable[tuple[str, bytes]], size: int, pool: ThreadPoolExecutor | None = None
+) -> Iterator[np.ndarray]:
+    """Decode and resize `(id, bytes)` pairs, one after the other (ahead in threads if there is a `pool`), to uint8
+    [3, size, size] each. Raises `DataError` that names the id."""
 
     def one(pair: tuple[str, bytes]) -> np.ndarray:
         try:
@@ -80,5 +83,4 @@ def decode_resize(named: Iterable[tuple[str, bytes]], size: int, pool: ThreadPoo
         except DataError as error:
             raise DataError(f"Row {pair[0]!r}: {error}.") from error
 
-    images = list(pool.map(one, named) if pool else map(one, named))
-    return np.stack(images) if images else np.empty((0, 3, size, size), np.uint8)
+    return pool.map(one, named) if pool else map(one, named)

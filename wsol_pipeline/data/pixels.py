@@ -98,7 +98,8 @@ def _build(split: Split, shard_set: ShardSet, size: int, place: Path) -> None:
     )
     with decoder(len(os.sched_getaffinity(0))) as pool:
         for first, pairs in _encoded(split, shard_set):
-            images[first : first + len(pairs)] = decode_resize(pairs, size, pool)
+            for row, image in enumerate(decode_resize(pairs, size, pool), start=first):
+                images[row] = image
     images.flush()
     pq.write_table(shard_set.read_all(fact_columns(split)), aside / "rows.parquet")
     aside.rename(place)

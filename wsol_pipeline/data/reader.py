@@ -118,9 +118,10 @@ class TrainReader:
         spans = self.plan.batches(epoch, rank=self.rank, world=self.world, start_sample=start_sample)
         for index, rows in spans:
             crops = draw_crops(known.hashes_N[rows], self.plan.seed, epoch, config.resize_size, config.image_size)
+            images = (self._pixels.images[row] for row in rows)
             yield Batch(
                 ids=[known.ids[row] for row in rows],
-                images_BCHW=crop_flip(self._pixels.images, rows, crops, config.image_size),
+                images_BCHW=torch.from_numpy(crop_flip(images, crops, config.image_size)),
                 labels_B=torch.from_numpy(known.labels_N[rows]),
                 boxes=None,
                 sizes_B2=known.sizes_N2[rows],
@@ -221,7 +222,7 @@ class EvalRows:
 
     def _from_shards(self, rows: np.ndarray, size: int) -> Batch:
         table = self.split.shard_set(self.config.cache_dir).read(rows, [*fact_columns(self.split), "image"])
-        known, images = read_rows(table, self.split), decode_resize(id_and_image(table), size)
+        known, images = read_rows(table, self.split), np.stack(list(decode_resize(id_and_image(table), size)))
         return Batch(
             known.ids,
             torch.from_numpy(images),

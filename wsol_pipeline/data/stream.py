@@ -22,6 +22,7 @@ from wsol_pipeline.data.plan import EpochPlan
 from wsol_pipeline.errors import WsolError
 
 _BLOCK_BYTES = 8 * 2**20  # of encoded images for one decoding task: some hundred milliseconds of work
+_DECODE_ROWS = 64  # decoded at a time: few enough that their memory is used again
 _READ_COLUMNS = ["id", "image", "labels", "width", "height"]
 Columns = dict[str, np.ndarray]  # the columns of consecutive rows
 
@@ -54,19 +55,18 @@ class Work:
                 read = self.split.shard_set(self.cache_dir).read(rows, _READ_COLUMNS)
                 yield read.append_column("epoch", pa.array(np.full(len(rows), task["epoch"])))
 
-    def decode(self, table: pa.Table) -> Columns:
+    def decode(self, table: pa.Table) -> Iterator[Columns]:
         """Encoded rows to images at the final size, cropped and flipped as their ids and epochs say."""
+        for first in range(0, table.num_rows, _DECODE_ROWS):
+            yield self._decode(table.slice(first, _DECODE_ROWS))
+
+    def _decode(self, table: pa.Table) -> Columns:
         pairs, epochs = id_and_image(table), table["epoch"].to_numpy()
-        hashes = hash_ids(name for name, _ in pairs)
-        images = np.empty((len(pairs), 3, self.image_size, self.image_size), np.uint8)
-        for epoch in np.unique(epochs):  # a block may reach into the next epoch
-            (rows,) = np.nonzero(epochs == epoch)
-            resized = decode_resize((pairs[row] for row in rows), self.resize_size)
-            crops = draw_crops(hashes[rows], self.plan.seed, int(epoch), self.resize_size, self.image_size)
-            images[rows] = crop_flip(resized, np.arange(len(rows)), crops, self.image_size).numpy()
+        names = [name for name, _ in pairs]
+        crops = draw_crops(hash_ids(names), self.plan.seed, epochs, self.resize_size, self.image_size)
         return {
-            "image": images,
-            "id": np.array([name for name, _ in pairs], dtype=object),
+            "image": crop_flip(decode_resize(pairs, self.resize_size), crops, self.image_size),
+            "id": np.array(names, dtype=object),
             "labels": encode_labels(table["labels"].to_pylist(), self.split),
             "size": np.stack([table[side].to_numpy() for side in ("width", "height")], axis=1).astype(np.int64),
         }
