@@ -35,10 +35,10 @@ def count(
     `rows` must come in the protocol's geometry. A readout is handed the method's output and runs passes of its own
     only where it needs gradients or other scales. `on_batch` is told the number of images done in each batch.
     """
-    chosen = tuple(readout.settings(method) if settings is None else settings)
-    metric = LocalizationCounts(protocol, settings=chosen, keep_images=keep_images)
     ids: list[str] = []
     with _evaluating(method):
+        chosen = tuple(readout.settings(method) if settings is None else settings)
+        metric = LocalizationCounts(protocol, settings=chosen, keep_images=keep_images)
         for batch in rows.batches():
             _check_single_label(batch.labels_B)
             images_BCHW, labels_B = prepare(batch.images_BCHW, device), batch.labels_B.to(device)
