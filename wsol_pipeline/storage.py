@@ -111,8 +111,8 @@ class Store:
             root, base = Path(self.uri), Path(self.path(prefix))
             found = (p for p in base.rglob("*") if p.is_file() and not p.name.startswith(".aside-"))
             return sorted(file.relative_to(root).as_posix() for file in found)
-        root = self.uri.removeprefix("s3://")
-        return sorted(key.removeprefix(root).lstrip("/") for key in _s3(os.getpid()).find(self.path(prefix)))
+        own = self.uri.removeprefix("s3://")
+        return sorted(key.removeprefix(own).lstrip("/") for key in _s3(os.getpid()).find(self.path(prefix)))
 
     def size(self, name: str) -> int:
         """Bytes of `name`. Raises `FileNotFoundError`."""

@@ -89,8 +89,8 @@ def stream(work: Work, epochs: range, start_sample: int) -> Iterator[Columns]:
     context.raise_original_map_exception = True
     with ray.data.DataContext.current(context):
         windows = ray.data.from_items(tasks, override_num_blocks=len(tasks))
-        # Other resources than the decoding stage's, or Ray would fuse the two and decode a window in a single task.
-        rows = windows.map_batches(work.read, batch_size=1, batch_format="pyarrow", num_cpus=0.25)
+        # Reading waits for storage, so it takes no CPU from decoding; without a limit of its own it would run far ahead.
+        rows = windows.map_batches(work.read, batch_size=1, batch_format="pyarrow", num_cpus=0, concurrency=2)
         images = rows.map_batches(work.decode, batch_size=None, batch_format="pyarrow", num_cpus=1)
     try:
         yield from images.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)

@@ -16,6 +16,8 @@ def draw_study(study: optuna.Study, folder: Path) -> list[Path]:
     Importance needs at least four completed trials that differ; with fewer there is only the sensitivity picture.
     """
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state is TrialState.COMPLETE]
+    if not any(trial.params for trial in trials):
+        return []
     pictures = [_sensitivity(trials, folder / "sensitivity.png")]
     if len(trials) >= 4 and len({trial.value for trial in trials}) > 1:
         pictures.append(_importance(study, folder / "importance.png"))

@@ -13,6 +13,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -25,6 +26,7 @@ from wsol_pipeline.errors import ResourceError, UsageError, unknown
 from wsol_pipeline.storage import Store
 
 logger = logging.getLogger(__name__)
+optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 Space = Callable[[Trial], dict[str, Any]]
 CONTRACT = "contract"
@@ -80,6 +82,7 @@ def open_storage(store: Store, database: str | None) -> BaseStorage:
         if database:
             return RDBStorage(database, engine_kwargs={"pool_pre_ping": True})
         if store.is_local:
+            Path(store.uri).mkdir(parents=True, exist_ok=True)
             return RDBStorage(f"sqlite:///{store.path('study.db')}", engine_kwargs={"connect_args": {"timeout": 60}})
         return JournalStorage(ObjectJournal(store / "journal"))
     except (optuna.exceptions.StorageInternalError, SQLAlchemyError, ImportError, OSError, ValueError) as error:
@@ -120,7 +123,6 @@ class Ledger:
             n_startup_trials=self.startup_trials,
             multivariate=True,
             constant_liar=True,
-            warn_independent_sampling=False,
         )
         trial = self.study.ask()
         self.space(trial)
@@ -192,7 +194,6 @@ def open_ledger(
     `contract` is everything that makes its trials comparable (data, objective, space, recipe). Raises `UsageError` that
     says what differs if the study was begun under another one.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         study_name=name, storage=storage, direction="maximize", load_if_exists=True, pruner=pruner
     )

@@ -36,6 +36,8 @@ from wsol_pipeline.training.run import resources_per_worker, trainable
 from wsol_pipeline.training.terminal import TrialLog, print_outcome
 from wsol_pipeline.training.tuner import LedgerSearcher, Point, run_trials, trial_folder
 
+WINNER = "winner.json"
+
 
 @dataclass(frozen=True)
 class StudyOptions(RunOptions):
@@ -47,7 +49,7 @@ class StudyOptions(RunOptions):
     concurrent: int | None = None
     """Trials at once; by default as many as the cluster holds."""
     published: int = 2
-    """How many settings are tried before any is proposed: the run's own (the preset's), then other published ones."""
+    """Settings tried before any is proposed: the run's own (the preset's), then other published ones."""
     pruner: str = "successive-halving"
     """What stops poor trials early: successive-halving, median or none. Asked at the rungs."""
     rungs: tuple[int, ...] | None = None
@@ -126,7 +128,7 @@ def make_plan(options: StudyOptions, method: str, space: Space, **method_options
 def execute(plan: Plan, point: Point = lambda name: None) -> Outcome:
     """Take the lease, run what is not finished, register the winner. Safe to kill and start again anywhere."""
     options = plan.options
-    client, experiment = connect_mlflow(options)
+    client, experiment = connect_mlflow(options.store, options.experiment)
     storage = open_storage(plan.folder, options.study_db)
     with acquire(plan.folder / "lease") as lease:
         ledger = open_ledger(
@@ -199,16 +201,30 @@ def _finish(plan: Plan, ledger: Ledger, projection: tracking.Projection, point: 
         projection.close_parent()
     else:
         print("MLflow does not answer: the same command writes what it has missed.", flush=True)
+    plan.folder.write(WINNER, json.dumps(winner_record(plan, ledger, final)).encode())
     ranking = [
-        (
-            trial.number,
-            str(trial.user_attrs.get(PUBLISHED, "")),
-            ledger.parameters(trial.number),
-            float(trial.value or 0),
-        )
+        (trial.number, trial.user_attrs.get(PUBLISHED, ""), ledger.parameters(trial.number), trial.value or 0.0)
         for trial in ledger.ranking()
     ]
     return Outcome(balance, ranking, final, version, failures)
+
+
+def winner_record(plan: Plan, ledger: Ledger, final: Store) -> dict[str, Any]:
+    """What the final evaluation needs to know of a study: the winner, and the published setting it is compared with."""
+    published = [trial for trial in ledger.trials() if PUBLISHED in trial.user_attrs]
+    compared = None
+    for trial in published[:1]:
+        folder = CheckpointStore(trial_folder(plan.folder, trial.number), 0).final()
+        if folder is not None:
+            compared = {"model": folder.uri, "preset": trial.user_attrs[PUBLISHED], "trial": trial.number}
+    return {
+        "method": plan.config.method,
+        "model": final.uri,
+        "trial": ledger.ranking()[0].number,
+        "trials": ledger.balance()["started"],
+        "published": compared,
+        "data": plan.dataset.uri,
+    }
 
 
 def with_parameters(config: TrainConfig, parameters: Mapping[str, Any]) -> TrainConfig:
@@ -261,13 +277,12 @@ def study_tags(plan: Plan) -> dict[str, str]:
     }
 
 
-def connect_mlflow(options: RunOptions) -> tuple[mlflow.MlflowClient, str]:
-    """(client, experiment id) of MLFLOW_TRACKING_URI, or of a SQLite file beside a local storage."""
-    store = options.store
+def connect_mlflow(store: Store, experiment: str) -> tuple[mlflow.MlflowClient, str]:
+    """(client, experiment id) of MLFLOW_TRACKING_URI, or of a SQLite file in a local `store`."""
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri and not store.is_local:
         raise UsageError(f"MLFLOW_TRACKING_URI is not set, and {store.uri} cannot hold MLflow's SQLite file: set it.")
-    experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", options.experiment)
+    experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", experiment)
     return tracking.connect(uri or f"sqlite:///{store.path('mlflow.db')}", experiment, store.path("mlflow-artifacts"))
 
 
@@ -290,17 +305,17 @@ def first_trials(config: TrainConfig, space: Space, preset: str | None, count: i
     The run's own are the preset's, or the method's defaults under what the command line says; they are named by the
     published row they equal, if any. At most `count`.
     """
-    proposed = space_of(space)
-    rows = search_spaces.presets(config.method)
-
-    def only_proposed(values: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: values[name] for name in proposed if name in values}
-
-    published = {row.id: only_proposed({**row.recipe, **row.method_options}) for row in rows.values()}
+    proposed = set(space_of(space))
     defaults = dataclasses.asdict(wsol_models.method_module(config.method).Config())
-    own = only_proposed({**dataclasses.asdict(config.recipe), **defaults, **config.options})
-    name = preset or next((row for row, values in published.items() if values == own), "this run's defaults")
-    found = {name: own}
+    own = {**dataclasses.asdict(config.recipe), **defaults, **config.options}
+    published = {}
+    for row in search_spaces.presets(config.method).values():
+        values = {**row.recipe, **row.method_options}
+        if all(own[name] == value for name, value in row.method_options.items() if name not in proposed):
+            published[row.id] = {name: values[name] for name in proposed}
+    mine = {name: own[name] for name in proposed}
+    name = preset or next((row for row, values in published.items() if values == mine), "defaults")
+    found = {name: mine}
     for row, values in published.items():
         if values not in found.values():
             found[row] = values

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from wsol_pipeline.storage import Store
     from wsol_pipeline.training.config import Job
     from wsol_pipeline.training.study import Outcome, Plan
+    from wsol_pipeline.training.verdict import EvaluateOptions, Row
 
 
 class TrialLog:
@@ -78,3 +81,35 @@ def print_outcome(outcome: Outcome, plan: Plan) -> None:
         console.print(f"model: models:/{name}/{outcome.model_version}  ({outcome.best.uri})", soft_wrap=True)
     console.print(f"next:  python rayjobs/evaluate.py --study {name} --storage {plan.options.storage}", soft_wrap=True)
     console.print("more:  the same command with a larger --trials continues this study", soft_wrap=True)
+
+
+def print_verdict(
+    rows: Sequence[Row],
+    objective: str,
+    protocol: str,
+    images: int,
+    folder: Store,
+    pictures: Sequence[Path],
+    options: EvaluateOptions,
+) -> None:
+    """The table of a final evaluation: validation, test transferred with its interval, test oracle."""
+    console = Console(width=None if Console().is_terminal else 118)
+    for metric in dict.fromkeys((objective, "gt_known_loc", "top1_loc")):
+        table = Table(title=f"{metric} (%), protocol {protocol}, {images} test images", title_justify="left")
+        table.add_column("model", no_wrap=True)
+        table.add_column("readout > threshold", no_wrap=True)
+        for name in ("validation", "test transferred", "95 % interval", "test oracle (upper bound)"):
+            table.add_column(name, justify="right")
+        for row in (row for row in rows if metric in row.transferred):
+            low_high = row.intervals.get("transferred", {}).get(metric)
+            table.add_row(
+                row.label, row.readout, f"{row.val[metric]:.1f}", f"{row.transferred[metric]:.1f}",
+                f"{low_high[0]:.1f} to {low_high[1]:.1f}" if low_high else "", f"{row.oracle[metric]:.1f}",
+            )  # fmt: skip
+        console.print(table)
+    for picture in pictures:
+        console.print(f"gallery: {picture}", soft_wrap=True)
+    console.print(f"results: {folder.path('evaluations')}", soft_wrap=True)
+    console.print(
+        "MLflow:  make mlflow, then http://127.0.0.1:5000 (or the server of MLFLOW_TRACKING_URI)", soft_wrap=True
+    )

@@ -155,7 +155,7 @@ def connect(uri: str, experiment: str, artifacts: str | None) -> tuple[mlflow.Ml
     """
     for name, value in {"TIMEOUT": "10", "MAX_RETRIES": "1"}.items():
         os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
-    os.environ.setdefault("MLFLOW_ENABLE_ASYNC_LOGGING", "false")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:

@@ -1,8 +1,8 @@
 """A generated dataset that makes weakly supervised localization visible in a minute, without a download.
 
-Each image has one object on a cluttered background: a textured body with a small emblem. The emblem tells the class
-for certain, the body's colour only leans towards it. So a classifier looks at the emblem, its class activation map
-covers a part of the object, and a method that looks for the whole object has something to gain. Boxes are exact.
+Each image has one object on a cluttered background: a textured body with one bright emblem of its class and three
+small pale ones towards its other ends. A classifier is content with the bright one, its class activation map covers a
+part of the object, and a method that looks for all the evidence has something to gain. Boxes are exact.
 """
 
 import colorsys
@@ -70,10 +70,13 @@ def draw(
     """One RGB image of class `label` and the box of its object (x0, y0, x1, y1; x1 and y1 are outside of it)."""
     image = Image.fromarray(_background(rng, options.size))
     _clutter(rng, image)
-    mask, centre, radius = _body(rng, options.size)
+    mask, places = _body(rng, options.size)
     hue = (label / options.classes + rng.normal(0, 0.6 / options.classes)) % 1
-    image.paste(_fur(rng, options.size, hue), mask=mask)
-    _emblem(image, label, options.classes, centre, radius)
+    surface, (bright, *pale) = _fur(rng, options.size, hue), places
+    _emblem(surface, label, options.classes, bright, radius=0.12 * options.size, saturation=1.0)
+    for place in pale:
+        _emblem(surface, label, options.classes, place, radius=0.08 * options.size, saturation=0.6)
+    image.paste(surface, mask=mask)
     return image, tuple(map(float, mask.getbbox() or ()))  # type: ignore[return-value]
 
 
@@ -97,8 +100,8 @@ def _clutter(rng: np.random.Generator, image: Image.Image) -> None:
         shape((x, y, x + width, y + height), fill=colour)
 
 
-def _body(rng: np.random.Generator, size: int) -> tuple[Image.Image, tuple[float, float], float]:
-    """Mask of a rounded body anywhere on the image, and centre and radius of its emblem, off the body's middle."""
+def _body(rng: np.random.Generator, size: int) -> tuple[Image.Image, list[tuple[float, float]]]:
+    """Mask of a rounded body anywhere on the image, and four places on it, off its middle, a quarter turn apart."""
     width, height = rng.uniform(0.35, 0.75, 2) * size
     x, y = rng.uniform(1, size - 1 - width), rng.uniform(1, size - 1 - height)
     mask = Image.new("L", (size, size))
@@ -107,14 +110,10 @@ def _body(rng: np.random.Generator, size: int) -> tuple[Image.Image, tuple[float
         pen.ellipse((x, y, x + width, y + height), fill=255)
     else:
         pen.rounded_rectangle((x, y, x + width, y + height), radius=0.3 * min(width, height), fill=255)
-    radius = max(4.0, 0.085 * size)
-    angle = rng.uniform(0, 2 * np.pi)
-    reach = 0.55
-    centre = (
-        x + width / 2 + reach * np.cos(angle) * (width / 2 - radius / 2),
-        y + height / 2 + reach * np.sin(angle) * (height / 2 - radius / 2),
-    )
-    return mask, centre, radius
+    angles = rng.uniform(0, 2 * np.pi) + np.pi / 2 * np.arange(4)
+    reach = 0.62
+    centres = [(x + width / 2 * (1 + reach * np.cos(a)), y + height / 2 * (1 + reach * np.sin(a))) for a in angles]
+    return mask, centres
 
 
 def _fur(rng: np.random.Generator, size: int, hue: float) -> Image.Image:
@@ -127,10 +126,12 @@ def _fur(rng: np.random.Generator, size: int, hue: float) -> Image.Image:
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def _emblem(image: Image.Image, label: int, classes: int, centre: tuple[float, float], radius: float) -> None:
-    """A dark disc with the sign of the class in its own bright colour."""
-    pen, (x, y), r = ImageDraw.Draw(image), centre, radius
-    colour = tuple(round(255 * part) for part in colorsys.hsv_to_rgb(label / classes, 1.0, 1.0))
+def _emblem(
+    image: Image.Image, label: int, classes: int, centre: tuple[float, float], radius: float, saturation: float
+) -> None:
+    """A dark disc with the sign of the class in its own colour."""
+    pen, (x, y), r = ImageDraw.Draw(image), centre, max(3.0, radius)
+    colour = tuple(round(255 * part) for part in colorsys.hsv_to_rgb(label / classes, saturation, 1.0))
     pen.ellipse((x - r, y - r, x + r, y + r), fill=(20, 20, 20))
     s = 0.72 * r
     sign = EMBLEMS[label]

@@ -1,0 +1,36 @@
+"""Train one method once, with the settings given: a study of a single trial, so it is tracked and continued alike.
+
+    python rayjobs/train.py --method cam
+    ray job submit --working-dir . -- python rayjobs/train.py --method bas --preset bas-ext/table1/cub/resnet50 \
+        --weights imagenet --data s3://bucket/cub --storage s3://bucket/runs --name bas-cub-published --workers 4
+
+The finished model, its backbone (`--weights` of another run) and its validation counts lie in the trial's final folder.
+"""
+
+from dataclasses import dataclass, field
+
+from wsol_pipeline.errors import run_main
+from wsol_pipeline.training.options import parse
+from wsol_pipeline.training.study import StudyOptions, run_study
+
+
+@dataclass(frozen=True)
+class Options(StudyOptions):
+    """Options of a single run."""
+
+    name: str = "train"
+    method: str = "bas"
+    """Method: a file of wsol_models (bas, cam)."""
+    options: dict[str, float] = field(default_factory=dict)
+    """The method's hyper-parameters by name, e.g. --options alpha 0.5 beta 1.5 lambda_ 1."""
+    trials: int = 1
+    pruner: str = "none"
+
+
+def main() -> int:
+    options = parse(Options)
+    return run_study(options, options.method, lambda trial: {}, **options.options)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,296 @@
+"""The final evaluation: the test split, opened once per model, after every choice was made on validation.
+
+Two numbers for every metric, never mixed: *transferred*, with readout and thresholds chosen on validation (the honest
+number), and *oracle*, with thresholds picked on the test split itself (the field's habit: an upper bound).
+"""
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import ray
+import torch
+from mlflow.exceptions import MlflowException
+
+import search_spaces
+from wsol_pipeline.data.dataset import Dataset, open_dataset
+from wsol_pipeline.data.reader import EvalRows, ReadConfig, eval_rows
+from wsol_pipeline.errors import DataError, ResourceError
+from wsol_pipeline.evaluation import selection
+from wsol_pipeline.evaluation.baseline import count_centred
+from wsol_pipeline.evaluation.counts import Counts
+from wsol_pipeline.evaluation.evaluate import batch_boxes, count
+from wsol_pipeline.evaluation.maps import normalised_map
+from wsol_pipeline.evaluation.metrics import ious_per_threshold, predicted_box
+from wsol_pipeline.evaluation.protocols import Protocol
+from wsol_pipeline.evaluation.selection import Choice
+from wsol_pipeline.images import normalize
+from wsol_pipeline.storage import Store
+from wsol_pipeline.training import cluster, registry
+from wsol_pipeline.training.config import check_name, require
+from wsol_pipeline.training.gallery import Shown, draw_gallery
+from wsol_pipeline.training.model import Model, load_model
+from wsol_pipeline.training.provenance import provenance
+from wsol_pipeline.training.study import WINNER, connect_mlflow
+from wsol_pipeline.training.terminal import print_verdict
+from wsol_pipeline.training.tracking import Projection
+
+GALLERY_IMAGES = 8
+VAL_COUNTS = "val_counts.json"
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Which studies to judge, and where."""
+
+    study: tuple[str, ...] = ("bas",)
+    """Names of studies (or runs). The first one's winner is the contender; the others stand beside it."""
+    storage: str = "runs"
+    """The --storage of those studies."""
+    champion: bool = True
+    """Give the first study's winner the alias 'champion' in the model registry."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU if there is one."""
+    batch_size: int = 64
+    """Images a forward pass."""
+    cache_dir: str | None = None
+    """Where a node keeps decoded pixels."""
+    experiment: str = "wsol"
+    """MLflow experiment of the studies."""
+
+    def __post_init__(self) -> None:
+        require(len(self.study) >= 1, "at least one --study is needed", self.study)
+        for name in self.study:
+            check_name("study", name)
+        require(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size)
+
+    @property
+    def store(self) -> Store:
+        """Where all studies are kept."""
+        return Store.at(self.storage)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A finished model to be judged. `preset` names the published setting it was trained with, if it was."""
+
+    label: str
+    study: str
+    final: Store
+    preset: str | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the verdict: metrics in percent; intervals are 95 % bootstrap intervals over test images."""
+
+    label: str
+    readout: str
+    val: Mapping[str, float]
+    transferred: Mapping[str, float]
+    oracle: Mapping[str, float]
+    intervals: Mapping[str, Mapping[str, tuple[float, float]]]
+
+
+def judge(options: EvaluateOptions) -> int:
+    """Evaluate the studies' winners on test, print and keep the result. Returns the exit code."""
+    winners = {name: _winner(options.store, name) for name in options.study}
+    dataset = _same_dataset(winners)
+    contenders = _contenders(winners)
+    rules = load_model(contenders[0].final).protocol
+    rows = [_centred_box(options, dataset, rules)]
+    for contender in contenders:
+        rows += _judged(options, contender)
+    folder = options.store / options.study[0]
+    pictures = _draw(options, dataset, contenders, folder)
+    objective = load_model(contenders[-1].final).config.objective
+    _publish(options, winners, contenders, rows, pictures)
+    print_verdict(rows, objective, rules.name, dataset.test().num_rows, folder, pictures, options)
+    return 0
+
+
+def _winner(store: Store, study: str) -> dict[str, Any]:
+    try:
+        return json.loads((store / study).read(WINNER))
+    except FileNotFoundError:
+        known = sorted({name.split("/")[0] for name in store.list() if name.endswith(f"/{WINNER}")})
+        raise DataError(
+            f"{store.uri} has no finished study {study!r}; finished ones: {', '.join(known) or 'none'}."
+        ) from None
+
+
+def _same_dataset(winners: Mapping[str, Mapping[str, Any]]) -> Dataset:
+    places = {winner["data"] for winner in winners.values()}
+    if len(places) > 1:
+        raise DataError(f"Studies of different datasets cannot stand in one table: {', '.join(sorted(places))}.")
+    return open_dataset(places.pop())
+
+
+def _contenders(winners: Mapping[str, Mapping[str, Any]]) -> list[Contender]:
+    """Others' winners first, then the first study's published setting, then its winner."""
+    first, *others = winners
+    found = [Contender(f"{winners[name]['method']} tuned", name, Store(winners[name]["model"])) for name in others]
+    main = winners[first]
+    if main["published"]:
+        label = f"{main['method']} published weights"
+        found.append(Contender(label, first, Store(main["published"]["model"]), main["published"]["preset"]))
+    return [*found, Contender(f"{main['method']} tuned", first, Store(main["model"]))]
+
+
+def _judged(options: EvaluateOptions, contender: Contender) -> list[Row]:
+    """The rows of one model: from the kept result if test was opened for it before, else from test, now."""
+    folder = options.store / contender.study / "evaluations"
+    name = f"{registry.model_fingerprint(contender.final)[:16]}.json"
+    if not folder.exists(name):
+        result = _score_somewhere(options, contender)
+        folder.write(name, json.dumps(result, indent=1).encode())
+    kept = json.loads(folder.read(name))
+    return [Row(**{**row, "label": f"{contender.label}{row['label']}"}) for row in kept["rows"]]
+
+
+def _score_somewhere(options: EvaluateOptions, contender: Contender) -> dict[str, Any]:
+    """Score here, or on a node with a GPU if this process runs as a job on a cluster that has one."""
+    if not ray.is_initialized():
+        device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
+        return score(contender, options, device)
+    device = cluster.pick_device(options.device)
+    return ray.get(ray.remote(score).options(num_gpus=device == "cuda").remote(contender, options, device))
+
+
+def score(contender: Contender, options: EvaluateOptions, device: str) -> dict[str, Any]:
+    """Open the test split for one model and count. Everything was chosen before; plain data comes back."""
+    model = load_model(contender.final, device)
+    val = Counts.from_dict(json.loads(contender.final.read(VAL_COUNTS)))
+    choices = {"": model.choice, **_published_choice(contender, model)}
+    dataset = open_dataset(model.description["data"])
+    rows = _test_rows(options, dataset, model.protocol)
+    results = []
+    for label, choice in choices.items():
+        counts = count(
+            model.method, model.readout, rows, model.protocol, settings=[choice.readout], device=device,
+            keep_images=True,
+        )  # fmt: skip
+        results.append(_row(label, choice, val, counts))
+    return {
+        "rows": [dataclasses.asdict(row) for row in results],
+        "model": contender.final.uri,
+        "description": model.description,
+        "test_fingerprint": dataset.test().fingerprint,
+        "images": dataset.test().num_rows,
+        "device": device,
+        "provenance": provenance(),
+    }
+
+
+def _row(label: str, choice: Choice, val: Counts, test: Counts) -> Row:
+    return Row(
+        label=label,
+        readout=f"{choice.readout} > {choice.thresholds['gt_known_loc'][0]:.3f}",
+        val=selection.transferred(val, choice),
+        transferred=selection.transferred(test, choice),
+        oracle=selection.oracle(test, choice),
+        intervals=selection.bootstrap(test, choice),
+    )
+
+
+def _published_choice(contender: Contender, model: Model) -> dict[str, Choice]:
+    """The published readout too (k and threshold), for a model of a published setting that names them."""
+    row = search_spaces.presets(model.config.method).get(contender.preset or "")
+    if row is None or "threshold" not in row.readout:
+        return {}
+    k, threshold = row.readout["k"], float(row.readout["threshold"])
+    fixed = {name: (threshold,) * len(values) for name, values in model.choice.thresholds.items()}
+    return {", k, τ": dataclasses.replace(model.choice, readout=min(k, len(model.classes)), thresholds=fixed)}
+
+
+def _centred_box(options: EvaluateOptions, dataset: Dataset, rules: Protocol) -> Row:
+    """The centred box, its area chosen on validation like every other threshold."""
+    config = _read_config(options, rules)
+    val = count_centred(eval_rows(dataset.val, config, rules.geometry, options.batch_size), rules)
+    test = count_centred(_test_rows(options, dataset, rules), rules)
+    choice = selection.choose(val)
+    area = f"area {choice.thresholds['gt_known_loc'][0]:.2f}"
+    values = (selection.transferred(val, choice), selection.transferred(test, choice), selection.oracle(test, choice))
+    return Row("centred box", area, *map(_boxes_only, values), {})
+
+
+def _boxes_only(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics without those of a classifier, which a centred box has not."""
+    return {name: value for name, value in metrics.items() if not name.startswith(("top", "cls"))}
+
+
+def _read_config(options: EvaluateOptions, rules: Protocol) -> ReadConfig:
+    return ReadConfig(resize_size=rules.resize_size, image_size=rules.image_size, cache_dir=options.cache_dir)
+
+
+def _test_rows(options: EvaluateOptions, dataset: Dataset, rules: Protocol) -> EvalRows:
+    return eval_rows(dataset.test(), _read_config(options, rules), rules.geometry, options.batch_size)
+
+
+def _draw(options: EvaluateOptions, dataset: Dataset, contenders: list[Contender], folder: Store) -> list[Path]:
+    """The gallery: the same test images, evenly spread over the split, through every model."""
+    rules = load_model(contenders[0].final).protocol
+    rows = _test_rows(options, dataset, rules)
+    wanted = set(np.linspace(0, rows.num_rows - 1, GALLERY_IMAGES).astype(int).tolist())
+    shown: dict[str, list[Shown]] = {contender.label: [] for contender in contenders}
+    images, truths = [], []
+    models = {contender.label: load_model(contender.final) for contender in contenders}
+    first = 0
+    for batch in rows.batches():
+        at = [row - first for row in sorted(wanted) if first <= row < first + len(batch.ids)]
+        first += len(batch.ids)
+        if not at:
+            continue
+        truth = batch_boxes(batch, rows.box_convention, rules)
+        images += [batch.images_BCHW[i].permute(1, 2, 0).numpy() for i in at]
+        truths += [truth[i] for i in at]
+        for label, model in models.items():
+            shown[label] += _seen(model, batch.images_BCHW[at], batch.labels_B[at], [truth[i] for i in at])
+    with tempfile.TemporaryDirectory() as temporary:
+        picture = draw_gallery(images, truths, shown, Path(temporary) / "gallery.png")
+        folder.write("gallery.png", picture.read_bytes())
+    return [Path(folder.path("gallery.png"))] if folder.is_local else []
+
+
+def _seen(model: Model, images_BCHW: torch.Tensor, labels_B: torch.Tensor, truths: list[np.ndarray]) -> list[Shown]:
+    maps_BHW = model.readout.maps(model.method, normalize(images_BCHW), labels_B, model.choice.readout).numpy()
+    found = []
+    for raw_HW, truth_N4 in zip(maps_BHW, truths, strict=True):
+        ious_T = ious_per_threshold(raw_HW, truth_N4, model.protocol)
+        nearest = int(np.abs(model.protocol.thresholds - model.threshold).argmin())
+        box = predicted_box(raw_HW, model.threshold, model.protocol)
+        found.append(Shown(normalised_map(raw_HW, model.protocol), box, float(ious_T[nearest])))
+    return found
+
+
+def _publish(
+    options: EvaluateOptions,
+    winners: Mapping[str, Mapping[str, Any]],
+    contenders: list[Contender],
+    rows: list[Row],
+    pictures: list[Path],
+) -> None:
+    """Put the verdict on the first study's MLflow run and crown its winner."""
+    name = options.study[0]
+    try:
+        client, experiment = connect_mlflow(options.store, options.experiment)
+        projection = Projection(client, experiment, name, {}, list)
+        run = projection.parent_run()
+        for row in rows:
+            client.log_dict(
+                run, dataclasses.asdict(row), f"evaluation/{row.label.replace(' ', '-').replace(',', '')}.json"
+            )
+        for kind, values in (("transferred", rows[-1].transferred), ("oracle", rows[-1].oracle)):
+            for metric, value in values.items():
+                client.log_metric(run, f"test/{kind}/{metric}", value)
+        projection.add_pictures(pictures)
+        version = registry.find_version(client, name, registry.model_fingerprint(contenders[-1].final))
+        if options.champion and version:
+            registry.crown(client, name, str(version.version))
+    except (ResourceError, MlflowException) as error:
+        print(f"MLflow was not written ({str(error)[:160]}): run the same command again.", flush=True)
