@@ -29,7 +29,7 @@ class Options(StudyOptions):
 
 def main() -> int:
     options = parse(Options)
-    return run_study(options, options.method, lambda trial: {}, **options.options)
+    return run_study(options, options.method, lambda trial: {}, options.options)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -104,7 +105,7 @@ def parse(options: type[Options], args: list[str] | None = None) -> Options:
     return tyro.cli(options, args=args, description=sys.modules[options.__module__].__doc__)
 
 
-def resolve(options: RunOptions, method: str, rungs: tuple[int, ...] = (), **method_options: Any) -> TrainConfig:
+def resolve(options: RunOptions, method: str, method_options: Mapping[str, Any]) -> TrainConfig:
     """The training configuration: the preset's values (or the laptop defaults), under what was given beside them."""
     preset = _preset(options.preset, method)
     recipe = Recipe(**preset.recipe) if preset else Recipe()
@@ -128,7 +129,6 @@ def resolve(options: RunOptions, method: str, rungs: tuple[int, ...] = (), **met
         precision=options.precision,
         channels_last=options.channels_last,
         seed=options.seed,
-        rungs=rungs,
     )
 
 

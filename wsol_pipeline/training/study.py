@@ -100,10 +100,14 @@ class Outcome:
 
 
 def run_study(
-    options: StudyOptions, method: str, space: Space, point: Point = lambda name: None, **method_options: Any
+    options: StudyOptions,
+    method: str,
+    space: Space,
+    method_options: Mapping[str, Any] | None = None,
+    point: Point = lambda name: None,
 ) -> int:
     """Run or continue the study of `options` and print what it found. Returns the exit code."""
-    plan = make_plan(options, method, space, **method_options)
+    plan = make_plan(options, method, space, method_options or {})
     if options.print_config:
         print(json.dumps(describe(options, plan.config) | {"contract": plan.contract}, indent=2))
         return 0
@@ -114,9 +118,9 @@ def run_study(
     return 0
 
 
-def make_plan(options: StudyOptions, method: str, space: Space, **method_options: Any) -> Plan:
+def make_plan(options: StudyOptions, method: str, space: Space, method_options: Mapping[str, Any]) -> Plan:
     """Check everything that can be checked before anything starts. Raises the errors a user can mend."""
-    config = resolve(options, method, rungs=(), **method_options)
+    config = resolve(options, method, method_options)
     config = dataclasses.replace(config, rungs=_rungs(options, config.recipe.epochs))
     store = options.store.check_writable()
     dataset = open_dataset(options.data) if options.data else embedded_dataset(store)
@@ -310,15 +314,14 @@ def first_trials(config: TrainConfig, space: Space, preset: str | None, count: i
     own = {**dataclasses.asdict(config.recipe), **defaults, **config.options}
     published = {}
     for row in search_spaces.presets(config.method).values():
-        values = {**row.recipe, **row.method_options}
+        theirs = {**row.recipe, **row.method_options}
         if all(own[name] == value for name, value in row.method_options.items() if name not in proposed):
-            published[row.id] = {name: values[name] for name in proposed}
+            published[row.id] = {name: theirs[name] for name in proposed}
     mine = {name: own[name] for name in proposed}
-    name = preset or next((row for row, values in published.items() if values == mine), "defaults")
-    found = {name: mine}
-    for row, values in published.items():
+    found = {preset or next((id for id, values in published.items() if values == mine), "defaults"): mine}
+    for id, values in published.items():
         if values not in found.values():
-            found[row] = values
+            found[id] = values
     return dict(list(found.items())[:count])
 
 

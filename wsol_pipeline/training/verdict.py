@@ -216,7 +216,8 @@ def _centred_box(options: EvaluateOptions, dataset: Dataset, rules: Protocol) ->
     choice = selection.choose(val)
     area = f"area {choice.thresholds['gt_known_loc'][0]:.2f}"
     values = (selection.transferred(val, choice), selection.transferred(test, choice), selection.oracle(test, choice))
-    return Row("centred box", area, *map(_boxes_only, values), {})
+    val_boxes, transferred, oracle = map(_boxes_only, values)
+    return Row("centred box", area, val_boxes, transferred, oracle, {})
 
 
 def _boxes_only(metrics: Mapping[str, float]) -> dict[str, float]:
