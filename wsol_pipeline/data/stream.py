@@ -89,7 +89,7 @@ def stream(work: Work, epochs: range, start_sample: int) -> Iterator[Columns]:
     context.raise_original_map_exception = True
     with ray.data.DataContext.current(context):
         windows = ray.data.from_items(tasks, override_num_blocks=len(tasks))
-        # Reading waits for storage, so it takes no CPU from decoding; without a limit of its own it would run far ahead.
+        # Reading waits for storage: it must not hold a CPU that decoding could use, so it is limited by number.
         rows = windows.map_batches(work.read, batch_size=1, batch_format="pyarrow", num_cpus=0, concurrency=2)
         images = rows.map_batches(work.decode, batch_size=None, batch_format="pyarrow", num_cpus=1)
     try:
