@@ -23,7 +23,7 @@ from wsol_models import LocalizationMethod, readouts
 from wsol_pipeline.data.dataset import Dataset
 from wsol_pipeline.data.plan import EpochPlan
 from wsol_pipeline.data.reader import Batch, EvalRows, ReadConfig, TrainReader, eval_rows
-from wsol_pipeline.errors import WsolError
+from wsol_pipeline.errors import DataError, WsolError
 from wsol_pipeline.evaluation import evaluate, selection
 from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.evaluation.protocols import Protocol, protocol
@@ -170,7 +170,7 @@ def _resume(
     if saved is None:
         return Progress(Position(), [], {})
     if saved.state["config_hash"] != config_hash(to_dict(config)):
-        raise WsolError(f"The checkpoint in {checkpoints.trial.uri} is of another configuration; it was left alone.")
+        raise DataError(f"The checkpoint in {checkpoints.trial.uri} is of another configuration; it was left alone.")
     method.load_state_dict(saved.state["method"])
     optimizer.load_state_dict(saved.state["optimizer"])
     if world.rank > 0:  # the saved sums are over all ranks: one of them carries them on

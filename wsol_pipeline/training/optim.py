@@ -21,7 +21,7 @@ def build_optimizer(method: LocalizationMethod, recipe: Recipe) -> torch.optim.S
         lr=recipe.learning_rate,
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
-        nesterov=recipe.nesterov,
+        nesterov=recipe.nesterov and recipe.momentum > 0,  # without momentum both are plain SGD; torch refuses
     )
 
 

@@ -1,0 +1,242 @@
+"""The loop: steps against plain PyTorch, restarts bit for bit, stops before harm, no sight of the test split."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import wsol_models
+from wsol_models import cam
+from wsol_pipeline.data.dataset import Dataset, open_dataset
+from wsol_pipeline.data.reader import ReadConfig, eval_rows, train_batches
+from wsol_pipeline.errors import DataError, ProtocolError
+from wsol_pipeline.evaluation import evaluate, selection
+from wsol_pipeline.evaluation.protocols import protocol
+from wsol_pipeline.images import normalize
+from wsol_pipeline.storage import Store
+from wsol_pipeline.training.checkpoint import CheckpointStore, Position
+from wsol_pipeline.training.loop import NonFiniteError, build_method, train
+from wsol_pipeline.training.model import load_model
+
+
+def assert_equal_runs(a, b) -> None:
+    """The same weights to the last bit, and the same records."""
+    assert a.records == b.records
+    assert a.weights.keys() == b.weights.keys()
+    for name, weight in a.weights.items():
+        assert torch.equal(weight, b.weights[name]), name
+
+
+def plain_pytorch(config, dataset, reading) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """CAM trained as one would without us: torch's own SGD, clipping and StepLR. Weights and each epoch's mean loss."""
+    torch.manual_seed(config.seed)
+    method, recipe = build_method(config, 3), config.recipe
+    head = [p for name, p in method.named_parameters() if name.startswith("fc.")]
+    rest = [p for name, p in method.named_parameters() if not name.startswith("fc.")]
+    optimizer = torch.optim.SGD(
+        [{"params": rest, "lr": recipe.learning_rate}, {"params": head, "lr": 10 * recipe.learning_rate}],
+        momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True,
+    )  # fmt: skip
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, recipe.decay_every)
+    read = ReadConfig(resize_size=36, image_size=32, cache_dir=reading.cache_dir)
+    losses = []
+    for epoch in range(recipe.epochs):
+        total = 0.0
+        plan = dataset.train.plan(recipe.batch_size, config.seed)
+        for batch in train_batches(dataset.train, plan, epoch, read):
+            loss = F.cross_entropy(method(normalize(batch.images_BCHW)).logits_BK, batch.labels_B)
+            optimizer.zero_grad()
+            loss.backward()
+            if recipe.clip_norm:
+                torch.nn.utils.clip_grad_norm_(method.parameters(), recipe.clip_norm)
+            optimizer.step()
+            total += loss.item() * len(batch.ids)
+        losses.append(total / 64)
+        schedule.step()
+    return method.state_dict(), losses
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 0.2])
+def test_training_equals_plain_pytorch(dataset, reading, make_config, fit, clip_norm):
+    config = make_config("cam", decay_every=1, clip_norm=clip_norm)
+    run = fit(config)
+    weights, losses = plain_pytorch(config, dataset, reading)
+    for name, weight in weights.items():
+        torch.testing.assert_close(run.weights[name], weight, rtol=1e-5, atol=1e-7)
+    assert [record["train"]["loss"] for record in run.records] == pytest.approx(losses, rel=1e-6)
+
+
+def test_clipping_changes_the_weights(make_config, fit):
+    free, clipped = fit(make_config("cam"), "free"), fit(make_config("cam", clip_norm=0.2), "clipped")
+    assert any(not torch.equal(weight, clipped.weights[name]) for name, weight in free.weights.items())
+
+
+def test_a_record_per_epoch_says_what_happened(make_config, fit):
+    run = fit(make_config("bas", epochs=3, decay_every=2, rungs=(2,)))
+    assert run.yielded is not None
+    assert [r["epoch"] for r in run.yielded] == [1, 2, 3]
+    assert [r["step"] for r in run.yielded] == [5, 10, 15]  # 64 images by 14
+    assert [r["learning_rate"] for r in run.yielded] == pytest.approx([0.02, 0.02, 0.002])
+    assert [r["searched"] for r in run.yielded] == [False, True, True]
+    assert [r["final"] for r in run.yielded] == [False, False, True]
+    for record in run.yielded:
+        terms = dict(record["train"])
+        assert terms.pop("loss") == pytest.approx(sum(terms.values()))
+        assert set(terms) == {"cls", "frg", "area", "bas"}
+        assert record["value"] == record["val"]["max_box_acc_v2"]
+        assert record["seconds"] > 0
+        assert record["images_per_second"] > 0
+    assert run.yielded[0]["choice"] is None
+    assert run.yielded[2]["choice"]["value"] == run.yielded[2]["value"]
+
+
+def test_the_value_of_an_epoch_without_search_is_that_of_the_fixed_setting(dataset, reading, make_config, tmp_path):
+    """Also: searching at a rung changes no weight."""
+    values = {}
+    for k in (1, 2, 3):
+        checkpoints = CheckpointStore(Store.at(tmp_path / str(k)), 1)
+        values[k] = next(train(make_config("bas", fixed_setting=k), dataset, checkpoints, reading=reading))["value"]
+    searched = next(
+        train(make_config("bas", rungs=(1,)), dataset, CheckpointStore(Store.at(tmp_path / "s"), 1), reading=reading)
+    )
+    assert searched["value"] == max(values.values())
+
+
+@pytest.mark.parametrize("method", ["cam", "bas"])
+def test_a_run_killed_between_epochs_ends_as_if_nothing_had_happened(make_config, fit, kill, method):
+    config = make_config(method, epochs=3)
+    undisturbed = fit(config, "undisturbed")
+    kill(config, Position(2), "killed")
+    assert_equal_runs(fit(config, "killed", attempt=2), undisturbed)
+
+
+@pytest.mark.parametrize("method", ["cam", "bas"])
+def test_a_run_killed_inside_an_epoch_ends_as_if_nothing_had_happened(make_config, fit, kill, method):
+    config = make_config(method)
+    undisturbed = fit(config, "undisturbed")
+    kill(config, Position(1, 28), "killed", checkpoint_batches=1)
+    resumed = fit(config, "killed", attempt=2)
+    assert_equal_runs(resumed, undisturbed)
+    assert [record["epoch"] for record in resumed.yielded] == [2]
+
+
+def test_a_generator_closed_after_an_epoch_is_taken_up_by_the_next(dataset, reading, make_config, fit, tmp_path):
+    config = make_config("bas", epochs=3)
+    run = train(config, dataset, CheckpointStore(Store.at(tmp_path / "closed"), 1), reading=reading)
+    next(run)
+    run.close()
+    assert_equal_runs(fit(config, "closed"), fit(config, "undisturbed"))
+
+
+def test_checkpoints_inside_an_epoch_change_nothing(make_config, fit):
+    config = make_config("bas")
+    assert_equal_runs(fit(config, "often", checkpoint_batches=2), fit(config, "seldom"))
+
+
+def test_a_checkpoint_of_another_configuration_is_refused_and_left_alone(make_config, fit, kill, tmp_path):
+    kill(make_config("cam"), Position(1))
+    before = Store.at(tmp_path / "trial").list()
+    with pytest.raises(DataError, match="another configuration"):
+        fit(make_config("cam", learning_rate=0.01))
+    assert Store.at(tmp_path / "trial").list() == before
+
+
+def test_the_seed_decides(make_config, fit):
+    same, other = fit(make_config("cam"), "same"), fit(make_config("cam", seed=1), "other")
+    assert_equal_runs(same, fit(make_config("cam"), "again"))
+    assert same.records != other.records
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_before_the_optimizer_moves(
+    dataset, reading, make_config, monkeypatch, tmp_path, poison
+):
+    steps = []
+    true_losses, true_step = cam.losses, torch.optim.SGD.step
+    factor = {2: poison}  # after two good steps
+    monkeypatch.setattr(cam, "losses", lambda *a: {"cls": true_losses(*a)["cls"] * factor.get(len(steps), 1.0)})
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda self: steps.append(true_step(self)))
+    checkpoints = CheckpointStore(Store.at(tmp_path), 1)
+    with pytest.raises(NonFiniteError, match=r"epoch 1 after 28 samples \(cls (nan|inf)\)"):
+        next(train(make_config("cam"), dataset, checkpoints, reading=reading, checkpoint_batches=1))
+    assert len(steps) == 2
+    saved = checkpoints.load()
+    assert saved is not None
+    assert saved.position == Position(0, 28)
+    assert all(torch.isfinite(weight).all() for weight in saved.state["method"].values())
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_weights_in_float32(make_config, fit):
+    full, half = fit(make_config("bas"), "full"), fit(make_config("bas", precision="bfloat16"), "half")
+    assert {weight.dtype for weight in half.weights.values()} == {torch.float32}
+    losses = full.records[0]["train"]["loss"], half.records[0]["train"]["loss"]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_channels_last_is_another_layout_of_the_same_numbers(make_config, fit, monkeypatch):
+    strides = set()
+    build = wsol_models.build
+
+    def watched(*args, **options):
+        method = build(*args, **options)
+        method.register_forward_pre_hook(lambda _, images: strides.add(images[0].stride(1)))
+        return method
+
+    monkeypatch.setattr(wsol_models, "build", watched)
+    usual = fit(make_config("cam", epochs=1), "usual")
+    assert strides == {32 * 32}
+    strides.clear()
+    last = fit(make_config("cam", epochs=1, channels_last=True), "last")
+    assert 1 in strides
+    assert last.records[0]["train"]["loss"] == pytest.approx(usual.records[0]["train"]["loss"], rel=1e-4)
+
+
+def test_a_finished_run_leaves_a_model_that_reads_the_very_counts_it_was_chosen_from(
+    dataset, reading, make_config, fit
+):
+    run = fit(make_config("bas"))
+    assert run.final.list() == [
+        "backbone.safetensors", "model.json", "model.safetensors", "records.json", "seal.json", "val_counts.json",
+    ]  # fmt: skip
+    model = load_model(run.final)
+    read = ReadConfig(resize_size=36, image_size=32, cache_dir=reading.cache_dir)
+    rows = eval_rows(dataset.val, read, model.protocol.geometry, batch_size=14)
+    choice, _ = evaluate.solve(model.method, model.readout, rows, model.protocol)
+    assert choice == model.choice
+    assert choice.to_dict() == selection.Choice.from_dict(run.records[-1]["choice"]).to_dict()
+    assert model.description["val_split"] == dataset.val.fingerprint
+
+
+def with_test_as_validation(dataset: Dataset) -> Dataset:
+    swapped = replace(dataset)
+    vars(swapped)["val"] = dataset.test()
+    return swapped
+
+
+def test_whatever_chooses_refuses_the_test_split(dataset, reading, make_config, tmp_path):
+    config = make_config("bas")
+    with pytest.raises(ProtocolError, match="needs the 'val' split but was handed 'test'"):
+        next(train(config, with_test_as_validation(dataset), CheckpointStore(Store.at(tmp_path), 1), reading=reading))
+    assert Store.at(tmp_path).list() == []
+    rows = eval_rows(dataset.test(), ReadConfig(36, 32, cache_dir=reading.cache_dir), "resize", 14)
+    with pytest.raises(ProtocolError, match="'test'"):
+        evaluate.solve(build_method(config, 3), None, rows, protocol("wsol-v1", 32, 36))
+
+
+def test_training_never_touches_the_test_split(dataset, reading, make_config, monkeypatch, tmp_path):
+    """Its shards are gone, and nobody asks for it."""
+    shutil.copytree(dataset.uri, tmp_path / "data")
+    shards = [shard.name for shard in dataset.test().shards]
+    for name in shards:
+        (tmp_path / "data" / name).unlink()
+    assert shards
+    opened = []
+    monkeypatch.setattr(Dataset, "test", lambda self: opened.append(self))
+    bare = open_dataset(str(tmp_path / "data"))
+    checkpoints = CheckpointStore(Store.at(tmp_path / "trial"), 1)
+    records = list(train(make_config("bas"), bare, checkpoints, reading=reading))
+    assert records[-1]["final"]
+    assert opened == []
