@@ -16,8 +16,8 @@ from wsol_pipeline.training import cluster
 from wsol_pipeline.training.verdict import EvaluateOptions, judge
 
 
-def main() -> int:
-    options = tyro.cli(EvaluateOptions, description=__doc__)
+def main(args: list[str] | None = None) -> int:
+    options = tyro.cli(EvaluateOptions, args=args, description=__doc__)
     if "RAY_ADDRESS" in os.environ:
         cluster.connect(nested=False)
     return judge(options)

@@ -83,8 +83,8 @@ def describe(report: ShardReport, done: int, total: int) -> str:
     return f"shard {done}/{total}: {stored}{verb}" + (f", {len(report.bad)} bad rows" if report.bad else "")
 
 
-def main() -> int:
-    config = parse(sys.argv[1:])
+def main(args: list[str] | None = None) -> int:
+    config = parse(sys.argv[1:] if args is None else args)
     source = config.source.expanduser().resolve()
     out = Store.at(config.out or f"runs/data/{config.dataset}")
     origin = {

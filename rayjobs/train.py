@@ -27,8 +27,8 @@ class Options(StudyOptions):
     pruner: str = "none"
 
 
-def main() -> int:
-    options = parse(Options)
+def main(args: list[str] | None = None) -> int:
+    options = parse(Options, args)
     return run_study(options, options.method, lambda trial: {}, options.options)
 
 

@@ -26,8 +26,8 @@ class Options(StudyOptions):
     """β (weight of the area term): searched, or tied to α + λ (the extension's rule)."""
 
 
-def main() -> int:
-    options = parse(Options)
+def main(args: list[str] | None = None) -> int:
+    options = parse(Options, args)
     return run_study(options, "bas", functools.partial(bas.space, beta=options.beta))
 
 

@@ -22,8 +22,8 @@ class Options(StudyOptions):
     name: str = "cam"
 
 
-def main() -> int:
-    return run_study(parse(Options), "cam", cam.space)
+def main(args: list[str] | None = None) -> int:
+    return run_study(parse(Options, args), "cam", cam.space)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def draw(
     surface, (bright, *pale) = _fur(rng, options.size, hue), places
     _emblem(surface, label, options.classes, bright, radius=0.12 * options.size, saturation=1.0)
     for place in pale:
-        _emblem(surface, label, options.classes, place, radius=0.08 * options.size, saturation=0.6)
+        _emblem(surface, label, options.classes, place, radius=0.07 * options.size, saturation=0.6)
     image.paste(surface, mask=mask)
     return image, tuple(map(float, mask.getbbox() or ()))  # type: ignore[return-value]
 
