@@ -30,12 +30,12 @@ class Killed(BaseException):
 class MortalStore(CheckpointStore):
     """Dies right after the checkpoint at `last` was written."""
 
-    last: Position = Position()
+    last: Position
 
     def save(self, position: Position, state: dict[str, Any], records: list[dict[str, Any]]) -> None:
         super().save(position, state, records)
         if position == self.last:
-            raise Killed
+            raise Killed("killed")
 
 
 @pytest.fixture(autouse=True)
@@ -104,13 +104,19 @@ def kill(dataset, reading, tmp_path) -> Callable[..., None]:
 
 
 @pytest.fixture(scope="session")
+def mortal_store() -> Callable[[Store, Position], MortalStore]:
+    """`mortal_store(trial, last)`: the first attempt's store, which dies once the checkpoint at `last` is written."""
+    return lambda trial, last: MortalStore(trial, 1, last)
+
+
+@pytest.fixture(scope="session")
 def outcome() -> Callable[[CheckpointStore], SimpleNamespace]:
     """`outcome(checkpoints)`: the finished run whose last attempt wrote there."""
     return finished
 
 
 def finished(checkpoints: CheckpointStore, yielded: list[dict[str, Any]] | None = None) -> SimpleNamespace:
-    """A finished run: `weights`, `final` folder, `records` without measured times, and those its generator `yielded`."""
+    """A finished run: its `weights`, `final` folder, `records` without measured times, and the records `yielded`."""
     final = checkpoints.final()
     assert final is not None
     records = [{key: value for key, value in r.items() if key not in MEASURED} for r in checkpoints.records()]

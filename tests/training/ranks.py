@@ -1,0 +1,52 @@
+"""Ranks of torch.distributed (gloo), as processes of their own: train the cases of test_workers.py one after another.
+
+    python tests/training/ranks.py 3 cases.json
+
+A case is a plain dict: `job` (as `to_dict(Job)`; trained by as many ranks as its `workers`) and `rendezvous` (a file
+of its own). Ranks are forked after the imports, which take longer than all cases.
+"""
+
+import json
+import multiprocessing
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+
+from wsol_pipeline.data.dataset import open_dataset
+from wsol_pipeline.storage import Store
+from wsol_pipeline.training.checkpoint import CheckpointStore
+from wsol_pipeline.training.config import Job, from_dict
+from wsol_pipeline.training.loop import World, train
+
+
+def run_all(rank: int, cases: list[dict[str, Any]]) -> None:
+    torch.set_num_threads(1)
+    for case in cases:
+        run(rank, from_dict(Job, case["job"]), case["rendezvous"])
+
+
+def run(rank: int, job: Job, rendezvous: str) -> None:
+    if rank >= job.workers:
+        return
+    torch.distributed.init_process_group("gloo", f"file://{rendezvous}", world_size=job.workers, rank=rank)
+    world = World(rank, job.workers, wrap=torch.nn.parallel.DistributedDataParallel)
+    checkpoints = CheckpointStore(Store.at(job.trial), job.attempt)
+    list(train(job.train, open_dataset(job.data), checkpoints, world, job.reading))
+    torch.distributed.destroy_process_group()
+
+
+def main(size: int, cases: list[dict[str, Any]]) -> int:
+    fork = multiprocessing.get_context("fork")
+    ranks = [fork.Process(target=run_all, args=(rank, cases)) for rank in range(size)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    return max(abs(rank.exitcode or 0) for rank in ranks)
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())))
