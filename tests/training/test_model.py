@@ -1,0 +1,123 @@
+"""Finished models: what is loaded is what was trained; boxes come in pixels of the image; MLflow serves it."""
+
+from importlib.metadata import version
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from torchvision.io import decode_image
+
+from wsol_models import readouts
+from wsol_pipeline.data.reader import ReadConfig, eval_rows
+from wsol_pipeline.errors import DataError
+from wsol_pipeline.evaluation.protocols import protocol
+from wsol_pipeline.images import normalize
+from wsol_pipeline.storage import Store
+from wsol_pipeline.training import registry, tracking
+from wsol_pipeline.training.loop import build_method
+from wsol_pipeline.training.model import Model, box_in_image, load_model
+
+
+@pytest.fixture
+def trained(make_config, fit):
+    return fit(make_config("bas"))
+
+
+def test_the_loaded_model_is_the_trained_one(trained, make_config):
+    model = load_model(trained.final)
+    assert model.classes == ("cross", "ring", "triangle")
+    assert not model.method.training
+    method = build_method(make_config("bas"), 3).eval()
+    method.load_state_dict(trained.weights)
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(model.method(images).logits_BK, method(images).logits_BK)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.json"])
+def test_an_altered_file_is_refused_and_named(trained, name):
+    data = bytearray(trained.final.read(name))
+    data[-2] ^= 1
+    trained.final.write(name, bytes(data))
+    with pytest.raises(DataError, match=f"{name} was altered"):
+        load_model(trained.final)
+
+
+def test_the_weights_of_a_finished_model_start_another_run(trained, make_config):
+    where = trained.final.path("backbone.safetensors")
+    method = build_method(make_config("cam", weights=where), 3)
+    mine, theirs = dict(method.named_parameters()), trained.weights
+    assert torch.equal(mine["backbone.block1.0.weight"], theirs["F1.block1.0.weight"])
+
+
+def test_a_box_is_scaled_from_the_resized_image_to_the_image():
+    """Straight resize: 32 px stand for 64 wide, 16 high."""
+    rules = protocol("wsol-v1", image_size=32, resize_size=36)
+    assert box_in_image(np.array([4, 8, 16, 31]), (16, 64), rules) == (8, 4, 32, 15.5)
+
+
+def test_a_box_in_the_centre_crop_is_shifted_first():
+    """Resized to 40 and 32 of it seen from 4 on: 0 of the crop is 4 of 40, which is 10 of 100."""
+    rules = protocol("bas-ext", image_size=32, resize_size=40)
+    assert box_in_image(np.array([0, 0, 32, 16]), (50, 100), rules) == (10, 5, 90, 25)
+
+
+class HandMade:
+    """A readout whose map is 1 on the lower right quarter; keeps the images it was handed."""
+
+    def maps(self, method, images_BCHW, classes_B, setting, output=None):
+        self.images_BCHW = images_BCHW
+        maps_BHW = torch.zeros(len(images_BCHW), 8, 8)
+        maps_BHW[:, 4:, 4:] = 1
+        return maps_BHW
+
+
+@pytest.mark.parametrize("rules", ["wsol-v1", "bas-ext"])
+def test_a_localization_is_in_pixels_of_the_image(trained, make_config, fit, monkeypatch, rules):
+    """An image of 120 x 60. The quarter from (16, 16) of the 32 px seen: (60, 30) of a straight resize, and of the
+    centre too."""
+    model = load_model(fit(make_config("bas", protocol=rules), "other").final)
+    monkeypatch.setattr(readouts, "readout", lambda name: HandMade())
+    monkeypatch.setattr(Model, "threshold", 0.5)
+    images_BHW3 = np.random.default_rng(0).integers(0, 256, (2, 60, 120, 3), np.uint8)
+    end = {"wsol-v1": (120, 60), "bas-ext": (120 * 34 / 36, 60 * 34 / 36)}[rules]  # the crop ends at 34 of 36 px
+    for found in model.localize(images_BHW3):
+        assert found.box == pytest.approx((60, 30, *end), abs=120 / 32)
+        assert found.map_HW.shape == (32, 32)
+        assert found.map_HW[24, 24] > 0.8  # a cubic resize overshoots at the edge, which then is the peak
+        assert found.map_HW[4, 4] < 0.2
+        assert found.label in model.classes
+        assert 1 / 3 <= found.score <= 1
+
+
+@pytest.mark.parametrize("rules", ["wsol-v1", "bas-ext"])
+def test_an_image_is_seen_as_validation_saw_it(dataset, reading, make_config, fit, monkeypatch, rules):
+    model = load_model(fit(make_config("bas", protocol=rules)).final)
+    readout = HandMade()
+    monkeypatch.setattr(readouts, "readout", lambda name: readout)
+    stored = dataset.val.shard_set(reading.cache_dir).read(np.arange(3), ["image"])["image"].to_pylist()
+    decoded = [decode_image(torch.frombuffer(bytearray(jpeg), dtype=torch.uint8)).permute(1, 2, 0) for jpeg in stored]
+    model.localize(torch.stack(decoded).numpy())
+    rows = eval_rows(dataset.val, ReadConfig(36, 32, cache_dir=reading.cache_dir), model.protocol.geometry, 3)
+    assert torch.equal(readout.images_BCHW, normalize(next(rows.batches()).images_BCHW))
+
+
+def test_mlflow_serves_the_winner_without_pickle(trained, tmp_path):
+    store = Store.at(tmp_path / "mlflow")
+    client, experiment = tracking.connect(f"sqlite:///{tmp_path}/mlflow.db", "tests", str(store))
+    projection = tracking.Projection(client, experiment, "bas-tiny", {"wsol.protocol": "wsol-v1"}, list)
+    assert registry.register(projection, "bas-tiny", 3, trained.final) == "1"
+    assert registry.register(projection, "bas-tiny", 3, trained.final) == "1"  # a second time changes nothing
+    registry.crown(client, "bas-tiny", "1")
+    served = mlflow.pyfunc.load_model("models:/bas-tiny@champion")
+    images_BHW3 = np.random.default_rng(0).integers(0, 256, (2, 40, 80, 3), np.uint8)
+    answers, expected = served.predict(images_BHW3), load_model(trained.final).localize(images_BHW3)
+    for answer, found in zip(answers, expected, strict=True):
+        assert answer["label"] == found.label
+        assert answer["box"] == pytest.approx(list(found.box))
+        assert np.array(answer["map"]) == pytest.approx(found.map_HW)
+    assert not [name for name in store.list() if name.endswith((".pkl", ".pickle", ".pt", ".pth"))]
+    assert f"torch=={version('torch')}" in next(
+        store.read(name).decode() for name in store.list() if name.endswith("requirements.txt")
+    )

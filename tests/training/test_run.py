@@ -1,0 +1,122 @@
+"""The adapters to Ray: which failures belong to the trial, and what a reused process must not carry over."""
+
+import json
+
+import pytest
+import ray.tune
+import torch
+
+from wsol_models import cam
+from wsol_pipeline.errors import DataError, ResourceError, UsageError
+from wsol_pipeline.storage import Store
+from wsol_pipeline.training import run
+from wsol_pipeline.training.checkpoint import CheckpointStore
+from wsol_pipeline.training.config import Job, to_dict
+from wsol_pipeline.training.loop import NonFiniteError
+
+
+@pytest.fixture
+def reports(monkeypatch) -> list[dict]:
+    """What trials in this process report to Ray Tune."""
+    found: list[dict] = []
+    monkeypatch.setattr(ray.tune, "report", found.append)
+    return found
+
+
+@pytest.fixture
+def make_job(dataset, reading, make_config, tmp_path):
+    """`make_job(name, method, **changes)`: the job of a trial in a folder `name`."""
+
+    def make(name: str = "trial", method: str = "cam", **changes) -> Job:
+        return Job(make_config(method, **changes), dataset.uri, str(tmp_path / name), attempt=1, reading=reading)
+
+    return make
+
+
+def store_of(job: Job) -> CheckpointStore:
+    return CheckpointStore(Store.at(job.trial), job.attempt)
+
+
+def test_a_trial_reports_the_numbers_of_each_epoch(make_job, reports):
+    run.run_on_one_device(to_dict(make_job()))
+    assert [(r["epoch"], r["searched"], r["final"]) for r in reports] == [(1, False, False), (2, True, True)]
+    assert set(reports[0]) == {"epoch", "value", "searched", "final", "loss", "images_per_second"}
+    json.dumps(reports, allow_nan=False)
+
+
+def test_a_nan_ends_the_trial_quietly_and_says_why(make_job, reports, monkeypatch):
+    monkeypatch.setattr(cam, "losses", lambda output, config: {"cls": output.logits_BK.sum() * float("nan")})
+    job = make_job()
+    run.run_on_one_device(to_dict(job))
+    failure = json.loads(store_of(job).own.read("failure.json"))
+    assert failure["kind"] == "nan"
+    assert "smaller learning rate" in failure["message"]
+    assert reports == []
+
+
+def test_a_data_set_that_is_gone_is_a_failure_of_the_trial(make_job, reports, tmp_path):
+    job = make_job()
+    run.run_on_one_device(to_dict(job) | {"data": str(tmp_path / "nothing")})
+    assert store_of(job).failure()["kind"] == "data"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (NonFiniteError("nan"), "nan"),
+        (torch.OutOfMemoryError("full"), "out_of_memory"),
+        (MemoryError(), "out_of_memory"),
+        (DataError("broken"), "data"),
+        (UsageError("wrong"), "configuration"),
+        (ValueError("wrong"), "configuration"),
+    ],
+)
+def test_a_failure_of_the_trials_own_is_noted(make_job, error, kind):
+    job = make_job()
+    with run._own_failures(job):
+        raise error
+    assert store_of(job).failure() == {"kind": kind, "message": str(error)}
+    with pytest.raises(type(error)), run._own_failures(job, end_quietly=False):
+        raise error
+
+
+@pytest.mark.parametrize("error", [OSError("disk"), ConnectionError(), ResourceError("away"), RuntimeError("cuda")])
+def test_what_another_machine_may_not_suffer_goes_to_ray(make_job, error):
+    job = make_job()
+    with pytest.raises(type(error)), run._own_failures(job):
+        raise error
+    assert store_of(job).failure() is None
+
+
+def test_a_reused_process_starts_anew(make_job):
+    torch.set_grad_enabled(False)
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(2)
+    run._reset_process(make_job())
+    assert torch.is_grad_enabled()
+    assert torch.get_default_dtype() is torch.float32
+    assert torch.get_num_threads() == 1
+
+
+def test_a_trial_after_another_gives_what_it_gives_alone(make_job, reports, outcome):
+    alone = make_job("alone", "bas")
+    run.run_on_one_device(to_dict(alone))
+    for number, job in enumerate((make_job("before", "cam", precision="bfloat16", seed=5), make_job("after", "bas"))):
+        torch.set_grad_enabled(False)
+        torch.set_default_dtype(torch.float64)
+        torch.manual_seed(number)
+        run.run_on_one_device(to_dict(job))
+    first, second = outcome(store_of(alone)), outcome(store_of(make_job("after", "bas")))
+    assert first.records == second.records
+    assert all(torch.equal(weight, second.weights[name]) for name, weight in first.weights.items())
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", {"CPU": 2}), ("cuda", {"CPU": 2, "GPU": 1})])
+def test_each_worker_reserves_its_cores_and_device(make_job, device, expected):
+    job = Job(**{**vars(make_job()), "device": device, "cpus_per_worker": 2})
+    assert run.resources_per_worker(job) == expected
+
+
+@pytest.mark.parametrize(("workers", "expected"), [(1, run.run_on_one_device), (2, run.run_on_workers)])
+def test_only_several_workers_need_a_trainer(make_job, workers, expected):
+    assert run.trainable(Job(**{**vars(make_job()), "workers": workers})) is expected
