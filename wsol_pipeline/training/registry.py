@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import tempfile
+import warnings
 from importlib.metadata import version as package_version
 from pathlib import Path
 
@@ -66,8 +67,12 @@ def crown(client: mlflow.MlflowClient, name: str, version: str) -> None:
 
 def _log_model(run_id: str, final: Store, tags: dict[str, str]) -> mlflow.models.model.ModelInfo:
     logging.getLogger("mlflow.models.model").setLevel(logging.ERROR)
-    images = Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3), "images")])
-    with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=run_id, log_system_metrics=False):
+    images = Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3))])  # a name would make MLflow hand over a dict
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mlflow.start_run(run_id=run_id, log_system_metrics=False),
+        warnings.catch_warnings(action="ignore", category=UserWarning),  # it asks for an example beside a signature
+    ):
         for name in (WEIGHTS, DESCRIPTION):
             (Path(folder) / name).write_bytes(final.read(name))
         info = mlflow.pyfunc.log_model(
