@@ -7,7 +7,7 @@
 The finished model, its backbone (`--weights` of another run) and its validation counts lie in the trial's final folder.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from wsol_pipeline.errors import run_main
 from wsol_pipeline.training.options import parse
@@ -21,15 +21,13 @@ class Options(StudyOptions):
     name: str = "train"
     method: str = "bas"
     """Method: a file of wsol_models (bas, cam)."""
-    options: dict[str, float] = field(default_factory=dict)
-    """The method's hyper-parameters by name, e.g. --options alpha 0.5 beta 1.5 lambda_ 1."""
     trials: int = 1
     pruner: str = "none"
 
 
 def main(args: list[str] | None = None) -> int:
     options = parse(Options, args)
-    return run_study(options, options.method, lambda trial: {}, options.options)
+    return run_study(options, options.method, lambda trial: {})
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 from wsol_pipeline.errors import ResourceError
 
+STORAGE_ERRORS = (OSError, BotoCoreError, ClientError)  # what a read or write raises when its storage is away
+
 
 @lru_cache(maxsize=8)
 def _s3(pid: int) -> Any:
@@ -135,7 +137,7 @@ class Store:
             if self.read(probe) != b"ok":
                 raise ResourceError(f"Storage {self.uri} gave back other bytes than were written.")
             self.remove(probe)
-        except (OSError, BotoCoreError, ClientError) as error:
+        except STORAGE_ERRORS as error:
             raise ResourceError(describe_storage_error(self.uri, error)) from error
         return self
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from pathlib import Path
 from typing import Literal
 
 import ray
@@ -25,12 +26,17 @@ def connect(nested: bool) -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")  # else every report waits up to 2 s
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")  # an autoscaler adds nodes meanwhile
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl+C ends the job: the same command continues
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the study prints its own lines
     logging.getLogger("ray").setLevel(logging.ERROR)
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     address = os.environ.get("RAY_ADDRESS")
     if address:
-        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+        try:
+            ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0][:200]
+            raise ResourceError(f"The Ray cluster at RAY_ADDRESS={address} cannot be joined: {reason}") from error
     else:
         ray.init(
             address="local", logging_level=logging.WARNING, log_to_driver=False, include_dashboard=nested,
@@ -67,17 +73,19 @@ def check_placement(job: Job, concurrent: int | None, may_grow: bool) -> int:
     return max(1, min(fits, concurrent or fits))
 
 
-def check_storage_reaches_all(store: Store, shared: bool) -> None:
-    """Raise `UsageError` for a local path that other nodes would not see or that vanishes with the job."""
-    if not store.is_local:
-        return
-    if "runtime_resources" in store.uri and "working_dir_files" in store.uri:
+def check_storage_stays(place: Path, option: str) -> None:
+    """Raise `UsageError` if `place`, the value of `option`, vanishes with the job that writes there."""
+    if {"runtime_resources", "working_dir_files"} <= set(place.absolute().parts):
         raise UsageError(
-            f"{store.uri} lies in the submitted job's temporary copy of the working directory and vanishes with it: "
-            "give --storage an absolute path or s3://."
+            f"{place.absolute()} lies in the submitted job's temporary copy of the working directory and vanishes with "
+            f"it: give {option} an absolute path or a service."
         )
+
+
+def check_storage_reaches_all(store: Store, shared: bool) -> None:
+    """Raise `UsageError` for a local path that other nodes would not see."""
     nodes = sum(node["Alive"] for node in ray.nodes())
-    if nodes > 1 and not shared:
+    if store.is_local and nodes > 1 and not shared:
         raise UsageError(
             f"{nodes} nodes are alive but {store.uri} is a local path, which only one of them sees: use s3://, or say "
             "--storage-is-shared if every node mounts it there."

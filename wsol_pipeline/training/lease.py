@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import psutil
 
 from wsol_pipeline.errors import ResourceError
-from wsol_pipeline.storage import Store
+from wsol_pipeline.storage import STORAGE_ERRORS, Store
 
 BEAT_SECONDS = 3.0
 DEAD_AFTER_SECONDS = 20.0  # without a beat, seen by the one who waits: no clocks are compared
@@ -57,7 +57,7 @@ class Lease:
                 if self.store.exists(_name(self.attempt + 1, "json")):
                     self.lost.set()
                     return
-            except OSError:  # storage away for a while: a driver that can't beat long enough is taken for dead
+            except STORAGE_ERRORS:  # storage away for a while: a driver that can't beat long enough is taken for dead
                 pass
             self._stop.wait(BEAT_SECONDS)
 

@@ -11,8 +11,9 @@ So `started = complete + pruned + failed` when a job ends, whatever died on the 
 
 import json
 import logging
+import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -111,26 +112,30 @@ class Ledger:
     space: Space
     seed: int
     startup_trials: int
+    _proposing: threading.Lock = field(default_factory=threading.Lock)  # MLflow's thread reads parameters meanwhile
 
     def ask(self) -> FrozenTrial:
-        """Start the next trial: an enqueued one, else the sampler's proposal. It is RUNNING when this returns.
-
-        The sampler is seeded by (seed, number), so the proposals don't depend on when a driver was restarted.
-        """
-        started = len(self.trials())
-        self.study.sampler = optuna.samplers.TPESampler(
-            seed=(self.seed * 1_000_003 + started) % 2**32,
-            n_startup_trials=self.startup_trials,
-            multivariate=True,
-            constant_liar=True,
-        )
-        trial = self.study.ask()
-        self.space(trial)
+        """Start the next trial: an enqueued one, else the sampler's proposal. It is RUNNING when this returns."""
+        with self._proposing:
+            self._seed_sampler(len(self.trials()))
+            trial = self.study.ask()
+            self.space(trial)
         return self.get(trial.number)
 
     def parameters(self, number: int) -> dict[str, Any]:
         """What the space makes of trial `number`'s parameters. Completes those of a trial whose driver died asking."""
-        return self.space(Trial(self.study, self.get(number)._trial_id))
+        with self._proposing:
+            self._seed_sampler(number)
+            return self.space(Trial(self.study, self.get(number)._trial_id))
+
+    def _seed_sampler(self, number: int) -> None:
+        """Seed proposals by (seed, trial number), so that they don't depend on when a driver was restarted."""
+        self.study.sampler = optuna.samplers.TPESampler(
+            seed=(self.seed * 1_000_003 + number) % 2**32,
+            n_startup_trials=self.startup_trials,
+            multivariate=True,
+            constant_liar=True,
+        )
 
     def report(self, number: int, epoch: int, value: float) -> bool:
         """Note the searched objective after `epoch`; True if the pruner would stop the trial. Idempotent.

@@ -1,18 +1,22 @@
 """Command-line options that jobs share, and how they become a `TrainConfig`. Parsed by tyro from the dataclass."""
 
+import contextlib
 import dataclasses
+import io
+import re
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import tyro
 
 import search_spaces
-from wsol_pipeline.errors import unknown
+from wsol_pipeline.errors import UsageError, unknown
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training.config import Reading, Recipe, TrainConfig, check_name, require, to_dict
 
+T = TypeVar("T")
 Options = TypeVar("Options", bound="RunOptions")
 
 
@@ -44,6 +48,8 @@ class RunOptions:
     """Epochs between learning rate x 0.1; 0: never."""
     clip_norm: float | None = None
     """Gradient norm above which gradients are scaled down; 0: never."""
+    options: dict[str, float] = field(default_factory=dict)
+    """The method's hyper-parameters by name, e.g. --options alpha 0.5 head_width 256; what is searched wins."""
     image_size: int | None = None
     """Pixels a side of what the network sees: 64 without a preset, 224 with one."""
     resize_size: int | None = None
@@ -82,8 +88,6 @@ class RunOptions:
     """An autoscaler adds nodes: don't refuse trials that don't fit yet."""
     experiment: str = "wsol"
     """MLflow experiment. The server is MLFLOW_TRACKING_URI, else a SQLite file in --storage."""
-    require_mlflow: bool = True
-    """Refuse to start while MLflow does not answer; otherwise it is written once it does."""
     print_config: bool = False
     """Print the resolved configuration and end."""
 
@@ -101,11 +105,30 @@ class RunOptions:
 
 
 def parse(options: type[Options], args: list[str] | None = None) -> Options:
-    """`options` from the command line. An unknown option ends with exit code 2 and the nearest known one."""
-    return tyro.cli(options, args=args, description=sys.modules[options.__module__].__doc__)
+    """`options` from the command line. Raises `UsageError` for what tyro rejects."""
+    return command_line(options, args, sys.modules[options.__module__].__doc__)
 
 
-def resolve(options: RunOptions, method: str, method_options: Mapping[str, Any]) -> TrainConfig:
+def command_line(options: type[T], args: Sequence[str] | None = None, description: str | None = None) -> T:
+    """`tyro.cli`, with what it rejects as a `UsageError` of one line: the fault and the nearest known option."""
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return tyro.cli(options, args=args, description=description)
+    except SystemExit as end:
+        if not end.code:  # --help
+            raise
+        raise UsageError(_one_line(told.getvalue())) from None
+
+
+def _one_line(box: str) -> str:
+    """The text of tyro's box before its pointer to --help, as one sentence."""
+    text = " ".join(line.strip("│ ") for line in box.splitlines() if line[:1] not in "╭╰")
+    parts = [" ".join(part.split()) for part in re.split("─{4,}", text) if "full helptext" not in part]
+    return "; ".join(part.rstrip(".") for part in parts) + "."
+
+
+def resolve(options: RunOptions, method: str) -> TrainConfig:
     """The training configuration: the preset's values (or the laptop defaults), under what was given beside them."""
     preset = _preset(options.preset, method)
     recipe = Recipe(**preset.recipe) if preset else Recipe()
@@ -116,7 +139,7 @@ def resolve(options: RunOptions, method: str, method_options: Mapping[str, Any])
         method=method,
         backbone=options.backbone or (preset.backbone if preset else "tiny"),
         weights=options.weights,
-        options={**(preset.method_options if preset else {}), **method_options},
+        options={**(preset.method_options if preset else {}), **whole_numbers(options.options)},
         readout=readout["name"],
         fixed_setting=preset.readout.get("k") if preset else None,
         protocol=options.protocol,
@@ -137,6 +160,11 @@ def _preset(name: str | None, method: str) -> search_spaces.Preset | None:
     if name is not None and name not in known:
         raise unknown(f"preset of {method!r}", name, known)
     return known[name] if name else None
+
+
+def whole_numbers(options: Mapping[str, float]) -> dict[str, float | int]:
+    """Command-line numbers with the integers among them as such: a head's width is 256, not 256.0."""
+    return {name: int(value) if value == int(value) else value for name, value in options.items()}
 
 
 def reading(options: RunOptions) -> Reading:

@@ -84,8 +84,7 @@ class Plan:
     @property
     def contract(self) -> dict[str, Any]:
         """What makes the trials comparable: it may not change while the study lives."""
-        train = to_dict(self.config) | {"seed": None, "channels_last": None}  # these don't change what is compared
-        return {"train": train, "data": self.dataset.fingerprint, "space": space_of(self.space)}
+        return {"train": to_dict(self.config), "data": self.dataset.fingerprint, "space": space_of(self.space)}
 
 
 @dataclass(frozen=True)
@@ -103,11 +102,10 @@ def run_study(
     options: StudyOptions,
     method: str,
     space: Space,
-    method_options: Mapping[str, Any] | None = None,
     point: Point = lambda name: None,
 ) -> int:
     """Run or continue the study of `options` and print what it found. Returns the exit code."""
-    plan = make_plan(options, method, space, method_options or {})
+    plan = make_plan(options, method, space)
     if options.print_config:
         print(json.dumps(describe(options, plan.config) | {"contract": plan.contract}, indent=2))
         return 0
@@ -118,10 +116,11 @@ def run_study(
     return 0
 
 
-def make_plan(options: StudyOptions, method: str, space: Space, method_options: Mapping[str, Any]) -> Plan:
+def make_plan(options: StudyOptions, method: str, space: Space) -> Plan:
     """Check everything that can be checked before anything starts. Raises the errors a user can mend."""
-    config = resolve(options, method, method_options)
+    config = resolve(options, method)
     config = dataclasses.replace(config, rungs=_rungs(options, config.recipe.epochs))
+    check_places_stay(options)
     store = options.store.check_writable()
     dataset = open_dataset(options.data) if options.data else embedded_dataset(store)
     check_buildable(config, dataset)
@@ -132,11 +131,10 @@ def make_plan(options: StudyOptions, method: str, space: Space, method_options: 
 def execute(plan: Plan, point: Point = lambda name: None) -> Outcome:
     """Take the lease, run what is not finished, register the winner. Safe to kill and start again anywhere."""
     options = plan.options
-    client, experiment = connect_mlflow(options.store, options.experiment)
-    storage = open_storage(plan.folder, options.study_db)
     with acquire(plan.folder / "lease") as lease:
+        client, experiment = connect_mlflow(options.store, options.experiment)
         ledger = open_ledger(
-            storage,
+            open_storage(plan.folder, options.study_db),
             options.name,
             space=plan.space,
             contract=plan.contract,
@@ -145,7 +143,7 @@ def execute(plan: Plan, point: Point = lambda name: None) -> Outcome:
             seed=options.seed,
             startup_trials=options.startup_trials,
         )
-        views = functools.partial(trial_views, plan, ledger)
+        views = functools.partial(trial_views, plan, ledger, lease)
         with tracking.Projection(client, experiment, options.name, study_tags(plan), views) as projection:
             _run(plan, ledger, lease, point)
         return _finish(plan, ledger, projection, point)
@@ -250,9 +248,11 @@ def space_of(space: Space) -> dict[str, str]:
     return {name: optuna.distributions.distribution_to_json(d) for name, d in trial.distributions.items()}
 
 
-def trial_views(plan: Plan, ledger: Ledger) -> Iterator[tracking.TrialView]:
-    """Every started trial as MLflow shows it."""
+def trial_views(plan: Plan, ledger: Ledger, lease: Lease) -> Iterator[tracking.TrialView]:
+    """Every started trial as MLflow shows it; none any more once another driver writes them."""
     for trial in ledger.trials():
+        if lease.lost.is_set():
+            return
         config = with_parameters(plan.config, ledger.parameters(trial.number))
         tags = {"wsol.published": str(trial.user_attrs.get(PUBLISHED, ""))}
         if FAILURE in trial.user_attrs:
@@ -288,6 +288,18 @@ def connect_mlflow(store: Store, experiment: str) -> tuple[mlflow.MlflowClient, 
         raise UsageError(f"MLFLOW_TRACKING_URI is not set, and {store.uri} cannot hold MLflow's SQLite file: set it.")
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", experiment)
     return tracking.connect(uri or f"sqlite:///{store.path('mlflow.db')}", experiment, store.path("mlflow-artifacts"))
+
+
+def check_places_stay(options: StudyOptions) -> None:
+    """Raise `UsageError` for storage or a database in a submitted job's copy of its working directory."""
+    places = {
+        "--storage": Path(options.store.uri) if options.store.is_local else None,
+        "--study-db": tracking.sqlite_file(options.study_db),
+        "MLFLOW_TRACKING_URI": tracking.sqlite_file(os.environ.get("MLFLOW_TRACKING_URI")),
+    }
+    for option, place in places.items():
+        if place:
+            cluster.check_storage_stays(place, option)
 
 
 def check_buildable(config: TrainConfig, dataset: Dataset) -> None:

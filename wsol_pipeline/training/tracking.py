@@ -5,6 +5,7 @@ writing the same thing again changes nothing: a projection that was interrupted,
 written again. A thread does it every few seconds; what it could not deliver waits for the next turn.
 """
 
+import contextlib
 import logging
 import os
 import threading
@@ -15,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+from filelock import FileLock
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from wsol_pipeline.errors import ResourceError
+from wsol_pipeline.storage import STORAGE_ERRORS
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +73,8 @@ class Projection:
         try:
             for trial in self.trials():
                 self._write(trial)
-        except (MlflowException, OSError) as error:
+        except (MlflowException, *STORAGE_ERRORS) as error:
+            self._runs.clear()  # one may have been created although the answer was lost: look again
             if not self._warned:
                 logger.warning(
                     "MLflow is away (%s): the study goes on and is written when it is back.", str(error)[:200]
@@ -153,7 +157,7 @@ def connect(uri: str, experiment: str, artifacts: str | None) -> tuple[mlflow.Ml
 
     Raises `ResourceError` within seconds if MLflow does not answer.
     """
-    for name, value in {"TIMEOUT": "10", "MAX_RETRIES": "1"}.items():
+    for name, value in {"TIMEOUT": "10", "MAX_RETRIES": "0"}.items():
         os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     logging.getLogger("mlflow").setLevel(logging.WARNING)
@@ -161,11 +165,23 @@ def connect(uri: str, experiment: str, artifacts: str | None) -> tuple[mlflow.Ml
     try:
         mlflow.set_tracking_uri(uri)
         client = mlflow.MlflowClient(uri)
-        known = client.get_experiment_by_name(experiment)
         location = None if uri.startswith("http") else artifacts
-        return client, known.experiment_id if known else client.create_experiment(experiment, location)
+        with _one_at_a_time(uri):
+            known = client.get_experiment_by_name(experiment)
+            return client, known.experiment_id if known else client.create_experiment(experiment, location)
     except (MlflowException, OSError, ValueError) as error:
         raise ResourceError(f"MLflow at {_without_password(uri)} does not answer: {str(error)[:200]}") from error
+
+
+def sqlite_file(uri: str | None) -> Path | None:
+    """The file behind an SQLite URL; None for any other."""
+    return Path(uri.removeprefix("sqlite:///")) if uri and uri.startswith("sqlite:///") else None
+
+
+def _one_at_a_time(uri: str) -> contextlib.AbstractContextManager[Any]:
+    """Two drivers that create the tables of one new SQLite file at once would both fail."""
+    file = sqlite_file(uri)
+    return FileLock(f"{file}.lock") if file else contextlib.nullcontext()
 
 
 def wait_for_flush(projection: Projection, seconds: float) -> bool:

@@ -18,6 +18,7 @@ from wsol_pipeline.training.config import Job, to_dict
 from wsol_pipeline.training.lease import Lease
 from wsol_pipeline.training.ledger import Ledger
 
+Event = Callable[[str, int, dict[str, Any]], None]  # (what happened, trial number, details)
 Point = Callable[[str], None]  # called with the name of each step passed; tests kill the driver there
 
 
@@ -40,7 +41,7 @@ class LedgerSearcher(Searcher):
         make_job: Callable[[dict[str, Any], Store], Job],
         trials: int,
         folder: Store,
-        on_event: Callable[[str, int, dict[str, Any]], None],
+        on_event: Event,
         point: Point = lambda name: None,
     ) -> None:
         super().__init__(metric="value", mode="max")
@@ -67,17 +68,13 @@ class LedgerSearcher(Searcher):
 
     def record(self, trial_id: str, record: dict[str, Any]) -> bool:
         """Take a worker's record; True if the trial should stop now."""
-        self.point("launched" if record["epoch"] == 1 else "checkpointed")
+        self.point("checkpointed")
         self.lease.check()
         number = self.numbers[trial_id]
         self.on_event("epoch", number, record)
-        if not record["searched"] or record["final"]:  # values of one readout setting don't compare with searched ones
-            return False
-        stop = self.ledger.report(number, record["epoch"], record["value"])
-        if stop:  # told before Ray stops it: a driver killed in between leaves no trial that was half pruned
-            self.ledger.prune(number)
+        stop = report(self.ledger, number, record, self.on_event)
+        if stop:
             self.pruned.add(trial_id)
-            self.on_event("pruned", number, {})
         return stop
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -91,6 +88,10 @@ class LedgerSearcher(Searcher):
 
     def checkpoints(self, number: int) -> CheckpointStore:
         return CheckpointStore(trial_folder(self.folder, number), self.lease.attempt)
+
+    def on_trial_start(self, trial_id: str) -> None:
+        """Nothing but its point: the trial's actor lives and is about to train."""
+        self.point("launched")
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing: the scheduler, which Ray asks first, has taken the record."""
@@ -121,14 +122,36 @@ class LedgerScheduler(FIFOScheduler):
         return {}
 
 
+class Launches(ray.tune.Callback):
+    """Tells the searcher when a trial's actor has started, which Ray tells nobody else."""
+
+    def __init__(self, searcher: LedgerSearcher) -> None:
+        self.searcher = searcher
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.searcher.on_trial_start(trial.trial_id)
+
+
 def trial_folder(study: Store, number: int) -> Store:
     """The folder of trial `number`."""
     return study / f"trials/{number:04d}"
 
 
-def settle(
-    ledger: Ledger, number: int, checkpoints: CheckpointStore, on_event: Callable[[str, int, dict[str, Any]], None]
-) -> bool:
+def report(ledger: Ledger, number: int, record: dict[str, Any], on_event: Event) -> bool:
+    """Show a record to the pruner; True if the trial is PRUNED by it.
+
+    It is told before Ray stops the trial: a driver killed in between leaves no trial that was half pruned.
+    """
+    if not record["searched"] or record["final"]:  # values of one readout setting don't compare with searched ones
+        return False
+    stop = ledger.report(number, record["epoch"], record["value"])
+    if stop:
+        ledger.prune(number)
+        on_event("pruned", number, {})
+    return stop
+
+
+def settle(ledger: Ledger, number: int, checkpoints: CheckpointStore, on_event: Event) -> bool:
     """Tell COMPLETE or FAIL if the trial's worker has written its end; False if it has not."""
     if final := checkpoints.final():
         record = checkpoints.records()[-1]
@@ -142,13 +165,15 @@ def settle(
     return False
 
 
-def settle_orphans(
-    ledger: Ledger,
-    checkpoints: Callable[[int], CheckpointStore],
-    on_event: Callable[[str, int, dict[str, Any]], None],
-) -> list[int]:
-    """Tell what a dead driver could not any more; return the trials that have to go on."""
-    return [number for number in ledger.running() if not settle(ledger, number, checkpoints(number), on_event)]
+def settle_orphans(ledger: Ledger, checkpoints: Callable[[int], CheckpointStore], on_event: Event) -> list[int]:
+    """Tell what a dead driver could not any more, the pruner's word included; return the trials that have to go on."""
+
+    def ended(number: int) -> bool:
+        if settle(ledger, number, checkpoints(number), on_event):
+            return True
+        return any(report(ledger, number, record, on_event) for record in checkpoints(number).records())
+
+    return [number for number in ledger.running() if not ended(number)]
 
 
 def run_trials(searcher: LedgerSearcher, trainable: Any, concurrent: int, resources: Any, folder: Store) -> None:
@@ -166,6 +191,7 @@ def run_trials(searcher: LedgerSearcher, trainable: Any, concurrent: int, resour
             name=f"tune-{searcher.lease.attempt:04d}",
             storage_path=folder.path("ray"),
             failure_config=ray.tune.FailureConfig(max_failures=3),
+            callbacks=[Launches(searcher)],
             verbose=0,
         ),
     )
