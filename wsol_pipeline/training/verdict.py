@@ -158,8 +158,9 @@ def _score_somewhere(options: EvaluateOptions, contender: Contender) -> dict[str
     if not ray.is_initialized():
         device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
         return score(contender, options, device)
-    device = cluster.pick_device(options.device)
-    return ray.get(ray.remote(score).options(num_gpus=device == "cuda").remote(contender, options, device))
+    if cluster.pick_device(options.device) == "cpu":  # a worker would first import for seconds what is here already
+        return score(contender, options, "cpu")
+    return ray.get(ray.remote(score).options(num_gpus=1).remote(contender, options, "cuda"))
 
 
 def score(contender: Contender, options: EvaluateOptions, device: str) -> dict[str, Any]:
