@@ -57,8 +57,9 @@ def test_a_driver_killed_between_asking_and_suggesting_loses_no_trial(storage):
     bare = first.study.ask()  # RUNNING, no parameter yet
     reopened = ledger(storage())
     values = reopened.parameters(bare.number)
-    assert set(values) == {"alpha", "beta"}
     assert reopened.parameters(bare.number) == values
+    again = ledger(optuna.storages.InMemoryStorage())
+    assert values == [again.ask(), again.ask()][1].params  # what it would have proposed had it lived
 
 
 def test_proposals_depend_on_seed_and_number_not_on_restarts(storage, tmp_path):
@@ -139,3 +140,10 @@ def test_a_database_that_cannot_be_opened_is_a_resource_error(tmp_path):
 def test_an_unknown_pruner_is_answered_with_the_known_ones():
     with pytest.raises(UsageError, match="Did you mean 'median'.*successive-halving"):
         pruner("medain", 1)
+
+
+def test_a_published_setting_counts_in_the_rung_that_others_have_to_reach(storage):
+    book = ledger(storage(), pruner=pruner("successive-halving", 2))
+    published, poor = (book.ask().number for _ in range(2))
+    assert not book.report(published, 2, 50.0)
+    assert book.report(poor, 2, 40.0)

@@ -140,13 +140,14 @@ class Ledger:
     def report(self, number: int, epoch: int, value: float) -> bool:
         """Note the searched objective after `epoch`; True if the pruner would stop the trial. Idempotent.
 
-        Published settings are never pruned: they are what the winner is compared with.
+        Published settings are never pruned: they are what the winner is compared with. The pruner is asked for them
+        too, because only values it was asked about stand in the rung that other trials have to reach.
         """
         frozen = self.get(number)
         trial = Trial(self.study, frozen._trial_id)
         if epoch not in frozen.intermediate_values:
             trial.report(value, step=epoch)
-        return PUBLISHED not in frozen.user_attrs and trial.should_prune()
+        return trial.should_prune() and PUBLISHED not in frozen.user_attrs
 
     def complete(self, number: int, value: float) -> None:
         self.study.tell(number, value, state=TrialState.COMPLETE)

@@ -164,7 +164,7 @@ def _preset(name: str | None, method: str) -> search_spaces.Preset | None:
 
 def whole_numbers(options: Mapping[str, float]) -> dict[str, float | int]:
     """Command-line numbers with the integers among them as such: a head's width is 256, not 256.0."""
-    return {name: int(value) if value == int(value) else value for name, value in options.items()}
+    return {name: int(value) if float(value).is_integer() else value for name, value in options.items()}
 
 
 def reading(options: RunOptions) -> Reading:

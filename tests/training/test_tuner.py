@@ -1,0 +1,265 @@
+"""The searcher over a real ledger and real checkpoints, its driver dying at every step. Workers are faked: no Ray."""
+
+import itertools
+import os
+from types import SimpleNamespace
+
+import optuna
+import pytest
+import torch
+
+from wsol_pipeline.errors import ResourceError, WsolError
+from wsol_pipeline.storage import Store
+from wsol_pipeline.training.checkpoint import CheckpointStore, Position
+from wsol_pipeline.training.config import Job, TrainConfig, from_dict
+from wsol_pipeline.training.lease import Lease
+from wsol_pipeline.training.ledger import open_ledger, pruner
+from wsol_pipeline.training.tuner import LedgerScheduler, LedgerSearcher, trial_folder
+
+EPOCHS, RUNG = 3, 2
+
+
+class Death(BaseException):
+    """The driver is gone."""
+
+
+@pytest.fixture(autouse=True)
+def no_fsync(monkeypatch):
+    """A killed process loses nothing of what it wrote; only a machine that falls does."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
+@pytest.fixture
+def study(tmp_path):
+    """What outlives a driver: the study's folder and its database."""
+    return new_study(tmp_path)
+
+
+def new_study(place):
+    return SimpleNamespace(folder=Store.at(place), database=optuna.storages.InMemoryStorage())
+
+
+class Driver:
+    """One life of a driver: a searcher over what its forerunners left, and Ray's part of the conversation."""
+
+    def __init__(self, study, attempt=1, trials=3, die_at=None, pruning="none"):
+        self.folder = study.folder
+        self.ledger = open_ledger(
+            study.database,
+            "s",
+            space=lambda trial: {"alpha": trial.suggest_float("alpha", 0.0, 1.0)},
+            contract={},
+            published={"paper/row": {"alpha": 0.5}},
+            pruner=pruner(pruning, RUNG),
+            seed=0,
+            startup_trials=2,
+        )
+        self.lease = Lease(self.folder / "lease", attempt)
+        self.events = []
+        self.ids, self.passed, self.die_at = (f"ray-{attempt}-{n}" for n in itertools.count()), 0, die_at
+        self.searcher = LedgerSearcher(self.ledger, self.lease, self._job, trials, self.folder, self._hear, self._point)
+
+    def _job(self, parameters, folder):
+        return Job(TrainConfig(options=parameters), "data", folder.uri, self.lease.attempt)
+
+    def _hear(self, event, number, details):
+        self.events.append((event, number))
+
+    def _point(self, name):
+        self.passed += 1
+        if self.passed == self.die_at:
+            raise Death(name)
+
+    def start(self):
+        """Ask for a trial as Ray does: (Ray's id, job), or None when the study is finished."""
+        trial_id = next(self.ids)
+        suggested = self.searcher.suggest(trial_id)
+        if suggested == self.searcher.FINISHED:
+            return None
+        job = from_dict(Job, suggested)
+        self.searcher.on_trial_start(trial_id)
+        return trial_id, job
+
+    def train(self, trial_id, job):
+        """What a worker and Ray do with a job, up to its end."""
+        for record in work(job):
+            if self.record(trial_id, record):
+                break
+        self.searcher.on_trial_complete(trial_id)
+
+    def record(self, trial_id, record):
+        return self.searcher.record(trial_id, record)
+
+    def run(self):
+        """Everything that is left to do, one trial after the other."""
+        while started := self.start():
+            self.train(*started)
+
+    def states(self):
+        return [trial.state.name for trial in self.ledger.trials()]
+
+    def checkpoints(self, number, attempt=None):
+        return CheckpointStore(trial_folder(self.folder, number), attempt or self.lease.attempt)
+
+
+def work(job):
+    """A worker: epochs from the newest checkpoint on, each sealed before it is reported. Its value is 100 alpha."""
+    store = CheckpointStore(Store.at(job.trial), job.attempt)
+    saved = store.load()
+    records = saved.records if saved else []
+    for epoch in range(len(records) + 1, EPOCHS + 1):
+        final = epoch == EPOCHS
+        record = {
+            "epoch": epoch,
+            "value": 100 * job.train.options["alpha"],
+            "searched": final or epoch == RUNG,
+            "final": final,
+            "attempt": job.attempt,
+        }
+        records = [*records, record]
+        if final:
+            store.finish({"model.safetensors": b"weights"}, records)
+        else:
+            store.save(Position(epoch), {"weight": torch.zeros(1)}, records)
+        yield record
+
+
+def write_rung(checkpoints, value):
+    """The checkpoint of the rung's epoch, as a worker leaves it."""
+    record = {"epoch": RUNG, "value": value, "searched": True, "final": False}
+    checkpoints.save(Position(RUNG), {"weight": torch.zeros(1)}, [record])
+
+
+def ledger_of(driver):
+    return [(t.number, t.state.name, t.params, t.values, t.intermediate_values) for t in driver.ledger.trials()]
+
+
+@pytest.mark.parametrize("pruning", ["none", "successive-halving"])
+def test_a_driver_that_dies_at_any_step_changes_nothing_about_the_study(tmp_path, pruning):
+    undisturbed = Driver(new_study(tmp_path / "undisturbed"), trials=5, pruning=pruning)
+    undisturbed.run()
+    assert ("PRUNED" in undisturbed.states()) == (pruning != "none")
+    for step in range(1, undisturbed.passed + 1):
+        study = new_study(tmp_path / f"dies-at-{step}")
+        with pytest.raises(Death):
+            Driver(study, trials=5, die_at=step, pruning=pruning).run()
+        heir = Driver(study, attempt=2, trials=5, pruning=pruning)
+        heir.run()
+        assert ledger_of(heir) == ledger_of(undisturbed)
+
+
+def test_drivers_that_die_after_every_epoch_get_there_all_the_same(study, tmp_path):
+    undisturbed = Driver(new_study(tmp_path / "undisturbed"))
+    undisturbed.run()
+    for life in range(1, 20):
+        driver = Driver(study, attempt=life, die_at=3)  # suggested, launched, and one record in
+        try:
+            driver.run()
+        except Death:
+            continue
+        break
+    assert life > EPOCHS
+    assert ledger_of(driver) == ledger_of(undisturbed)
+
+
+def test_an_adopted_trial_goes_on_from_its_checkpoint(study):
+    with pytest.raises(Death):
+        Driver(study, die_at=4).run()  # suggested, launched, and two epochs in
+    heir = Driver(study, attempt=2)
+    assert heir.searcher.orphans == [0]
+    heir.run()
+    assert [record["attempt"] for record in heir.checkpoints(0).records()] == [1, 1, 2]
+    assert heir.events.count(("started", 0)) == 1
+
+
+def test_a_finished_model_is_told_complete_without_a_run(study):
+    with pytest.raises(Death):
+        Driver(study, trials=1, die_at=6).run()  # the final record is written and not told
+    heir = Driver(study, attempt=2, trials=1)
+    assert heir.states() == ["COMPLETE"]
+    assert heir.ledger.get(0).value == 50.0
+    assert heir.start() is None
+
+
+def test_a_failure_that_a_dead_driver_did_not_tell_is_told(study):
+    dead = Driver(study, trials=1)
+    dead.start()
+    dead.checkpoints(0).fail("nan", "the gradient is nan")
+    heir = Driver(study, attempt=2, trials=1)
+    assert heir.states() == ["FAIL"]
+    assert heir.ledger.get(0).user_attrs["failure"] == {"kind": "nan", "message": "the gradient is nan"}
+    assert heir.start() is None
+
+
+def test_a_pruner_whose_word_a_dead_driver_did_not_hear_is_asked(study):
+    """The worker wrote its rung; the driver died before the record reached it."""
+    Driver(study, trials=1, pruning="successive-halving").run()  # alpha 0.5: the rung's best value is 50
+    dead = Driver(study, attempt=2, trials=2, pruning="successive-halving")
+    dead.start()
+    write_rung(dead.checkpoints(1), value=-1.0)
+    heir = Driver(study, attempt=3, trials=2, pruning="successive-halving")
+    assert heir.states() == ["COMPLETE", "PRUNED"]
+    assert heir.events == [("pruned", 1)]
+    assert heir.start() is None
+
+
+def test_the_worker_that_failed_by_itself_fails_its_trial_only(study):
+    driver = Driver(study, trials=2)
+    trial_id, _ = driver.start()
+    driver.checkpoints(0).fail("out_of_memory", "20 GiB are too many")
+    driver.searcher.on_trial_complete(trial_id)
+    driver.run()
+    assert driver.states() == ["FAIL", "COMPLETE"]
+    assert driver.ledger.balance() == {"started": 2, "complete": 1, "pruned": 0, "fail": 1, "running": 0}
+
+
+def test_a_worker_that_kept_dying_fails_its_trial_as_infrastructure(study):
+    driver = Driver(study, trials=1)
+    trial_id, job = driver.start()
+    next(work(job))
+    driver.searcher.on_trial_complete(trial_id, error=True)
+    assert driver.states() == ["FAIL"]
+    assert driver.ledger.get(0).user_attrs["failure"]["kind"] == "infrastructure"
+
+
+def test_pruned_is_told_before_ray_stops_the_trial(study):
+    driver = Driver(study, trials=2, pruning="successive-halving")
+    driver.train(*driver.start())
+    trial_id, _ = driver.start()
+    record = {"epoch": RUNG, "value": -1.0, "searched": True, "final": False}
+    decision = LedgerScheduler(driver.searcher).on_trial_result(None, SimpleNamespace(trial_id=trial_id), record)
+    assert decision == LedgerScheduler.STOP
+    assert driver.states() == ["COMPLETE", "PRUNED"]
+    driver.searcher.on_trial_complete(trial_id)  # as Ray says next
+    assert driver.states() == ["COMPLETE", "PRUNED"]
+
+
+@pytest.mark.parametrize("step", ["suggest", "record", "complete"])
+def test_a_driver_that_lost_its_lease_writes_nothing(study, step):
+    driver = Driver(study)
+    trial_id, job = driver.start()
+    worker = work(job)
+    record = next(worker)
+    before = ledger_of(driver)
+    driver.lease.lost.set()
+    if step == "complete":
+        list(worker)
+    actions = {
+        "suggest": lambda: driver.searcher.suggest("another"),
+        "record": lambda: driver.searcher.record(trial_id, {**record, "epoch": RUNG, "searched": True}),
+        "complete": lambda: driver.searcher.on_trial_complete(trial_id),
+    }
+    with pytest.raises(ResourceError, match="lost its lease"):
+        actions[step]()
+    assert ledger_of(driver) == before
+
+
+def test_results_that_are_no_records_are_let_pass(study):
+    driver = Driver(study)
+    scheduler = LedgerScheduler(driver.searcher)
+    assert scheduler.on_trial_result(None, SimpleNamespace(trial_id="x"), {"done": True}) == scheduler.CONTINUE
+
+
+def test_rays_own_way_to_continue_is_refused(study):
+    with pytest.raises(WsolError, match="same command"):
+        Driver(study).searcher.restore("somewhere")
