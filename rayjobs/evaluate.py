@@ -9,15 +9,14 @@ again: its kept result is shown.
 
 import os
 
-import tyro
-
 from wsol_pipeline.errors import run_main
 from wsol_pipeline.training import cluster
+from wsol_pipeline.training.options import command_line
 from wsol_pipeline.training.verdict import EvaluateOptions, judge
 
 
 def main(args: list[str] | None = None) -> int:
-    options = tyro.cli(EvaluateOptions, args=args, description=__doc__)
+    options = command_line(EvaluateOptions, args, __doc__)
     if "RAY_ADDRESS" in os.environ:
         cluster.connect(nested=False)
     return judge(options)

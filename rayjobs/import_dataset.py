@@ -26,6 +26,7 @@ from wsol_pipeline.data.importers import importer
 from wsol_pipeline.data.ingest import ShardReport, import_dataset
 from wsol_pipeline.errors import UsageError, run_main
 from wsol_pipeline.storage import Store
+from wsol_pipeline.training.options import command_line
 
 OptionsT = TypeVar("OptionsT")
 
@@ -64,7 +65,7 @@ def parse(argv: list[str]) -> ImportConfig[Any]:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--dataset", default=ImportConfig.dataset)
     layout = importer(first.parse_known_args(argv)[0].dataset)
-    return tyro.cli(ImportConfig[layout.Options], args=argv, description=__doc__)  # type: ignore[name-defined]
+    return command_line(ImportConfig[layout.Options], argv, __doc__)  # type: ignore[name-defined]
 
 
 def reporter() -> tuple[AbstractContextManager[Any], Callable[[ShardReport, int, int], None]]:

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from botocore.exceptions import NoCredentialsError
 
-from wsol_pipeline.errors import ResourceError
+from wsol_pipeline.errors import ResourceError, UsageError
 from wsol_pipeline.storage import Store, describe_storage_error
 
 
@@ -74,5 +74,5 @@ def test_a_storage_error_says_what_to_mend(error, advice):
 
 
 def test_other_schemes_are_refused():
-    with pytest.raises(ResourceError, match="gs://bucket"):
+    with pytest.raises(UsageError, match="gs://bucket"):
         Store.at("gs://bucket/x")

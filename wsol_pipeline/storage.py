@@ -14,7 +14,7 @@ from typing import Any
 import fsspec
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
-from wsol_pipeline.errors import ResourceError
+from wsol_pipeline.errors import ResourceError, UsageError
 
 STORAGE_ERRORS = (OSError, BotoCoreError, ClientError)  # what a read or write raises when its storage is away
 
@@ -46,7 +46,7 @@ class Store:
         if text.startswith("s3://"):
             return Store(text.rstrip("/"))
         if "://" in text and not text.startswith("file://"):
-            raise ResourceError(f"Storage must be a local path or s3://bucket/prefix but got {text!r}.")
+            raise UsageError(f"Storage must be a local path or s3://bucket/prefix but got {text!r}.")
         return Store(str(Path(text.removeprefix("file://")).expanduser().resolve()))
 
     def __truediv__(self, name: str) -> "Store":
