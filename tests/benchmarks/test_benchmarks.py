@@ -1,0 +1,28 @@
+"""Every benchmark runs and ends with a line of JSON. What it measures is not judged: a test machine is never quiet."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+SHORT = {
+    "evaluation": ["--maps", "4", "--loops", "1"],
+    "readout": ["--classes", "5", "--rounds", "1", "--backbone", "tiny"],
+    "step": ["--pairs", "1", "--size", "32", "--batch", "2", "--backbone", "resnet18"],
+    "study": ["--quick"],
+    "training": ["--quick"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHORT)
+def test_it_runs(name, tmp_path):
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *SHORT[name]]
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "RAY_TMPDIR": "/tmp"}
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert json.loads(ended.stdout.splitlines()[-1])["benchmark"] == name
