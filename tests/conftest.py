@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import boto3
 import pytest
@@ -19,6 +19,11 @@ def free_port() -> int:
             probe.bind(("127.0.0.1", 0))
             if (port := probe.getsockname()[1]) > 20000:
                 return port
+
+
+@pytest.fixture(scope="session", name="free_port")
+def _free_port() -> Callable[[], int]:
+    return free_port
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,95 @@
+"""MLflow as a projection: written again it stays the same, and an answer that got lost makes no second run."""
+
+import logging
+
+import mlflow
+import pytest
+from mlflow.exceptions import MlflowException
+
+from wsol_pipeline.errors import ResourceError
+from wsol_pipeline.training import tracking
+from wsol_pipeline.training.tracking import Projection, TrialView
+
+
+class Lossy:
+    """An MLflow client whose `create_run` works, and whose first answers get lost."""
+
+    def __init__(self, client: mlflow.MlflowClient, lost: int) -> None:
+        self._client, self._lost = client, lost
+
+    def create_run(self, *args, **options):
+        run = self._client.create_run(*args, **options)
+        self._lost -= 1
+        if self._lost >= 0:
+            raise MlflowException("read timed out at http://user:secret@mlflow")
+        return run
+
+    def __getattr__(self, name):
+        return getattr(self._client, name)
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory) -> str:
+    """Made once: MLflow's tables take seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+
+
+@pytest.fixture
+def connected(database, request, tmp_path):
+    """(client, experiment) of an experiment of this test's own."""
+    return tracking.connect(database, request.node.name, str(tmp_path))
+
+
+def view(number: int, epochs: int, state: str = "RUNNING") -> TrialView:
+    records = [
+        {
+            "epoch": epoch,
+            "time": 1_700_000_000.0 + epoch,
+            "train": {"loss": 1.0 / epoch},
+            "val": {"gt_known_loc": 50.0 + epoch},
+            "value": 40.0,
+            "searched": epoch == epochs,
+            "learning_rate": 0.1,
+            "images_per_second": 10.0,
+            "seconds": 1.0,
+        }
+        for epoch in range(1, epochs + 1)
+    ]
+    return TrialView(number, state, {"alpha": 0.5}, {}, records)
+
+
+def project(client, experiment, views) -> Projection:
+    return Projection(client, experiment, "s", {"wsol.data": "d"}, lambda: views)
+
+
+def test_a_second_driver_writes_the_same_again(connected):
+    client, experiment = connected
+    assert project(client, experiment, [view(0, 2)]).flush()
+    assert project(client, experiment, [view(0, 3, "COMPLETE"), view(1, 1)]).flush()
+    runs = {run.data.tags["wsol.trial"]: run for run in client.search_runs([experiment])}
+    assert set(runs) == {"study", "0", "1"}
+    history = client.get_metric_history(runs["0"].info.run_id, "val/gt_known_loc")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 51.0), (2, 52.0), (3, 53.0)]
+    assert (runs["0"].info.status, runs["1"].info.status) == ("FINISHED", "RUNNING")
+    assert runs["1"].data.tags["mlflow.parentRunId"] == runs["study"].info.run_id
+
+
+def test_an_answer_that_got_lost_makes_no_second_run(connected, caplog):
+    client, experiment = connected
+    projection = project(Lossy(client, lost=2), experiment, [view(0, 1)])
+    with caplog.at_level(logging.WARNING):
+        assert [projection.flush() for _ in range(3)] == [False, False, True]
+    assert len(client.search_runs([experiment])) == 2
+    assert caplog.text.count("MLflow is away") == 1
+    assert "secret" not in caplog.text
+
+
+def test_mlflow_that_never_answers_is_refused_without_its_password(unused_tcp_port):
+    with pytest.raises(ResourceError, match=r"http://\*\*\*@127.0.0.1:\d+ does not answer") as refused:
+        tracking.connect(f"http://user:secret@127.0.0.1:{unused_tcp_port}", "wsol", None)
+    assert "secret" not in str(refused.value)
+
+
+@pytest.fixture
+def unused_tcp_port(free_port) -> int:
+    return free_port()
