@@ -33,13 +33,13 @@ def connect(nested: bool) -> None:
     address = os.environ.get("RAY_ADDRESS")
     if address:
         try:
-            ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0][:200]
             raise ResourceError(f"The Ray cluster at RAY_ADDRESS={address} cannot be joined: {reason}") from error
     else:
         ray.init(
-            address="local", logging_level=logging.WARNING, log_to_driver=False, include_dashboard=nested,
+            address="local", logging_level=logging.ERROR, log_to_driver=False, include_dashboard=nested,
             object_store_memory=500_000_000,
         )  # fmt: skip
 

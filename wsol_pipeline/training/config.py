@@ -27,6 +27,11 @@ def require(condition: bool, rule: str, value: object) -> None:
         raise UsageError(f"{rule} but got {value!r}.")
 
 
+def without_passwords(text: str) -> str:
+    """`text` with the user and password of every URL in it replaced."""
+    return re.sub(r"://[^/@\s\"]+@", "://***@", text)
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as plain data (JSON types)."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
@@ -53,7 +58,7 @@ def config_hash(data: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Recipe:
-    """SGD as the papers use it. The defaults suit the small network from scratch; presets carry the papers' values."""
+    """SGD as the papers use it; presets carry the papers' values."""
 
     epochs: int = 10
     batch_size: int = 32  # global: the same whatever the number of workers

@@ -34,6 +34,7 @@ from wsol_pipeline.training.config import Reading, TrainConfig, config_hash, to_
 from wsol_pipeline.training.optim import build_optimizer, learning_rate, set_learning_rate
 
 Record = dict[str, Any]
+BACKBONE = "backbone.safetensors"
 
 
 class NonFiniteError(WsolError):
@@ -297,7 +298,7 @@ def _finish(run: Run, counts: Counts, choice: selection.Choice) -> None:
         network = {name: tensor.contiguous().cpu() for name, tensor in wsol_models.network_state(run.method).items()}
         files = {
             "model.safetensors": safetensors.torch.save(weights),
-            "backbone.safetensors": safetensors.torch.save(network),  # --weights of another run
+            BACKBONE: safetensors.torch.save(network),  # --weights of another run
             "model.json": json.dumps(model, indent=1).encode(),
             "val_counts.json": json.dumps(counts.to_dict()).encode(),
         }

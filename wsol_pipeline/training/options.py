@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,9 @@ import tyro
 import search_spaces
 from wsol_pipeline.errors import UsageError, unknown
 from wsol_pipeline.storage import Store
-from wsol_pipeline.training.config import Reading, Recipe, TrainConfig, check_name, require, to_dict
+from wsol_pipeline.training.config import Reading, Recipe, TrainConfig, check_name, require, to_dict, without_passwords
+
+LAPTOP = Recipe(epochs=4, learning_rate=0.003, clip_norm=1.0)  # the recipe without a preset: for `tiny`
 
 T = TypeVar("T")
 Options = TypeVar("Options", bound="RunOptions")
@@ -27,7 +30,8 @@ class RunOptions:
     name: str = ""
     """Name of the study or run: the same name continues it. 1 to 128 letters, digits, '.', '_', '-'."""
     data: str | None = None
-    """Imported dataset: a folder or s3://bucket/prefix (see import_dataset.py). Without it: embedded synthetic data."""
+    """Imported dataset: a folder or s3://bucket/prefix (see import_dataset.py). Without it: embedded synthetic data,
+    and a small classifier trained on its labels in place of ImageNet weights."""
     storage: str = "runs"
     """Where studies, checkpoints and models are kept: a folder, or s3://bucket/prefix (several nodes need that)."""
     preset: str | None = None
@@ -122,25 +126,25 @@ def command_line(options: type[T], args: Sequence[str] | None = None, descriptio
 
 
 def _one_line(box: str) -> str:
-    """The text of tyro's box before its pointer to --help, as one sentence."""
-    text = " ".join(line.strip("│ ") for line in box.splitlines() if line[:1] not in "╭╰")
-    parts = [" ".join(part.split()) for part in re.split("─{4,}", text) if "full helptext" not in part]
+    """The text of tyro's box, which is of letters or of lines, before its pointer to --help."""
+    text = " ".join(line.strip("│ ") for line in box.splitlines()[1:-1])
+    parts = [" ".join(part.split()) for part in re.split("[─-]{4,}", text) if "full helptext" not in part]
     return "; ".join(part.rstrip(".") for part in parts) + "."
 
 
 def resolve(options: RunOptions, method: str) -> TrainConfig:
     """The training configuration: the preset's values (or the laptop defaults), under what was given beside them."""
-    preset = _preset(options.preset, method)
-    recipe = Recipe(**preset.recipe) if preset else Recipe()
+    preset, presets = _preset(options.preset, method), search_spaces.presets(method)
+    recipe = Recipe(**preset.recipe) if preset else LAPTOP
     given = {field.name: getattr(options, field.name, None) for field in dataclasses.fields(Recipe)}
     recipe = dataclasses.replace(recipe, **{name: value for name, value in given.items() if value is not None})
-    readout = (preset or next(iter(search_spaces.presets(method).values()))).readout
+    rows = [preset] if preset else [*presets.values()]
     return TrainConfig(
         method=method,
         backbone=options.backbone or (preset.backbone if preset else "tiny"),
         weights=options.weights,
         options={**(preset.method_options if preset else {}), **whole_numbers(options.options)},
-        readout=readout["name"],
+        readout=rows[0].readout["name"] if rows else "cam",
         fixed_setting=preset.readout.get("k") if preset else None,
         protocol=options.protocol,
         objective=options.objective,
@@ -174,4 +178,4 @@ def reading(options: RunOptions) -> Reading:
 
 def describe(options: RunOptions, config: TrainConfig) -> dict[str, Any]:
     """What `--print-config` shows."""
-    return {"options": to_dict(options), "train": to_dict(config)}
+    return json.loads(without_passwords(json.dumps({"options": to_dict(options), "train": to_dict(config)})))

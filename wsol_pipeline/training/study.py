@@ -5,7 +5,7 @@ import functools
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,14 @@ from wsol_pipeline.training import cluster, registry, tracking
 from wsol_pipeline.training.charts import draw_study
 from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.config import Job, Recipe, TrainConfig, require, to_dict
-from wsol_pipeline.training.embedded import embedded_dataset
+from wsol_pipeline.training.embedded import embedded_dataset, embedded_weights
 from wsol_pipeline.training.lease import Lease, acquire
 from wsol_pipeline.training.ledger import FAILURE, PRUNERS, PUBLISHED, Ledger, Space, open_ledger, open_storage, pruner
 from wsol_pipeline.training.loop import build_method
 from wsol_pipeline.training.options import RunOptions, describe, reading, resolve
 from wsol_pipeline.training.provenance import provenance
 from wsol_pipeline.training.run import resources_per_worker, trainable
-from wsol_pipeline.training.terminal import TrialLog, print_outcome
+from wsol_pipeline.training.terminal import TrialLog, print_outcome, ranking_markdown
 from wsol_pipeline.training.tuner import LedgerSearcher, Point, run_trials, trial_folder
 
 WINNER = "winner.json"
@@ -87,12 +87,15 @@ class Plan:
         return {"train": to_dict(self.config), "data": self.dataset.fingerprint, "space": space_of(self.space)}
 
 
+Ranked = tuple[int, str, dict[str, Any], float]  # number, published setting it is, parameters, value
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """What a study found. `ranking`: (number, note, parameters, value) of the completed trials, best first."""
+    """What a study found. `ranking`: the completed trials, best first."""
 
     balance: dict[str, int]
-    ranking: list[tuple[int, str, dict[str, Any], float]]
+    ranking: list[Ranked]
     best: Store  # the final folder of the best trial
     model_version: str | None
     failures: dict[int, dict[str, str]]
@@ -123,6 +126,8 @@ def make_plan(options: StudyOptions, method: str, space: Space) -> Plan:
     check_places_stay(options)
     store = options.store.check_writable()
     dataset = open_dataset(options.data) if options.data else embedded_dataset(store)
+    if not options.data and not config.weights and config.backbone == "tiny" and store.is_local:
+        config = dataclasses.replace(config, weights=embedded_weights(store, dataset))
     check_buildable(config, dataset)
     published = first_trials(config, space, options.preset, options.published)
     return Plan(options, config, dataset, space, published, store / options.name)
@@ -158,6 +163,7 @@ def _run(plan: Plan, ledger: Ledger, lease: Lease, point: Point) -> None:
     cluster.connect(nested=options.workers > 1)
     cluster.check_storage_reaches_all(plan.folder, options.storage_is_shared)
     device = cluster.pick_device(options.device)
+    require(not options.sync_batch_norm or device == "cuda", "sync_batch_norm needs GPUs", device)
 
     def make_job(parameters: dict[str, Any], folder: Store) -> Job:
         return Job(
@@ -194,20 +200,21 @@ def _finish(plan: Plan, ledger: Ledger, projection: tracking.Projection, point: 
     final = CheckpointStore(trial_folder(plan.folder, best.number), 0).final()
     if final is None:
         raise DataError(f"The model of trial {best.number} in {plan.folder.uri} is gone or altered.")
+    ranking = [
+        (trial.number, trial.user_attrs.get(PUBLISHED, ""), ledger.parameters(trial.number), trial.value or 0.0)
+        for trial in ledger.ranking()
+    ]
     point("registering")
     version = None
     if tracking.wait_for_flush(projection, seconds=30):
         with tempfile.TemporaryDirectory() as folder:
             projection.add_pictures(draw_study(ledger.study, Path(folder)))
+        projection.add_text("ranking.md", ranking_markdown(ranking, plan.config.objective, published_figures(ranking)))
         version = registry.register(projection, plan.options.name, best.number, final)
         projection.close_parent()
     else:
         print("MLflow does not answer: the same command writes what it has missed.", flush=True)
     plan.folder.write(WINNER, json.dumps(winner_record(plan, ledger, final)).encode())
-    ranking = [
-        (trial.number, trial.user_attrs.get(PUBLISHED, ""), ledger.parameters(trial.number), trial.value or 0.0)
-        for trial in ledger.ranking()
-    ]
     return Outcome(balance, ranking, final, version, failures)
 
 
@@ -227,6 +234,12 @@ def winner_record(plan: Plan, ledger: Ledger, final: Store) -> dict[str, Any]:
         "published": compared,
         "data": plan.dataset.uri,
     }
+
+
+def published_figures(ranking: Sequence[Ranked]) -> dict[str, Mapping[str, float]]:
+    """What the papers report for the published settings among the trials, by preset id."""
+    rows = search_spaces.presets()
+    return {note: rows[note].published for _, note, _, _ in ranking if note in rows}
 
 
 def with_parameters(config: TrainConfig, parameters: Mapping[str, Any]) -> TrainConfig:
@@ -303,10 +316,14 @@ def check_places_stay(options: StudyOptions) -> None:
 
 
 def check_buildable(config: TrainConfig, dataset: Dataset) -> None:
-    """Build the method without memory, so that a wrong name or option is refused here and not on a worker."""
+    """Build the method here, so that a wrong name, option or file of weights is not left for a worker to find.
+
+    Weights to download are the workers' business: then the method is built without memory.
+    """
     try:
-        with torch.device("meta"):
-            method = build_method(dataclasses.replace(config, weights=None), len(dataset.classes))
+        with torch.device("meta" if config.weights in (None, "imagenet") else "cpu"):
+            weights = None if config.weights == "imagenet" else config.weights
+            method = build_method(dataclasses.replace(config, weights=weights), len(dataset.classes))
         readouts.readout(config.readout).settings(method.eval())
         protocol(config.protocol, image_size=config.image_size, resize_size=config.resize_size)
     except ValueError as error:

@@ -13,7 +13,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from wsol_pipeline.storage import Store
     from wsol_pipeline.training.config import Job
-    from wsol_pipeline.training.study import Outcome, Plan
+    from wsol_pipeline.training.study import Outcome, Plan, Ranked
     from wsol_pipeline.training.verdict import EvaluateOptions, Row
 
 
@@ -58,6 +58,20 @@ def format_parameters(parameters: Mapping[str, Any]) -> str:
         f"{name.rstrip('_')} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in parameters.items()
     )
+
+
+def ranking_markdown(ranking: Sequence[Ranked], objective: str, published: Mapping[str, Mapping[str, float]]) -> str:
+    """The study's table as Markdown, with what the papers report for the settings among its trials below it.
+
+    Args:
+        published: preset id -> the paper's figures, measured on its own data and protocol.
+    """
+    lines = ["| trial | setting | parameters | " + objective + " (validation) |", "|---|---|---|---|"]
+    lines += [f"| {number} | {note} | {format_parameters(p)} | {value:.2f} |" for number, note, p, value in ranking]
+    if published:
+        lines += ["", "Published, on the paper's own data and protocol:", "", "| setting | figures |", "|---|---|"]
+        lines += [f"| {name} | {format_parameters(figures)} |" for name, figures in published.items()]
+    return "\n".join(lines) + "\n"
 
 
 def print_outcome(outcome: Outcome, plan: Plan) -> None:

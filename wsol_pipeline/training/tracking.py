@@ -22,6 +22,7 @@ from mlflow.exceptions import MlflowException
 
 from wsol_pipeline.errors import ResourceError
 from wsol_pipeline.storage import STORAGE_ERRORS
+from wsol_pipeline.training.config import without_passwords
 
 logger = logging.getLogger(__name__)
 
@@ -76,9 +77,8 @@ class Projection:
         except (MlflowException, *STORAGE_ERRORS) as error:
             self._runs.clear()  # one may have been created although the answer was lost: look again
             if not self._warned:
-                logger.warning(
-                    "MLflow is away (%s): the study goes on and is written when it is back.", str(error)[:200]
-                )
+                reason = without_passwords(str(error))[:200]
+                logger.warning("MLflow is away (%s): the study goes on and is written when it is back.", reason)
             self._warned = True
             return False
         self._warned = False
@@ -97,6 +97,10 @@ class Projection:
         """Put pictures on the study's run, over earlier ones of the same names."""
         for path in paths:
             self.client.log_artifact(self.parent_run(), str(path), "pictures")
+
+    def add_text(self, name: str, text: str) -> None:
+        """Put a text file on the study's run, over an earlier one of that name."""
+        self.client.log_text(self.parent_run(), text, name)
 
     def close_parent(self) -> None:
         self.client.set_terminated(self.parent_run())
@@ -170,7 +174,8 @@ def connect(uri: str, experiment: str, artifacts: str | None) -> tuple[mlflow.Ml
             known = client.get_experiment_by_name(experiment)
             return client, known.experiment_id if known else client.create_experiment(experiment, location)
     except (MlflowException, OSError, ValueError) as error:
-        raise ResourceError(f"MLflow at {_without_password(uri)} does not answer: {str(error)[:200]}") from error
+        reason = " ".join(str(error).split())
+        raise ResourceError(without_passwords(f"MLflow at {uri} does not answer: {reason}")[:400]) from error
 
 
 def sqlite_file(uri: str | None) -> Path | None:
@@ -192,8 +197,3 @@ def wait_for_flush(projection: Projection, seconds: float) -> bool:
             return False
         time.sleep(1)
     return True
-
-
-def _without_password(uri: str) -> str:
-    head, at, tail = uri.rpartition("@")
-    return f"{head.partition('://')[0]}://***@{tail}" if at else uri
