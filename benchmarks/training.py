@@ -102,7 +102,7 @@ def watch(command: list[str]) -> list[Sample]:
 
 
 def cores(samples: list[Sample], begin: float, end: float, workers: int) -> tuple[float, float]:
-    """Cores used from `begin` to `end` by the tree's processes beside its `workers` busiest, and outside of the tree."""
+    """Cores used from `begin` to `end`: by the tree beside its `workers` busiest processes, and outside of the tree."""
     inside = [sample for sample in samples if begin <= sample.when <= end]
     if len(inside) < 2:
         return float("nan"), float("nan")

@@ -122,6 +122,31 @@ def test_a_run_killed_inside_an_epoch_ends_as_if_nothing_had_happened(make_confi
     assert [record["epoch"] for record in resumed.yielded] == [2]
 
 
+def test_what_a_network_draws_is_drawn_again_after_a_restart(make_config, fit, kill, monkeypatch):
+    """Noise on the images, fresh in every step, stands for dropout, CutMix and the like."""
+    build, drawn = wsol_models.build, []
+
+    def noise(method, inputs):
+        images_BCHW, *targets = inputs
+        if not method.training:
+            return inputs
+        drawn.append(torch.randn_like(images_BCHW))
+        return images_BCHW + drawn[-1], *targets
+
+    def noisy(*args, **options):
+        method = build(*args, **options)
+        method.register_forward_pre_hook(noise)
+        return method
+
+    monkeypatch.setattr(wsol_models, "build", noisy)
+    config = make_config("cam")
+    undisturbed = fit(config, "undisturbed")
+    assert len({float(sample.flatten()[0]) for sample in drawn}) == 10  # 2 epochs of 5 steps, none like another
+    kill(config, Position(1, 28), "killed", checkpoint_batches=1)
+    torch.manual_seed(99)
+    assert_equal_runs(fit(config, "killed", attempt=2), undisturbed)
+
+
 def test_a_generator_closed_after_an_epoch_is_taken_up_by_the_next(dataset, reading, make_config, fit, tmp_path):
     config = make_config("bas", epochs=3)
     run = train(config, dataset, CheckpointStore(Store.at(tmp_path / "closed"), 1), reading=reading)
