@@ -24,7 +24,7 @@ def story(new_study, end):
 
 
 def test_no_process_outlives_a_killed_driver(story):
-    _, alive = psutil.wait_procs(story.survivors, timeout=30)
+    _, alive = psutil.wait_procs(story.survivors, timeout=150)
     assert not alive
 
 
@@ -91,7 +91,7 @@ def test_a_study_killed_at_every_point_ends_as_if_nothing_had_happened(new_study
         finals = study.finals()
         survivors = study.kill_at(point)
         assert finals.items() <= study.finals().items(), f"killed at {point}: a finished model was touched"
-        assert not psutil.wait_procs(survivors, timeout=60)[1], f"killed at {point}: processes are left"
+        assert not psutil.wait_procs(survivors, timeout=150)[1], f"killed at {point}: processes are left"
     study.run()
     expected, trials = undisturbed.trials(), study.trials()
     assert [t.params for t in trials] == [t.params for t in expected]

@@ -1,0 +1,168 @@
+"""`ray job submit` on a cluster with token authentication, as the README's command line does it."""
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import ZipFile
+
+import mlflow
+import optuna
+import psutil
+import pytest
+from ray._private.runtime_env import packaging
+
+from wsol_pipeline.data.importers import synthetic
+from wsol_pipeline.data.ingest import import_dataset
+from wsol_pipeline.storage import Store
+from wsol_pipeline.training.ledger import open_storage
+
+ROOT = Path(__file__).parents[2]
+OPTIONS = "--trials 2 --epochs 2 --batch-size 16 --image-size 32 --resize-size 36 --concurrent 1 --pruner none"
+
+LOCALIZE = """
+import json, pathlib, sys
+import mlflow, numpy as np
+images = np.random.default_rng(0).integers(0, 256, (2, 50, 40, 3), np.uint8)
+folder = mlflow.artifacts.download_artifacts(f"models:/{sys.argv[1]}/1")
+found = mlflow.pyfunc.load_model(folder).predict(images)
+files = [path.suffix for path in pathlib.Path(folder).rglob("*") if path.is_file()]
+print(json.dumps({"files": sorted(set(files)), "found": [{**one, "map": np.shape(one["map"])} for one in found]}))
+"""
+
+
+def test_the_submitted_working_directory_is_small(tmp_path):
+    package = tmp_path / "package.zip"
+    packaging.create_package(str(ROOT), package, include_gitignore=True)
+    assert package.stat().st_size < 20e6
+    names = ZipFile(package).namelist()
+    assert "rayjobs/tune_bas.py" in names
+    assert not [name for name in names if name.startswith(("tests/", "runs/", ".venv/", ".git/"))]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster on this machine, and the environment in which its users type."""
+
+    address: str
+    environment: dict[str, str]
+
+    def submit(self, *arguments: str) -> str:
+        """Submit tune_bas.py as a job and wait; what it printed."""
+        submit = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", self.address]
+        ended = subprocess.run(
+            [*submit, "--working-dir", str(ROOT), "--", "python", "rayjobs/tune_bas.py", *OPTIONS.split(), *arguments],
+            cwd=ROOT, env=self.environment, text=True, capture_output=True, timeout=600,
+        )  # fmt: skip
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        return ended.stdout
+
+    @property
+    def mlflow(self) -> mlflow.MlflowClient:
+        return mlflow.MlflowClient(self.environment["MLFLOW_TRACKING_URI"])
+
+    def localize(self, model: str) -> dict:
+        """Suffixes of the registered model's files, and what it finds in two images in a process of its own."""
+        command = [sys.executable, "-c", LOCALIZE, model]
+        return json.loads(subprocess.check_output(command, cwd=ROOT, env=self.environment, text=True).splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def cluster(s3_bucket: str, tmp_path_factory: pytest.TempPathFactory, free_port) -> Iterator[Cluster]:
+    """A head node of four logical CPUs with a token of its own; it knows the S3 server and an MLflow database."""
+    folder = Path(tempfile.mkdtemp(prefix="wsol-"))  # short: Ray's socket paths have a limit
+    (folder / "token").write_text(secrets.token_hex(32))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))} | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "RAY_TMPDIR": str(folder),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}",
+        "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")),
+        "OMP_NUM_THREADS": "1",
+    }
+    names = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port", "metrics-export-port")
+    ports = {name: free_port() for name in names}
+    start = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--disable-usage-stats"]
+    start += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", "--num-cpus=4"]
+    start += ["--object-store-memory=300000000", *(f"--{name}={port}" for name, port in ports.items())]
+    head = subprocess.Popen(start, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{ports['dashboard-port']}"
+    try:
+        wait_for(address, head)
+        yield Cluster(address, environment)
+    finally:
+        end_with_children(head)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_for(address: str, head: "subprocess.Popen[bytes]") -> None:
+    """Until the dashboard answers, if only that it wants a token."""
+    for _ in range(240):
+        assert head.poll() is None, "the head node ended"
+        try:
+            urllib.request.urlopen(f"{address}/api/version", timeout=5)
+        except urllib.error.HTTPError:
+            return
+        except OSError:
+            time.sleep(0.5)
+        else:
+            pytest.fail("the cluster answers to everybody: token authentication is off")
+    pytest.fail("the cluster's dashboard did not answer")
+
+
+def end_with_children(head: "subprocess.Popen[bytes]") -> None:
+    """End the processes of this cluster, which are all descendants of `head`."""
+    processes = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
+    head.terminate()
+    head.wait(timeout=60)
+    for process in psutil.wait_procs(processes, timeout=10)[1]:
+        process.kill()
+
+
+def check_study(cluster: Cluster, storage: Store, name: str, first: str) -> None:
+    """What both studies must hold, in the ledger and in MLflow."""
+    assert "2 trials started = 2 complete + 0 pruned + 0 failed" in first
+    study = optuna.load_study(study_name=name, storage=open_storage(storage / name, None))
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE"]
+    experiment = cluster.mlflow.get_experiment_by_name(name)
+    runs = cluster.mlflow.search_runs([experiment.experiment_id])
+    assert sorted(run.data.tags["wsol.trial"] for run in runs) == ["0", "1", "study"]
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert [str(v.version) for v in cluster.mlflow.search_model_versions(f"name = '{name}'")] == ["1"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("kind", ["local disk, two workers a trial", "object store"])
+def test_a_submitted_study_runs_registers_a_model_and_continues(cluster, dataset, s3_bucket, tmp_path, kind):
+    if kind == "object store":
+        name, data, storage = "bucket", f"{s3_bucket}/submitted/data", Store.at(f"{s3_bucket}/submitted/runs")
+        options = synthetic.Options(train=96, val=24, test=24, size=40)
+        import_dataset(synthetic.read(Path(), options), Store.at(data), name="tiny", origin={"importer": "synthetic"})
+        workers = "1"
+    else:
+        name, data, storage, workers = "disk", dataset, Store.at(tmp_path / "runs"), "2"
+    line = ("--name", name, "--data", data, "--storage", storage.uri, "--workers", workers, "--experiment", name)
+
+    check_study(cluster, storage, name, cluster.submit(*line))
+    served = cluster.localize(name)
+    assert [one["map"] for one in served["found"]] == [[50, 40]] * 2
+    assert ".safetensors" in served["files"]
+    assert not {".pkl", ".pickle", ".pt", ".pth", ".bin"} & set(served["files"])
+
+    written = storage.list(f"{name}/trials")
+    again = cluster.submit(*line)
+    assert "starts:" not in again
+    assert storage.list(f"{name}/trials") == written
+    check_study(cluster, storage, name, again)
