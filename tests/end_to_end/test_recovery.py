@@ -121,7 +121,7 @@ def test_a_driver_that_was_replaced_writes_nothing_more_and_leaves(new_study, en
 @pytest.mark.chaos
 @pytest.mark.timeout(900)
 def test_an_interrupted_study_says_so_and_continues(new_study, end):
-    study = new_study()
+    study = new_study("--pruner", "none")
     driver = study.start()
     wait_for_line(driver, "epoch 1/3")
     driver.send_signal(signal.SIGINT)

@@ -6,7 +6,9 @@ from types import SimpleNamespace
 
 import optuna
 import pytest
+import ray.tune
 import torch
+from ray.tune.error import TuneError
 
 from wsol_pipeline.errors import ResourceError, WsolError
 from wsol_pipeline.storage import Store
@@ -14,7 +16,7 @@ from wsol_pipeline.training.checkpoint import CheckpointStore, Position
 from wsol_pipeline.training.config import Job, TrainConfig, from_dict
 from wsol_pipeline.training.lease import Lease
 from wsol_pipeline.training.ledger import open_ledger, pruner
-from wsol_pipeline.training.tuner import LedgerScheduler, LedgerSearcher, trial_folder
+from wsol_pipeline.training.tuner import LedgerScheduler, LedgerSearcher, run_trials, trial_folder
 
 EPOCHS, RUNG = 3, 2
 
@@ -258,6 +260,24 @@ def test_results_that_are_no_records_are_let_pass(study):
     driver = Driver(study)
     scheduler = LedgerScheduler(driver.searcher)
     assert scheduler.on_trial_result(None, SimpleNamespace(trial_id="x"), {"done": True}) == scheduler.CONTINUE
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (ResourceError("lost the lease"), "lost the lease"),
+        (ConnectionError("no route"), "cannot be reached: ConnectionError: no route The same command continues."),
+    ],
+)
+def test_what_the_searcher_raises_comes_through_ray_as_it_is(study, monkeypatch, raised, expected):
+    def fit(self):
+        wrapped = TuneError("a traceback")
+        wrapped.__context__ = raised  # Ray raises it where it caught the other, without `from`
+        raise wrapped
+
+    monkeypatch.setattr(ray.tune.Tuner, "fit", fit)
+    with pytest.raises(ResourceError, match=expected):
+        run_trials(Driver(study).searcher, lambda config: None, 1, {"CPU": 1}, study.folder)
 
 
 def test_rays_own_way_to_continue_is_refused(study):

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 import ray.tune
+from ray.tune.error import TuneError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from wsol_pipeline.errors import WsolError
-from wsol_pipeline.storage import Store
+from wsol_pipeline.errors import ResourceError, WsolError
+from wsol_pipeline.storage import STORAGE_ERRORS, Store, describe_storage_error
 from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.config import Job, to_dict
 from wsol_pipeline.training.lease import Lease
@@ -177,7 +178,10 @@ def settle_orphans(ledger: Ledger, checkpoints: Callable[[int], CheckpointStore]
 
 
 def run_trials(searcher: LedgerSearcher, trainable: Any, concurrent: int, resources: Any, folder: Store) -> None:
-    """Run until the searcher is finished. Ray Tune's own files go below `folder` and may be deleted any time."""
+    """Run until the searcher is finished. Ray Tune's own files go below `folder` and may be deleted any time.
+
+    Raises what the searcher raised, and `ResourceError` when storage is away; Ray wraps both in a traceback of its own.
+    """
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(trainable, resources),
         tune_config=ray.tune.TuneConfig(
@@ -195,4 +199,12 @@ def run_trials(searcher: LedgerSearcher, trainable: Any, concurrent: int, resour
             verbose=0,
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    except (TuneError, *STORAGE_ERRORS) as error:
+        cause = error.__context__ if isinstance(error, TuneError) else error
+        if isinstance(cause, WsolError):
+            raise cause from None
+        if isinstance(cause, STORAGE_ERRORS):
+            raise ResourceError(f"{describe_storage_error(folder.uri, cause)} The same command continues.") from error
+        raise
