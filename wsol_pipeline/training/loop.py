@@ -65,9 +65,7 @@ class Progress:
 
     position: Position
     records: list[Record]
-    sums: dict[
-        str, Tensor
-    ]  # of the loss and its terms over this rank's rows; on the device, so that adding never waits
+    sums: dict[str, Tensor]  # of the loss and its terms over this rank's rows; on the device, so adding never waits
     rows: int = 0
 
     def add(self, terms: dict[str, Tensor], rows: int) -> None:
@@ -207,13 +205,15 @@ def _train_step(run: Run, epoch: int, batch: Batch) -> None:
     share = len(batch.ids) * run.world.size / batch.global_size
     run.optimizer.zero_grad(set_to_none=True)
     (loss * share).backward()
-    _check_finite(run, terms, epoch)
+    norm = _finite_gradient_norm(run, terms, epoch)
+    if config.recipe.clip_norm:
+        torch.nn.utils.clip_grads_with_norm_(list(run.method.parameters()), config.recipe.clip_norm, norm)
     run.optimizer.step()
     run.progress.add({"loss": loss, **terms}, len(batch.ids))
 
 
-def _check_finite(run: Run, terms: dict[str, Tensor], epoch: int) -> None:
-    """Raise before the optimizer moves. The gradient is the same on every rank, so all ranks decide alike."""
+def _finite_gradient_norm(run: Run, terms: dict[str, Tensor], epoch: int) -> Tensor:
+    """The norm over all gradients; raises unless it is finite. It is the same on every rank, so all decide alike."""
     gradients = [p.grad for p in run.method.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     if not torch.isfinite(norm):
@@ -222,8 +222,7 @@ def _check_finite(run: Run, terms: dict[str, Tensor], epoch: int) -> None:
             f"The gradient is {float(norm)} in epoch {epoch + 1} after {run.progress.position.samples} samples "
             f"({values}): try a smaller learning rate or --clip-norm."
         )
-    if run.config.recipe.clip_norm:
-        torch.nn.utils.clip_grads_with_norm_(list(run.method.parameters()), run.config.recipe.clip_norm, norm)
+    return norm
 
 
 def _finish_epoch(run: Run, epoch: int, seconds: float, rows: int) -> Record:
