@@ -27,7 +27,8 @@ from wsol_pipeline.storage import Store
 from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.config import Reading
 from wsol_pipeline.training.loop import train
-from wsol_pipeline.training.study import Plan, StudyOptions, execute, make_plan
+from wsol_pipeline.training.plan import Plan, StudyOptions, make_plan
+from wsol_pipeline.training.study import execute
 from wsol_pipeline.training.tuner import trial_folder
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from wsol_pipeline.errors import run_main
 from wsol_pipeline.training.options import parse
-from wsol_pipeline.training.study import StudyOptions, run_study
+from wsol_pipeline.training.plan import StudyOptions
+from wsol_pipeline.training.study import run_study
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from search_spaces import cam
 from wsol_pipeline.errors import run_main
 from wsol_pipeline.training.options import parse
-from wsol_pipeline.training.study import StudyOptions, run_study
+from wsol_pipeline.training.plan import StudyOptions
+from wsol_pipeline.training.study import run_study
 
 
 @dataclass(frozen=True)

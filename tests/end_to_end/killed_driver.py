@@ -19,7 +19,8 @@ import psutil
 from search_spaces import bas
 from wsol_pipeline.errors import run_main
 from wsol_pipeline.training.options import parse
-from wsol_pipeline.training.study import StudyOptions, run_study
+from wsol_pipeline.training.plan import StudyOptions
+from wsol_pipeline.training.study import run_study
 
 
 def die(everything: bool = False) -> None:

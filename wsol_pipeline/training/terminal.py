@@ -13,7 +13,8 @@ from rich.table import Table
 if TYPE_CHECKING:
     from wsol_pipeline.storage import Store
     from wsol_pipeline.training.config import Job
-    from wsol_pipeline.training.study import Outcome, Plan, Ranked
+    from wsol_pipeline.training.plan import Plan
+    from wsol_pipeline.training.study import Outcome, Ranked
     from wsol_pipeline.training.verdict import EvaluateOptions, Row
 
 

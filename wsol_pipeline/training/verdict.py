@@ -36,9 +36,10 @@ from wsol_pipeline.training.config import check_name, require
 from wsol_pipeline.training.gallery import Shown, draw_gallery
 from wsol_pipeline.training.model import Model, load_model
 from wsol_pipeline.training.provenance import provenance
-from wsol_pipeline.training.study import WINNER, connect_mlflow
+from wsol_pipeline.training.study import WINNER
 from wsol_pipeline.training.terminal import print_verdict
 from wsol_pipeline.training.tracking import Projection
+from wsol_pipeline.training.views import connect_mlflow
 
 GALLERY_IMAGES = 8
 VAL_COUNTS = "val_counts.json"

@@ -1,0 +1,165 @@
+"""A study before it starts: options, configuration, first trials, and every check that needs nothing running."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+
+import search_spaces
+import wsol_models
+from wsol_models import readouts
+from wsol_pipeline.data.dataset import Dataset, open_dataset
+from wsol_pipeline.errors import UsageError, unknown
+from wsol_pipeline.evaluation import selection
+from wsol_pipeline.evaluation.protocols import protocol
+from wsol_pipeline.storage import Store
+from wsol_pipeline.training import cluster, tracking
+from wsol_pipeline.training.config import Recipe, TrainConfig, require, to_dict
+from wsol_pipeline.training.embedded import embedded_dataset, embedded_weights
+from wsol_pipeline.training.ledger import PRUNERS, Space
+from wsol_pipeline.training.loop import build_method
+from wsol_pipeline.training.options import RunOptions, resolve
+
+
+@dataclass(frozen=True)
+class StudyOptions(RunOptions):
+    """Options of every tuning job."""
+
+    name: str = "study"
+    trials: int = 8
+    """Trials in all, published settings included; a larger number later continues the study."""
+    concurrent: int | None = None
+    """Trials at once; by default as many as the cluster holds."""
+    published: int = 2
+    """Settings tried before any is proposed: the run's own (the preset's), then other published ones."""
+    pruner: str = "successive-halving"
+    """What stops poor trials early: successive-halving, median or none. Asked at the rungs."""
+    rungs: tuple[int, ...] | None = None
+    """Epochs after which the whole readout is searched and the pruner asked. By default a half of the epochs."""
+    startup_trials: int = 4
+    """Trials before Optuna's TPE sampler takes over from random proposals."""
+    study_db: str | None = None
+    """SQLAlchemy URL of the study's database (PostgreSQL for teams). By default SQLite in a local --storage, or a
+    journal of objects in an s3:// one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.trials >= 1, "trials must be at least 1", self.trials)
+        require(self.concurrent is None or self.concurrent >= 1, "concurrent must be at least 1", self.concurrent)
+        require(self.published >= 0, "published cannot be negative", self.published)
+        require(self.startup_trials >= 0, "startup_trials cannot be negative", self.startup_trials)
+        if self.pruner not in PRUNERS:
+            raise unknown("pruner", self.pruner, PRUNERS)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study with everything about it decided, nothing of it started."""
+
+    options: StudyOptions
+    config: TrainConfig
+    dataset: Dataset
+    space: Space
+    published: Mapping[str, Mapping[str, Any]]
+    folder: Store
+
+    @property
+    def contract(self) -> dict[str, Any]:
+        """What makes the trials comparable: it may not change while the study lives."""
+        return {"train": to_dict(self.config), "data": self.dataset.fingerprint, "space": space_of(self.space)}
+
+
+def make_plan(options: StudyOptions, method: str, space: Space) -> Plan:
+    """Check everything that can be checked before anything starts. Raises the errors a user can mend."""
+    config = resolve(options, method)
+    config = dataclasses.replace(config, rungs=_rungs(options, config.recipe.epochs))
+    check_places_stay(options)
+    store = options.store.check_writable()
+    dataset = open_dataset(options.data) if options.data else embedded_dataset(store)
+    if not options.data and not config.weights and config.backbone == "tiny" and store.is_local:
+        config = dataclasses.replace(config, weights=embedded_weights(store, dataset))
+    check_buildable(config, dataset)
+    published = first_trials(config, space, options.preset, options.published)
+    return Plan(options, config, dataset, space, published, store / options.name)
+
+
+def with_parameters(config: TrainConfig, parameters: Mapping[str, Any]) -> TrainConfig:
+    """`config` with a trial's parameters: recipe fields by their names, all others are the method's own options."""
+    recipe_names = {field.name for field in dataclasses.fields(Recipe)}
+    recipe = {name: value for name, value in parameters.items() if name in recipe_names}
+    method_options = {name: value for name, value in parameters.items() if name not in recipe_names}
+    return dataclasses.replace(
+        config,
+        recipe=dataclasses.replace(config.recipe, **recipe),
+        options={**config.options, **method_options},
+    )
+
+
+def space_of(space: Space) -> dict[str, str]:
+    """The distributions of `space`, by parameter: what it would propose, asked in a study of its own."""
+    trial = optuna.create_study().ask()
+    space(trial)
+    return {name: optuna.distributions.distribution_to_json(d) for name, d in trial.distributions.items()}
+
+
+def first_trials(config: TrainConfig, space: Space, preset: str | None, count: int) -> dict[str, dict[str, Any]]:
+    """{name: parameters} to try before anything is proposed: the run's own settings, then published ones that differ.
+
+    The run's own are the preset's, or the method's defaults under what the command line says; they are named by the
+    published row they equal, if any. At most `count`.
+    """
+    proposed = set(space_of(space))
+    defaults = dataclasses.asdict(wsol_models.method_module(config.method).Config())
+    own = {**dataclasses.asdict(config.recipe), **defaults, **config.options}
+    published = {}
+    for row in search_spaces.presets(config.method).values():
+        theirs = {**row.recipe, **row.method_options}
+        if all(own[name] == value for name, value in row.method_options.items() if name not in proposed):
+            published[row.id] = {name: theirs[name] for name in proposed}
+    mine = {name: own[name] for name in proposed}
+    found = {preset or next((id for id, values in published.items() if values == mine), "defaults"): mine}
+    for id, values in published.items():
+        if values not in found.values():
+            found[id] = values
+    return dict(list(found.items())[:count])
+
+
+def check_places_stay(options: StudyOptions) -> None:
+    """Raise `UsageError` for storage or a database in a submitted job's copy of its working directory."""
+    places = {
+        "--storage": Path(options.store.uri) if options.store.is_local else None,
+        "--study-db": tracking.sqlite_file(options.study_db),
+        "MLFLOW_TRACKING_URI": tracking.sqlite_file(os.environ.get("MLFLOW_TRACKING_URI")),
+    }
+    for option, place in places.items():
+        if place:
+            cluster.check_storage_stays(place, option)
+
+
+def check_buildable(config: TrainConfig, dataset: Dataset) -> None:
+    """Build the method here, so that a wrong name, option or file of weights is not left for a worker to find.
+
+    Weights to download are the workers' business: then the method is built without memory.
+    """
+    try:
+        with torch.device("meta" if config.weights in (None, "imagenet") else "cpu"):
+            weights = None if config.weights == "imagenet" else config.weights
+            method = build_method(dataclasses.replace(config, weights=weights), len(dataset.classes))
+        readouts.readout(config.readout).settings(method.eval())
+        protocol(config.protocol, image_size=config.image_size, resize_size=config.resize_size)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if config.objective not in selection.METRICS:
+        raise unknown("objective", config.objective, selection.METRICS)
+
+
+def _rungs(options: StudyOptions, epochs: int) -> tuple[int, ...]:
+    if options.rungs is None:
+        return (max(1, epochs // 2),) if epochs > 1 and options.pruner != "none" else ()
+    require(all(0 < rung < epochs for rung in options.rungs), f"rungs must lie in 1..{epochs - 1}", options.rungs)
+    return options.rungs
