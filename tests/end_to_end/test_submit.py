@@ -73,7 +73,8 @@ class Cluster:
     def localize(self, model: str) -> dict:
         """Suffixes of the registered model's files, and what it finds in two images in a process of its own."""
         command = [sys.executable, "-c", LOCALIZE, model]
-        return json.loads(subprocess.check_output(command, cwd=ROOT, env=self.environment, text=True).splitlines()[-1])
+        ended = subprocess.run(command, cwd=ROOT, env=self.environment, text=True, capture_output=True, check=True)
+        return json.loads(ended.stdout.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +158,9 @@ def test_a_submitted_study_runs_registers_a_model_and_continues(cluster, dataset
 
     check_study(cluster, storage, name, cluster.submit(*line))
     served = cluster.localize(name)
-    assert [one["map"] for one in served["found"]] == [[50, 40]] * 2
+    for found in served["found"]:
+        x0, y0, x1, y1 = found["box"]
+        assert (0 <= x0 < x1 <= 40, 0 <= y0 < y1 <= 50, found["map"]) == (True, True, [32, 32])
     assert ".safetensors" in served["files"]
     assert not {".pkl", ".pickle", ".pt", ".pth", ".bin"} & set(served["files"])
 
