@@ -29,6 +29,11 @@ def backbones() -> tuple[str, ...]:
     return tuple(_backbones.BACKBONES)
 
 
+def pretrained_backbones() -> tuple[str, ...]:
+    """Names of the backbones that have ImageNet weights to download."""
+    return tuple(name for name, entry in _backbones.BACKBONES.items() if entry.imagenet)
+
+
 def method_module(name: str) -> ModuleType:
     """The module of a method, with its `Config`, `Method` and `losses`. Raises `ValueError` for an unknown name."""
     if name not in methods():

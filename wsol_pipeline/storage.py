@@ -82,16 +82,17 @@ class Store:
         aside.replace(self.path(name))
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write `name` if nothing is there; False if it exists. Of several writers exactly one gets True."""
+        """Write `name` if nothing is there; False if it exists. Of several writers exactly one gets True.
+
+        The writers' data must differ: a client whose answer was lost asks again and knows its write by its bytes.
+        """
         if not self.is_local:
             try:
                 _s3(os.getpid()).pipe_file(self.path(name), data, mode="create")  # If-None-Match: *
-            except FileExistsError:
-                return False
             except (OSError, ClientError) as error:
-                if _is_precondition_failure(error):
-                    return False
-                raise
+                if not isinstance(error, FileExistsError) and not _is_precondition_failure(error):
+                    raise
+                return self.read(name) == data
             return True
         aside = self._write_aside(name, data)
         try:

@@ -223,7 +223,8 @@ def pretended_cluster(monkeypatch, mlflow_file):
     def pretend(nodes: int, **resources: float) -> None:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_file)
         monkeypatch.setattr(cluster, "connect", lambda nested: None)
-        monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}] * nodes)
+        each = {name: amount / nodes for name, amount in resources.items()}
+        monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": each}] * nodes)
         monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
 
     return pretend

@@ -16,8 +16,9 @@ from wsol_pipeline.evaluation import evaluate, selection
 from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.images import normalize
 from wsol_pipeline.storage import Store
+from wsol_pipeline.training.build import build_method
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position
-from wsol_pipeline.training.loop import NonFiniteError, build_method, train
+from wsol_pipeline.training.loop import NonFiniteError, train
 from wsol_pipeline.training.model import load_model
 
 

@@ -15,7 +15,7 @@ from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.images import normalize
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training import registry, tracking
-from wsol_pipeline.training.loop import build_method
+from wsol_pipeline.training.build import build_method
 from wsol_pipeline.training.model import Model, box_in_image, load_model
 
 

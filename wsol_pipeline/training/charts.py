@@ -33,6 +33,9 @@ def _sensitivity(trials: list[optuna.trial.FrozenTrial], path: Path) -> Path:
             chosen = [(x, y) for x, y, flag in points if flag is published]
             if chosen:
                 axis.plot(*zip(*chosen, strict=True), marker, markersize=9 if published else 6, label=label)
+        distribution = trials[0].distributions.get(name)
+        if getattr(distribution, "log", False):
+            axis.set_xscale("log")
         axis.set_xlabel(name.rstrip("_"))
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("objective on validation (%)")

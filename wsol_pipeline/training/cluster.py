@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -55,22 +56,28 @@ def pick_device(wanted: str) -> Literal["cpu", "cuda"]:
 def check_placement(job: Job, concurrent: int | None, may_grow: bool) -> int:
     """How many trials shaped like `job` run at once: at most `concurrent`, and what the cluster holds.
 
-    Raises `ResourceError` for a trial that can never be placed, unless the cluster `may_grow`.
+    Raises `ResourceError` for a trial that can never be placed. A cluster that `may_grow` holds `concurrent` (or one).
     """
     need, have = resources_per_worker(job), ray.cluster_resources()
-    overhead = {"CPU": TUNE_ACTOR_CPU} if job.workers > 1 else {}
-    fits = min(
-        int((have.get(name, 0) + 1e-9) // (amount * job.workers + overhead.get(name, 0)))
-        for name, amount in need.items()
-    )
-    if fits < 1 and not may_grow:
+    if may_grow:
+        return concurrent or 1
+    overhead = TUNE_ACTOR_CPU if job.workers > 1 else 0
+    on_nodes = sum(_workers_on(node["Resources"], need) for node in ray.nodes() if node["Alive"])
+    by_cpu = (have.get("CPU", 0) + 1e-9) // (need["CPU"] * job.workers + overhead)
+    fits = min(on_nodes // job.workers, int(by_cpu))
+    if fits < 1:
         asked = ", ".join(f"{amount * job.workers:g} {name}" for name, amount in need.items())
         total = ", ".join(f"{have.get(name, 0):g} {name}" for name in need)
         raise ResourceError(
             f"A trial of {job.workers} workers needs {asked} but the whole cluster has {total}: it could never start. "
             "Use fewer --workers, or --cluster-may-grow if an autoscaler adds nodes."
         )
-    return max(1, min(fits, concurrent or fits))
+    return min(fits, concurrent or fits)
+
+
+def _workers_on(node: Mapping[str, float], need: Mapping[str, float]) -> int:
+    """How many workers that `need` these resources one node holds: a worker lies on one node."""
+    return int(min((node.get(name, 0) + 1e-9) // amount for name, amount in need.items()))
 
 
 def check_storage_stays(place: Path, option: str) -> None:

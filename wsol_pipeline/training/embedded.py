@@ -31,6 +31,7 @@ def embedded_weights(store: Store, dataset: Dataset) -> str:
     """
     checkpoints = CheckpointStore(store / "data/synthetic-start", attempt=1)
     if checkpoints.final() is None:
+        threads = torch.get_num_threads()
         torch.set_num_threads(1)  # so small a network loses more to a busy machine's waiting threads than it gains
         for record in train(START, dataset, checkpoints):
             print(
@@ -38,4 +39,5 @@ def embedded_weights(store: Store, dataset: Dataset) -> str:
                 f"{record['images_per_second']:.0f} images/s",
                 flush=True,
             )
+        torch.set_num_threads(threads)
     return (checkpoints.own / "final").path(BACKBONE)

@@ -20,7 +20,7 @@ from typing import Any
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import BaseJournalBackend
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import BaseTrial, FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from wsol_pipeline.errors import ResourceError, UsageError, unknown
@@ -29,7 +29,7 @@ from wsol_pipeline.storage import Store
 logger = logging.getLogger(__name__)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-Space = Callable[[Trial], dict[str, Any]]
+Space = Callable[[BaseTrial], dict[str, Any]]
 CONTRACT = "contract"
 FAILURE = "failure"
 PUBLISHED = "published"  # user attribute of an enqueued trial: the id of its preset

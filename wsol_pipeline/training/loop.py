@@ -29,6 +29,7 @@ from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.evaluation.protocols import Protocol, protocol
 from wsol_pipeline.images import normalize
 from wsol_pipeline.protocol import require_searchable
+from wsol_pipeline.training.build import build_method
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position
 from wsol_pipeline.training.config import Reading, TrainConfig, config_hash, to_dict
 from wsol_pipeline.training.optim import build_optimizer, learning_rate, set_learning_rate
@@ -124,18 +125,6 @@ def train(
             _train_epoch(run, reader, epoch, checkpoint_batches)
             record = _finish_epoch(run, epoch, time.monotonic() - started, run.progress.rows - rows_before)
             yield record
-
-
-def build_method(config: TrainConfig, num_classes: int) -> LocalizationMethod:
-    """The untrained method of `config`. Raises `ValueError` with the known choices for a wrong name or option."""
-    return wsol_models.build(
-        config.method,
-        backbone=config.backbone,
-        num_classes=num_classes,
-        weights=config.weights,
-        frozen_batch_norm=config.freeze_batch_norm,
-        **config.options,
-    )
 
 
 def _set_up(config: TrainConfig, dataset: Dataset, checkpoints: CheckpointStore, world: World, reading: Reading) -> Run:
@@ -264,9 +253,10 @@ def validate(run: Run, search: bool) -> Counts:
 
 
 def _fixed_setting(run: Run) -> Any:
+    """The published setting; one beyond what this method has (k > K) is its last, none its first."""
     settings = run.readout.settings(run.method)
     wanted = run.config.fixed_setting
-    return wanted if wanted in settings else settings[0]
+    return wanted if wanted in settings else settings[0 if wanted is None else -1]
 
 
 def _save(run: Run) -> None:

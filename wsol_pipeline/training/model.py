@@ -17,9 +17,9 @@ from wsol_pipeline.evaluation.protocols import Protocol, protocol
 from wsol_pipeline.evaluation.selection import Choice
 from wsol_pipeline.images import normalize
 from wsol_pipeline.storage import Store
+from wsol_pipeline.training.build import build_method
 from wsol_pipeline.training.checkpoint import read_sealed
 from wsol_pipeline.training.config import TrainConfig, from_dict
-from wsol_pipeline.training.loop import build_method
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 

@@ -19,11 +19,13 @@ from wsol_pipeline.evaluation import selection
 from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training import cluster, tracking
+from wsol_pipeline.training.build import build_method
 from wsol_pipeline.training.config import Recipe, TrainConfig, require, to_dict
 from wsol_pipeline.training.embedded import embedded_dataset, embedded_weights
 from wsol_pipeline.training.ledger import PRUNERS, Space
-from wsol_pipeline.training.loop import build_method
 from wsol_pipeline.training.options import RunOptions, resolve
+
+OWN = "own settings"  # the name of a first trial that no paper has published
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def make_plan(options: StudyOptions, method: str, space: Space) -> Plan:
     if not options.data and not config.weights and config.backbone == "tiny" and store.is_local:
         config = dataclasses.replace(config, weights=embedded_weights(store, dataset))
     check_buildable(config, dataset)
-    published = first_trials(config, space, options.preset, options.published)
+    published = first_trials(config, space, options.published)
     return Plan(options, config, dataset, space, published, store / options.name)
 
 
@@ -107,22 +109,25 @@ def space_of(space: Space) -> dict[str, str]:
     return {name: optuna.distributions.distribution_to_json(d) for name, d in trial.distributions.items()}
 
 
-def first_trials(config: TrainConfig, space: Space, preset: str | None, count: int) -> dict[str, dict[str, Any]]:
+def first_trials(config: TrainConfig, space: Space, count: int) -> dict[str, dict[str, Any]]:
     """{name: parameters} to try before anything is proposed: the run's own settings, then published ones that differ.
 
-    The run's own are the preset's, or the method's defaults under what the command line says; they are named by the
-    published row they equal, if any. At most `count`.
+    The run's own are the preset's, or the method's defaults, under what the command line says; they bear the id of the
+    published row that they equal, or `OWN`. Rows of the same backbone come first. At most `count`.
     """
     proposed = set(space_of(space))
     defaults = dataclasses.asdict(wsol_models.method_module(config.method).Config())
     own = {**dataclasses.asdict(config.recipe), **defaults, **config.options}
-    published = {}
-    for row in search_spaces.presets(config.method).values():
-        theirs = {**row.recipe, **row.method_options}
-        if all(own[name] == value for name, value in row.method_options.items() if name not in proposed):
-            published[row.id] = {name: theirs[name] for name in proposed}
     mine = {name: own[name] for name in proposed}
-    found = {preset or next((id for id, values in published.items() if values == mine), "defaults"): mine}
+    published = {}
+    rows = search_spaces.presets(config.method).values()
+    for row in sorted(rows, key=lambda row: row.backbone != config.backbone):
+        theirs = {**row.recipe, **row.method_options}
+        values = {name: theirs[name] for name in proposed}
+        trained = {**own, **space(optuna.trial.FixedTrial(values))}
+        if all(trained[name] == value for name, value in row.method_options.items()):
+            published[row.id] = values
+    found = {next((id for id, values in published.items() if values == mine), OWN): mine}
     for id, values in published.items():
         if values not in found.values():
             found[id] = values
@@ -154,6 +159,10 @@ def check_buildable(config: TrainConfig, dataset: Dataset) -> None:
         protocol(config.protocol, image_size=config.image_size, resize_size=config.resize_size)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    if dataset.multilabel:
+        raise UsageError(f"{dataset.uri} is multi-label; training and evaluation take one class per image so far.")
+    if config.weights == "imagenet" and config.backbone not in wsol_models.pretrained_backbones():
+        raise unknown("backbone with ImageNet weights", config.backbone, wsol_models.pretrained_backbones())
     if config.objective not in selection.METRICS:
         raise unknown("objective", config.objective, selection.METRICS)
 

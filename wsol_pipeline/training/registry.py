@@ -24,7 +24,16 @@ from wsol_pipeline.training.tracking import Projection
 
 FINGERPRINT_TAG = "wsol.model"
 CHAMPION = "champion"
-REQUIREMENTS = ("torch", "torchvision", "numpy", "numba", "opencv-python-headless", "safetensors", "torchmetrics")
+REQUIREMENTS = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "numba",
+    "opencv-python-headless",
+    "safetensors",
+    "torchmetrics",
+    "s3fs",
+)
 
 
 def model_fingerprint(final: Store) -> str:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlflow.exceptions import MlflowException
+
 import search_spaces
 from wsol_pipeline.errors import DataError, PartialError, ResourceError, WsolError
-from wsol_pipeline.storage import Store
+from wsol_pipeline.storage import STORAGE_ERRORS, Store
 from wsol_pipeline.training import cluster, registry, tracking
 from wsol_pipeline.training.charts import draw_study
 from wsol_pipeline.training.checkpoint import CheckpointStore
@@ -129,27 +131,37 @@ def _finish(plan: Plan, ledger: Ledger, projection: tracking.Projection, point: 
         for trial in ledger.ranking()
     ]
     point("registering")
-    version = None
-    if tracking.wait_for_flush(projection, seconds=30):
+    plan.folder.write(WINNER, json.dumps(winner_record(plan, ledger, final)).encode())
+    version = _to_mlflow(plan, ledger, projection, ranking, final)
+    return Outcome(balance, ranking, final, version, failures)
+
+
+def _to_mlflow(
+    plan: Plan, ledger: Ledger, projection: tracking.Projection, ranking: list[Ranked], final: Store
+) -> str | None:
+    """Write what is missing, the study's pictures and table, and register the winner; its version, None if away."""
+    try:
+        if not tracking.wait_for_flush(projection, seconds=30):
+            raise ResourceError("it does not answer")
+        version = registry.register(projection, plan.options.name, ranking[0][0], final)
+        projection.add_text("ranking.md", ranking_markdown(ranking, plan.config.objective, published_figures(ranking)))
         with tempfile.TemporaryDirectory() as folder:
             projection.add_pictures(draw_study(ledger.study, Path(folder)))
-        projection.add_text("ranking.md", ranking_markdown(ranking, plan.config.objective, published_figures(ranking)))
-        version = registry.register(projection, plan.options.name, best.number, final)
         projection.close_parent()
-    else:
-        print("MLflow does not answer: the same command writes what it has missed.", flush=True)
-    plan.folder.write(WINNER, json.dumps(winner_record(plan, ledger, final)).encode())
-    return Outcome(balance, ranking, final, version, failures)
+    except (ResourceError, MlflowException, *STORAGE_ERRORS) as error:
+        print(f"MLflow was not written in full ({str(error)[:160]}): the same command writes the rest.", flush=True)
+        return None
+    return version
 
 
 def winner_record(plan: Plan, ledger: Ledger, final: Store) -> dict[str, Any]:
     """What the final evaluation needs to know of a study: the winner, and the published setting it is compared with."""
-    published = [trial for trial in ledger.trials() if PUBLISHED in trial.user_attrs]
-    compared = None
-    for trial in published[:1]:
+    rows, compared = search_spaces.presets(), None
+    for trial in ledger.trials():
         folder = CheckpointStore(trial_folder(plan.folder, trial.number), 0).final()
-        if folder is not None:
+        if trial.user_attrs.get(PUBLISHED) in rows and folder is not None:
             compared = {"model": folder.uri, "preset": trial.user_attrs[PUBLISHED], "trial": trial.number}
+            break
     return {
         "method": plan.config.method,
         "model": final.uri,

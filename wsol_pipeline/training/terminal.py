@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from wsol_pipeline.training.config import Job
     from wsol_pipeline.training.plan import Plan
     from wsol_pipeline.training.study import Outcome, Ranked
-    from wsol_pipeline.training.verdict import EvaluateOptions, Row
+    from wsol_pipeline.training.verdict import Row
 
 
 class TrialLog:
@@ -98,15 +97,7 @@ def print_outcome(outcome: Outcome, plan: Plan) -> None:
     console.print("more:  the same command with a larger --trials continues this study", soft_wrap=True)
 
 
-def print_verdict(
-    rows: Sequence[Row],
-    objective: str,
-    protocol: str,
-    images: int,
-    folder: Store,
-    pictures: Sequence[Path],
-    options: EvaluateOptions,
-) -> None:
+def print_verdict(rows: Sequence[Row], objective: str, protocol: str, images: int, folder: Store, picture: str) -> None:
     """The table of a final evaluation: validation, test transferred with its interval, test oracle."""
     console = Console(width=None if Console().is_terminal else 118)
     for metric in dict.fromkeys((objective, "gt_known_loc", "top1_loc")):
@@ -122,8 +113,7 @@ def print_verdict(
                 f"{low_high[0]:.1f} to {low_high[1]:.1f}" if low_high else "", f"{row.oracle[metric]:.1f}",
             )  # fmt: skip
         console.print(table)
-    for picture in pictures:
-        console.print(f"gallery: {picture}", soft_wrap=True)
+    console.print(f"gallery: {picture}", soft_wrap=True)
     console.print(f"results: {folder.path('evaluations')}", soft_wrap=True)
     console.print(
         "MLflow:  make mlflow, then http://127.0.0.1:5000 (or the server of MLFLOW_TRACKING_URI)", soft_wrap=True

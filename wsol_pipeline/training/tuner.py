@@ -29,7 +29,7 @@ class LedgerSearcher(Searcher):
     Args:
         ledger: the study.
         lease: checked before each write.
-        make_job: (parameters, trial folder, attempt) -> the job to run.
+        make_job: (parameters, trial folder) -> the job to run.
         trials: how many to start in all, over every life of the study.
         folder: the study's folder; trial `n` works in `trials/<n>`.
         on_event: told about each start, record and end, for the terminal and MLflow.

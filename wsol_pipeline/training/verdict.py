@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 import search_spaces
 from wsol_pipeline.data.dataset import Dataset, open_dataset
 from wsol_pipeline.data.reader import EvalRows, ReadConfig, eval_rows
-from wsol_pipeline.errors import DataError, ResourceError
+from wsol_pipeline.errors import DataError, ResourceError, WsolError
 from wsol_pipeline.evaluation import selection
 from wsol_pipeline.evaluation.baseline import count_centred
 from wsol_pipeline.evaluation.counts import Counts
@@ -30,7 +30,7 @@ from wsol_pipeline.evaluation.metrics import ious_per_threshold, predicted_box
 from wsol_pipeline.evaluation.protocols import Protocol
 from wsol_pipeline.evaluation.selection import Choice
 from wsol_pipeline.images import normalize
-from wsol_pipeline.storage import Store
+from wsol_pipeline.storage import STORAGE_ERRORS, Store
 from wsol_pipeline.training import cluster, registry
 from wsol_pipeline.training.config import check_name, require
 from wsol_pipeline.training.gallery import Shown, draw_gallery
@@ -43,6 +43,7 @@ from wsol_pipeline.training.views import connect_mlflow
 
 GALLERY_IMAGES = 8
 VAL_COUNTS = "val_counts.json"
+GALLERY = "gallery.png"
 
 
 @dataclass(frozen=True)
@@ -103,15 +104,17 @@ def judge(options: EvaluateOptions) -> int:
     winners = {name: _winner(options.store, name) for name in options.study}
     dataset = _same_dataset(winners)
     contenders = _contenders(winners)
-    rules = load_model(contenders[0].final).protocol
+    models = [load_model(contender.final) for contender in contenders]
+    _require_comparable(dataset, contenders, models)
+    rules = models[0].protocol
     rows = [_centred_box(options, dataset, rules)]
     for contender in contenders:
         rows += _judged(options, contender)
     folder = options.store / options.study[0]
-    pictures = _draw(options, dataset, contenders, folder)
-    objective = load_model(contenders[-1].final).config.objective
-    _publish(options, winners, contenders, rows, pictures)
-    print_verdict(rows, objective, rules.name, dataset.test().num_rows, folder, pictures, options)
+    labels = [contender.label for contender in contenders]
+    picture = _draw(options, dataset, dict(zip(labels, models, strict=True)), folder)
+    print_verdict(rows, models[-1].config.objective, rules.name, dataset.test().num_rows, folder, picture)
+    _publish(options, contenders[-1], rows, folder.read(GALLERY))
     return 0
 
 
@@ -135,18 +138,31 @@ def _same_dataset(winners: Mapping[str, Mapping[str, Any]]) -> Dataset:
 def _contenders(winners: Mapping[str, Mapping[str, Any]]) -> list[Contender]:
     """Others' winners first, then the first study's published setting, then its winner."""
     first, *others = winners
-    found = [Contender(f"{winners[name]['method']} tuned", name, Store(winners[name]["model"])) for name in others]
+    found = [Contender(f"{name}: winner", name, Store(winners[name]["model"])) for name in others]
     main = winners[first]
     if main["published"]:
-        label = f"{main['method']} published weights"
+        label = f"{first}: published"
         found.append(Contender(label, first, Store(main["published"]["model"]), main["published"]["preset"]))
-    return [*found, Contender(f"{main['method']} tuned", first, Store(main["model"]))]
+    return [*found, Contender(f"{first}: winner", first, Store(main["model"]))]
+
+
+def _require_comparable(dataset: Dataset, contenders: list[Contender], models: list[Model]) -> None:
+    """Raise `DataError` for models of another evaluation, or trained on other data than lies there today."""
+    for contender, model in zip(contenders, models, strict=True):
+        if model.protocol != models[0].protocol:
+            raise DataError(
+                f"{contender.study} was tuned under {model.protocol.name} at {model.protocol.image_size} px, "
+                f"{contenders[0].study} under {models[0].protocol.name} at {models[0].protocol.image_size} px: "
+                "one table holds one evaluation."
+            )
+        if model.description["dataset"] != dataset.fingerprint:
+            raise DataError(f"{dataset.uri} is not the data any more that {contender.study} was tuned on.")
 
 
 def _judged(options: EvaluateOptions, contender: Contender) -> list[Row]:
     """The rows of one model: from the kept result if test was opened for it before, else from test, now."""
     folder = options.store / contender.study / "evaluations"
-    name = f"{registry.model_fingerprint(contender.final)[:16]}.json"
+    name = f"{registry.model_fingerprint(contender.final)[:16]}{'-published' if contender.preset else ''}.json"
     if not folder.exists(name):
         result = _score_somewhere(options, contender)
         folder.write(name, json.dumps(result, indent=1).encode())
@@ -158,6 +174,8 @@ def _score_somewhere(options: EvaluateOptions, contender: Contender) -> dict[str
     """Score here, or on a node with a GPU if this process runs as a job on a cluster that has one."""
     if not ray.is_initialized():
         device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
+        if options.device == "cuda" and device == "cpu":
+            raise ResourceError("--device cuda needs a GPU but this machine has none.")
         return score(contender, options, device)
     if cluster.pick_device(options.device) == "cpu":  # a worker would first import for seconds what is here already
         return score(contender, options, "cpu")
@@ -207,7 +225,7 @@ def _published_choice(contender: Contender, model: Model) -> dict[str, Choice]:
         return {}
     k, threshold = row.readout["k"], float(row.readout["threshold"])
     fixed = {name: (threshold,) * len(values) for name, values in model.choice.thresholds.items()}
-    return {", k, τ": dataclasses.replace(model.choice, readout=min(k, len(model.classes)), thresholds=fixed)}
+    return {" k, τ": dataclasses.replace(model.choice, readout=min(k, len(model.classes)), thresholds=fixed)}
 
 
 def _centred_box(options: EvaluateOptions, dataset: Dataset, rules: Protocol) -> Row:
@@ -235,17 +253,16 @@ def _test_rows(options: EvaluateOptions, dataset: Dataset, rules: Protocol) -> E
     return eval_rows(dataset.test(), _read_config(options, rules), rules.geometry, options.batch_size)
 
 
-def _draw(options: EvaluateOptions, dataset: Dataset, contenders: list[Contender], folder: Store) -> list[Path]:
-    """The gallery: the same test images, evenly spread over the split, through every model."""
-    rules = load_model(contenders[0].final).protocol
+def _draw(options: EvaluateOptions, dataset: Dataset, models: Mapping[str, Model], folder: Store) -> str:
+    """Write the gallery, the same test images, evenly spread over the split, through every model; where it is."""
+    rules = next(iter(models.values())).protocol
     rows = _test_rows(options, dataset, rules)
-    wanted = set(np.linspace(0, rows.num_rows - 1, GALLERY_IMAGES).astype(int).tolist())
-    shown: dict[str, list[Shown]] = {contender.label: [] for contender in contenders}
+    wanted = sorted(set(np.linspace(0, rows.num_rows - 1, GALLERY_IMAGES).astype(int).tolist()))
+    shown: dict[str, list[Shown]] = {label: [] for label in models}
     images, truths = [], []
-    models = {contender.label: load_model(contender.final) for contender in contenders}
     first = 0
     for batch in rows.batches():
-        at = [row - first for row in sorted(wanted) if first <= row < first + len(batch.ids)]
+        at = [row - first for row in wanted if first <= row < first + len(batch.ids)]
         first += len(batch.ids)
         if not at:
             continue
@@ -255,9 +272,9 @@ def _draw(options: EvaluateOptions, dataset: Dataset, contenders: list[Contender
         for label, model in models.items():
             shown[label] += _seen(model, batch.images_BCHW[at], batch.labels_B[at], [truth[i] for i in at])
     with tempfile.TemporaryDirectory() as temporary:
-        picture = draw_gallery(images, truths, shown, Path(temporary) / "gallery.png")
-        folder.write("gallery.png", picture.read_bytes())
-    return [Path(folder.path("gallery.png"))] if folder.is_local else []
+        picture = draw_gallery(images, truths, shown, Path(temporary) / GALLERY)
+        folder.write(GALLERY, picture.read_bytes())
+    return folder.path(GALLERY)
 
 
 def _seen(model: Model, images_BCHW: torch.Tensor, labels_B: torch.Tensor, truths: list[np.ndarray]) -> list[Shown]:
@@ -271,29 +288,23 @@ def _seen(model: Model, images_BCHW: torch.Tensor, labels_B: torch.Tensor, truth
     return found
 
 
-def _publish(
-    options: EvaluateOptions,
-    winners: Mapping[str, Mapping[str, Any]],
-    contenders: list[Contender],
-    rows: list[Row],
-    pictures: list[Path],
-) -> None:
+def _publish(options: EvaluateOptions, winner: Contender, rows: list[Row], gallery: bytes) -> None:
     """Put the verdict on the first study's MLflow run and crown its winner."""
     name = options.study[0]
     try:
         client, experiment = connect_mlflow(options.store, options.experiment)
         projection = Projection(client, experiment, name, {}, list)
         run = projection.parent_run()
-        for row in rows:
-            client.log_dict(
-                run, dataclasses.asdict(row), f"evaluation/{row.label.replace(' ', '-').replace(',', '')}.json"
-            )
+        client.log_dict(run, {row.label: dataclasses.asdict(row) for row in rows}, "evaluation.json")
         for kind, values in (("transferred", rows[-1].transferred), ("oracle", rows[-1].oracle)):
             for metric, value in values.items():
                 client.log_metric(run, f"test/{kind}/{metric}", value)
-        projection.add_pictures(pictures)
-        version = registry.find_version(client, name, registry.model_fingerprint(contenders[-1].final))
+        with tempfile.TemporaryDirectory() as temporary:
+            picture = Path(temporary) / GALLERY
+            picture.write_bytes(gallery)
+            projection.add_pictures([picture])
+        version = registry.find_version(client, name, registry.model_fingerprint(winner.final))
         if options.champion and version:
             registry.crown(client, name, str(version.version))
-    except (ResourceError, MlflowException) as error:
+    except (WsolError, MlflowException, *STORAGE_ERRORS) as error:
         print(f"MLflow was not written ({str(error)[:160]}): run the same command again.", flush=True)
