@@ -1,0 +1,57 @@
+"""What a study tries first, and under which name."""
+
+import functools
+
+import pytest
+
+from search_spaces import bas, cam
+from wsol_pipeline.training.options import RunOptions, resolve
+from wsol_pipeline.training.plan import OWN, first_trials, with_parameters
+
+PRESET = "bas-ext/table1/cub/resnet50"
+
+
+def first(space, count=3, method="bas", **options):
+    return first_trials(resolve(RunOptions(name="s", **options), method), space, count)
+
+
+def test_a_preset_is_tried_first_and_bears_its_name():
+    found = first(bas.space, preset=PRESET)
+    assert next(iter(found.items())) == (PRESET, {"lambda_": 1.0, "alpha": 0.5, "beta": 1.5})
+
+
+def test_what_the_command_line_says_is_tried_first_and_is_nobodys_published_setting():
+    found = first(bas.space, preset=PRESET, options={"alpha": 0.9})
+    name, values = next(iter(found.items()))
+    assert (name, values["alpha"]) == (OWN, 0.9)
+    assert found[PRESET]["alpha"] == 0.5
+
+
+def test_a_learning_rate_beside_a_preset_wins():
+    found = first(cam.space, method="cam", preset="bagcams/table2/cub/resnet50/cam", learning_rate=0.1)
+    assert found[OWN] == {"learning_rate": 0.1}
+
+
+def test_a_row_that_breaks_the_rule_for_beta_is_not_tried_under_it():
+    tied = functools.partial(bas.space, beta="alpha+lambda")
+    assert PRESET in first(tied, preset=PRESET)  # 1.5 = 0.5 + 1
+    assert "bas-ext/table1/cub/mobilenet_v1" not in first(tied, count=20, preset=PRESET)  # 1.9
+
+
+def test_the_forms_of_bas_are_not_mixed():
+    assert not any(name.startswith("bas/") for name in first(bas.space, count=20, preset=PRESET))
+
+
+def test_rows_of_the_same_backbone_come_before_others():
+    names = list(first(bas.space, count=20, preset=PRESET))
+    assert names[:2] == [PRESET, "bas-ext/table1/ilsvrc/resnet50"]
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_no_more_are_tried_than_asked_for(count):
+    assert len(first(bas.space, count=count)) == count
+
+
+def test_parameters_go_to_the_recipe_or_to_the_method():
+    config = with_parameters(resolve(RunOptions(name="s"), "bas"), {"learning_rate": 0.5, "alpha": 0.25})
+    assert (config.recipe.learning_rate, config.options) == (0.5, {"alpha": 0.25})
