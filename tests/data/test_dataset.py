@@ -9,7 +9,7 @@ import pytest
 from wsol_pipeline.data import shards
 from wsol_pipeline.data.dataset import open_dataset
 from wsol_pipeline.data.reader import ReadConfig, eval_rows
-from wsol_pipeline.errors import DataError, ProtocolError, ResourceError
+from wsol_pipeline.errors import DataError, ProtocolError, UsageError
 from wsol_pipeline.protocol import Role, require_searchable
 
 
@@ -132,6 +132,6 @@ def test_a_split_that_is_not_there_is_named(copy):
         _ = open_dataset(copy.uri).val
 
 
-def test_a_place_that_cannot_be_reached(tmp_path):
-    with pytest.raises(ResourceError, match="gs://"):
+def test_a_place_of_another_kind_is_refused():
+    with pytest.raises(UsageError, match="gs://"):
         open_dataset("gs://bucket/x")
