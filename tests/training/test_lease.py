@@ -89,3 +89,13 @@ def test_a_holder_notices_that_it_was_replaced(store):
         assert held.lost.wait(5)
         with pytest.raises(ResourceError, match="lost its lease"):
             held.check()
+
+
+def test_storage_that_is_away_at_the_end_does_not_hide_what_ended_the_work(store, monkeypatch, caplog):
+    def away(self, name, data):
+        raise OSError("storage is away")
+
+    with pytest.raises(ZeroDivisionError), lease.acquire(store):
+        monkeypatch.setattr(Store, "write", away)
+        raise ZeroDivisionError
+    assert "was not released (storage is away)" in caplog.text

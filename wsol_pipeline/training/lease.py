@@ -6,6 +6,7 @@ attempt's. A holder proves that it lives by touching its beat file; on its own h
 """
 
 import json
+import logging
 import os
 import socket
 import threading
@@ -16,6 +17,8 @@ import psutil
 
 from wsol_pipeline.errors import ResourceError
 from wsol_pipeline.storage import STORAGE_ERRORS, Store
+
+logger = logging.getLogger(__name__)
 
 BEAT_SECONDS = 3.0
 DEAD_AFTER_SECONDS = 20.0  # without a beat, seen by the one who waits: no clocks are compared
@@ -40,8 +43,12 @@ class Lease:
         self._stop.set()
         if self._thread:
             self._thread.join(timeout=10)
-        if not self.lost.is_set():
+        if self.lost.is_set():
+            return
+        try:
             self.store.write(_name(self.attempt, "released"), b"")
+        except STORAGE_ERRORS as error:  # what ended the work must not be hidden by this; the beats have stopped anyway
+            logger.warning("the lease was not released (%s): the next driver finds out by itself", error)
 
     def check(self) -> None:
         """Raise `ResourceError` if another driver has taken over."""
