@@ -95,7 +95,11 @@ def test_storage_that_is_away_at_the_end_does_not_hide_what_ended_the_work(store
     def away(self, name, data):
         raise OSError("storage is away")
 
-    with pytest.raises(ZeroDivisionError), lease.acquire(store):
-        monkeypatch.setattr(Store, "write", away)
-        raise ZeroDivisionError
+    def work_that_ends_badly():
+        with lease.acquire(store):
+            monkeypatch.setattr(Store, "write", away)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        work_that_ends_badly()
     assert "was not released (storage is away)" in caplog.text

@@ -140,8 +140,8 @@ class Ledger:
     def report(self, number: int, epoch: int, value: float) -> bool:
         """Note the searched objective after `epoch`; True if the pruner would stop the trial.
 
-        The first value of an epoch stands. The verdict is given once: asked again, Optuna's successive halving counts the
-        trial as past its rung, so the caller tells it at once (a driver killed in between lets the trial go on).
+        The first value of an epoch stands. The verdict is given once: asked again, Optuna's successive halving counts
+        the trial as past its rung, so the caller tells it at once (a driver killed in between lets the trial go on).
         Published settings are never pruned: they are what the winner is compared with. The pruner is asked for them
         too, because only values it was asked about stand in the rung that other trials have to reach.
         """
