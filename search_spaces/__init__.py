@@ -28,7 +28,7 @@ class Preset:
         decay_every (epochs; the rate falls to a tenth at the start of every epoch divisible by it, counted from
         decay_counts_from, 0 or 1; epoch 0 excepted).
     readout: name of the readout with its setting, and the published threshold, if any.
-    protocol: how the paper evaluated.
+    protocol: name of the paper's evaluation, which a run of this preset uses unless told otherwise.
     published: what it reports under that protocol, in percent.
     source: where the values stand.
     """

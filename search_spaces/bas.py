@@ -73,7 +73,7 @@ def table_1(row: tuple[Any, ...]) -> Preset:
         method_options=options,
         recipe=recipe(epochs, batch_size, decay_every),
         readout={"name": "topk", "k": k, "threshold": threshold},
-        protocol="bas_conf" if paper == CONFERENCE else "bas_ext",
+        protocol="bas-conf" if paper == CONFERENCE else "bas-ext",
         published=dict(zip(("top1_loc", "top5_loc", "gt_known"), published, strict=True)),
         source=SOURCES[paper],
     )
@@ -87,7 +87,7 @@ FIGURE_15 = Preset(
     method_options={"lambda_": 1.0, "alpha": 0.5, "beta": 1.5, "relu_class_maps": False},
     recipe=recipe(50, 64, 20),  # the code sets 50 but its loop reads another option, 120
     readout={"name": "topk", "k": 1},
-    protocol="bas_ext_mask",
+    protocol="bas-ext-mask",
     published={"piou": 50.72, "pxap": 66.86},
     source=SOURCES[EXTENSION],
 )

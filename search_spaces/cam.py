@@ -27,7 +27,7 @@ BAGCAMS_CUB = Preset(
         "decay_counts_from": 1,  # before the 15th epoch, the 30th, the 45th
     },
     readout={"name": "cam"},
-    protocol="we_v2",
+    protocol="wsol-v2",
     published={"top1_loc": 55.31, "gt_known": 66.06, "max_box_acc_v2": 59.21, "piou": 46.70, "pxap": 65.94},
     source="https://github.com/zh460045050/BagCAMs",
 )

@@ -5,7 +5,7 @@ import pytest
 
 from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.evaluation.counts import Counts, ImageHits
-from wsol_pipeline.evaluation.selection import bootstrap, choose, macro, oracle, transferred
+from wsol_pipeline.evaluation.selection import balanced, bootstrap, choose, class_weights, oracle, transferred
 
 GRID = np.array([0.0, 0.25, 0.5, 0.75])
 
@@ -93,10 +93,11 @@ def test_no_images_is_an_error_and_not_zero():
         choose(counts(np.zeros((2, 3, 4), int), images=0))
 
 
-def with_images(hits_NIT, ranks):
+def with_images(hits_NIT, ranks, labels=None):
     """Counts of one setting that agree with the hits of the single images."""
     hits_NIT, ranks = np.array(hits_NIT, bool), np.array(ranks)
-    kept = ImageHits(tuple(map(str, range(len(ranks)))), np.packbits(hits_NIT, axis=-1), ranks)
+    labels = np.array(labels or [0] * len(ranks))
+    kept = ImageHits(tuple(map(str, range(len(ranks)))), labels, np.packbits(hits_NIT, axis=-1), ranks)
     return Counts(
         "wsol-v2", (20,), (0.3, 0.5, 0.7), GRID, hits_NIT.sum(0)[None], hits_NIT[ranks < 1].sum(0)[None],
         hits_NIT[ranks < 5].sum(0)[None], np.array([(ranks < 1).sum()]), np.array([(ranks < 5).sum()]),
@@ -141,12 +142,25 @@ def test_bootstrap_is_seeded_and_needs_images():
         bootstrap(VAL, choice)
 
 
-def test_macro_weighs_classes_alike():
+def test_balanced_counts_weigh_classes_alike():
     hits = np.zeros((4, 3, 4), bool)
     hits[0] = hits[3] = True
-    full = with_images(hits, [0, 0, 0, 3])
-    values = macro(full, choose(VAL), labels_N=[7, 7, 7, 2])
-    assert values["gt_known_loc"] == pytest.approx((100 / 3 + 100) / 2)
-    assert values["top1_loc"] == pytest.approx((100 / 3 + 0) / 2)
+    full, choice = with_images(hits, [0, 0, 0, 3], labels=[7, 7, 7, 2]), choose(VAL)
+    for read in (transferred, oracle):
+        values = read(balanced(full), choice)
+        assert values["gt_known_loc"] == pytest.approx((100 / 3 + 100) / 2)
+        assert values["top1_loc"] == pytest.approx((100 / 3 + 0) / 2)
+        assert values["cls_top1"] == pytest.approx((100 + 0) / 2)
     with pytest.raises(UsageError, match="keep_images"):
-        macro(VAL, choose(VAL), [0])
+        balanced(VAL)
+
+
+def test_bootstrap_of_a_mean_over_classes_brackets_it():
+    # 90 images of a class that is always found, 10 of one that is never: 90 % of the images, half of the classes.
+    hits = np.zeros((100, 3, 4), bool)
+    hits[:90] = True
+    labels = [0] * 90 + [1] * 10
+    full, choice = with_images(hits, [0] * 100, labels), choose(VAL)
+    weights = class_weights(np.array(labels))
+    low, high = bootstrap(full, choice, weights_N=weights)["transferred"]["gt_known_loc"]
+    assert low < 50 < high < 75

@@ -23,7 +23,7 @@ def save(store: CheckpointStore, epoch: int, samples: int = 0, value: float = 1.
 def test_the_newest_position_is_loaded_whatever_attempt_wrote_it(trial):
     save(CheckpointStore(trial, 2), epoch=1, value=2.0)
     save(CheckpointStore(trial, 1), epoch=1, samples=64, value=1.0)
-    loaded = CheckpointStore(trial, 3).load()
+    loaded = CheckpointStore(trial, 3).newest()
     assert loaded.position == Position(1, 64)
     assert loaded.state["weight"].item() == 1.0
     assert loaded.records == [{"epoch": 1}]
@@ -32,7 +32,7 @@ def test_the_newest_position_is_loaded_whatever_attempt_wrote_it(trial):
 def test_of_equal_positions_the_later_attempt_counts(trial):
     save(CheckpointStore(trial, 1), epoch=1, value=1.0)
     save(CheckpointStore(trial, 2), epoch=1, value=2.0)
-    assert CheckpointStore(trial, 3).load().state["weight"].item() == 2.0
+    assert CheckpointStore(trial, 3).newest().state["weight"].item() == 2.0
 
 
 def test_only_the_last_two_of_an_attempt_are_kept(trial):
@@ -58,13 +58,13 @@ def test_a_broken_checkpoint_is_passed_over_and_named(trial, damage, caplog):
         trial.remove(name)
     else:
         trial.remove(name.replace("state.pt", SEAL))
-    loaded = store.load()
+    loaded = store.newest()
     assert loaded.position == Position(1, 0)
     assert ("state.pt" in caplog.text) == (damage != "unseal")
 
 
 def test_nothing_is_loaded_where_nothing_is(trial):
-    assert CheckpointStore(trial, 1).load() is None
+    assert CheckpointStore(trial, 1).newest() is None
     assert CheckpointStore(trial, 1).records() == []
     assert CheckpointStore(trial, 1).final() is None
     assert CheckpointStore(trial, 1).failure() is None
@@ -81,7 +81,7 @@ def test_a_pickle_in_a_checkpoint_is_not_executed(trial, tmp_path):
     torch.save({"weight": Evil()}, buffer)
     write_sealed(trial / "attempt-0001/e0001-s00000000", {"state.pt": buffer.getvalue(), "records.json": b"[]"})
     with pytest.raises(Exception, match="weights_only|Weights only"):
-        CheckpointStore(trial, 1).load()
+        CheckpointStore(trial, 1).newest()
     assert not (tmp_path / "executed").exists()
 
 

@@ -188,7 +188,7 @@ def test_a_loss_that_is_no_number_stops_before_the_optimizer_moves(
     with pytest.raises(NonFiniteError, match=r"epoch 1 after 28 samples \(cls (nan|inf)\)"):
         next(train(make_config("cam"), dataset, checkpoints, reading=reading, checkpoint_batches=1))
     assert len(steps) == 2
-    saved = checkpoints.load()
+    saved = checkpoints.newest()
     assert saved is not None
     assert saved.position == Position(0, 28)
     assert all(torch.isfinite(weight).all() for weight in saved.state["method"].values())

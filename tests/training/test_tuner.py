@@ -107,7 +107,7 @@ class Driver:
 def work(job):
     """A worker: epochs from the newest checkpoint on, each sealed before it is reported. Its value is 100 alpha."""
     store = CheckpointStore(Store.at(job.trial), job.attempt)
-    saved = store.load()
+    saved = store.newest()
     records = saved.records if saved else []
     for epoch in range(len(records) + 1, EPOCHS + 1):
         final = epoch == EPOCHS

@@ -14,15 +14,20 @@ from wsol_pipeline.errors import UsageError
 
 @dataclass(frozen=True, eq=False)
 class ImageHits:
-    """Hits of every single image at one readout setting, for a bootstrap. n images, I IoUs, T thresholds."""
+    """Hits of every single image at one readout setting, for bootstraps and means over classes.
+
+    n images, I IoUs, T thresholds.
+    """
 
     ids: tuple[str, ...]
+    labels: NDArray[np.int64]  # [n], the true class
     bits: NDArray[np.uint8]  # [n, I, ceil(T / 8)], from `np.packbits`
     ranks: NDArray[np.int64]  # [n], rank of the true class, 0 = predicted first
 
     def __add__(self, other: "ImageHits") -> "ImageHits":
         return ImageHits(
             self.ids + other.ids,
+            np.concatenate([self.labels, other.labels]),
             np.concatenate([self.bits, other.bits]),
             np.concatenate([self.ranks, other.ranks]),
         )
@@ -30,18 +35,21 @@ class ImageHits:
 
 @dataclass(frozen=True, eq=False)
 class Counts:
-    """Counts over a set of images: S readout settings, I IoUs, T thresholds. Add them to join disjoint sets."""
+    """Counts over a set of images: S readout settings, I IoUs, T thresholds. Add them to join disjoint sets.
+
+    Whole numbers, until `selection.balanced` weighs the images.
+    """
 
     protocol: str
     settings: tuple[Any, ...]  # plain values, one per setting
     ious: tuple[float, ...]
     thresholds: NDArray[np.float64]  # [T]
-    hits: NDArray[np.int64]  # [S, I, T]: images whose best IoU reaches δ at τ
-    top1_hits: NDArray[np.int64]  # [S, I, T]: of those, with the true class predicted first
-    top5_hits: NDArray[np.int64]  # [S, I, T]: of those, with the true class among the first five
-    top1: NDArray[np.int64]  # [S]: images with the true class predicted first, hit or not
-    top5: NDArray[np.int64]  # [S]
-    images: NDArray[np.int64]  # [S]
+    hits: NDArray[Any]  # [S, I, T]: images whose best IoU reaches δ at τ
+    top1_hits: NDArray[Any]  # [S, I, T]: of those, with the true class predicted first
+    top5_hits: NDArray[Any]  # [S, I, T]: of those, with the true class among the first five
+    top1: NDArray[Any]  # [S]: images with the true class predicted first, hit or not
+    top5: NDArray[Any]  # [S]
+    images: NDArray[Any]  # [S]
     image_hits: ImageHits | None = None
 
     def __add__(self, other: "Counts") -> "Counts":

@@ -36,6 +36,7 @@ def count(
     only where it needs gradients or other scales. `on_batch` is told the number of images done in each batch.
     """
     ids: list[str] = []
+    labels: list[int] = []
     with _evaluating(method):
         chosen = tuple(readout.settings(method) if settings is None else settings)
         metric = LocalizationCounts(protocol, settings=chosen, keep_images=keep_images)
@@ -49,9 +50,10 @@ def count(
             for index, maps_BHW in _maps(method, readout, images_BCHW, labels_B, output, settings, chosen):
                 metric.update(index, maps_BHW, truth, ranks_B)
             ids += batch.ids
+            labels += batch.labels_B.tolist()
             if on_batch:
                 on_batch(len(batch.ids))
-    return metric.counts(ids)
+    return metric.counts(ids, labels)
 
 
 def solve(

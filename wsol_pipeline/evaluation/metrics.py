@@ -102,8 +102,8 @@ class LocalizationCounts(Metric):
         """Each metric in percent, per setting [S], at the thresholds best for these very images."""
         return {name: torch.from_numpy(values_S) for name, values_S in best(self.counts()).items()}
 
-    def counts(self, ids: Sequence[str] = ()) -> Counts:
-        """The states as a plain record; `ids` of the images, where their hits are kept."""
+    def counts(self, ids: Sequence[str] = (), labels: Sequence[int] = ()) -> Counts:
+        """The states as a plain record; `ids` and true classes of the images, where their hits are kept."""
         arrays = {
             name: getattr(self, name).cpu().numpy().copy()
             for name in ("hits", "top1_hits", "top5_hits", "top1", "top5", "images")
@@ -111,6 +111,6 @@ class LocalizationCounts(Metric):
         kept = None
         if self.keep_images:
             bits, ranks = (dim_zero_cat(state).cpu().numpy() for state in (self.image_bits, self.image_ranks))
-            kept = ImageHits(tuple(ids), bits, ranks)
+            kept = ImageHits(tuple(ids), np.asarray(labels, np.int64), bits, ranks)
         axes = (self.protocol.name, self.settings, self.protocol.ious, self.protocol.thresholds)
         return Counts(*axes, **arrays, image_hits=kept)

@@ -26,6 +26,7 @@ class Protocol:
     epsilon: float  # added to the range of a "raw" map
     integer_boxes: bool  # true boxes truncated to pixels
     strict: bool  # a hit is IoU > δ, not >= δ
+    over_classes: bool = False  # accuracies are means over classes, not over images
     image_size: int = 224
     resize_size: int = 256
     ious: tuple[float, ...] = (0.3, 0.5, 0.7)
@@ -37,6 +38,16 @@ class Protocol:
                 f"image_size must be in 1..resize_size but got image_size={self.image_size}, "
                 f"resize_size={self.resize_size}."
             )
+
+    @property
+    def margin(self) -> int:
+        """Pixels that the centre crop leaves off at the left and at the top, rounded as torchvision's CenterCrop."""
+        return round((self.resize_size - self.image_size) / 2) if self.geometry == "resize_crop" else 0
+
+    @property
+    def read_size(self) -> int:
+        """Side in pixels to which an image is resized, before the centre crop if there is one."""
+        return self.resize_size if self.geometry == "resize_crop" else self.image_size
 
     @cached_property
     def thresholds(self) -> NDArray[np.float64]:
@@ -53,9 +64,7 @@ PROTOCOLS = {
         _BENCHMARK,  # Choe et al. 2020, MaxBoxAcc
         replace(_BENCHMARK, name="wsol-v2", box_rule="all_contours"),  # the same, MaxBoxAccV2; B-CAM, BagCAMs
         _BAS,  # BAS, the journal's code
-        replace(
-            _BAS, name="bas-conf", epsilon=0.0, integer_boxes=False, strict=True
-        ),  # the conference's; its mean over classes is `selection.macro`
+        replace(_BAS, name="bas-conf", epsilon=0.0, integer_boxes=False, strict=True, over_classes=True),
     )
 }
 
@@ -83,15 +92,13 @@ def ground_truth_boxes(
         boxes_N4 = boxes_N4 - 1
     if convention == "exclusive0":
         boxes_N4 = boxes_N4 - [0, 0, 1, 1]
-    cropped = protocol.geometry == "resize_crop"
-    size = protocol.resize_size if cropped else protocol.image_size
-    boxes_N4 = boxes_N4 * size / np.tile(np.asarray(size_wh, np.float64), 2)
-    if cropped:
+    boxes_N4 = boxes_N4 * protocol.read_size / np.tile(np.asarray(size_wh, np.float64), 2)
+    if protocol.geometry == "resize_crop":
         boxes_N4 = _crop(boxes_N4, protocol)
     return np.trunc(boxes_N4) if protocol.integer_boxes else boxes_N4
 
 
 def _crop(boxes_N4: NDArray[np.float64], protocol: Protocol) -> NDArray[np.float64]:
-    shifted = boxes_N4 - (protocol.resize_size - protocol.image_size) // 2
+    shifted = boxes_N4 - protocol.margin
     last = protocol.image_size - 1 if protocol.integer_boxes else protocol.image_size
     return np.concatenate([np.maximum(shifted[:, :2], 0), np.minimum(shifted[:, 2:], last)], axis=1)

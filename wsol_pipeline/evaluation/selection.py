@@ -6,11 +6,11 @@ have one. `choose` picks on validation counts, `transferred` reads other counts 
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from wsol_pipeline.errors import DataError, UsageError, unknown
 from wsol_pipeline.evaluation.counts import Counts, ImageHits
@@ -93,17 +93,24 @@ def oracle(counts_test: Counts, choice: Choice) -> dict[str, float]:
 
 
 def bootstrap(
-    counts_test: Counts, choice: Choice, samples: int = 1000, seed: int = 0, confidence: float = 0.95
+    counts_test: Counts,
+    choice: Choice,
+    samples: int = 1000,
+    seed: int = 0,
+    confidence: float = 0.95,
+    weights_N: NDArray[np.float64] | None = None,
 ) -> dict[str, dict[str, tuple[float, float]]]:
     """Percentile intervals over images of `transferred` and `oracle`: name -> metric -> (low, high), percent.
 
     The counts must hold `image_hits`. Thresholds that validation chose stay; the oracle picks anew in each sample.
+    `weights_N` of the images, of mean 1: those of `class_weights` for means over classes.
     """
-    kept = counts_test.image_hits
-    if kept is None:
-        raise UsageError("A bootstrap needs the hits of single images: count with keep_images=True.")
+    kept = _require_images(counts_test, "A bootstrap")
     weights_RN = _resample(len(kept.ranks), samples, seed)
-    accuracy = {field: _resampled_accuracy(weights_RN, kept, field, counts_test) for field in _FIELD_RANK}
+    if weights_N is not None:
+        weights_RN = weights_RN * weights_N
+    percent_R11 = (100.0 / weights_RN.sum(1))[:, None, None]
+    accuracy = {field: _resampled_hits(weights_RN, kept, field, counts_test) * percent_R11 for field in _FIELD_RANK}
     values: dict[str, dict[str, NDArray[np.float64]]] = {"transferred": {}, "oracle": {}}
     for metric, (field, ious) in METRICS.items():
         curves_RCT = accuracy[field][:, _rows(counts_test, ious)]
@@ -117,22 +124,29 @@ def bootstrap(
     }
 
 
-def macro(counts_test: Counts, choice: Choice, labels_N: ArrayLike) -> dict[str, float]:
-    """The transferred localization metrics as means over classes, as BAS's conference code averages ("bas-conf").
+def balanced(counts: Counts) -> Counts:
+    """The same counts with every class weighing alike: what is read of them are means over classes ("bas-conf").
 
-    The counts must hold `image_hits`; `labels_N` are the true classes in the order of its ids.
+    The counts must hold `image_hits`; their sum of weights stays the number of images.
     """
-    kept = counts_test.image_hits
-    if kept is None:
-        raise UsageError("A mean over classes needs the hits of single images: count with keep_images=True.")
-    labels_N = np.asarray(labels_N)
+    kept = _require_images(counts, "A mean over classes")
+    weights_1N = class_weights(kept.labels)[None]
+    fields: dict[str, Any] = {field: _resampled_hits(weights_1N, kept, field, counts) for field in _FIELD_RANK}
+    ranked: dict[str, Any] = {f"top{limit}": weights_1N @ (kept.ranks < limit) for limit in (1, 5)}
+    return replace(counts, **fields, **ranked)
+
+
+def class_weights(labels_N: NDArray[np.int64]) -> NDArray[np.float64]:
+    """A weight per image, so that each class weighs the same and the mean weight is 1, float64 [N]."""
     _, class_of, sizes = np.unique(labels_N, return_inverse=True, return_counts=True)
-    weights_1N = (len(labels_N) / (len(sizes) * sizes[class_of]))[None]
-    values = {}
-    for metric, (field, ious) in METRICS.items():
-        accuracy = _resampled_accuracy(weights_1N, kept, field, counts_test)[0, _rows(counts_test, ious)]
-        values[metric] = _read(accuracy, _at(counts_test, choice, metric))
-    return values
+    weights_N: NDArray[np.float64] = len(labels_N) / (len(sizes) * sizes[class_of])
+    return weights_N
+
+
+def _require_images(counts: Counts, what: str) -> ImageHits:
+    if counts.image_hits is None:
+        raise UsageError(f"{what} needs the hits of single images: count with keep_images=True.")
+    return counts.image_hits
 
 
 _FIELD_RANK = {"hits": None, "top1_hits": 1, "top5_hits": 5}
@@ -161,17 +175,17 @@ def _classification(counts: Counts) -> dict[str, NDArray[np.float64]]:
     return {"cls_top1": counts.top1 * 100.0 / counts.images, "cls_top5": counts.top5 * 100.0 / counts.images}
 
 
-def _resample(num_images: int, samples: int, seed: int) -> NDArray[np.uint16]:
+def _resample(num_images: int, samples: int, seed: int) -> NDArray[Any]:
     """How often each image is drawn in each of `samples` draws with replacement, uint16 [samples, images]."""
     rng = np.random.default_rng(seed)
     drawn = (rng.integers(num_images, size=num_images) for _ in range(samples))
     return np.stack([np.bincount(d, minlength=num_images).astype(np.uint16) for d in drawn])
 
 
-def _resampled_accuracy(
+def _resampled_hits(
     weights_RN: NDArray[Any], kept: ImageHits, field: str, counts: Counts, chunk: int = 1024
 ) -> NDArray[np.float64]:
-    """Weighted hits in percent of the images, float64 [R, I, T]; bits are unpacked `chunk` images at a time."""
+    """Hits with weighted images, float64 [R, I, T]; bits are unpacked `chunk` images at a time."""
     num_thresholds, limit = len(counts.thresholds), _FIELD_RANK[field]
     sums_RX = np.zeros((len(weights_RN), len(counts.ious) * num_thresholds))
     for start in range(0, len(kept.ranks), chunk):
@@ -180,4 +194,4 @@ def _resampled_accuracy(
         if limit is not None:
             hits_NIT *= (kept.ranks[part] < limit)[:, None, None]
         sums_RX += weights_RN[:, part].astype(np.float64) @ hits_NIT.reshape(len(hits_NIT), -1).astype(np.float64)
-    return (sums_RX * 100.0 / len(kept.ranks)).reshape(len(weights_RN), len(counts.ious), num_thresholds)
+    return sums_RX.reshape(len(weights_RN), len(counts.ious), num_thresholds)

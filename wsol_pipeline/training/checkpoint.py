@@ -29,7 +29,7 @@ from wsol_pipeline.storage import Store
 
 logger = logging.getLogger(__name__)
 
-_CHECKPOINT = re.compile(r"attempt-(\d+)/e(\d+)-s(\d+)/seal\.json$")
+_CHECKPOINT = re.compile(r"attempt-\d+/e\d+-s\d+/seal\.json$")
 SEAL = "seal.json"
 KEEP = 2  # the newest, and the one before it to fall back to
 
@@ -46,6 +46,7 @@ class Position:
 class Checkpoint:
     """A verified checkpoint: `state` as `torch.save` got it, `records` one dict per finished epoch."""
 
+    folder: str
     position: Position
     state: dict[str, Any]
     records: list[dict[str, Any]]
@@ -92,25 +93,29 @@ class CheckpointStore:
         torch.save(state, buffer)
         files = {"state.pt": buffer.getvalue(), "records.json": json.dumps(records).encode()}
         write_sealed(self.own / _folder(position), files)
-        for old in self._sealed(own=True)[KEEP:]:
+        own = [folder for folder in self._sealed() if _position(folder)[1] == self.attempt]
+        for old in own[KEEP:]:
             for name in (SEAL, "state.pt", "records.json"):  # the seal first: half-removed is not sealed
-                self.trial.remove(f"{old[1]}/{name}")
+                self.trial.remove(f"{old}/{name}")
 
-    def load(self, device: torch.device | str = "cpu") -> Checkpoint | None:
+    def newest(self, device: torch.device | str = "cpu") -> Checkpoint | None:
         """The newest checkpoint of any attempt that verifies, or None. Names each that did not."""
-        for position, folder in self._sealed():
+        for folder in self._sealed():
             try:
-                files = read_sealed(self.trial / folder)
+                return self.load(folder, device)
             except DataError as error:
                 logger.warning("passed over a broken checkpoint: %s", error)
-                continue
-            state = torch.load(io.BytesIO(files["state.pt"]), map_location=device, weights_only=True)
-            return Checkpoint(position, state, json.loads(files["records.json"]))
         return None
+
+    def load(self, folder: str, device: torch.device | str = "cpu") -> Checkpoint:
+        """The checkpoint in a folder of the trial. Raises `DataError` unless it verifies."""
+        files = read_sealed(self.trial / folder)
+        state = torch.load(io.BytesIO(files["state.pt"]), map_location=device, weights_only=True)
+        return Checkpoint(folder, _position(folder)[0], state, json.loads(files["records.json"]))
 
     def records(self) -> list[dict[str, Any]]:
         """The records of the newest checkpoint, or of the final record: the trial's curve so far; maybe empty."""
-        for folder in [*self._finals(), *(folder for _, folder in self._sealed())]:
+        for folder in [*self._finals(), *self._sealed()]:
             try:
                 return json.loads(self.trial.read(f"{folder}/records.json"))
             except (FileNotFoundError, ValueError):
@@ -148,16 +153,17 @@ class CheckpointStore:
     def _finals(self) -> list[str]:
         return [n.removesuffix(f"/{SEAL}") for n in reversed(self.trial.list()) if n.endswith(f"/final/{SEAL}")]
 
-    def _sealed(self, own: bool = False) -> list[tuple[Position, str]]:
-        """(position, folder) of every sealed checkpoint, newest position first, later attempts first among equals."""
-        found = []
-        for name in self.trial.list():
-            match = _CHECKPOINT.search(name)
-            if match and (not own or int(match[1]) == self.attempt):
-                position = Position(int(match[2]), int(match[3]))
-                found.append((position, int(match[1]), name.removesuffix(f"/{SEAL}")))
-        return [(position, folder) for position, _, folder in sorted(found, reverse=True)]
+    def _sealed(self) -> list[str]:
+        """Folders of all sealed checkpoints, newest position first, later attempts first among equals."""
+        seals = [name for name in self.trial.list() if _CHECKPOINT.search(name)]
+        return sorted((name.removesuffix(f"/{SEAL}") for name in seals), key=_position, reverse=True)
 
 
 def _folder(position: Position) -> str:
     return f"e{position.epoch:04d}-s{position.samples:08d}"
+
+
+def _position(folder: str) -> tuple[Position, int]:
+    """The position that a checkpoint's folder names, and its attempt."""
+    attempt, epoch, samples = map(int, re.findall(r"\d+", folder)[-3:])
+    return Position(epoch, samples), attempt

@@ -154,7 +154,10 @@ def _resume(
     optimizer: torch.optim.SGD,
     world: World,
 ) -> Progress:
-    saved = checkpoints.load(world.device)
+    saved = checkpoints.newest(world.device) if world.rank == 0 else None
+    folder = world.gather(saved.folder if saved else None)[0]  # rank 0 chooses: all go on from the same one
+    if folder and not saved:
+        saved = checkpoints.load(folder, world.device)
     if saved is None:
         return Progress(Position(), [], {})
     if saved.state["config_hash"] != config_hash(to_dict(config)):

@@ -72,8 +72,7 @@ class Model:
         ]
 
     def _fit(self, image_HW3: np.ndarray) -> torch.Tensor:
-        rules = self.protocol
-        size = rules.image_size if rules.geometry == "resize" else rules.resize_size
+        rules, size = self.protocol, self.protocol.read_size
         image = torch.from_numpy(np.ascontiguousarray(image_HW3)).permute(2, 0, 1)
         return F.center_crop(F.resize(image, [size, size], antialias=True), [rules.image_size, rules.image_size])
 
@@ -104,9 +103,6 @@ def _assemble(weights: bytes, description: dict[str, Any], device: torch.device 
 
 def box_in_image(box: np.ndarray, shape: tuple[int, int], rules: Protocol) -> tuple[float, float, float, float]:
     """A box in evaluation pixels as one in pixels of an image of `shape` (height, width)."""
-    cropped = rules.geometry == "resize_crop"
-    size = rules.resize_size if cropped else rules.image_size
-    offset = (rules.resize_size - rules.image_size) // 2 if cropped else 0
-    scale = np.array([shape[1], shape[0]] * 2) / size
-    x0, y0, x1, y1 = ((box + offset) * scale).tolist()
+    scale = np.array([shape[1], shape[0]] * 2) / rules.read_size
+    x0, y0, x1, y1 = ((box + rules.margin) * scale).tolist()
     return x0, y0, x1, y1

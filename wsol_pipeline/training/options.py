@@ -66,8 +66,8 @@ class RunOptions:
     """Arithmetic of forward and backward."""
     channels_last: bool = False
     """Memory layout that is faster on GPUs with bfloat16."""
-    protocol: str = "wsol-v1"
-    """Evaluation: wsol-v1 (largest contour), wsol-v2 (all contours), bas-ext, bas-conf."""
+    protocol: str | None = None
+    """Evaluation: wsol-v1 (largest contour; without a preset), wsol-v2 (all contours), bas-ext, bas-conf."""
     objective: str = "max_box_acc_v2"
     """What validation maximises: gt_known_loc, max_box_acc_v2, top1_loc, ..."""
     seed: int = 0
@@ -146,7 +146,7 @@ def resolve(options: RunOptions, method: str) -> TrainConfig:
         options={**(preset.method_options if preset else {}), **whole_numbers(options.options)},
         readout=rows[0].readout["name"] if rows else "cam",
         fixed_setting=preset.readout.get("k") if preset else None,
-        protocol=options.protocol,
+        protocol=options.protocol or (preset.protocol if preset else "wsol-v1"),
         objective=options.objective,
         recipe=recipe,
         image_size=options.image_size or (224 if preset else 64),

@@ -23,10 +23,11 @@ from wsol_pipeline.data.reader import EvalRows, ReadConfig, eval_rows
 from wsol_pipeline.errors import DataError, ResourceError, WsolError
 from wsol_pipeline.evaluation import selection
 from wsol_pipeline.evaluation.baseline import count_centred
+from wsol_pipeline.evaluation.contours import ious_of_boxes
 from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.evaluation.evaluate import batch_boxes, count
 from wsol_pipeline.evaluation.maps import normalised_map
-from wsol_pipeline.evaluation.metrics import ious_per_threshold, predicted_box
+from wsol_pipeline.evaluation.metrics import predicted_box
 from wsol_pipeline.evaluation.protocols import Protocol
 from wsol_pipeline.evaluation.selection import Choice
 from wsol_pipeline.images import normalize
@@ -195,7 +196,7 @@ def score(contender: Contender, options: EvaluateOptions, device: str) -> dict[s
             model.method, model.readout, rows, model.protocol, settings=[choice.readout], device=device,
             keep_images=True,
         )  # fmt: skip
-        results.append(_row(label, choice, val, counts))
+        results.append(_row(label, choice, val, counts, model.protocol))
     return {
         "rows": [dataclasses.asdict(row) for row in results],
         "model": contender.final.uri,
@@ -207,14 +208,18 @@ def score(contender: Contender, options: EvaluateOptions, device: str) -> dict[s
     }
 
 
-def _row(label: str, choice: Choice, val: Counts, test: Counts) -> Row:
+def _row(label: str, choice: Choice, val: Counts, test: Counts, rules: Protocol) -> Row:
+    """`val` is a mean over images, as the choices were; test is what the protocol says."""
+    weights = None
+    if rules.over_classes and test.image_hits:
+        weights, test = selection.class_weights(test.image_hits.labels), selection.balanced(test)
     return Row(
         label=label,
         readout=f"{choice.readout} > {choice.thresholds['gt_known_loc'][0]:.3f}",
         val=selection.transferred(val, choice),
         transferred=selection.transferred(test, choice),
         oracle=selection.oracle(test, choice),
-        intervals=selection.bootstrap(test, choice),
+        intervals=selection.bootstrap(test, choice, weights_N=weights),
     )
 
 
@@ -281,10 +286,8 @@ def _seen(model: Model, images_BCHW: torch.Tensor, labels_B: torch.Tensor, truth
     maps_BHW = model.readout.maps(model.method, normalize(images_BCHW), labels_B, model.choice.readout).numpy()
     found = []
     for raw_HW, truth_N4 in zip(maps_BHW, truths, strict=True):
-        ious_T = ious_per_threshold(raw_HW, truth_N4, model.protocol)
-        nearest = int(np.abs(model.protocol.thresholds - model.threshold).argmin())
         box = predicted_box(raw_HW, model.threshold, model.protocol)
-        found.append(Shown(normalised_map(raw_HW, model.protocol), box, float(ious_T[nearest])))
+        found.append(Shown(normalised_map(raw_HW, model.protocol), box, float(ious_of_boxes(box[None], truth_N4)[0])))
     return found
 
 
