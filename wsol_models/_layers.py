@@ -69,6 +69,19 @@ def require_class_indices(targets: Tensor, images_BCHW: Tensor) -> None:
         )
 
 
+def require_targets(targets: Tensor, images_BCHW: Tensor, num_classes: int) -> None:
+    """Raise `ValueError` unless there is one int64 class index per image, or one float multi-hot row with a class."""
+    if targets.ndim == 1:
+        require_class_indices(targets, images_BCHW)
+    elif targets.shape != (len(images_BCHW), num_classes) or not targets.is_floating_point():
+        raise ValueError(
+            f"Targets must be one int64 class index per image, shape ({len(images_BCHW)},), or float multi-hot rows, "
+            f"shape ({len(images_BCHW)}, {num_classes}), but are {targets.dtype} of shape {tuple(targets.shape)}."
+        )
+    elif not targets.any(1).all():
+        raise ValueError("Every image must be of at least one class but a multi-hot row of targets has none.")
+
+
 def require_not_negative(**values: float) -> None:
     """Raise `ValueError` for the first value that is negative, infinite or NaN."""
     for name, value in values.items():
@@ -84,15 +97,15 @@ def select_taps(names: Sequence[str], features: Mapping[str, Tensor], stages: Se
     return {name: features[name] for name in names}
 
 
-def detached_call(module: nn.Module, *inputs: Any) -> Any:
-    """`module(*inputs)` with its parameters as constants: gradients reach the inputs, never the weights.
+def detached_call(module: nn.Module, *inputs: Any, **options: Any) -> Any:
+    """`module(*inputs, **options)` with its parameters as constants: gradients reach the inputs, never the weights.
 
     The module's mode stays as it is, so batch norm in training normalises with the statistics of these inputs; the
     running statistics it then updates are copies. No module is copied, and the caller's stays untouched.
     """
     constants = {name: parameter.detach() for name, parameter in module.named_parameters()}
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    return functional_call(module, constants | buffers, inputs)
+    return functional_call(module, constants | buffers, inputs, options)
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -131,6 +144,15 @@ def xavier_(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def he_(module: nn.Module) -> None:
+    """Kaiming-normal weights over the outputs and zero biases for every convolution below `module`."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 

@@ -1,0 +1,87 @@
+"""Weights on their way into stages and out of them, always under the network's own names."""
+
+import pickle
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from wsol_models._backbones.stages import Backbone, Entry
+
+
+def network_state(method: nn.Module) -> dict[str, Tensor]:
+    """The backbone's tensors of a method under the network's own names: `weights` for another method or layout.
+
+    Layers that the layout added are not of the network and stay behind.
+    """
+    parts = [module for module in method.modules() if isinstance(module, Backbone)]
+    return {
+        part.origin[name]: tensor
+        for part in parts
+        for name, tensor in part.state_dict().items()
+        if not part.is_new(name)
+    }
+
+
+def read_weights(weights: str, entry: Entry) -> dict[str, Tensor]:
+    """The state dict that `weights` means: "imagenet", which `entry` must have, or a file."""
+    if weights == "imagenet":
+        assert entry.imagenet is not None
+        state = dict(entry.imagenet.get_state_dict(progress=False, check_hash=True))
+    else:
+        state = read_file(weights)
+    return {entry.rename(key): tensor for key, tensor in state.items()}
+
+
+def read_file(path: str) -> dict[str, Tensor]:
+    if Path(path).suffix not in (".pth", ".safetensors") or not Path(path).is_file():
+        raise ValueError(f"Weights must be 'imagenet' or an existing .pth or .safetensors file but are {path!r}.")
+    try:
+        if path.endswith(".safetensors"):
+            return load_file(path)
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a state dict of tensors: {str(error).splitlines()[0]}") from error
+
+
+def body_of(state: Mapping[str, Tensor], entry: Entry) -> dict[str, Tensor]:
+    """The state without the classifier's whole branch, where methods put their own head, and what no stage has."""
+    top = f"{entry.head.split('.')[0]}."
+    return {key: tensor for key, tensor in state.items() if not key.startswith((top, *entry.unused))}
+
+
+def head_of(state: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor] | None:
+    """Weight (K×C) and bias (K) of the linear classifier `name`, if the state has one."""
+    if f"{name}.weight" not in state or f"{name}.bias" not in state:
+        return None
+    return state[f"{name}.weight"], state[f"{name}.bias"]
+
+
+def load_weights(
+    modules: Mapping[str, nn.Module],
+    origin: Mapping[str, str],
+    state: Mapping[str, Tensor],
+    known: Collection[str],
+    source: str,
+    network: str,
+) -> None:
+    """Load `state`, which has the network's names, into the stages.
+
+    known: all names that the state may have; stages need not use every one. source, network: for errors.
+    Raises `ValueError` if a stage's tensors are missing or of another shape, or names are unknown.
+    """
+    missing = [key for key in origin.values() if key not in state and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in state if key not in known]
+    if missing or unexpected:
+        raise ValueError(
+            f"Weights {source} are not of a {network}: {len(missing)} tensors missing {missing[:3]}, "
+            f"{len(unexpected)} unexpected {unexpected[:3]}."
+        )
+    body = {name: state[key] for name, key in origin.items() if key in state}
+    try:
+        nn.ModuleDict(dict(modules)).load_state_dict(body, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"Weights {source} do not fit {network}: {error}") from error
