@@ -43,6 +43,7 @@ def straightforward(method: bas.Method, images_BCHW: Tensor, targets_B: Tensor) 
         class_maps_BKHW.mean((2, 3)),
         hidden_BCHW,
         targets=targets_B,
+        classes_B=targets_B,
         class_maps_BKHW=class_maps_BKHW,
         foreground_BHW=foreground_BHW,
         background_logits_BK=background_maps_BKHW.mean((2, 3)),

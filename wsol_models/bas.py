@@ -9,11 +9,13 @@ remains, as a share of the whole one S. Unlike cross-entropy it keeps growing wi
 misses. An area term keeps the map small, a classification term on the foreground keeps it on the object.
 
 The defaults are the extension on CUB with ResNet50, as in https://github.com/wpy1999/BAS-Extension. Where that code and
-the text differ, this follows the code, but for the value of a clamped ratio (1 as in the text; same gradients).
+the text differ, this follows the code, but for the value of a clamped ratio (1 as in the text; same gradients). The
+extension's form for segmentation seeds (images of several classes) is `segmentation=True` with multi-hot targets.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +27,16 @@ from wsol_models._layers import (
     Output,
     at_least_float32,
     detached_call,
-    require_class_indices,
     require_not_negative,
+    require_targets,
     select_taps,
     targets_of,
     xavier_,
 )
+from wsol_models._lookup import unknown
 
 EPSILON = 1e-8  # ε of L_bas; the papers print e^-8
+MASKED = ("features", "image")
 
 
 @dataclass(frozen=True)
@@ -42,37 +46,51 @@ class Config:
     lambda_: λ, background activation suppression. alpha: α, foreground region guidance. beta: β, area constraint; the
         extension suggests β = α + λ.
     generator_after: the stage whose features F the generator reads; stages after it are F2. Default: the deepest stage
-        before the last halving of the map (ResNet50: layer3, F 28x28 at 224 px). The network is the same for every
-        position, halvings included: from the last stage F is 14x14 and F2 the identity.
+        before the last halving of the map (ResNet50: layer3, F 28x28 at 224 px; VGG16: relu4_3; InceptionV3: Mixed_6e;
+        MobileNetV1: block11). The network is the same for every position, halvings included: from the last stage F is
+        14x14 and F2 the identity.
+    mask: what 1 - M_f is multiplied with: F, or the image (enlarged bilinearly), which then passes the whole network
+        again; the papers' ablation found features better.
     relu_class_maps: ReLU on the class maps before the pooling: the conference version. The extension has it False and
         clips S and S^b at 0 instead.
+    segmentation: the extension's network for segmentation seeds: the last halving is left out, both heads have no
+        biases, the classifier is one 1x1 convolution and the generator sits before the last stage.
     head_width: channels of the two hidden convolutions of the classifier. Default: the backbone's (1024 in the papers).
-    head_lr_scale: learning rate of generator and classifier relative to the backbone's; biases get twice their group's.
+    head_lr_scale: learning rate of generator and classifier relative to the backbone's. bias_lr_scale: of every bias
+        relative to its group's.
     """
 
     lambda_: float = 1.0
     alpha: float = 0.5
     beta: float = 1.5
     generator_after: str | None = None
+    mask: Literal["features", "image"] = "features"
     relu_class_maps: bool = False
+    segmentation: bool = False
     head_width: int | None = None
     head_lr_scale: float = 10.0
+    bias_lr_scale: float = 2.0
 
     def __post_init__(self) -> None:
-        require_not_negative(lambda_=self.lambda_, alpha=self.alpha, beta=self.beta, head_lr_scale=self.head_lr_scale)
+        require_not_negative(lambda_=self.lambda_, alpha=self.alpha, beta=self.beta)
+        require_not_negative(head_lr_scale=self.head_lr_scale, bias_lr_scale=self.bias_lr_scale)
+        if self.mask not in MASKED:
+            raise unknown("value of mask", self.mask, MASKED)
         if self.head_width is not None and self.head_width < 1:
             raise ValueError(f"head_width must be at least 1 but is {self.head_width}.")
 
     @property
     def layout(self) -> str:
-        return "late"
+        return "small" if self.segmentation else "late"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOutput(Output):
-    """What the losses need: class maps (on F2's grid; their means are the logits), the target's map M_f (on F's grid)
-    and the logits of the masked features."""
+    """What the losses need: the class that drives map and suppression of each image (its target, or one of them), the
+    class maps (on F2's grid; their means are the logits), that class's map M_f (on F's grid) and the logits of what was
+    masked."""
 
+    classes_B: Tensor
     class_maps_BKHW: Tensor
     foreground_BHW: Tensor
     background_logits_BK: Tensor
@@ -86,12 +104,16 @@ class Method(LocalizationMethod):
     def __init__(self, config: Config, backbone: Backbone, num_classes: int) -> None:
         super().__init__()
         self.config, self.num_classes, self.stage_names = config, num_classes, backbone.names
-        stage = config.generator_after or before_last_halving(backbone)
+        stage = config.generator_after or default_position(backbone, config.segmentation)
         self.F1, self.F2 = backbone.until(stage), backbone.after(stage)
-        self.classifier_loc = nn.Conv2d(self.F1.last.channels, num_classes, 3, padding=1)
-        self.classifier_cls = classifier(backbone.last.channels, config.head_width or backbone.head_width, num_classes)
-        xavier_(self.classifier_loc)
-        xavier_(self.classifier_cls)
+        bias, channels = not config.segmentation, backbone.last.channels
+        self.classifier_loc = nn.Conv2d(self.F1.last.channels, num_classes, 3, padding=1, bias=bias)
+        if config.segmentation:
+            self.classifier_cls = linear_classifier(channels, num_classes)
+        else:
+            self.classifier_cls = classifier(channels, config.head_width or backbone.head_width, num_classes)
+        for head in (self.classifier_loc, self.classifier_cls):
+            initialise(head, backbone.family)
 
     @property
     def head_weight_KC(self) -> Tensor:
@@ -99,13 +121,14 @@ class Method(LocalizationMethod):
         return self.classifier_cls.get_parameter("maps.weight").flatten(1)
 
     def forward(self, images_BCHW: Tensor, targets: Tensor | None = None, *, taps: Sequence[str] = ()) -> Output:
-        """targets: int64 class index per image. taps: stages whose features are returned.
+        """targets: int64 class index per image, or float multi-hot rows. taps: stages whose features are returned.
 
-        In training with targets: a `TrainingOutput` with the target's map only, since no loss sees the others.
-        Otherwise the maps of all classes, in [0, 1], and no masked pass.
+        In training with targets: a `TrainingOutput` with the map of one class only, since no loss sees the others.
+        Otherwise the maps of all classes, in [0, 1], and no masked pass. Of several classes one is drawn at random,
+        by an image's place in its rank's batch: so other ranks, other draws.
         """
         if targets is not None:
-            require_class_indices(targets, images_BCHW)
+            require_targets(targets, images_BCHW, self.num_classes)
         features_BCHW, shallow = self.F1(images_BCHW, taps)
         deep_BCHW, deeper = self.F2(features_BCHW, taps)
         hidden_BCHW, class_maps_BKHW = self.classifier_cls(deep_BCHW)
@@ -115,13 +138,15 @@ class Method(LocalizationMethod):
         if targets is None or not self.training:
             maps_BKHW = torch.sigmoid(self.classifier_loc(features_BCHW))
             return Output(logits_BK, hidden_BCHW, maps_BKHW, tapped, targets)
-        foreground_BHW = self._foreground(features_BCHW, targets)
-        background_BK = self._background_logits(features_BCHW, foreground_BHW)
+        classes_B = one_class(targets)
+        foreground_BHW = self._foreground(features_BCHW, classes_B)
+        background_BK = self._background_logits(images_BCHW, features_BCHW, foreground_BHW)
         return TrainingOutput(
             logits_BK,
             hidden_BCHW,
             taps=tapped,
             targets=targets,
+            classes_B=classes_B,
             class_maps_BKHW=class_maps_BKHW,
             foreground_BHW=foreground_BHW,
             background_logits_BK=background_BK,
@@ -130,16 +155,20 @@ class Method(LocalizationMethod):
     def lr_scale(self, name: str) -> float:
         """Backbone 1, heads x10, biases twice their group; batch norm has biases too."""
         scale = self.config.head_lr_scale if "classifier" in name else 1.0
-        return 2 * scale if name.endswith("bias") else scale
+        return self.config.bias_lr_scale * scale if name.endswith("bias") else scale
 
-    def _foreground(self, features_BCHW: Tensor, targets_B: Tensor) -> Tensor:
-        weight, bias = self.classifier_loc.weight, self.classifier_loc.bias
-        assert bias is not None
-        return torch.sigmoid(convolution_of_class(features_BCHW, weight, bias, targets_B))
+    def _foreground(self, features_BCHW: Tensor, classes_B: Tensor) -> Tensor:
+        generator = self.classifier_loc
+        return torch.sigmoid(convolution_of_class(features_BCHW, generator.weight, generator.bias, classes_B))
 
-    def _background_logits(self, features_BCHW: Tensor, foreground_BHW: Tensor) -> Tensor:
+    def _background_logits(self, images_BCHW: Tensor, features_BCHW: Tensor, foreground_BHW: Tensor) -> Tensor:
         """score_1 of F^b = detach(F)·(1 - M_f): trains F1 and generator through M_f, and nothing else."""
-        background_BCHW = features_BCHW.detach() * (1 - foreground_BHW[:, None])
+        left_B1HW = 1 - foreground_BHW[:, None]
+        if self.config.mask == "image":
+            left_B1HW = F.interpolate(left_B1HW, images_BCHW.shape[2:], mode="bilinear")
+            background_BCHW, _ = detached_call(self.F1, images_BCHW * left_B1HW)
+        else:
+            background_BCHW = features_BCHW.detach() * left_B1HW
         deep_BCHW, _ = detached_call(self.F2, background_BCHW)
         _, class_maps_BKHW = detached_call(self.classifier_cls, deep_BCHW)
         return self._rectified(class_maps_BKHW).mean((2, 3))
@@ -169,12 +198,39 @@ def classifier(in_channels: int, width: int, num_classes: int) -> Head:
     return head
 
 
-def before_last_halving(backbone: Backbone) -> str:
-    """The deepest stage whose map is larger than the network's last one."""
+def linear_classifier(in_channels: int, num_classes: int) -> Head:
+    head = Head()
+    head.add_module("maps", nn.Conv2d(in_channels, num_classes, 1, bias=False))
+    return head
+
+
+def initialise(head: nn.Module, family: str) -> None:
+    """Xavier-uniform and no bias, as the papers' code; on VGG16 it has N(0, .02) and leaves torch's random biases."""
+    if family != "vgg":
+        xavier_(head)
+        return
+    for layer in head.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.normal_(layer.weight, std=0.02)
+
+
+def default_position(backbone: Backbone, segmentation: bool) -> str:
+    """The deepest stage whose map is larger than the network's last one; for segmentation, the last but one."""
+    if segmentation:
+        return backbone.names[-2]
     return [name for name, stage in backbone.stages.items() if stage.stride < backbone.last.stride][-1]
 
 
-def convolution_of_class(features_BCHW: Tensor, weight_KC33: Tensor, bias_K: Tensor, classes_B: Tensor) -> Tensor:
+def one_class(targets: Tensor) -> Tensor:
+    """Class indices as they are; of multi-hot rows one class each, all of them equally likely."""
+    if targets.ndim == 1:
+        return targets
+    return (targets * (1 + torch.rand_like(targets))).argmax(1)
+
+
+def convolution_of_class(
+    features_BCHW: Tensor, weight_KC33: Tensor, bias_K: Tensor | None, classes_B: Tensor
+) -> Tensor:
     """Channel `classes_B[b]` of a padded 3x3 convolution for each image b, B×H×W, without making the other K - 1.
 
     A 3x3 convolution is nine 1x1 ones, each shifted, summed up: `fold` shifts and sums (towards the other side, hence
@@ -182,8 +238,8 @@ def convolution_of_class(features_BCHW: Tensor, weight_KC33: Tensor, bias_K: Ten
     """
     kernels_B9C = weight_KC33[classes_B].flatten(2).flip(2).transpose(1, 2)
     shifted_B9N = kernels_B9C @ features_BCHW.flatten(2)
-    map_B1HW = F.fold(shifted_B9N, features_BCHW.shape[2:], kernel_size=3, padding=1)
-    return map_B1HW[:, 0] + bias_K[classes_B, None, None]
+    map_BHW = F.fold(shifted_B9N, features_BCHW.shape[2:], kernel_size=3, padding=1)[:, 0]
+    return map_BHW if bias_K is None else map_BHW + bias_K[classes_B, None, None]
 
 
 def background_activation_suppression(logits_BK: Tensor, background_logits_BK: Tensor, targets_B: Tensor) -> Tensor:
@@ -215,15 +271,33 @@ def foreground_region_guidance(class_maps_BKHW: Tensor, foreground_BHW: Tensor, 
     return F.cross_entropy((class_maps_BKHW * foreground_B1HW).mean((2, 3)), targets_B)
 
 
+def multi_label_classification(logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
+    """L_mcls = Σ_{i positive} -log( e^{y_i} / (e^{y_i} + Σ_{j negative} e^{y_j}) ), mean over the batch.
+
+    Each positive class competes with the negative ones only. An image without a negative class adds 0.
+    """
+    positive_BK = targets_BK > 0
+    negatives_B1 = logits_BK.masked_fill(positive_BK, -torch.inf).logsumexp(1, keepdim=True)
+    return torch.where(positive_BK, F.softplus(negatives_B1 - logits_BK), 0).sum(1).mean()
+
+
 def losses(output: Output, config: Config) -> dict[str, Tensor]:
-    """The four terms of L, already weighted: their sum is the loss. Raises `ValueError` without a training pass."""
+    """The four terms of L, already weighted: their sum is the loss. Raises `ValueError` without a training pass.
+
+    With multi-hot targets L_cls is L_mcls, and L_frg trains F1 and the generator only.
+    """
     if not isinstance(output, TrainingOutput):
         raise ValueError("BAS losses need a forward in training mode with targets: call method.train() first.")
-    targets_B = targets_of(output)
-    guidance = foreground_region_guidance(output.class_maps_BKHW, output.foreground_BHW, targets_B)
-    suppression = background_activation_suppression(output.logits_BK, output.background_logits_BK, targets_B)
+    targets, classes_B, class_maps_BKHW = targets_of(output), output.classes_B, output.class_maps_BKHW
+    if targets.ndim == 2:
+        classification = multi_label_classification(output.logits_BK, targets)
+        class_maps_BKHW = class_maps_BKHW.detach()
+    else:
+        classification = F.cross_entropy(output.logits_BK, targets)
+    guidance = foreground_region_guidance(class_maps_BKHW, output.foreground_BHW, classes_B)
+    suppression = background_activation_suppression(output.logits_BK, output.background_logits_BK, classes_B)
     return {
-        "cls": F.cross_entropy(output.logits_BK, targets_B),
+        "cls": classification,
         "frg": config.alpha * guidance,
         "area": config.beta * area_constraint(output.foreground_BHW),
         "bas": config.lambda_ * suppression,

@@ -2,8 +2,10 @@
 
 Zhou et al., Learning Deep Features for Discriminative Localization, CVPR 2016, https://arxiv.org/abs/1512.04150
 A classifier with global average pooling and one linear layer already knows where its evidence is: the same linear layer
-applied at every position, before the pooling, is a map per class. Nothing is added to training. Network, initialisation
-and learning rates follow the benchmark https://github.com/clovaai/wsolevaluation; maps are read by `readouts/cam.py`.
+applied at every position, before the pooling, is a map per class. Nothing is added to training. Networks,
+initialisation and learning rates follow the benchmark https://github.com/clovaai/wsolevaluation; maps are read by
+`readouts/cam.py`. Where the benchmark (InceptionV3) or BagCAMs (all networks) has a 1x1 convolution before the pooling,
+the linear layer after it gives the same scores for a fraction of the work.
 """
 
 from collections.abc import Sequence
@@ -17,10 +19,12 @@ from wsol_models._backbones import Backbone
 from wsol_models._layers import (
     LocalizationMethod,
     Output,
-    require_class_indices,
+    he_,
     require_not_negative,
+    require_targets,
     select_taps,
     targets_of,
+    xavier_,
 )
 
 
@@ -29,8 +33,10 @@ class Config:
     """CAM has no loss weights.
 
     large: 28x28 maps at 224 px (else 14x14): the last two halvings are left out (else only the last one).
-    pretrained_head: start from the classifier of the loaded weights instead of a new one; the benchmark does on ILSVRC.
-    head_lr_scale: learning rate of `fc` relative to the backbone's.
+    pretrained_head: start from the classifier of the loaded weights instead of a new one; the benchmark does with
+        ResNet50 on ILSVRC.
+    head_lr_scale: learning rate, relative to the backbone's, of `fc` and of layers that the backbone has beyond the
+        pretrained network (VGG16: conv6; InceptionV3: SPG_A3_1b, SPG_A3_2b).
     layer4_lr_scale: of the last layer of a ResNet (10 in the benchmark; 1 in the recipe of BagCAMs).
     """
 
@@ -57,8 +63,7 @@ class Method(LocalizationMethod):
         self.config, self.num_classes = config, num_classes
         self.backbone = backbone
         self.fc = nn.Linear(backbone.last.channels, num_classes)
-        nn.init.normal_(self.fc.weight, std=0.01)
-        nn.init.zeros_(self.fc.bias)
+        initialise(backbone, self.fc)
         if config.pretrained_head:
             self._load_head(backbone.head)
 
@@ -68,28 +73,47 @@ class Method(LocalizationMethod):
         return self.fc.weight
 
     def forward(self, images_BCHW: Tensor, targets: Tensor | None = None, *, taps: Sequence[str] = ()) -> Output:
-        """targets: int64 class index per image, needed by the losses only. taps: stages whose features are returned."""
+        """targets: int64 class index per image, or float multi-hot rows; needed by the losses only.
+
+        taps: stages whose features are returned.
+        """
         if targets is not None:
-            require_class_indices(targets, images_BCHW)
+            require_targets(targets, images_BCHW, self.num_classes)
         features_BCHW, tapped = self.backbone(images_BCHW, taps)
         logits_BK = self.fc(features_BCHW.mean((2, 3)))
         return Output(logits_BK, features_BCHW, taps=select_taps(taps, tapped, self.backbone.names), targets=targets)
 
     def lr_scale(self, name: str) -> float:
-        """The benchmark's groups: `fc` and a ResNet's layer4 x10."""
-        if name.startswith("fc."):
+        """The benchmark's groups: new layers and a ResNet's layer4 x10."""
+        if name.startswith("fc.") or self.backbone.is_new(name.removeprefix("backbone.")):
             return self.config.head_lr_scale
         return self.config.layer4_lr_scale if ".layer4." in name else 1.0
 
     def _load_head(self, head: tuple[Tensor, Tensor] | None) -> None:
-        if head is None or len(head[1]) != self.num_classes:
-            found = "none" if head is None else f"one of {len(head[1])}"
-            raise ValueError(f"pretrained_head needs a classifier of {self.num_classes} classes; weights have {found}.")
+        if head is None or head[0].shape != self.fc.weight.shape:
+            wanted = f"{self.num_classes} classes over {self.fc.in_features} channels"
+            found = "none" if head is None else f"one of {len(head[1])} over {head[0].shape[1]}"
+            raise ValueError(f"pretrained_head needs a classifier of {wanted}; weights have {found}.")
         with torch.no_grad():
             self.fc.weight.copy_(head[0])
             self.fc.bias.copy_(head[1])
 
 
+def initialise(backbone: Backbone, fc: nn.Linear) -> None:
+    """The benchmark's: He for convolutions added to VGG16, Xavier for InceptionV3's and its head, N(0, .01) else."""
+    for layer in backbone.new_layers():
+        (xavier_ if backbone.family == "inception" else he_)(layer)
+    if backbone.family == "inception":
+        nn.init.xavier_uniform_(fc.weight)
+    else:
+        nn.init.normal_(fc.weight, std=0.01)
+    nn.init.zeros_(fc.bias)
+
+
 def losses(output: Output, config: Config) -> dict[str, Tensor]:
-    """Cross-entropy of the class, mean over the batch."""
-    return {"cls": F.cross_entropy(output.logits_BK, targets_of(output))}
+    """Cross-entropy of the class, mean over the batch; of several classes the multi-label soft margin: binary
+    cross-entropy of each, mean over classes and batch."""
+    targets = targets_of(output)
+    if targets.ndim == 2:
+        return {"cls": F.multilabel_soft_margin_loss(output.logits_BK, targets)}
+    return {"cls": F.cross_entropy(output.logits_BK, targets)}

@@ -105,6 +105,7 @@ def test_losses_are_weighted():
         logits_BK=torch.tensor([[2.0, 2.0]]),
         features_BCHW=torch.zeros(1, 1, 1, 1),
         targets=torch.tensor([1]),
+        classes_B=torch.tensor([1]),
         class_maps_BKHW=torch.tensor([2.0, 4.0]).reshape(1, 2, 1, 1),
         foreground_BHW=torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]),
         background_logits_BK=torch.tensor([[9.0, 0.5]]),
