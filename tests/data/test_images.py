@@ -4,12 +4,13 @@ import io
 import struct
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from wsol_pipeline.data.images import decode, decode_resize, decoder, probe, resize
+from wsol_pipeline.data.images import decode, decode_resize, decoder, object_mask, probe, resize
 from wsol_pipeline.errors import DataError
 
 RED = (200, 30, 40)  # a flat image decodes to its colour whatever the coding
@@ -111,3 +112,23 @@ def test_a_pool_decodes_the_same_and_gives_torch_its_threads_back(jpeg):
 def test_the_row_of_a_bad_image_is_named(jpeg):
     with pytest.raises(DataError, match="Row 'second': image is not"):
         list(decode_resize([("first", jpeg(0)), ("second", b"x")], 16))
+
+
+def png(array) -> bytes:
+    sink = io.BytesIO()
+    Image.fromarray(array).save(sink, "PNG")
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize("size", [(224, 224), (100, 75), (333, 500), (500, 223), (17, 19)])
+def test_masks_are_resized_as_opencv_does(size):
+    rng = np.random.default_rng(size[0])
+    mask, ignore = (((rng.random(size) < 0.5) * rng.integers(0, 256, size)).astype(np.uint8) for _ in range(2))
+    inside, skip = (cv2.resize(a, (224, 224), interpolation=cv2.INTER_NEAREST) > 0.5 for a in (mask, ignore))
+    want = np.where(inside, 1, np.where(skip, 255, 0))
+    np.testing.assert_array_equal(object_mask(png(mask), png(ignore), 224), want)
+    np.testing.assert_array_equal(object_mask(png(mask), None, 224), inside)
+
+
+def test_an_image_without_a_mask_counts_neither_way():
+    assert (object_mask(None, None, 8) == 255).all()

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.transforms.v2 import functional
 
 from wsol_pipeline.data.augment import draw_crops, hash_ids
@@ -83,6 +84,61 @@ def test_evaluation_images_have_the_stated_geometry(tiny, config, source_rows, m
             assert torch.equal(image, functional.center_crop(want, [32, 32]))
             assert boxes.dtype == np.float32
             assert tuple(map(tuple, boxes)) == source_rows[name].boxes  # as stored
+
+
+def test_images_of_a_short_side_keep_their_aspect(tiny, config, source_rows):
+    rows = eval_rows(tiny.val, config, "short_side", 4)
+    batches = list(rows.batches())
+    assert [name for batch in batches for name in batch.ids] == tiny.val.ids
+    assert not rows.has_masks
+    for batch in batches:
+        for name, image, size in zip(batch.ids, batch.images_BCHW, batch.sizes_B2, strict=True):
+            assert torch.equal(image, functional.resize(decode(source_rows[name].image), [32], antialias=True))
+            assert tuple(size) == source_rows[name].size
+
+
+@pytest.fixture(scope="module")
+def masked(write, make_source, tmp_path_factory):
+    """The tiny dataset; the first two validation images have a mask, the second an ignore mask beside."""
+    folder = tmp_path_factory.mktemp("masks")
+    source = make_source()
+    for number, skip in ((150, None), (151, folder / "skip.png")):
+        width, height = source.rows[number].size
+        mask, ignore = np.zeros((2, height, width), np.uint8)
+        mask[: height // 2], ignore[:, : width // 2] = 255, 1
+        Image.fromarray(mask).save(folder / f"{number}.png")
+        if skip:
+            Image.fromarray(ignore).save(skip)
+        source.rows[number] = replace(source.rows[number], masks=(folder / f"{number}.png",), ignore=skip)
+    return write(folder / "data", source)
+
+
+@pytest.mark.parametrize("mode", ["cached", "streaming"])
+def test_masks_come_with_their_images(masked, config, mode):
+    rows = eval_rows(masked.val, replace(config, mode=mode), "resize", 4)
+    first, *others = rows.batches()
+    assert rows.has_masks
+    assert first.masks_BHW.shape == (4, 32, 32)
+    assert (first.masks_BHW[0, :16] == 1).all()
+    assert (first.masks_BHW[0, 16:] == 0).all()
+    assert (first.masks_BHW[1, :15] == 1).all()
+    assert (first.masks_BHW[1, 17:, :16] == 255).all()
+    assert (first.masks_BHW[1, 17:, 17:] == 0).all()
+    assert (first.masks_BHW[2:] == 255).all()
+    assert all((batch.masks_BHW == 255).all() for batch in others)
+    test = eval_rows(masked.test(), replace(config, mode=mode), "resize", 4)
+    assert not test.has_masks
+    assert next(iter(test.batches())).masks_BHW is None
+
+
+@pytest.mark.parametrize("mode", ["cached", "streaming"])
+def test_masks_and_whole_images_follow_the_crop(masked, config, mode):
+    batch = next(iter(eval_rows(masked.val, replace(config, mode=mode), "resize_crop", 4).batches()))
+    assert batch.whole_BCHW.shape == (4, 3, 40, 40)
+    assert torch.equal(batch.whole_BCHW[:, :, 4:36, 4:36], batch.images_BCHW)
+    assert (batch.masks_BHW[0, :16] == 1).all()
+    assert (batch.masks_BHW[0, 16:] == 0).all()
+    assert [labels.tolist() for labels in batch.box_labels] == [[0], [1, 1], [2], [0, 0]]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5, 13])

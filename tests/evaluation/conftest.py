@@ -68,10 +68,28 @@ def component_box(mask):
     return [(columns.start, rows.start, columns.stop, rows.stop)]
 
 
+def component_boxes(mask):
+    """Boxes of all 4-connected components, inclusive maxima; the whole image if there is none."""
+    found = ndimage.find_objects(ndimage.label(mask)[0])
+    boxes = [(columns.start, rows.start, columns.stop - 1, rows.stop - 1) for rows, columns in found]
+    return boxes or [(0, 0, mask.shape[1] - 1, mask.shape[0] - 1)]
+
+
+def whole_box(mask):
+    """The box round all pixels, inclusive maxima; the whole image if there is none."""
+    rows, columns = np.nonzero(mask if mask.any() else np.ones_like(mask))
+    return [(columns.min(), rows.min(), columns.max(), rows.max())]
+
+
 def boxes_of(mask, box_rule):
-    return (
-        component_box(mask) if box_rule == "largest_component" else contour_boxes(mask, box_rule == "largest_contour")
-    )
+    rules = {
+        "largest_component": component_box,
+        "components": component_boxes,
+        "whole_mask": whole_box,
+        "largest_contour": lambda mask: contour_boxes(mask, largest=True),
+        "all_contours": lambda mask: contour_boxes(mask, largest=False),
+    }
+    return rules[box_rule](mask)
 
 
 def iou(a, b):

@@ -55,7 +55,8 @@ def test_bas_masks_are_strictly_above_each_threshold(name):
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 @pytest.mark.parametrize("value", [0.0, 3.5, np.nan, np.inf, -np.inf])
-def test_maps_without_range_are_zero(name, value):
+def test_maps_without_range_show_nothing(name, value):
+    """Zeros; all ones under mLDFR's rule, whose box is then the whole image."""
     raw = np.full((28, 28), 3.5, np.float32)
     raw[10, 10] = value
     if value == 0:
@@ -63,6 +64,50 @@ def test_maps_without_range_are_zero(name, value):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         map_HW = normalised_map(raw, protocol(name))
-    assert map_HW.shape == (224, 224)
-    assert not map_HW.any()
-    assert not level_image(map_HW, protocol(name))[0].any()
+    if name.startswith("mldfr"):
+        assert map_HW.shape == (28, 28)
+        assert (map_HW == 1).all()
+    else:
+        assert map_HW.shape == (224, 224)
+        assert not map_HW.any()
+        assert not level_image(map_HW, protocol(name))[0].any()
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_a_boolean_map_is_not_normalised(name):
+    rule = protocol(name, 28)
+    for mask_HW in (smooth(0) > 0, np.ones((28, 28), bool), np.zeros((28, 28), bool)):
+        np.testing.assert_array_equal(normalised_map(mask_HW, rule), mask_HW)
+
+
+def double_mean_mask(raw, threshold):
+    """mLDFR's own steps, one after the other."""
+    a = raw.astype(np.float64)
+    a[a < a.mean()] = 0
+    n = (a - a.min()) / (a.max() - a.min())
+    n[n < threshold] = 0
+    return n >= n.mean()
+
+
+@pytest.mark.parametrize("shift", [0, 3, -3])  # -3: the mean is negative, and what was zeroed outranks what was kept
+def test_double_mean_masks_at_every_threshold(shift):
+    rule = protocol("mldfr")
+    for seed in range(10):
+        raw = smooth(seed) + shift
+        levels, masks = level_image(normalised_map(raw, rule), rule)
+        for t in (0, 1, 50, 200, 333, 600, 999):
+            np.testing.assert_array_equal(levels > masks[t], double_mean_mask(raw, rule.thresholds[t]))
+
+
+def test_double_mean_by_hand():
+    """Mean 4: 9, 5 and 8 stay; of 1, 5/9, 8/9 the mean over all six is 22/54: all three are above it."""
+    raw = np.array([[9.0, 0, 0], [5, 2, 8]])
+    rule = protocol("mldfr")
+    levels, masks = level_image(normalised_map(raw, rule), rule)
+    assert (levels > masks[200]).tolist() == [[True, False, False], [True, False, True]]
+    assert (levels > masks[600]).tolist() == [[True, False, False], [False, False, True]]
+
+
+def test_mldfr_maps_have_the_size_of_the_stored_image():
+    assert normalised_map(smooth(0), protocol("mldfr"), (50, 37)).shape == (37, 50)
+    assert normalised_map(smooth(0), protocol("wsol-v1"), (50, 37)).shape == (224, 224)

@@ -49,6 +49,13 @@ class Split:
         return ShardSet(Store(self.uri), self.shards, cache_dir)
 
     @cached_property
+    def has_masks(self) -> bool:
+        """Whether any row has a mask to be evaluated with."""
+        if self.role is Role.TRAIN:
+            return False
+        return any(table["mask"].null_count < table.num_rows for table in self.shard_set().tables(["mask"]))
+
+    @cached_property
     def ids(self) -> list[str]:
         """The id of each row, in the order of rows."""
         return self.shard_set().read_all(["id"])["id"].to_pylist()

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional
 
 from wsol_pipeline.errors import DataError
 
+IGNORED = 255  # label of mask pixels that count neither way
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 64_000_000  # 192 MB decoded
 # What `convert("RGB")` turns into 8-bit colour without a choice of its own; 16-bit and float images are not among them.
@@ -55,9 +57,37 @@ def decode(data: bytes) -> torch.Tensor:
     return torch.from_numpy(pixels_HWC).permute(2, 0, 1).contiguous()
 
 
-def resize(image_CHW: torch.Tensor, size: int) -> torch.Tensor:
-    """uint8 [3, size, size]: bilinear with antialiasing, ignoring the aspect ratio, as all of the field's code does."""
-    return functional.resize(image_CHW, [size, size], antialias=True)
+def resize(image_CHW: torch.Tensor, size: int, keep_aspect: bool = False) -> torch.Tensor:
+    """uint8 [3, size, size]: bilinear with antialiasing, ignoring the aspect ratio, as most of the field's code does.
+
+    keep_aspect: only the short side becomes `size`.
+    """
+    return functional.resize(image_CHW, [size] if keep_aspect else [size, size], antialias=True)
+
+
+def object_mask(mask: bytes | None, ignore: bytes | None, size: int) -> NDArray[np.uint8]:
+    """uint8 [size, size] from PNGs: 1 where `mask` is not black, 255 where `ignore` is and `mask` is, else 0.
+
+    As wsolevaluation: grey, nearest neighbour first, cut second. All 255 for an image without a mask.
+    """
+    if mask is None:
+        return np.full((size, size), IGNORED, np.uint8)
+    inside_HW = _nearest(_grey(mask), size) > 0
+    labels_HW = inside_HW.astype(np.uint8)
+    if ignore is not None:
+        labels_HW[(_nearest(_grey(ignore), size) > 0) & ~inside_HW] = IGNORED
+    return labels_HW
+
+
+def _grey(data: bytes) -> NDArray[np.uint8]:
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        return np.array(image.convert("L"))
+
+
+def _nearest(labels_HW: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """To size x size as OpenCV's INTER_NEAREST: pixel i is floor(i * side / size) of the old ones."""
+    rows, columns = (np.floor(np.arange(size) * (1 / (size / side))).astype(int) for side in labels_HW.shape)
+    return labels_HW[np.minimum(rows, labels_HW.shape[0] - 1)[:, None], np.minimum(columns, labels_HW.shape[1] - 1)]
 
 
 @contextmanager
@@ -72,14 +102,14 @@ def decoder(threads: int) -> Any:
 
 
 def decode_resize(
-    named: Iterable[tuple[str, bytes]], size: int, pool: ThreadPoolExecutor | None = None
+    named: Iterable[tuple[str, bytes]], size: int, pool: ThreadPoolExecutor | None = None, keep_aspect: bool = False
 ) -> Iterator[np.ndarray]:
-    """Decode and resize `(id, bytes)` pairs, one after the other (ahead in threads if there is a `pool`), to uint8
+    """Decode and `resize` `(id, bytes)` pairs, one after the other (ahead in threads if there is a `pool`), to uint8
     [3, size, size] each. Raises `DataError` that names the id."""
 
     def one(pair: tuple[str, bytes]) -> np.ndarray:
         try:
-            return resize(decode(pair[1]), size).numpy()
+            return resize(decode(pair[1]), size, keep_aspect).numpy()
         except DataError as error:
             raise DataError(f"Row {pair[0]!r}: {error}.") from error
 

@@ -13,18 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
 from wsol_pipeline.data.augment import hash_ids
 from wsol_pipeline.data.dataset import Split, encode_labels
-from wsol_pipeline.data.images import decode_resize, decoder
+from wsol_pipeline.data.images import decode_resize, decoder, object_mask
 from wsol_pipeline.data.schema import PIXEL_COLUMNS, schema
 from wsol_pipeline.data.shards import ShardSet, cache_root
 from wsol_pipeline.errors import ResourceError
 
-_FORMAT = 1
+_FORMAT = 2
 _CHUNK = 256  # rows decoded between two writes
+IMAGES, MASKS = "images.npy", "masks.npy"
 
 
 @dataclass(frozen=True)
@@ -36,24 +38,35 @@ class Rows:
     labels_N: np.ndarray  # or multi-hot labels_NK
     sizes_N2: np.ndarray  # width, height of the stored image
     boxes: list[np.ndarray] | None  # N4 float32 each; None for training rows
+    box_labels: list[np.ndarray] | None  # N int64 each
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """A split decoded and resized: `images` uint8 [N, 3, size, size], mapped from the file."""
+    """A split decoded and resized: `images` uint8 [N, 3, size, size], mapped from the file; `masks` [N, size, size], of
+    `object_mask`, if any row has one."""
 
     images: np.ndarray
+    masks: np.ndarray | None
     rows: Rows
 
 
 def read_rows(table, split: Split) -> Rows:  # type: ignore[no-untyped-def]  # pyarrow has no types
     """The columns of a shard table (without pixels) as arrays."""
     ids = table["id"].to_pylist()
-    boxes = None
+    boxes = box_labels = None
     if "boxes" in table.column_names:
         boxes = [np.array(row, np.float32).reshape(-1, 4) for row in table["boxes"].to_pylist()]
+        box_labels = [np.array(row, np.int64) for row in table["box_labels"].to_pylist()]
     sizes_N2 = np.stack([table[side].to_numpy() for side in ("width", "height")], axis=1).astype(np.int64)
-    return Rows(ids, hash_ids(ids), encode_labels(table["labels"].to_pylist(), split), sizes_N2, boxes)
+    labels_N = encode_labels(table["labels"].to_pylist(), split)
+    return Rows(ids, hash_ids(ids), labels_N, sizes_N2, boxes, box_labels)
+
+
+def read_masks(table, size: int) -> list[np.ndarray]:  # type: ignore[no-untyped-def]
+    """`object_mask` of each row of a shard table."""
+    pairs = zip(table["mask"].to_pylist(), table["ignore"].to_pylist(), strict=True)
+    return [object_mask(mask, ignore, size) for mask, ignore in pairs]
 
 
 def fact_columns(split: Split) -> list[str]:
@@ -78,8 +91,9 @@ def cached_pixels(split: Split, size: int, cache_dir: str | None) -> Pixels:
         with FileLock(f"{place}.lock"):
             if not place.exists():
                 _build(split, shard_set, size, place)
-    images = np.load(place / "images.npy", mmap_mode="r")
-    return Pixels(images, read_rows(pq.read_table(place / "rows.parquet"), split))
+    images = np.load(place / IMAGES, mmap_mode="r")
+    masks = np.load(place / MASKS, mmap_mode="r") if (place / MASKS).exists() else None
+    return Pixels(images, masks, read_rows(pq.read_table(place / "rows.parquet"), split))
 
 
 def _key(split: Split, shard_set: ShardSet, size: int) -> str:
@@ -93,22 +107,30 @@ def _build(split: Split, shard_set: ShardSet, size: int, place: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)  # of a build that was killed: we hold the lock
     _require_room(place.parent, pixel_bytes(split, size))
     aside.mkdir()
-    images = np.lib.format.open_memmap(
-        aside / "images.npy", mode="w+", dtype=np.uint8, shape=(split.num_rows, 3, size, size)
-    )
+    images = _open(aside / IMAGES, (split.num_rows, 3, size, size))
+    masks = _open(aside / MASKS, (split.num_rows, size, size)) if split.has_masks else None
     with decoder(len(os.sched_getaffinity(0))) as pool:
-        for first, pairs in _encoded(split, shard_set):
-            for row, image in enumerate(decode_resize(pairs, size, pool), start=first):
+        for first, table in _encoded(split, shard_set):
+            for row, image in enumerate(decode_resize(id_and_image(table), size, pool), start=first):
                 images[row] = image
-    images.flush()
+            if masks is not None:
+                masks[first : first + table.num_rows] = read_masks(table, size)
+    for file in (images, masks):
+        if file is not None:
+            file.flush()
     pq.write_table(shard_set.read_all(fact_columns(split)), aside / "rows.parquet")
     aside.rename(place)
 
 
-def _encoded(split: Split, shard_set: ShardSet) -> Iterator[tuple[int, list[tuple[str, bytes]]]]:
+def _open(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    return np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+
+
+def _encoded(split: Split, shard_set: ShardSet) -> Iterator[tuple[int, pa.Table]]:
+    columns = ["id", "image", *(("mask", "ignore") if split.has_masks else ())]
     for first in range(0, split.num_rows, _CHUNK):
         rows = np.arange(first, min(first + _CHUNK, split.num_rows))
-        yield first, id_and_image(shard_set.read(rows, ["id", "image"]))
+        yield first, shard_set.read(rows, columns)
 
 
 def id_and_image(table) -> list[tuple[str, bytes]]:  # type: ignore[no-untyped-def]

@@ -7,6 +7,7 @@ rows come in the order of rows, each exactly once.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from types import TracebackType
 
 import numpy as np
@@ -15,14 +16,23 @@ import torch
 from wsol_pipeline.data.augment import crop_flip, draw_crops
 from wsol_pipeline.data.dataset import Split, TestSplit, TrainSplit, ValSplit
 from wsol_pipeline.data.images import decode_resize
-from wsol_pipeline.data.pixels import Pixels, cached_pixels, fact_columns, id_and_image, pixel_bytes, read_rows
+from wsol_pipeline.data.pixels import (
+    Pixels,
+    Rows,
+    cached_pixels,
+    fact_columns,
+    id_and_image,
+    pixel_bytes,
+    read_masks,
+    read_rows,
+)
 from wsol_pipeline.data.plan import EpochPlan
 from wsol_pipeline.data.stream import Columns, Work, regroup, stream
 from wsol_pipeline.errors import UsageError, unknown
 from wsol_pipeline.protocol import Role
 
 _CHOICES = {"train_geometry": ("crop",), "mode": ("auto", "cached", "streaming")}
-GEOMETRIES = ("resize", "resize_crop")
+GEOMETRIES = ("resize", "resize_crop", "short_side")
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,9 @@ class Batch:
     boxes: list[np.ndarray] | None  # N4 float32 x0, y0, x1, y1 each, as stored; None for training rows
     sizes_B2: np.ndarray  # width, height of the stored images, int64
     global_size: int  # rows of this step over all ranks: what a mean loss is weighted by
+    box_labels: list[np.ndarray] | None = None  # class of each box, N int64 each; None for training rows
+    masks_BHW: np.ndarray | None = None  # uint8 at the images' size, of `object_mask`; None if the split has none
+    whole_BCHW: torch.Tensor | None = None  # evaluation images before the centre crop, if there is one
 
 
 @dataclass(frozen=True)
@@ -196,41 +209,75 @@ class EvalRows:
         return self.split.box_convention
 
     @property
+    def has_masks(self) -> bool:
+        """Whether the split has masks."""
+        return self.split.has_masks if self._cached is None else self._cached.masks is not None
+
+    @property
     def num_rows(self) -> int:
         """Rows of this rank."""
         return self.end - self.begin
 
     def batches(self) -> Iterator[Batch]:
-        """All rows of this rank once, in order; the last batch is as long as what is left."""
-        size = self.config.image_size if self.geometry == "resize" else self.config.resize_size
+        """All rows of this rank once, in order; the last batch is as long as what is left.
+
+        Images of "short_side" come together while they have one shape.
+        """
+        if self.geometry == "short_side":
+            yield from self._of_one_shape()
+            return
+        size, cached = self._read_size, self._cached
         margin = round((size - self.config.image_size) / 2)  # as torchvision's CenterCrop rounds
         inner = slice(margin, margin + self.config.image_size)
-        cached = None
-        if self.config.caches(self.split, size):
-            cached = cached_pixels(self.split, size, self.config.cache_dir)
         for first in range(self.begin, self.end, self.batch_size):
             rows = np.arange(first, min(first + self.batch_size, self.end))
-            batch = self._from_cache(cached, rows) if cached else self._from_shards(rows, size)
-            yield Batch(**{**vars(batch), "images_BCHW": batch.images_BCHW[:, :, inner, inner].contiguous()})
+            pixels, at = (cached, rows) if cached else (self._decoded(rows, size), np.arange(len(rows)))
+            masks = None if pixels.masks is None else pixels.masks[at]
+            yield _batch(pixels.rows, at, pixels.images[at], masks, inner)
 
-    def _from_cache(self, pixels: Pixels, rows: np.ndarray) -> Batch:
-        known = pixels.rows
-        boxes = [known.boxes[row] for row in rows] if known.boxes is not None else None
-        images = torch.from_numpy(pixels.images[rows])
-        labels = torch.from_numpy(known.labels_N[rows])
-        return Batch([known.ids[row] for row in rows], images, labels, boxes, known.sizes_N2[rows], len(rows))
+    def _of_one_shape(self) -> Iterator[Batch]:
+        shard_set = self.split.shard_set(self.config.cache_dir)
+        for first in range(self.begin, self.end, self.batch_size):
+            rows = np.arange(first, min(first + self.batch_size, self.end))
+            table = shard_set.read(rows, [*fact_columns(self.split), "image"])
+            known = read_rows(table, self.split)
+            images = decode_resize(id_and_image(table), self.config.image_size, keep_aspect=True)
+            for _, run in groupby(enumerate(images), key=lambda pair: pair[1].shape):
+                at, alike = zip(*run, strict=True)
+                yield _batch(known, np.array(at), np.stack(alike), None, slice(None))
 
-    def _from_shards(self, rows: np.ndarray, size: int) -> Batch:
-        table = self.split.shard_set(self.config.cache_dir).read(rows, [*fact_columns(self.split), "image"])
-        known, images = read_rows(table, self.split), np.stack(list(decode_resize(id_and_image(table), size)))
-        return Batch(
-            known.ids,
-            torch.from_numpy(images),
-            torch.from_numpy(known.labels_N),
-            known.boxes,
-            known.sizes_N2,
-            len(rows),
-        )
+    @property
+    def _read_size(self) -> int:
+        return self.config.resize_size if self.geometry == "resize_crop" else self.config.image_size
+
+    @property
+    def _cached(self) -> Pixels | None:
+        if self.geometry == "short_side" or not self.config.caches(self.split, self._read_size):
+            return None
+        return cached_pixels(self.split, self._read_size, self.config.cache_dir)
+
+    def _decoded(self, rows: np.ndarray, size: int) -> Pixels:
+        columns = [*fact_columns(self.split), "image", *(("mask", "ignore") if self.has_masks else ())]
+        table = self.split.shard_set(self.config.cache_dir).read(rows, columns)
+        images = np.stack(list(decode_resize(id_and_image(table), size)))
+        masks = np.stack(read_masks(table, size)) if self.has_masks else None
+        return Pixels(images, masks, read_rows(table, self.split))
+
+
+def _batch(known: Rows, at: np.ndarray, images: np.ndarray, masks: np.ndarray | None, inner: slice) -> Batch:
+    """The rows `at` with their images [B, C, H, W] and masks [B, H, W], `inner` of both sides."""
+    whole_BCHW = torch.from_numpy(images)
+    return Batch(
+        ids=[known.ids[row] for row in at],
+        images_BCHW=whole_BCHW[:, :, inner, inner].contiguous(),
+        labels_B=torch.from_numpy(known.labels_N[at]),
+        boxes=[known.boxes[row] for row in at] if known.boxes is not None else None,
+        sizes_B2=known.sizes_N2[at],
+        global_size=len(at),
+        box_labels=[known.box_labels[row] for row in at] if known.box_labels is not None else None,
+        masks_BHW=masks[:, inner, inner] if masks is not None else None,
+        whole_BCHW=whole_BCHW,
+    )
 
 
 def eval_rows(
@@ -244,7 +291,8 @@ def eval_rows(
 ) -> EvalRows:
     """The rows of a held-out split for evaluation; ranks get contiguous, disjoint parts (of unequal length if need be).
 
-    `geometry` is "resize" (straight to `image_size`) or "resize_crop" (to `resize_size`, then the centre).
+    `geometry` is "resize" (straight to `image_size`), "resize_crop" (to `resize_size`, then the centre) or "short_side"
+    (to a short side of `image_size`, aspect kept; decoded each time).
     """
     if geometry not in GEOMETRIES:
         raise unknown("geometry", geometry, GEOMETRIES)

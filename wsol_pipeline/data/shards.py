@@ -7,6 +7,7 @@ used, once on each node: a shard that is cut, swapped or altered is refused by n
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
@@ -133,9 +134,12 @@ class ShardSet:
 
     def read_all(self, columns: list[str]) -> pa.Table:
         """Some columns of all rows."""
-        return pa.concat_tables(
-            self._shielded(shard, lambda file: file.read(columns=columns, use_threads=False)) for shard in self.shards
-        )
+        return pa.concat_tables(self.tables(columns))
+
+    def tables(self, columns: list[str]) -> Iterator[pa.Table]:
+        """Some columns of all rows, shard by shard."""
+        for shard in self.shards:
+            yield self._shielded(shard, lambda file: file.read(columns=columns, use_threads=False))
 
     def _locate(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         starts = np.cumsum([0, *(shard.rows for shard in self.shards)])

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from wsol_pipeline.evaluation.levels import Levels
 
-BOX_RULES = ("largest_contour", "all_contours", "largest_component")
+BOX_RULES = ("largest_contour", "all_contours", "largest_component", "whole_mask", "components")
 
 X0, Y0, X1, Y1, AREA, FIRST, PARENT, CHANGED = range(8)  # a component: its box (inclusive, in padded pixels) and state
 NONE = np.uint32(2**32 - 1)
@@ -30,7 +30,10 @@ def boxes_per_mask(levels_HW: Levels, num_masks: int, box_rule: str) -> NDArray[
     comes last in raster order, maximum x+w and y+h cut to the image, (0, 0, 0, 0) for an empty mask.
     "largest_component" takes the 8-connected component of most pixels, of equals the first, exclusive maximum, the
     whole image for an empty mask.
+    "whole_mask" and "components" take all pixels of the mask, inclusive maximum, the whole image for an empty mask.
     """
+    if box_rule in ("whole_mask", "components"):
+        return _whole(levels_HW, num_masks)
     return _largest(levels_HW, num_masks, box_rule != "largest_component")
 
 
@@ -39,10 +42,11 @@ def ious_per_mask(
 ) -> NDArray[np.float64]:
     """The best IoU of any box of each mask `levels_HW > t` with any of `truth_N4`, float64 [num_masks].
 
-    All boxes of the mask count under "all_contours" (holes' contours too), else the one of `boxes_per_mask`.
+    All boxes of the mask count under "all_contours" (holes' contours too) and "components" (4-connected, inclusive
+    maximum), else the one of `boxes_per_mask`.
     """
-    if box_rule == "all_contours":
-        return _all_contours(levels_HW, num_masks, truth_N4)
+    if box_rule in ("all_contours", "components"):
+        return _all_boxes(levels_HW, num_masks, truth_N4, box_rule == "all_contours")
     boxes = boxes_per_mask(levels_HW, num_masks, box_rule)
     return ious_of_boxes(boxes, truth_N4)
 
@@ -67,8 +71,10 @@ def _doubled_area(mask: int) -> int:
     return sum(sum(mask >> k & 1 for k in quad) >= 2 for quad in quads)
 
 
-# The neighbours of a pixel, clockwise from north-west, are bits 0..7 of a mask that indexes these tables.
+# The neighbours of a pixel, clockwise from north-west, are bits 0..7 of a mask that indexes these tables. ARCS are the
+# neighbours to join where 8 count as connected, SIDES where 4 do.
 ARCS = np.array([(_arcs(mask) + [-1] * 4)[:4] for mask in range(256)], np.int8)
+SIDES = np.array([([k for k in (1, 3, 5, 7) if mask >> k & 1] + [-1] * 4)[:4] for mask in range(256)], np.int8)
 POLYGON_AREA = np.array([_doubled_area(mask) for mask in range(256)], np.uint32)
 PIXEL_COUNT = np.ones(256, np.uint32)
 
@@ -264,22 +270,22 @@ def _merge(component, c, other):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _add_pixels(pixels, near, shift, ring, weight, label, component, live, num_born, num_live):  # type: ignore[no-untyped-def]
+def _add_pixels(pixels, near, shift, ring, arcs, weight, label, component, live, num_born, num_live):  # type: ignore[no-untyped-def]
     """Add the pixels of one level, in raster order; new components join `live`. Returns both numbers, grown."""
     for p in pixels:
         mask = near[p]
         y, x = p >> shift, p & ((1 << shift) - 1)
-        if mask == 0:
+        if arcs[mask, 0] < 0:
             c = num_born
             _bear(component, c, x, y, p)
             live[num_live] = c
             num_born, num_live = num_born + 1, num_live + 1
         else:
-            c = _find(component, label[p + ring[ARCS[mask, 0]]])
+            c = _find(component, label[p + ring[arcs[mask, 0]]])
             for k in range(1, 4):
-                if ARCS[mask, k] < 0:
+                if arcs[mask, k] < 0:
                     break
-                other = _find(component, label[p + ring[ARCS[mask, k]]])
+                other = _find(component, label[p + ring[arcs[mask, k]]])
                 if other != c:
                     _merge(component, c, other)
             _grow(component, c, x, y, x, y)
@@ -328,7 +334,9 @@ def _largest(levels_HW, num_masks, polygon):  # type: ignore[no-untyped-def]
     boxes[:] = np.array([0, 0, 0, 0] if polygon else [0, 0, width, height], np.int32)
     for level in range(num_masks, 0, -1):
         pixels = order[start[level] : start[level - 1]]
-        num_born, num_live = _add_pixels(pixels, near, shift, ring, weight, label, component, live, num_born, num_live)
+        num_born, num_live = _add_pixels(
+            pixels, near, shift, ring, ARCS, weight, label, component, live, num_born, num_live
+        )
         num_live = _keep_roots(component, live, num_live)
         if num_live:
             c = _largest_of(component, live, num_live, polygon)
@@ -340,42 +348,76 @@ def _largest(levels_HW, num_masks, polygon):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _all_contours(levels_HW, num_masks, truth_N4):  # type: ignore[no-untyped-def]
+def _whole(levels_HW, num_masks):  # type: ignore[no-untyped-def]
+    """The box round all pixels of each mask, inclusive maxima."""
+    height, width = levels_HW.shape
+    boxes = np.empty((num_masks + 1, 4), np.int32)
+    boxes[:] = np.array([width, height, -1, -1], np.int32)
+    for y in range(height):
+        for x in range(width):
+            _cover(boxes[levels_HW[y, x]], x, y, x, y)
+    for t in range(num_masks - 1, 0, -1):
+        _cover(boxes[t], boxes[t + 1, 0], boxes[t + 1, 1], boxes[t + 1, 2], boxes[t + 1, 3])
+    for t in range(1, num_masks + 1):
+        if boxes[t, 2] < 0:
+            boxes[t] = np.array([0, 0, width - 1, height - 1], np.int32)
+    return boxes[1:]
+
+
+@jit
+def _cover(box, x0, y0, x1, y1):  # type: ignore[no-untyped-def]
+    """Let `box` cover another."""
+    box[0], box[1] = min(box[0], x0), min(box[1], y0)
+    box[2], box[3] = max(box[2], x1), max(box[3], y1)
+
+
+@jit
+def _all_boxes(levels_HW, num_masks, truth_N4, contours):  # type: ignore[no-untyped-def]
+    """Best IoU of any box of each mask: of the `contours` as OpenCV finds them, or of 4-connected components."""
     height, width = levels_HW.shape
     padded, shift = _pad(levels_HW)
     near, ring = _neighbourhoods(padded, width)
     order, start = _sort_pixels(padded, width, num_masks)
     label = np.empty(padded.size, np.uint32)
-    most = ((height + 1) // 2) * ((width + 1) // 2)
+    # two births are never neighbours
+    most = ((height + 1) // 2) * ((width + 1) // 2) if contours else (height * width + 1) // 2
     component, live = np.empty((most, 8), np.uint32), np.empty(most, np.uint32)
     iou = np.empty(most)
     num_born = num_live = 0
-    best = np.full(num_masks, _iou(0, 0, 0, 0, truth_N4))
+    if contours:
+        arcs, high, empty = ARCS, 0, _iou(0, 0, 0, 0, truth_N4)
+    else:
+        arcs, high, empty = SIDES, -1, _iou(0, 0, width - 1, height - 1, truth_N4)
+    best = np.full(num_masks, empty)
     for level in range(num_masks, 0, -1):
         pixels = order[start[level] : start[level - 1]]
         num_born, num_live = _add_pixels(
-            pixels, near, shift, ring, PIXEL_COUNT, label, component, live, num_born, num_live
+            pixels, near, shift, ring, arcs, PIXEL_COUNT, label, component, live, num_born, num_live
         )
         num_live = _keep_roots(component, live, num_live)
         if num_live:
-            best[level - 1] = _best_of(component, live, num_live, iou, 0, width, height, truth_N4)
-    _add_holes(padded, shift, width, height, order, start, label, truth_N4, best)
+            best[level - 1] = _best_of(component, live, num_live, iou, 0, high, width, height, truth_N4)
+    if contours:
+        _add_holes(padded, shift, width, height, order, start, label, truth_N4, best)
     return best
 
 
 @jit
-def _best_of(component, live, num_live, iou, margin, width, height, truth_N4):  # type: ignore[no-untyped-def]
-    """Best IoU of the live components' boxes, grown by `margin`; `iou` remembers those that did not change."""
+def _best_of(component, live, num_live, iou, low, high, width, height, truth_N4):  # type: ignore[no-untyped-def]
+    """Best IoU of the live components' boxes; `iou` remembers those that did not change.
+
+    A box is grown by `low` at its minima; its maxima are exclusive, and inclusive with a `high` of -1.
+    """
     best = 0.0
     for i in range(num_live):
         c = live[i]
         if component[c, CHANGED]:
             component[c, CHANGED] = 0
             iou[c] = _iou(
-                component[c, X0] - 1 - margin,
-                component[c, Y0] - 1 - margin,
-                min(component[c, X1] + margin, width - 1),
-                min(component[c, Y1] + margin, height - 1),
+                component[c, X0] - 1 - low,
+                component[c, Y0] - 1 - low,
+                min(component[c, X1] + high, width - 1),
+                min(component[c, Y1] + high, height - 1),
                 truth_N4,
             )
         best = max(best, iou[c])
@@ -419,7 +461,7 @@ def _add_holes(padded, shift, width, height, order, start, label, truth_N4, best
             label[p] = c
         num_live = _keep_roots(component, live, num_live)
         num_live = _keep_undrained(drains, t, live, num_live)
-        best[t] = max(best[t], _best_of(component, live, num_live, iou, 1, width, height, truth_N4))
+        best[t] = max(best[t], _best_of(component, live, num_live, iou, 1, 1, width, height, truth_N4))
 
 
 @jit

@@ -3,7 +3,7 @@
 import base64
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -16,28 +16,27 @@ from wsol_pipeline.errors import UsageError
 class ImageHits:
     """Hits of every single image at one readout setting, for bootstraps and means over classes.
 
-    n images, I IoUs, T thresholds.
+    n images (pairs of image and class, of multi-label data), I IoUs, T thresholds.
     """
 
     ids: tuple[str, ...]
     labels: NDArray[np.int64]  # [n], the true class
     bits: NDArray[np.uint8]  # [n, I, ceil(T / 8)], from `np.packbits`
     ranks: NDArray[np.int64]  # [n], rank of the true class, 0 = predicted first
+    mask_pixels: NDArray[np.int64] | None = None  # [n, 2, T + 1], as in `Counts`, where masks are counted
+    mask_levels: NDArray[np.int64] | None = None  # [n, 2, 256]
 
     def __add__(self, other: "ImageHits") -> "ImageHits":
-        return ImageHits(
-            self.ids + other.ids,
-            np.concatenate([self.labels, other.labels]),
-            np.concatenate([self.bits, other.bits]),
-            np.concatenate([self.ranks, other.ranks]),
-        )
+        pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
+        ids = self.ids + other.ids
+        return ImageHits(ids, **{n: _both(np.concatenate, pair) for n, pair in pairs.items() if n != "ids"})
 
 
 @dataclass(frozen=True, eq=False)
 class Counts:
     """Counts over a set of images: S readout settings, I IoUs, T thresholds. Add them to join disjoint sets.
 
-    Whole numbers, until `selection.balanced` weighs the images.
+    Whole numbers, until `selection` weighs the images.
     """
 
     protocol: str
@@ -51,13 +50,16 @@ class Counts:
     top5: NDArray[Any]  # [S]
     images: NDArray[Any]  # [S]
     image_hits: ImageHits | None = None
+    any_hits: NDArray[Any] | None = None  # [S, I]: images whose best IoU reaches δ at any τ
+    mask_pixels: NDArray[Any] | None = None  # [S, 2, T + 1]: pixels outside, inside of objects, from each τ (and 1) on
+    mask_levels: NDArray[Any] | None = None  # [S, 2, 256]: the same per int(255 * value)
 
     def __add__(self, other: "Counts") -> "Counts":
         mine, theirs = self._axes(), other._axes()
         if mine != theirs:
             raise UsageError(f"Only counts of one protocol, grid and list of settings add up, not {mine} and {theirs}.")
         kept = self.image_hits + other.image_hits if self.image_hits and other.image_hits else None
-        sums = {name: getattr(self, name) + getattr(other, name) for name in _ARRAYS}
+        sums = {name: _both(sum, (getattr(self, name), getattr(other, name))) for name in _ARRAYS}
         return Counts(self.protocol, self.settings, self.ious, self.thresholds, **sums, image_hits=kept)
 
     def _axes(self) -> tuple[Any, ...]:
@@ -66,16 +68,24 @@ class Counts:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able values; the hits of single images stay behind."""
         axes = {"protocol": self.protocol, "settings": list(self.settings), "ious": list(self.ious)}
-        return axes | {name: _pack(getattr(self, name)) for name in ("thresholds", *_ARRAYS)}
+        arrays = {name: getattr(self, name) for name in ("thresholds", *_ARRAYS)}
+        return axes | {name: _pack(array) for name, array in arrays.items() if array is not None}
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> "Counts":
         settings = tuple(tuple(s) if isinstance(s, list) else s for s in data["settings"])  # JSON has no tuples
-        arrays = {name: _unpack(data[name]) for name in ("thresholds", *_ARRAYS)}
+        arrays = {name: _unpack(data[name]) for name in ("thresholds", *_ARRAYS) if name in data}
         return Counts(data["protocol"], settings, tuple(data["ious"]), **arrays, image_hits=None)
 
 
-_ARRAYS = ("hits", "top1_hits", "top5_hits", "top1", "top5", "images")
+_ARRAYS = (
+    "hits", "top1_hits", "top5_hits", "top1", "top5", "images", "any_hits", "mask_pixels", "mask_levels",
+)  # fmt: skip
+
+
+def _both(join: Any, pair: tuple[Any, Any]) -> Any:
+    """`join(pair)`, or None where one is missing."""
+    return None if pair[0] is None or pair[1] is None else join(pair)
 
 
 def _pack(array: NDArray[Any]) -> dict[str, Any]:

@@ -17,10 +17,13 @@ def level_image(map_HW: NDArray[np.floating], protocol: Protocol) -> tuple[Level
     """The level image of a normalised map, uint16 [H, W], and the number of the mask that each threshold cuts.
 
     "resized" maps: value * 255 truncated to uint8, mask T = int(τ * maximum), pixels > T. "raw" maps: pixels > τ.
+    "double_mean" maps: values below τ become 0, pixels >= the mean of what results.
     """
     if protocol.normalise == "resized":
         levels_HW = _truncate(map_HW)
         return levels_HW, (protocol.thresholds * levels_HW.max()).astype(np.int64)
+    if protocol.normalise == "double_mean":
+        return _double_mean(map_HW, protocol.thresholds)
     grid = protocol.thresholds.astype(np.float32)  # compared as float32, like the maps
     return _count_below(map_HW, grid), np.arange(len(grid))
 
@@ -28,6 +31,14 @@ def level_image(map_HW: NDArray[np.floating], protocol: Protocol) -> tuple[Level
 def num_masks(protocol: Protocol) -> int:
     """How many masks a level image of `protocol` can have."""
     return 255 if protocol.normalise == "resized" else protocol.num_thresholds
+
+
+def _double_mean(map_HW: NDArray[np.floating], grid: NDArray[np.float64]) -> tuple[Levels, NDArray[np.int64]]:
+    """A pixel is in mask τ if it is >= τ and >= the mean, which is above 0: if it is >= the larger of the two."""
+    at_HW = np.searchsorted(grid, map_HW, side="right")
+    sums_T = np.bincount(at_HW.ravel(), weights=map_HW.ravel(), minlength=len(grid) + 1)[::-1].cumsum()[-2::-1]
+    cuts, mask_of_threshold = np.unique(np.maximum(grid, sums_T / map_HW.size), return_inverse=True)
+    return np.searchsorted(cuts, map_HW, side="right").astype(np.uint16), mask_of_threshold
 
 
 @njit(cache=True, nogil=True)

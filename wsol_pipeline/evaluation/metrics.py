@@ -1,6 +1,7 @@
-"""Localization counts as a `torchmetrics.Metric`: maps and true boxes in, hits at every IoU and threshold out."""
+"""Localization counts as a `torchmetrics.Metric`: maps, true boxes and masks in, hits and pixels per threshold out."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,21 +15,35 @@ from wsol_pipeline.evaluation.contours import boxes_per_mask, ious_per_mask
 from wsol_pipeline.evaluation.counts import Counts, ImageHits
 from wsol_pipeline.evaluation.levels import level_image, num_masks
 from wsol_pipeline.evaluation.maps import normalised_map
+from wsol_pipeline.evaluation.masks import NUM_LEVELS, count_pixels
 from wsol_pipeline.evaluation.protocols import Protocol
 from wsol_pipeline.evaluation.selection import best
 
+Size = tuple[int, int]  # width, height
+
 
 def ious_per_threshold(
-    raw_HW: NDArray[np.floating], truth_N4: NDArray[np.float64], protocol: Protocol
+    raw_HW: NDArray[Any], truth_N4: NDArray[np.float64], protocol: Protocol, size_wh: Size | None = None
 ) -> NDArray[np.float64]:
-    """Best IoU of the boxes of a raw map with any of the true boxes (evaluation pixels), float64 [thresholds]."""
-    levels_HW, mask_of_threshold = level_image(normalised_map(raw_HW, protocol), protocol)
+    """Best IoU of the boxes of a raw map with any of the true boxes (evaluation pixels), float64 [thresholds].
+
+    `size_wh` is that of the stored image, which some protocols measure in.
+    """
+    return _ious_of_map(normalised_map(raw_HW, protocol, size_wh), truth_N4, protocol)
+
+
+def _ious_of_map(
+    map_HW: NDArray[np.floating], truth_N4: NDArray[np.float64], protocol: Protocol
+) -> NDArray[np.float64]:
+    levels_HW, mask_of_threshold = level_image(map_HW, protocol)
     return ious_per_mask(levels_HW, num_masks(protocol), truth_N4, protocol.box_rule)[mask_of_threshold]
 
 
-def predicted_box(raw_HW: NDArray[np.floating], threshold: float, protocol: Protocol) -> NDArray[np.int32]:
+def predicted_box(
+    raw_HW: NDArray[Any], threshold: float, protocol: Protocol, size_wh: Size | None = None
+) -> NDArray[np.int32]:
     """The largest box `x0y0x1y1` of a raw map at one threshold, in evaluation pixels; for predictions and pictures."""
-    levels_HW, mask_of_threshold = level_image(normalised_map(raw_HW, protocol), protocol)
+    levels_HW, mask_of_threshold = level_image(normalised_map(raw_HW, protocol, size_wh), protocol)
     mask = mask_of_threshold[int(np.argmin(np.abs(protocol.thresholds - threshold)))]
     return boxes_per_mask(levels_HW, num_masks(protocol), protocol.box_rule)[mask]
 
@@ -43,7 +58,7 @@ class LocalizationCounts(Metric):
     """Counts for every IoU and threshold, for any number of readout settings at once.
 
     All states are sums of integers, so they merge over batches and workers to the last count. With `keep_images` (for
-    one setting) the hits of each image stay too, a bit each: 375 bytes an image.
+    one setting) those of each image stay too: 375 bytes of hits, and 10 kB of pixels where there are masks.
     """
 
     full_state_update = False
@@ -51,66 +66,129 @@ class LocalizationCounts(Metric):
     is_differentiable = False
     image_bits: list[Tensor]
     image_ranks: list[Tensor]
+    image_mask_pixels: list[Tensor]
+    image_mask_levels: list[Tensor]
+    mask_pixels: Tensor
+    mask_levels: Tensor
 
     def __init__(
-        self, protocol: Protocol, num_settings: int = 1, keep_images: bool = False, settings: Sequence[Any] = ()
+        self,
+        protocol: Protocol,
+        num_settings: int = 1,
+        keep_images: bool = False,
+        settings: Sequence[Any] = (),
+        masks: bool = False,
     ) -> None:
-        """`settings` are the plain values of the settings, where they have any; else they are numbered."""
+        """`settings` are the plain values of the settings, where they have any; else they are numbered.
+
+        masks: count pixels against masks too.
+        """
         super().__init__()
         self.protocol = protocol
         self.settings = tuple(settings) or tuple(range(num_settings))
-        self.keep_images = keep_images
+        self.keep_images, self.masks = keep_images, masks
         if keep_images and len(self.settings) > 1:
             raise ValueError(f"keep_images is for one setting but there are {len(self.settings)}.")
-        shape = (len(self.settings), len(protocol.ious), protocol.num_thresholds)
-        for name in ("hits", "top1_hits", "top5_hits"):
-            self.add_state(name, torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
-        for name in ("top1", "top5", "images"):
-            self.add_state(name, torch.zeros(shape[0], dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("image_bits", [], dist_reduce_fx="cat")
-        self.add_state("image_ranks", [], dist_reduce_fx="cat")
+        num, num_ious = len(self.settings), len(protocol.ious)
+        for name in _HITS:
+            self._add_sum(name, num, num_ious, protocol.num_thresholds)
+        for name in _CLASSES:
+            self._add_sum(name, num)
+        self._add_sum("any_hits", num, num_ious)
+        self._add_sum("mask_pixels", num, 2, len(protocol.mask_cuts))
+        self._add_sum("mask_levels", num, 2, NUM_LEVELS)
+        for name in ("image_bits", "image_ranks", "image_mask_pixels", "image_mask_levels"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def _add_sum(self, name: str, *shape: int) -> None:
+        self.add_state(name, torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(
-        self, setting: int, maps_BHW: Tensor | ArrayLike, boxes: Sequence[NDArray[np.float64]], class_rank_B: ArrayLike
+        self,
+        setting: int,
+        maps_BHW: Tensor | ArrayLike,
+        boxes: Sequence[NDArray[np.float64]],
+        class_rank_B: ArrayLike,
+        masks_BHW: NDArray[np.uint8] | None = None,
+        sizes: Sequence[Size | None] | None = None,
     ) -> None:
         """Count a batch at one setting.
 
-        `maps_BHW` are raw maps of the true classes, of any size; `boxes` the true ones in evaluation pixels, [N, 4] per
-        image; `class_rank_B` the rank of the true class among the predicted ones, 0 = first.
+        `maps_BHW` are raw maps of the true classes, of any size, or boolean masks; `boxes` the true ones in evaluation
+        pixels, [N, 4] per image; `class_rank_B` the rank of the true class among the predicted ones, 0 = first;
+        `masks_BHW` of the evaluation's size, 1 inside, 0 outside, 255 for neither; `sizes` of the stored images.
         """
-        maps_BHW = maps_BHW.detach().float().cpu().numpy() if isinstance(maps_BHW, Tensor) else np.asarray(maps_BHW)
         ranks_B = torch.as_tensor(class_rank_B).cpu().numpy()
-        ious = [
-            ious_per_threshold(raw_HW, np.asarray(truth_N4, np.float64), self.protocol)
-            for raw_HW, truth_N4 in zip(maps_BHW, boxes, strict=True)
-        ]
-        self.update_ious(setting, ious, ranks_B)
+        sizes = [None] * len(ranks_B) if sizes is None else sizes
+        pairs = zip(_plain(maps_BHW), sizes, strict=True)
+        maps = [normalised_map(raw_HW, self.protocol, size_wh) for raw_HW, size_wh in pairs]
+        self.update_ious(setting, [self._ious(*pair) for pair in zip(maps, boxes, strict=True)], ranks_B)
+        if self.masks:
+            if masks_BHW is None:
+                raise ValueError("Masks are to be counted but there are none.")
+            self.update_pixels(setting, maps, masks_BHW)
+
+    def _ious(self, map_HW: NDArray[np.floating], truth_N4: ArrayLike) -> NDArray[np.float64]:
+        if not self.protocol.ious:
+            return np.zeros(self.protocol.num_thresholds)
+        return _ious_of_map(map_HW, np.asarray(truth_N4, np.float64), self.protocol)
 
     def update_ious(self, setting: int, ious: Sequence[NDArray[np.float64]], ranks_B: NDArray[np.int64]) -> None:
         """Count a batch whose IoUs per threshold are known, [T] per image."""
         hits_BIT = np.stack([found(ious_T, self.protocol) for ious_T in ious])
         everyone, first, first_five = np.ones(len(ranks_B), bool), ranks_B < 1, ranks_B < 5
-        for name, counted_B in (("hits", everyone), ("top1_hits", first), ("top5_hits", first_five)):
-            getattr(self, name)[setting] += torch.from_numpy(hits_BIT[counted_B].sum(0)).to(self.device)
-        for name, counted_B in (("images", everyone), ("top1", first), ("top5", first_five)):
-            getattr(self, name)[setting] += int(counted_B.sum())
+        for name, counted_B in zip(_HITS, (everyone, first, first_five), strict=True):
+            self._add(name, setting, hits_BIT[counted_B].sum(0))
+        for name, counted_B in zip(_CLASSES, (everyone, first, first_five), strict=True):
+            self._add(name, setting, counted_B.sum())
+        self._add("any_hits", setting, hits_BIT.any(-1).sum(0))
         if self.keep_images:
             self.image_bits.append(torch.from_numpy(np.packbits(hits_BIT, axis=-1)).to(self.device))
             self.image_ranks.append(torch.from_numpy(ranks_B.astype(np.int64)).to(self.device))
 
+    def update_pixels(self, setting: int, maps: Sequence[NDArray[np.floating]], masks_BHW: NDArray[np.uint8]) -> None:
+        """Count the pixels of a batch of normalised maps."""
+        for map_HW, mask_HW in zip(maps, masks_BHW, strict=True):
+            if map_HW.shape != mask_HW.shape:
+                raise ValueError(f"A mask must have its map's size {map_HW.shape} but has {mask_HW.shape}.")
+            pixels, levels = count_pixels(map_HW, mask_HW, self.protocol.mask_cuts)
+            self._add("mask_pixels", setting, pixels)
+            self._add("mask_levels", setting, levels)
+            if self.keep_images:
+                self.image_mask_pixels.append(torch.from_numpy(pixels[None].astype(np.int32)).to(self.device))
+                self.image_mask_levels.append(torch.from_numpy(levels[None].astype(np.int32)).to(self.device))
+
+    def _add(self, name: str, setting: int, counts: ArrayLike) -> None:
+        getattr(self, name)[setting] += torch.as_tensor(counts, dtype=torch.int64).to(self.device)
+
     def compute(self) -> dict[str, Tensor]:
         """Each metric in percent, per setting [S], at the thresholds best for these very images."""
-        return {name: torch.from_numpy(values_S) for name, values_S in best(self.counts()).items()}
+        counts = replace(self.counts(), image_hits=None)  # whose classes only the caller of `counts` knows
+        return {name: torch.from_numpy(values_S) for name, values_S in best(counts).items()}
 
     def counts(self, ids: Sequence[str] = (), labels: Sequence[int] = ()) -> Counts:
         """The states as a plain record; `ids` and true classes of the images, where their hits are kept."""
-        arrays = {
-            name: getattr(self, name).cpu().numpy().copy()
-            for name in ("hits", "top1_hits", "top5_hits", "top1", "top5", "images")
-        }
-        kept = None
-        if self.keep_images:
-            bits, ranks = (dim_zero_cat(state).cpu().numpy() for state in (self.image_bits, self.image_ranks))
-            kept = ImageHits(tuple(ids), np.asarray(labels, np.int64), bits, ranks)
+        names = (*_HITS, *_CLASSES, "any_hits", *(("mask_pixels", "mask_levels") if self.masks else ()))
+        arrays = {name: getattr(self, name).cpu().numpy().copy() for name in names}
         axes = (self.protocol.name, self.settings, self.protocol.ious, self.protocol.thresholds)
+        kept = self._kept(tuple(ids), np.asarray(labels, np.int64)) if self.keep_images else None
         return Counts(*axes, **arrays, image_hits=kept)
+
+    def _kept(self, ids: tuple[str, ...], labels_N: NDArray[np.int64]) -> ImageHits:
+        states = [self.image_bits, self.image_ranks]
+        if self.masks:
+            states += [self.image_mask_pixels, self.image_mask_levels]
+        bits, *rest = (dim_zero_cat(state).cpu().numpy() for state in states)
+        return ImageHits(ids, labels_N, bits, *rest)
+
+
+_HITS = ("hits", "top1_hits", "top5_hits")
+_CLASSES = ("images", "top1", "top5")
+
+
+def _plain(maps_BHW: Tensor | ArrayLike) -> NDArray[Any]:
+    """Maps as an array; those that are not boolean as numbers that numpy has."""
+    if not isinstance(maps_BHW, Tensor):
+        return np.asarray(maps_BHW)
+    maps_BHW = maps_BHW.detach().cpu()
+    return (maps_BHW if maps_BHW.dtype == torch.bool else maps_BHW.float()).numpy()

@@ -20,16 +20,22 @@ class Protocol:
     """One evaluation: how an image is cut, its map normalised, a box read and compared. Sizes in pixels."""
 
     name: str
-    geometry: str  # "resize": straight to image_size | "resize_crop": to resize_size, then the centre image_size
+    geometry: str
+    """"resize": straight to image_size | "resize_crop": to resize_size, then the centre image_size | "short_side": to a
+    short side of image_size, the aspect kept; maps and boxes are those of the stored image."""
     box_rule: str  # see `contours.boxes_per_mask`
-    normalise: str  # "resized": float64, cubic, min-max last | "raw": float32, min-max at map size, bilinear last
+    normalise: str
+    """"resized": float64, cubic, min-max last | "raw": float32, min-max at map size, bilinear last | "double_mean":
+    float64, bilinear, zero below the mean, min-max."""
     epsilon: float  # added to the range of a "raw" map
     integer_boxes: bool  # true boxes truncated to pixels
     strict: bool  # a hit is IoU > δ, not >= δ
     over_classes: bool = False  # accuracies are means over classes, not over images
+    ten_crop: bool = False  # a final evaluation takes the class from ten crops of an image
+    masks: str = ""  # what maps are compared with, where there are masks: "object" | "background", its inverse | ""
     image_size: int = 224
     resize_size: int = 256
-    ious: tuple[float, ...] = (0.3, 0.5, 0.7)
+    ious: tuple[float, ...] = (0.3, 0.5, 0.7)  # none: boxes do not count
     num_thresholds: int = 1000
 
     def __post_init__(self) -> None:
@@ -49,22 +55,42 @@ class Protocol:
         """Side in pixels to which an image is resized, before the centre crop if there is one."""
         return self.resize_size if self.geometry == "resize_crop" else self.image_size
 
+    def map_size(self, size_wh: tuple[int, int]) -> tuple[int, int]:
+        """Width and height of the maps and boxes that are compared, for a stored image of `size_wh`."""
+        width, height = size_wh if self.geometry == "short_side" else (self.image_size, self.image_size)
+        return int(width), int(height)
+
     @cached_property
     def thresholds(self) -> NDArray[np.float64]:
         """τ = 0, .001, ... .999 as the authors compute it; `linspace` differs in the last bit."""
         return np.arange(0, 1, 1 / self.num_thresholds)
 
+    @cached_property
+    def mask_cuts(self) -> NDArray[np.float64]:
+        """Where the bins of mask metrics start: at each τ, and at 1, which a map's peak reaches."""
+        return np.append(self.thresholds, 1.0)
 
-_BENCHMARK = Protocol("wsol-v1", "resize", "largest_contour", "resized", 0.0, integer_boxes=True, strict=False)
-_BAS = Protocol("bas-ext", "resize_crop", "largest_component", "raw", 1e-5, integer_boxes=True, strict=False)
+
+_BENCHMARK = Protocol(
+    "wsol-v1", "resize", "largest_contour", "resized", 0.0, integer_boxes=True, strict=False, masks="object"
+)
+_BAS = Protocol(
+    "bas-ext", "resize_crop", "largest_component", "raw", 1e-5, integer_boxes=True, strict=False, ten_crop=True
+)
+_MLDFR = Protocol("mldfr", "short_side", "whole_mask", "double_mean", 0.0, integer_boxes=False, strict=False)
 
 PROTOCOLS = {
     p.name: p
     for p in (
         _BENCHMARK,  # Choe et al. 2020, MaxBoxAcc
         replace(_BENCHMARK, name="wsol-v2", box_rule="all_contours"),  # the same, MaxBoxAccV2; B-CAM, BagCAMs
+        replace(_BENCHMARK, name="wsol-mask", ious=()),  # the same, PxAP and pIoU
+        replace(_BENCHMARK, name="wsol-mask-background", ious=(), masks="background"),  # B-CAM, Table 9
         _BAS,  # BAS, the journal's code
+        replace(_BAS, name="bas-ext-mask", geometry="resize", masks="object", ious=(), ten_crop=False),
         replace(_BAS, name="bas-conf", epsilon=0.0, integer_boxes=False, strict=True, over_classes=True),
+        _MLDFR,  # mLDFR's code; CorLoc is its mean over classes
+        replace(_MLDFR, name="mldfr-multi", box_rule="components"),  # the same, a box per component
     )
 }
 
@@ -83,7 +109,7 @@ def ground_truth_boxes(
 
     Every evaluator takes coordinates as if they were 0-based with inclusive maxima ("inclusive0"); the other
     conventions are brought there first. Straight resize: int(x * 224 / w). With a centre crop: scaled, cut to the crop,
-    shifted; a box wholly outside comes out inverted, which no prediction hits.
+    shifted; a box wholly outside comes out inverted, which no prediction hits. With a short side they stay.
     """
     if convention not in BOX_CONVENTIONS:
         raise unknown("box convention", convention, BOX_CONVENTIONS)
@@ -92,6 +118,8 @@ def ground_truth_boxes(
         boxes_N4 = boxes_N4 - 1
     if convention == "exclusive0":
         boxes_N4 = boxes_N4 - [0, 0, 1, 1]
+    if protocol.geometry == "short_side":
+        return boxes_N4
     boxes_N4 = boxes_N4 * protocol.read_size / np.tile(np.asarray(size_wh, np.float64), 2)
     if protocol.geometry == "resize_crop":
         boxes_N4 = _crop(boxes_N4, protocol)

@@ -1,7 +1,7 @@
 """Every choice an evaluation makes, as pure functions of counts.
 
-A metric is the mean of one or more curves over the threshold τ: V2 has one per IoU, each read at its own τ; the rest
-have one. `choose` picks on validation counts, `transferred` reads other counts at what was picked (the honest number),
+A metric is the mean of one or more curves over a threshold: V2 has one per IoU, each read at its own τ; the rest have
+one. `choose` picks on validation counts, `transferred` reads other counts at what was picked (the honest number),
 `oracle` picks the thresholds again on the counts it reports (the field's habit: an upper bound).
 """
 
@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 
 from wsol_pipeline.errors import DataError, UsageError, unknown
 from wsol_pipeline.evaluation.counts import Counts, ImageHits
+from wsol_pipeline.evaluation.masks import NUM_LEVELS, iou_curve, pixel_average_precision
+from wsol_pipeline.evaluation.protocols import Protocol
 
 GT_KNOWN = 0.5  # the IoU of "GT-known" and of Top-1 and Top-5 localization
 
 # name: (which hits, at which IoUs)
-METRICS = {
+BOX_METRICS = {
     "max_box_acc_iou30": ("hits", (0.3,)),
     "max_box_acc_iou50": ("hits", (0.5,)),
     "max_box_acc_iou70": ("hits", (0.7,)),
@@ -27,6 +29,10 @@ METRICS = {
     "top1_loc": ("top1_hits", (GT_KNOWN,)),
     "top5_loc": ("top5_hits", (GT_KNOWN,)),
 }
+# name: the same as a mean over classes, at the thresholds of the mean over images
+CLASS_METRICS = {"corloc": "gt_known_loc", "corloc_v2": "max_box_acc_v2"}
+MASK_METRICS = ("pxap", "piou", "peak_iou")
+METRICS = (*BOX_METRICS, *MASK_METRICS)  # those that can be an objective
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,12 @@ class Choice:
     value: float  # its value on the validation counts, percent
     setting: int  # index of the setting in those counts
     readout: Any  # the setting itself
-    thresholds: Mapping[str, tuple[float, ...]]  # metric -> τ per curve
+    thresholds: Mapping[str, tuple[float, ...]]  # metric -> τ per curve; none for PxAP, 0..255 for Peak_IoU
+
+    @property
+    def threshold(self) -> float:
+        """The threshold at which one box or mask is read: the best for GT-known, or for the objects' pixels."""
+        return self.thresholds["gt_known_loc" if "gt_known_loc" in self.thresholds else "piou"][0]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -49,19 +60,57 @@ class Choice:
         return Choice(data["metric"], data["value"], data["setting"], readout, thresholds)
 
 
+def objectives(protocol: Protocol) -> tuple[str, ...]:
+    """The metrics that a study can maximise under `protocol`; those of masks need a split that has masks."""
+    return (*(BOX_METRICS if protocol.ious else ()), *(MASK_METRICS if protocol.masks else ()))
+
+
+def metrics_of(counts: Counts) -> tuple[str, ...]:
+    """The metrics that these counts have a curve for."""
+    boxes = tuple(BOX_METRICS) if counts.ious else ()
+    classes = tuple(CLASS_METRICS) if counts.ious and counts.image_hits else ()
+    return boxes + classes + (() if counts.mask_pixels is None else MASK_METRICS)
+
+
 def curves(counts: Counts, metric: str) -> NDArray[np.float64]:
-    """The curves of a metric in percent of the images, float64 [settings, curves, thresholds]."""
-    if metric not in METRICS:
-        raise unknown("metric", metric, METRICS)
+    """The curves of a metric in percent, float64 [settings, curves, thresholds]; PxAP is a single point."""
+    if metric not in metrics_of(counts):
+        raise unknown("metric of these counts", metric, metrics_of(counts))
     if not counts.images.all():
         raise DataError(f"{metric} needs at least one image per setting but the counts hold {counts.images.tolist()}.")
-    field, ious = METRICS[metric]
-    return getattr(counts, field)[:, _rows(counts, ious)] * 100.0 / counts.images[:, None, None]
+    if metric in CLASS_METRICS:
+        return curves(balanced(counts), CLASS_METRICS[metric])
+    if metric in MASK_METRICS:
+        return _mask_curves(counts, metric)
+    field, ious = BOX_METRICS[metric]
+    rows = [counts.ious.index(iou) for iou in ious]
+    return getattr(counts, field)[:, rows] * 100.0 / counts.images[:, None, None]
+
+
+def grid(counts: Counts, metric: str) -> NDArray[np.float64]:
+    """The thresholds of a metric's curves."""
+    if metric == "pxap":
+        return np.empty(0)
+    if metric == "piou":
+        return np.append(counts.thresholds, 1.0)
+    if metric == "peak_iou":
+        return np.arange(NUM_LEVELS, dtype=np.float64)
+    return counts.thresholds
 
 
 def best(counts: Counts) -> dict[str, NDArray[np.float64]]:
-    """Every metric at its best thresholds on these very counts, per setting [S], percent."""
-    return {metric: curves(counts, metric).max(-1).mean(-1) for metric in METRICS} | _classification(counts)
+    """Every metric at its best thresholds on these very counts, per setting [S], percent.
+
+    With two that nobody could choose beforehand: `ois_*`, the share of images that are hit at the best threshold of
+    each single image, and `peak_t`, the level 0..255 of Peak_IoU.
+    """
+    found = {metric: curves(counts, metric).max(-1).mean(-1) for metric in metrics_of(counts)}
+    if counts.any_hits is not None:
+        percent_SI = counts.any_hits * 100.0 / counts.images[:, None]
+        found |= {f"ois_iou{100 * iou:.0f}": percent_SI[:, i] for i, iou in enumerate(counts.ious)}
+    if counts.mask_levels is not None:
+        found["peak_t"] = curves(counts, "peak_iou")[:, 0].argmax(-1).astype(float)
+    return found | _classification(counts)
 
 
 def choose(counts_val: Counts, objective: str = "max_box_acc_v2") -> Choice:
@@ -70,16 +119,23 @@ def choose(counts_val: Counts, objective: str = "max_box_acc_v2") -> Choice:
     Of equal settings the first is taken, of equal thresholds the lowest.
     """
     values_S = curves(counts_val, objective).max(-1).mean(-1)
-    setting = int(values_S.argmax())
-    picked = {metric: curves(counts_val, metric)[setting].argmax(-1) for metric in METRICS}
-    thresholds = {metric: tuple(counts_val.thresholds[at].tolist()) for metric, at in picked.items()}
+    if np.isnan(values_S).all():
+        raise UsageError(f"{objective} is not defined for binary maps; known: max_box_acc_v2, piou, peak_iou.")
+    setting = int(np.nanargmax(values_S))
+    metrics = [metric for metric in metrics_of(counts_val) if metric not in CLASS_METRICS]
+    thresholds = {metric: _best_thresholds(counts_val, metric, setting) for metric in metrics}
     return Choice(objective, float(values_S[setting]), setting, counts_val.settings[setting], thresholds)
 
 
 def transferred(counts_test: Counts, choice: Choice) -> dict[str, float]:
     """Every metric, percent, at the setting and the thresholds that validation chose."""
     s = _setting(counts_test, choice)
-    values = {metric: _read(curves(counts_test, metric)[s], _at(counts_test, choice, metric)) for metric in METRICS}
+    values = {
+        metric: float(_read(curves(counts_test, metric)[s : s + 1], _at(counts_test, choice, metric))[0])
+        for metric in metrics_of(counts_test)
+    }
+    if "peak_iou" in values:
+        values["peak_t"] = choice.thresholds["peak_iou"][0]
     return values | {name: float(values_S[s]) for name, values_S in _classification(counts_test).items()}
 
 
@@ -90,6 +146,12 @@ def oracle(counts_test: Counts, choice: Choice) -> dict[str, float]:
     """
     s = _setting(counts_test, choice)
     return {name: float(values_S[s]) for name, values_S in best(counts_test).items()}
+
+
+def errors(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Accuracies of `transferred` or `oracle` as the errors that mLDFR and ILSVRC's challenge report, percent."""
+    names = {"cls1_err": "cls_top1", "cls5_err": "cls_top5", "clsloc1_err": "top1_loc", "clsloc5_err": "top5_loc"}
+    return {error: 100 - metrics[name] for error, name in names.items() if name in metrics}
 
 
 def bootstrap(
@@ -107,15 +169,13 @@ def bootstrap(
     """
     kept = _require_images(counts_test, "A bootstrap")
     weights_RN = _resample(len(kept.ranks), samples, seed)
-    if weights_N is not None:
-        weights_RN = weights_RN * weights_N
-    percent_R11 = (100.0 / weights_RN.sum(1))[:, None, None]
-    accuracy = {field: _resampled_hits(weights_RN, kept, field, counts_test) * percent_R11 for field in _FIELD_RANK}
+    over_images = _weighted(counts_test, weights_RN if weights_N is None else weights_RN * weights_N)
+    over_classes = _weighted(counts_test, weights_RN * class_weights(kept.labels))
     values: dict[str, dict[str, NDArray[np.float64]]] = {"transferred": {}, "oracle": {}}
-    for metric, (field, ious) in METRICS.items():
-        curves_RCT = accuracy[field][:, _rows(counts_test, ious)]
-        at = _at(counts_test, choice, metric)
-        values["transferred"][metric] = curves_RCT[:, np.arange(len(at)), at].mean(-1)
+    for metric in metrics_of(counts_test):
+        sampled = over_classes if metric in CLASS_METRICS else over_images
+        curves_RCT = curves(sampled, CLASS_METRICS.get(metric, metric))
+        values["transferred"][metric] = _read(curves_RCT, _at(counts_test, choice, metric))
         values["oracle"][metric] = curves_RCT.max(-1).mean(-1)
     tail = (1 - confidence) / 2
     return {
@@ -130,10 +190,7 @@ def balanced(counts: Counts) -> Counts:
     The counts must hold `image_hits`; their sum of weights stays the number of images.
     """
     kept = _require_images(counts, "A mean over classes")
-    weights_1N = class_weights(kept.labels)[None]
-    fields: dict[str, Any] = {field: _resampled_hits(weights_1N, kept, field, counts) for field in _FIELD_RANK}
-    ranked: dict[str, Any] = {f"top{limit}": weights_1N @ (kept.ranks < limit) for limit in (1, 5)}
-    return replace(counts, **fields, **ranked)
+    return replace(_weighted(counts, class_weights(kept.labels)[None]), settings=counts.settings, image_hits=kept)
 
 
 def class_weights(labels_N: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -143,17 +200,17 @@ def class_weights(labels_N: NDArray[np.int64]) -> NDArray[np.float64]:
     return weights_N
 
 
+def _mask_curves(counts: Counts, metric: str) -> NDArray[np.float64]:
+    pixels_S2T: Any = counts.mask_levels if metric == "peak_iou" else counts.mask_pixels
+    if metric == "pxap":
+        return 100 * pixel_average_precision(pixels_S2T)[:, None, None]
+    return 100 * iou_curve(pixels_S2T)[:, None]
+
+
 def _require_images(counts: Counts, what: str) -> ImageHits:
     if counts.image_hits is None:
         raise UsageError(f"{what} needs the hits of single images: count with keep_images=True.")
     return counts.image_hits
-
-
-_FIELD_RANK = {"hits": None, "top1_hits": 1, "top5_hits": 5}
-
-
-def _rows(counts: Counts, ious: tuple[float, ...]) -> list[int]:
-    return [counts.ious.index(iou) for iou in ious]
 
 
 def _setting(counts: Counts, choice: Choice) -> int:
@@ -162,13 +219,21 @@ def _setting(counts: Counts, choice: Choice) -> int:
     return counts.settings.index(choice.readout)
 
 
-def _at(counts: Counts, choice: Choice, metric: str) -> NDArray[np.int64]:
-    """Indices of the chosen thresholds in the grid of these counts."""
-    return np.array([int(np.abs(counts.thresholds - t).argmin()) for t in choice.thresholds[metric]])
+def _best_thresholds(counts: Counts, metric: str, setting: int) -> tuple[float, ...]:
+    values_T = grid(counts, metric)
+    return tuple(values_T[curves(counts, metric)[setting].argmax(-1)].tolist()) if len(values_T) else ()
 
 
-def _read(curves_CT: NDArray[np.float64], at_C: NDArray[np.int64]) -> float:
-    return float(curves_CT[np.arange(len(at_C)), at_C].mean())
+def _at(counts: Counts, choice: Choice, metric: str) -> list[int]:
+    """Indices of the chosen thresholds in the grid of these counts; 0 for a metric that has none."""
+    thresholds = choice.thresholds[CLASS_METRICS.get(metric, metric)]
+    return [int(np.abs(grid(counts, metric) - t).argmin()) for t in thresholds] or [0]
+
+
+def _read(curves_SCT: NDArray[np.float64], at_C: list[int]) -> NDArray[np.float64]:
+    """The mean over curves, each at its own threshold, [S]."""
+    values_S: NDArray[np.float64] = curves_SCT[:, np.arange(len(at_C)), at_C].mean(-1)
+    return values_S
 
 
 def _classification(counts: Counts) -> dict[str, NDArray[np.float64]]:
@@ -182,16 +247,36 @@ def _resample(num_images: int, samples: int, seed: int) -> NDArray[Any]:
     return np.stack([np.bincount(d, minlength=num_images).astype(np.uint16) for d in drawn])
 
 
-def _resampled_hits(
-    weights_RN: NDArray[Any], kept: ImageHits, field: str, counts: Counts, chunk: int = 1024
+def _weighted(counts: Counts, weights_RN: NDArray[Any]) -> Counts:
+    """Counts with each image weighed; R rows of weights stand in the place of settings. Without `image_hits`."""
+    kept = _require_images(counts, "Weighing images")
+    arrays: dict[str, Any] = dict.fromkeys(("any_hits", "mask_pixels", "mask_levels"))
+    for name, limit in (("hits", None), ("top1_hits", 1), ("top5_hits", 5)):
+        arrays[name] = _weighted_hits(weights_RN, kept, limit, counts)
+    arrays |= {f"top{limit}": weights_RN @ (kept.ranks < limit) for limit in (1, 5)}
+    if kept.mask_pixels is not None and kept.mask_levels is not None:
+        arrays |= {n: _weighted_sum(weights_RN, getattr(kept, n)) for n in ("mask_pixels", "mask_levels")}
+    if counts.any_hits is not None:
+        arrays["any_hits"] = _weighted_sum(weights_RN, np.asarray(kept.bits.any(-1)))
+    images_R = weights_RN.sum(1, dtype=np.float64)
+    return replace(counts, settings=tuple(range(len(weights_RN))), images=images_R, image_hits=None, **arrays)
+
+
+def _weighted_hits(
+    weights_RN: NDArray[Any], kept: ImageHits, limit: int | None, counts: Counts, chunk: int = 1024
 ) -> NDArray[np.float64]:
-    """Hits with weighted images, float64 [R, I, T]; bits are unpacked `chunk` images at a time."""
-    num_thresholds, limit = len(counts.thresholds), _FIELD_RANK[field]
-    sums_RX = np.zeros((len(weights_RN), len(counts.ious) * num_thresholds))
+    """Weighted hits of images whose class rank is below `limit`, float64 [R, I, T]; bits are unpacked by `chunk`."""
+    sums_RIT = np.zeros((len(weights_RN), len(counts.ious), len(counts.thresholds)))
     for start in range(0, len(kept.ranks), chunk):
         part = slice(start, start + chunk)
-        hits_NIT = np.unpackbits(kept.bits[part], axis=-1, count=num_thresholds)
+        hits_NIT = np.unpackbits(kept.bits[part], axis=-1, count=len(counts.thresholds))
         if limit is not None:
             hits_NIT *= (kept.ranks[part] < limit)[:, None, None]
-        sums_RX += weights_RN[:, part].astype(np.float64) @ hits_NIT.reshape(len(hits_NIT), -1).astype(np.float64)
-    return sums_RX.reshape(len(weights_RN), len(counts.ious), num_thresholds)
+        sums_RIT += _weighted_sum(weights_RN[:, part], hits_NIT)
+    return sums_RIT
+
+
+def _weighted_sum(weights_RN: NDArray[Any], values_NX: NDArray[Any]) -> NDArray[np.float64]:
+    """The sum over images, float64 [R, ...]."""
+    sums: NDArray[np.float64] = weights_RN.astype(np.float64) @ values_NX.reshape(len(values_NX), -1).astype(np.float64)
+    return sums.reshape(len(weights_RN), *values_NX.shape[1:])
