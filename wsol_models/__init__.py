@@ -6,7 +6,7 @@
     loss = sum(method_module("bas").losses(output, method.config).values())
 
 A method file holds a frozen `Config` with the paper's values as defaults, a `Method` and its `losses`. A `Config` says
-with `layout` which form of backbone it wants (`_backbones.py`). To add a method, add its file.
+with `layout` which form of backbone it wants (`_backbones/`). To add a method, add its file.
 """
 
 import importlib

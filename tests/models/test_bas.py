@@ -21,6 +21,11 @@ def build(name: str = "tiny", seed: int = 0, **options) -> bas.Method:
     return wsol_models.build("bas", backbone=name, num_classes=3, head_width=8, **options)
 
 
+def meta(name: str, **options) -> bas.Method:
+    with torch.device("meta"):
+        return build(name, **options)
+
+
 def images(size: int = 32) -> torch.Tensor:
     return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
 
@@ -115,6 +120,53 @@ def test_losses_are_weighted():
     assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected)
 
 
+def test_several_classes_compete_with_the_absent_ones_only():
+    """Logits 1, 2, 3 of which the first and the last are present: log(1 + e^(2-1)) + log(1 + e^(2-3)).
+
+    The second image has all classes: 0. Mean over two images.
+    """
+    logits = torch.tensor([[1.0, 2.0, 3.0], [0.0, 5.0, 1.0]], requires_grad=True)
+    loss = bas.multi_label_classification(logits, torch.tensor([[1.0, 0.0, 1.0], [1.0, 1.0, 1.0]]))
+    assert loss.item() == pytest.approx((math.log(1 + math.e) + math.log(1 + 1 / math.e)) / 2)
+    loss.backward()
+    expected = [-math.e / (1 + math.e), 1.0, -1 / (1 + math.e)]  # softmax of the pair (e^y_j, e^y_i); they sum up to 0
+    torch.testing.assert_close(logits.grad, torch.tensor([expected, [0.0, 0.0, 0.0]]) / 2)
+
+
+def test_losses_of_several_classes():
+    """Logits 2, 2, 2 with the first two present: L_mcls = 2 log 2. The rest is of the drawn class, 1, alone.
+
+    M_f is as large as the class maps, (1, 0): guidance logits are halves of 2, 4, 0, so CE = log(e + e^2 + 1) - 2.
+    """
+    class_maps = torch.tensor([[[[2.0, 9.0]], [[4.0, 9.0]], [[0.0, 9.0]]]], requires_grad=True)
+    output = bas.TrainingOutput(
+        logits_BK=torch.tensor([[2.0, 2.0, 2.0]]),
+        features_BCHW=torch.zeros(1, 1, 1, 1),
+        targets=torch.tensor([[1.0, 1.0, 0.0]]),
+        classes_B=torch.tensor([1]),
+        class_maps_BKHW=class_maps,
+        foreground_BHW=torch.tensor([[[1.0, 0.0]]], requires_grad=True),
+        background_logits_BK=torch.tensor([[9.0, 0.5, 9.0]]),
+    )
+    terms = bas.losses(output, bas.Config(alpha=2, beta=3, lambda_=5))
+    guidance = math.log(math.e + math.e**2 + 1) - 2
+    expected = {"cls": 2 * math.log(2), "frg": 2 * guidance, "area": 3 * 0.5, "bas": 5 * 0.25}
+    assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected)
+    terms["frg"].backward()
+    assert class_maps.grad is None
+    assert output.foreground_BHW.grad.any()
+
+
+def test_the_drawn_class_is_a_present_one_and_each_is_drawn():
+    torch.manual_seed(0)
+    targets = torch.tensor([[0.0, 1.0, 0.0, 1.0], [0.0, 0.0, 1.0, 0.0]]).repeat(200, 1)
+    drawn = bas.one_class(targets).reshape(200, 2)
+    assert set(drawn[:, 0].tolist()) == {1, 3}
+    assert 70 < (drawn[:, 0] == 1).sum() < 130  # 100 expected, standard deviation 7
+    assert (drawn[:, 1] == 2).all()
+    assert bas.one_class(TARGETS) is TARGETS
+
+
 # --- the forward ------------------------------------------------------------------------------------------------------
 
 
@@ -183,16 +235,19 @@ def test_terms_of_weight_zero_keep_every_parameter_in_the_graph():
     assert all(parameter.grad is not None for parameter in method.parameters())
 
 
-def plain_background_logits(method: bas.Method, features: torch.Tensor, foreground: torch.Tensor) -> torch.Tensor:
+def plain_background_logits(
+    method: bas.Method, features: torch.Tensor, foreground: torch.Tensor, detach: bool = True
+) -> torch.Tensor:
     """The oracle: frozen deep copies, as the papers' code has them."""
     copies = [copy.deepcopy(module).requires_grad_(False) for module in (method.F2, method.classifier_cls)]
-    deep, _ = copies[0](features.detach() * (1 - foreground[:, None]))
-    return copies[1](deep)[1].mean((2, 3))
+    deep, _ = copies[0]((features.detach() if detach else features) * (1 - foreground[:, None]))
+    class_maps = copies[1](deep)[1]
+    return (class_maps.relu() if method.config.relu_class_maps else class_maps).mean((2, 3))
 
 
-@pytest.mark.parametrize("name", ["tiny", "resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["tiny", "resnet18", "mobilenet_v1", "mobilenet_v2", "vgg16", "inception_v3"])
 def test_second_pass_equals_frozen_copies(name):
-    method = positive_scores(build(name)).double()
+    method = positive_scores(build(name, relu_class_maps=name == "inception_v3")).double()
     x = images(64).double()
     output = method(x, TARGETS)
     features = method.F1(x)[0]
@@ -229,6 +284,72 @@ def test_masked_pass_normalises_with_its_own_batch_statistics():
     assert not torch.allclose(output.background_logits_BK, output.logits_BK, rtol=1e-2)
 
 
+def test_masking_the_image_equals_frozen_copies_of_the_whole_network():
+    method = positive_scores(build("resnet18", mask="image")).double()
+    x = images(64).double()
+    output = method(x, TARGETS)
+    foreground = torch.sigmoid(method.classifier_loc(method.F1(x)[0]))[[0, 1], TARGETS]
+    left = nn.Upsample(size=64, mode="bilinear", align_corners=False)(1 - foreground[:, None])
+    features = copy.deepcopy(method.F1).requires_grad_(False)(x * left)[0]
+    expected = plain_background_logits(method, features, torch.zeros_like(foreground), detach=False)
+    torch.testing.assert_close(output.background_logits_BK, expected, rtol=0, atol=1e-6)
+    parameters = [*method.F1.parameters(), *method.classifier_loc.parameters()]
+    ours = torch.autograd.grad(output.background_logits_BK.sum(), parameters)
+    for gradient, other in zip(ours, torch.autograd.grad(expected.sum(), parameters), strict=True):
+        torch.testing.assert_close(gradient, other, rtol=1e-6, atol=1e-6)
+    heads = [*method.F2.parameters(), *method.classifier_cls.parameters()]
+    loss = method(x, TARGETS).background_logits_BK.sum()
+    assert not any(g is not None for g in torch.autograd.grad(loss, heads, allow_unused=True))
+
+
+# --- images of several classes ----------------------------------------------------------------------------------------
+
+SEVERAL = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
+
+
+def test_network_for_segmentation_seeds():
+    """ResNet50: layer3 halves, nothing after it does; heads without bias, 1x1 and 3x3; maps 28x28 at 448 px."""
+    method = meta("resnet50", segmentation=True).eval()
+    output = method(torch.empty(1, 3, 448, 448, device="meta"))
+    assert output.maps_BKHW.shape == output.logits_BK.shape + (28, 28)
+    assert output.features_BCHW.shape == (1, 2048, 28, 28)
+    assert method.F1.names[-1] == "layer3"
+    heads = {name: p.shape for name, p in method.named_parameters() if "classifier" in name}
+    assert heads == {"classifier_loc.weight": (3, 1024, 3, 3), "classifier_cls.maps.weight": (3, 2048, 1, 1)}
+
+
+@pytest.mark.parametrize("segmentation", [False, True])
+def test_a_step_on_several_classes(segmentation):
+    torch.manual_seed(3)
+    method = build("resnet18", segmentation=segmentation)
+    output = method(images(64), SEVERAL)
+    assert output.targets is SEVERAL
+    assert output.classes_B[0] in (1, 2)
+    assert output.classes_B[1] == 0
+    maps = torch.sigmoid(method.classifier_loc(method.F1(images(64))[0]))
+    assert output.foreground_BHW.shape == maps.shape[:1] + maps.shape[2:]
+    terms = bas.losses(output, method.config)
+    assert all(term.isfinite() for term in terms.values())
+    classifier = [*method.F2.parameters(), *method.classifier_cls.parameters()]
+    assert not any(
+        g is not None for g in torch.autograd.grad(terms["frg"], classifier, allow_unused=True, retain_graph=True)
+    )
+    sum(terms.values()).backward()
+    assert all(parameter.grad is not None for parameter in method.parameters())
+
+
+def test_one_class_each_as_rows_gives_the_same_maps_and_suppression():
+    torch.manual_seed(0)
+    method = build()
+    single, rows = method(images(), TARGETS), method(images(), F.one_hot(TARGETS, 3).float())
+    assert torch.equal(rows.classes_B, TARGETS)
+    ours, theirs = bas.losses(rows, method.config), bas.losses(single, method.config)
+    for term in ("frg", "area", "bas"):
+        torch.testing.assert_close(ours[term], theirs[term])
+    # with one class present, L_mcls is the cross-entropy
+    torch.testing.assert_close(ours["cls"], theirs["cls"])
+
+
 # --- the generator's position -----------------------------------------------------------------------------------------
 
 
@@ -244,12 +365,29 @@ def test_generator_runs_after_every_stage(name):
 
 @pytest.mark.parametrize(
     ("name", "stage"),
-    [("tiny", "block3"), ("resnet50", "layer3"), ("resnet18", "layer3"), ("mobilenet_v2", "features13")],
+    [
+        ("tiny", "block3"),
+        ("resnet18", "layer3"),
+        ("resnet50", "layer3"),
+        ("vgg16", "relu4_3"),
+        ("inception_v3", "Mixed_6e"),
+        ("mobilenet_v1", "block11"),
+        ("mobilenet_v2", "features13"),
+    ],
 )
 def test_default_position_is_before_the_last_halving(name, stage):
-    method = build(name)
+    method = meta(name)
     assert method.F1.names[-1] == stage
     assert method.F1.last.stride * 2 == method.F2.last.stride
+
+
+@pytest.mark.parametrize("stage", ["relu3_3", "relu5_3"])
+def test_positions_of_the_conference_ablation(stage):
+    """VGG16: F is 56x56 or 14x14, the class maps stay 14x14."""
+    method = meta("vgg16", generator_after=stage)
+    output = method(torch.empty(1, 3, 224, 224, device="meta"), torch.zeros(1, dtype=torch.int64, device="meta"))
+    assert output.foreground_BHW.shape[1:] == {"relu3_3": (56, 56), "relu5_3": (14, 14)}[stage]
+    assert output.class_maps_BKHW.shape[2:] == (14, 14)
 
 
 def test_resnet_pools_before_layer4():
@@ -279,6 +417,21 @@ def test_heads_start_as_in_the_papers():
     assert 0.99 * limit < method.classifier_loc.weight.abs().max() <= limit
 
 
+def test_heads_of_vgg_start_normal_with_random_biases():
+    torch.manual_seed(0)
+    head = bas.classifier(512, 1024, 3)
+    biases = head.get_parameter("hidden1.bias").clone()
+    bas.initialise(head, "vgg")
+    assert head.get_parameter("hidden1.weight").std().item() == pytest.approx(0.02, rel=0.01)
+    assert torch.equal(head.get_parameter("hidden1.bias"), biases)
+    assert biases.all()
+
+
+def test_bias_rate_of_the_segmentation_recipe():
+    method = build(segmentation=True, bias_lr_scale=1.0, head_lr_scale=10.0)
+    assert {method.lr_scale(name) for name, _ in method.named_parameters()} == {1.0, 10.0}
+
+
 def test_losses_need_a_training_pass():
     method = build()
     for output in (method(images()), method.eval()(images(), TARGETS)):
@@ -293,6 +446,8 @@ def test_losses_need_a_training_pass():
         ({"lambda_": float("nan")}, "lambda_ must be a finite number >= 0 but is nan"),
         ({"beta": float("inf")}, "beta must be a finite number >= 0 but is inf"),
         ({"head_width": 0}, "head_width must be at least 1 but is 0"),
+        ({"bias_lr_scale": -1}, "bias_lr_scale must be a finite number >= 0 but is -1"),
+        ({"mask": "picture"}, "Unknown value of mask 'picture'. Known: features, image."),
     ],
 )
 def test_config_refuses(option, message):
@@ -306,6 +461,11 @@ def test_unknown_stage_is_answered_with_the_known():
 
 
 @pytest.mark.parametrize("targets", [torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2), torch.zeros(3).long()])
-def test_targets_are_class_indices(targets):
+def test_targets_are_class_indices_or_rows(targets):
     with pytest.raises(ValueError, match="Targets must be one int64 class index per image"):
         build()(images(), targets)
+
+
+def test_an_image_of_no_class_is_refused():
+    with pytest.raises(ValueError, match="Every image must be of at least one class"):
+        build()(images(), torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]))

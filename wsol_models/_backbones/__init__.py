@@ -50,7 +50,7 @@ def backbone(name: str, layout: str, weights: str | None = None, frozen_batch_no
         raise unknown("backbone", name, BACKBONES)
     entry = BACKBONES[name]
     if layout not in entry.layouts:
-        raise unknown(f"layout of {name}", layout, entry.layouts)
+        raise ValueError(f"{name} has no layout {layout!r}; it has: {', '.join(entry.layouts)}.")
     if weights == "imagenet" and entry.imagenet is None:
         known = [other for other, candidate in BACKBONES.items() if candidate.imagenet]
         raise ValueError(f"{name} has no 'imagenet' weights; networks that have: {', '.join(known)}.")

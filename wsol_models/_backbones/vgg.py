@@ -33,11 +33,11 @@ def cut_vgg(network: VGG16, layout: str) -> dict[str, nn.Module]:
     if layout == "large":
         del stages["pool4"]
     if layout == "transition":
-        return stages | {"transition": transition(512, 1024, kernel_size=3)}
-    if layout == "late":
-        return stages
-    # readouts tap conv6 before its ReLU, which therefore must not write into its input
-    return stages | {"conv6": nn.Conv2d(512, 1024, 3, padding=1), "relu6": nn.ReLU()}
+        stages["transition"] = transition(512, 1024, kernel_size=3)
+    if layout in ("large", "small"):
+        stages["conv6"] = nn.Conv2d(512, 1024, 3, padding=1)
+        stages["relu6"] = nn.ReLU()  # not in place: readouts tap conv6 before it
+    return stages
 
 
 def blocks(features: nn.Sequential) -> dict[str, nn.Module]:
@@ -54,14 +54,9 @@ def blocks(features: nn.Sequential) -> dict[str, nn.Module]:
     return stages
 
 
-VGG16_PLAIN = Entry(
-    "vgg",
-    functools.partial(VGG16, batch_norm=False),
-    cut_vgg,
-    "classifier.6",
-    models.VGG16_Weights.IMAGENET1K_V1,
-    layouts=("large", "small", "late"),
-)
-VGG16_BN = Entry(
-    "vgg", functools.partial(VGG16, batch_norm=True), cut_vgg, "classifier.6", models.VGG16_BN_Weights.IMAGENET1K_V1
-)
+def entry(batch_norm: bool, imagenet: models.WeightsEnum) -> Entry:
+    return Entry("vgg", functools.partial(VGG16, batch_norm), cut_vgg, "classifier.6", imagenet)
+
+
+VGG16_PLAIN = entry(False, models.VGG16_Weights.IMAGENET1K_V1)
+VGG16_BN = entry(True, models.VGG16_BN_Weights.IMAGENET1K_V1)
