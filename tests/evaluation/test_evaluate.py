@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from wsol_pipeline.errors import ProtocolError, UsageError
-from wsol_pipeline.evaluation.baseline import AREA_FRACTIONS, centred_boxes, count_centred
-from wsol_pipeline.evaluation.evaluate import class_ranks, count, solve
+from wsol_pipeline.errors import DataError, ProtocolError, UsageError
+from wsol_pipeline.evaluation.baseline import AREA_FRACTIONS, centred_boxes, centred_map, count_centred
+from wsol_pipeline.evaluation.evaluate import class_ranks, count, solve, ten_crop_scores
 from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.evaluation.selection import choose, oracle, transferred
 from wsol_pipeline.images import IMAGENET_MEAN, IMAGENET_STD, normalize
@@ -97,6 +97,85 @@ def test_count_of_chosen_settings_equals_the_search():
     assert alone.image_hits.ranks.tolist() == [0, 2, 1, 0, 2, 1]  # a..f are of the classes 1, 2, 0, 1, 2, 0
 
 
+class Masked(Rows):
+    """The same images with masks that are the boxes, the left column ignored."""
+
+    has_masks = True
+
+    def batches(self):
+        for batch in super().batches():
+            batch.masks_BHW = (batch.images_BCHW[:, 0].numpy() > 0).astype(np.uint8)
+            batch.masks_BHW[:, :, 0] = 255
+            yield batch
+
+
+def test_masks_are_counted_where_protocol_and_rows_have_them():
+    rule = protocol("wsol-mask", SIZE, SIZE)
+    choice, counts = solve(Brightness(), Shift(), Masked(), rule, "piou")
+    assert (choice.readout, choice.value) == (0, 100)
+    assert transferred(counts, choice)["peak_iou"] == 100
+    assert counts.mask_pixels[1].sum() == 6 * SIZE * (SIZE - 1)
+    assert count(Brightness(), Shift(), Masked(), RULE).mask_pixels is None
+    with pytest.raises(DataError, match="wsol-mask scores masks but the 'val' split has none"):
+        count(Brightness(), Shift(), Rows(), rule)
+    centred = count_centred(Masked(), rule)
+    assert 0 < transferred(centred, choose(centred, "pxap"))["piou"] < 60
+
+
+def test_an_image_without_a_box_is_refused_where_boxes_count():
+    rows = Rows()
+    batch = next(rows.batches())
+    batch.boxes[2] = np.empty((0, 4))
+    rows.batches = lambda: iter([batch])
+    with pytest.raises(DataError, match="bas-ext scores boxes but image 'c' has none"):
+        count(Brightness(), Shift(), rows, RULE)
+
+
+class Corners(nn.Module):
+    """Scores class 0 by the upper left pixel, class 1 by the upper right one."""
+
+    def forward(self, images_BCHW):
+        return SimpleNamespace(logits_BK=torch.stack([images_BCHW[:, 0, 0, 0], images_BCHW[:, 0, 0, -1]], dim=1))
+
+
+def test_ten_crops_by_hand():
+    """Of an image of 4 px with crops of 2: the pixels that the corners see are those of rows 0, 2 and 1."""
+    rule = protocol("bas-ext", 2, 4)
+    image = torch.arange(16.0).reshape(1, 1, 4, 4).expand(1, 3, 4, 4) ** 2 / 40
+    seen = [(0, 1), (2, 3), (8, 9), (10, 11), (5, 6)]
+    pairs = torch.tensor([[a, b] for a, b in seen] + [[b, a] for a, b in seen]) ** 2 / 40
+    torch.testing.assert_close(ten_crop_scores(Corners(), image, rule), pairs.softmax(1).mean(0, keepdim=True))
+
+
+class TenCropRows(Rows):
+    def batches(self):
+        for batch in super().batches():
+            batch.whole_BCHW = torch.zeros(len(batch.ids), 3, SIZE + 8, SIZE + 8, dtype=torch.uint8)
+            batch.whole_BCHW[:, :, 4:-4, 4:-4] = batch.images_BCHW
+            batch.whole_BCHW[:, :, :2] = 255
+            yield batch
+
+
+class Top(nn.Module):
+    """Predicts class 0 where the first row is bright, else class 1."""
+
+    def forward(self, images_BCHW):
+        bright = (images_BCHW[:, 0, 0, 0] > 0).float()
+        return SimpleNamespace(logits_BK=torch.stack([bright * 9, 1 - bright, bright - 9], dim=1))
+
+
+def test_ten_crops_decide_the_class_and_the_centre_the_map():
+    rule = protocol("bas-ext", SIZE, SIZE + 8)
+    assert rule.ten_crop
+    options = {"settings": [0], "keep_images": True}
+    centre = count(Top(), Shift(), TenCropRows(Role.TEST), rule, **options)
+    ten = count(Top(), Shift(), TenCropRows(Role.TEST), rule, ten_crop=True, **options)
+    np.testing.assert_array_equal(centre.hits, ten.hits)
+    assert centre.image_hits.ranks.tolist() == [0, 2, 1, 0, 2, 1]
+    # 4 of 10 crops see bright rows and are sure of class 0; the rest gives it 1 / (1 + e): .4 + .6 * .27 is over a half
+    assert ten.image_hits.ranks.tolist() == [1, 2, 0, 1, 2, 0]
+
+
 def test_multi_label_rows_are_refused():
     rows = Rows()
     batch = next(rows.batches())
@@ -121,9 +200,13 @@ def test_normalize():
 
 
 def test_centred_boxes_cover_their_fraction():
-    boxes = centred_boxes(protocol("wsol-v1"))
+    boxes = centred_boxes((224, 224))
     assert boxes[-1].tolist() == [0, 0, 223, 223]
     assert boxes[4].tolist() == [56, 56, 167, 167]  # a quarter of the area: half of each side
+    assert centred_boxes((40, 20))[4].tolist() == [10, 5, 29, 14]
+    inside = centred_map((40, 20)) >= 0.75
+    assert inside[5:15, 10:30].all()
+    assert inside.sum() == 20 * 10
     sides = boxes[:, 2] - boxes[:, 0] + 1
     np.testing.assert_allclose(sides**2 / 224**2, AREA_FRACTIONS, atol=0.02)
 

@@ -1,11 +1,23 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.evaluation.counts import Counts, ImageHits
-from wsol_pipeline.evaluation.selection import balanced, bootstrap, choose, class_weights, oracle, transferred
+from wsol_pipeline.evaluation.protocols import protocol
+from wsol_pipeline.evaluation.selection import (
+    balanced,
+    best,
+    bootstrap,
+    choose,
+    class_weights,
+    errors,
+    objectives,
+    oracle,
+    transferred,
+)
 
 GRID = np.array([0.0, 0.25, 0.5, 0.75])
 
@@ -164,3 +176,46 @@ def test_bootstrap_of_a_mean_over_classes_brackets_it():
     weights = class_weights(np.array(labels))
     low, high = bootstrap(full, choice, weights_N=weights)["transferred"]["gt_known_loc"]
     assert low < 50 < high < 75
+
+
+def test_corloc_is_a_mean_over_classes_beside_those_over_images():
+    """Three of four images of one class are found, none of the single one of the other."""
+    hits = np.zeros((5, 3, 4), bool)
+    hits[:3] = True
+    full, choice = with_images(hits, [0, 0, 3, 0, 0], labels=[1, 1, 1, 1, 0]), choose(VAL)
+    for read in (transferred, oracle):
+        values = read(full, choice)
+        assert values["gt_known_loc"] == pytest.approx(60)
+        assert values["corloc"] == values["corloc_v2"] == pytest.approx(37.5)
+        assert values["top1_loc"] == pytest.approx(40)
+    assert "corloc" not in transferred(VAL, choice)
+    low, high = bootstrap(full, choice)["transferred"]["corloc"]
+    assert low < 37.5 < high
+
+
+def test_corloc_is_read_at_the_threshold_of_gt_known():
+    hits = np.zeros((2, 3, 4), bool)
+    hits[0, :, 2] = hits[1, :, 1] = True  # VAL chose .5 for GT-known, the third threshold
+    assert transferred(with_images(hits, [0, 0], labels=[0, 1]), choose(VAL))["corloc"] == 50
+
+
+def test_errors_are_what_is_missing():
+    found = errors({"cls_top1": 80.0, "cls_top5": 95.0, "top1_loc": 60.0, "top5_loc": 70.0, "gt_known_loc": 75.0})
+    assert found == {"cls1_err": 20, "cls5_err": 5, "clsloc1_err": 40, "clsloc5_err": 30}
+    assert errors({"pxap": 50.0}) == {}
+
+
+def test_best_threshold_of_each_image():
+    """Two images, each found at one threshold of its own: half of them at any one, both at their own."""
+    hits = np.zeros((2, 3, 4), np.int64)
+    hits[0, :, 0] = hits[1, :, 2] = 1
+    full = replace(with_images(hits, [0, 0]), any_hits=np.array([[2, 2, 2]]))
+    assert best(full)["gt_known_loc"].tolist() == [50]
+    assert best(full)["ois_iou50"].tolist() == best(balanced(full))["ois_iou50"].tolist() == [100]
+    assert "ois_iou50" not in transferred(full, choose(VAL))
+
+
+def test_objectives_follow_the_protocol():
+    assert "pxap" in objectives(protocol("wsol-v1"))
+    assert "pxap" not in objectives(protocol("bas-ext"))
+    assert objectives(protocol("wsol-mask")) == ("pxap", "piou", "peak_iou")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from wsol_pipeline.evaluation.contours import ious_of_boxes
 from wsol_pipeline.evaluation.counts import Counts
-from wsol_pipeline.evaluation.evaluate import batch_boxes
+from wsol_pipeline.evaluation.evaluate import batch_boxes, batch_masks
 from wsol_pipeline.evaluation.metrics import LocalizationCounts
 from wsol_pipeline.evaluation.protocols import Protocol
 
@@ -21,12 +21,16 @@ AREA_FRACTIONS = np.arange(1, 21) / 20
 SETTING = "centred_box"
 
 
-def centred_boxes(protocol: Protocol) -> NDArray[np.int32]:
+def centred_boxes(size_wh: tuple[int, int]) -> NDArray[np.int32]:
     """A centred box of the image's aspect per area fraction, `x0y0x1y1` with inclusive maxima, int32 [20, 4]."""
-    sides = np.sqrt(AREA_FRACTIONS) * protocol.image_size
-    low = np.floor((protocol.image_size - sides) / 2).astype(np.int32)
-    high = protocol.image_size - 1 - low
-    return np.stack([low, low, high, high], axis=1)
+    low_A2 = np.floor((1 - np.sqrt(AREA_FRACTIONS)[:, None]) * size_wh / 2).astype(np.int32)
+    return np.concatenate([low_A2, np.array(size_wh, np.int32) - 1 - low_A2], axis=1)
+
+
+def centred_map(size_wh: tuple[int, int]) -> NDArray[np.float64]:
+    """1 minus the area fraction of the smallest centred box that holds the pixel: all centred boxes as one map."""
+    across, down = (np.abs(2 * (np.arange(side) + 0.5) / side - 1) for side in size_wh)
+    return 1 - np.maximum(across[None], down[:, None]) ** 2
 
 
 def count_centred(rows: Any, protocol: Protocol, ranks: Mapping[str, int] | None = None) -> Counts:
@@ -35,10 +39,16 @@ def count_centred(rows: Any, protocol: Protocol, ranks: Mapping[str, int] | None
     `ranks` gives a classifier's rank of the true class for each image id (`ImageHits` has both), so that Top-1 and
     Top-5 compare with those of a method. Without it every class counts as right, and both equal GT-known.
     """
-    metric = LocalizationCounts(replace(protocol, num_thresholds=len(AREA_FRACTIONS)), settings=(SETTING,))
-    boxes_A4 = centred_boxes(protocol)
+    masks = bool(protocol.masks) and rows.has_masks
+    boxes = LocalizationCounts(replace(protocol, num_thresholds=len(AREA_FRACTIONS)), settings=(SETTING,))
+    pixels = LocalizationCounts(protocol, masks=masks)
     for batch in rows.batches():
         truth = batch_boxes(batch, rows.box_convention, protocol)
         ranks_B = np.array([ranks[i] if ranks else 0 for i in batch.ids])
-        metric.update_ious(0, [ious_of_boxes(boxes_A4, truth_N4) for truth_N4 in truth], ranks_B)
-    return replace(metric.counts(), thresholds=AREA_FRACTIONS)
+        sizes = [protocol.map_size(size_wh) for size_wh in batch.sizes_B2]
+        pairs = zip(sizes, truth, strict=True)
+        boxes.update_ious(0, [ious_of_boxes(centred_boxes(size), truth_N4) for size, truth_N4 in pairs], ranks_B)
+        if masks:
+            pixels.update_pixels(0, [centred_map(size) for size in sizes], batch_masks(batch, protocol))
+    of_masks = {name: getattr(pixels.counts(), name) for name in ("mask_pixels", "mask_levels")}
+    return replace(boxes.counts(), thresholds=AREA_FRACTIONS, **of_masks)

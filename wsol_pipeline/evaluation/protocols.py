@@ -63,12 +63,12 @@ class Protocol:
     @cached_property
     def thresholds(self) -> NDArray[np.float64]:
         """τ = 0, .001, ... .999 as the authors compute it; `linspace` differs in the last bit."""
-        return np.arange(0, 1, 1 / self.num_thresholds)
+        return cuts(self.num_thresholds)[:-1]
 
     @cached_property
     def mask_cuts(self) -> NDArray[np.float64]:
         """Where the bins of mask metrics start: at each τ, and at 1, which a map's peak reaches."""
-        return np.append(self.thresholds, 1.0)
+        return cuts(self.num_thresholds)
 
 
 _BENCHMARK = Protocol(
@@ -93,6 +93,11 @@ PROTOCOLS = {
         replace(_MLDFR, name="mldfr-multi", box_rule="components"),  # the same, a box per component
     )
 }
+
+
+def cuts(num_thresholds: int) -> NDArray[np.float64]:
+    """The grid of thresholds, and 1."""
+    return np.append(np.arange(0, 1, 1 / num_thresholds), 1.0)
 
 
 def protocol(name: str, image_size: int = 224, resize_size: int = 256) -> Protocol:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from wsol_pipeline.errors import DataError, UsageError, unknown
 from wsol_pipeline.evaluation.counts import Counts, ImageHits
 from wsol_pipeline.evaluation.masks import NUM_LEVELS, iou_curve, pixel_average_precision
-from wsol_pipeline.evaluation.protocols import Protocol
+from wsol_pipeline.evaluation.protocols import Protocol, cuts
 
 GT_KNOWN = 0.5  # the IoU of "GT-known" and of Top-1 and Top-5 localization
 
@@ -92,7 +92,7 @@ def grid(counts: Counts, metric: str) -> NDArray[np.float64]:
     if metric == "pxap":
         return np.empty(0)
     if metric == "piou":
-        return np.append(counts.thresholds, 1.0)
+        return cuts(_pixels(counts, metric).shape[-1] - 1)
     if metric == "peak_iou":
         return np.arange(NUM_LEVELS, dtype=np.float64)
     return counts.thresholds
@@ -200,8 +200,13 @@ def class_weights(labels_N: NDArray[np.int64]) -> NDArray[np.float64]:
     return weights_N
 
 
+def _pixels(counts: Counts, metric: str) -> Any:
+    """The histograms that a mask metric is read from, [S, 2, bins]."""
+    return counts.mask_levels if metric == "peak_iou" else counts.mask_pixels
+
+
 def _mask_curves(counts: Counts, metric: str) -> NDArray[np.float64]:
-    pixels_S2T: Any = counts.mask_levels if metric == "peak_iou" else counts.mask_pixels
+    pixels_S2T = _pixels(counts, metric)
     if metric == "pxap":
         return 100 * pixel_average_precision(pixels_S2T)[:, None, None]
     return 100 * iou_curve(pixels_S2T)[:, None]
