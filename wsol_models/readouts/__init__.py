@@ -3,19 +3,13 @@
     from wsol_models.readouts import readout
     for k, maps_BHW in readout("topk").search(method, images_BCHW, classes_B): ...
 
-A readout file holds one `Readout`, a frozen dataclass whose fields are its options. It has three verbs:
-
-    settings(method) -> list of settings: plain values that JSON can hold
-    search(method, images_BCHW, classes_B, output=None) -> yields (setting, maps_BHW), all settings, none held back
-    maps(method, images_BCHW, classes_B, setting, output=None) -> maps_BHW of one setting, equal to the search's
-
-Maps are raw, float32, on the network's grid. `classes_B` are the classes to localize. `output` is a forward of the same
-images, to share it; without one the readout runs its own. The method is in eval mode.
+A readout file holds one `Readout`, a frozen dataclass whose fields are its options, and the plain math it reads maps
+with. It works on every method that offers what it needs.
 """
 
 import importlib
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,14 +21,49 @@ from wsol_models._lookup import configured, file_names, unknown
 Setting = int | float | str | bool | None | tuple[int | float | str | bool | None, ...]
 
 
-class Readout(Protocol):
-    """What every readout file's `Readout` is."""
+class LocalizationReadout:
+    """What every `Readout` is: settings, each a plain value that JSON can hold, whose maps are read from shared passes.
 
-    def settings(self, method: LocalizationMethod) -> list[Setting]: ...
+    A file writes `settings`, `passes` and `read`. Maps are raw, float32, B×H×W, on the network's grid unless the
+    readout says otherwise. `classes_B` are the classes to localize. `output` is a forward of the same images, to share
+    it; without one, or where it needs gradients, the readout runs its own. The method is in eval mode.
+    """
+
+    @property
+    def name(self) -> str:
+        return file_of(type(self))
+
+    def settings(self, method: LocalizationMethod) -> list[Setting]:
+        """All settings. Raises `ValueError` if the method lacks what the readout needs or is in training mode."""
+        raise NotImplementedError
+
+    def passes(
+        self,
+        method: LocalizationMethod,
+        images_BCHW: Tensor,
+        classes_B: Tensor,
+        settings: Sequence[Setting],
+        output: Output | None,
+    ) -> Any:
+        """What the maps of all `settings` are read from, made once."""
+        raise NotImplementedError
+
+    def read(self, passes: Any, classes_B: Tensor, setting: Setting) -> Tensor:
+        """Maps of one setting."""
+        raise NotImplementedError
+
+    def check(self, method: LocalizationMethod, setting: Setting) -> None:
+        """Raise `ValueError` unless the setting is one for this method."""
+        require_setting(self.name, setting, self.settings(method))
 
     def search(
         self, method: LocalizationMethod, images_BCHW: Tensor, classes_B: Tensor, output: Output | None = None
-    ) -> Iterator[tuple[Setting, Tensor]]: ...
+    ) -> Iterator[tuple[Setting, Tensor]]:
+        """(setting, maps) of all settings, in their order and none held back."""
+        settings = self.settings(method)
+        passes = self.passes(method, images_BCHW, classes_B, settings, output)
+        for setting in settings:
+            yield setting, self.read(passes, classes_B, setting)
 
     def maps(
         self,
@@ -43,7 +72,10 @@ class Readout(Protocol):
         classes_B: Tensor,
         setting: Setting,
         output: Output | None = None,
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """Maps of one setting, equal to the search's."""
+        self.check(method, setting)
+        return self.read(self.passes(method, images_BCHW, classes_B, [setting], output), classes_B, setting)
 
 
 def readouts() -> tuple[str, ...]:
@@ -51,7 +83,7 @@ def readouts() -> tuple[str, ...]:
     return file_names(__path__)
 
 
-def readout(name: str, **options: Any) -> Readout:
+def readout(name: str, **options: Any) -> LocalizationReadout:
     """A readout by name; options are its fields. Raises `ValueError` for an unknown name or option."""
     if name not in readouts():
         raise unknown("readout", name, readouts())
@@ -62,21 +94,31 @@ def require(readout_name: str, need: str, method: LocalizationMethod) -> None:
     """Raise `ValueError` unless the method offers what the readout needs and is in eval mode."""
     if need not in method.offers:
         offering = [name for name in methods() if need in method_module(name).Method.offers]
-        name = type(method).__module__.rpartition(".")[2]
         raise ValueError(
-            f"Readout {readout_name!r} needs {need} but {name!r} has none; methods that have: {', '.join(offering)}."
+            f"Readout {readout_name!r} needs {need} but {file_of(type(method))!r} has none; "
+            f"methods that have: {', '.join(offering)}."
         )
+    require_eval(method)
+
+
+def require_eval(method: LocalizationMethod) -> None:
+    """Raise `ValueError` for a method in training mode."""
     if method.training:
         raise ValueError("Maps are read from a method in eval mode: call method.eval() first.")
-
-
-def forward(method: LocalizationMethod, images_BCHW: Tensor) -> Output:
-    """The method's output without gradients."""
-    with torch.no_grad():
-        return method(images_BCHW)
 
 
 def require_setting(readout_name: str, setting: Setting, settings: list[Setting]) -> None:
     """Raise `ValueError` unless the setting is one of `settings`."""
     if setting not in settings:
         raise unknown(f"setting of readout {readout_name!r}", setting, settings)
+
+
+def file_of(kind: type) -> str:
+    """Name of the file a class stands in: what the method or the readout is called."""
+    return kind.__module__.rpartition(".")[2]
+
+
+def forward(method: LocalizationMethod, images_BCHW: Tensor) -> Output:
+    """The method's output without gradients."""
+    with torch.no_grad():
+        return method(images_BCHW)

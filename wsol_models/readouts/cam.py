@@ -4,41 +4,38 @@ As https://github.com/clovaai/wsolevaluation: the mean over channels, not the su
 a min-max normalised map. Works on every method whose last layer is linear.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from wsol_models._layers import LocalizationMethod, Output
-from wsol_models.readouts import Setting, forward, require, require_setting
+from wsol_models.readouts import LocalizationReadout, Setting, forward, require
 
 
 @dataclass(frozen=True)
-class Readout:
+class Readout(LocalizationReadout):
     """One setting: "cam"."""
 
     def settings(self, method: LocalizationMethod) -> list[Setting]:
         require("cam", "a linear head", method)
         return ["cam"]
 
-    def search(
-        self, method: LocalizationMethod, images_BCHW: Tensor, classes_B: Tensor, output: Output | None = None
-    ) -> Iterator[tuple[Setting, Tensor]]:
-        for setting in self.settings(method):
-            yield setting, self.maps(method, images_BCHW, classes_B, setting, output)
-
-    def maps(
+    def passes(
         self,
         method: LocalizationMethod,
         images_BCHW: Tensor,
         classes_B: Tensor,
-        setting: Setting,
-        output: Output | None = None,
-    ) -> Tensor:
-        require_setting("cam", setting, self.settings(method))
+        settings: Sequence[Setting],
+        output: Output | None,
+    ) -> tuple[Tensor, Tensor]:
         output = output or forward(method, images_BCHW)
-        return class_activation_maps(output.features_BCHW, method.head_weight_KC, classes_B)
+        return output.features_BCHW, method.head_weight_KC
+
+    def read(self, passes: tuple[Tensor, Tensor], classes_B: Tensor, setting: Setting) -> Tensor:
+        features_BCHW, weight_KC = passes
+        return class_activation_maps(features_BCHW, weight_KC, classes_B)
 
 
 @torch.no_grad()

@@ -7,65 +7,68 @@ All k cost one forward: the maps sorted by score are summed up class by class, a
 setting's map. Sums are in float64, so a map does not depend on whether a search or a single read made it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from wsol_models._layers import LocalizationMethod, Output
-from wsol_models.readouts import Setting, forward, require
+from wsol_models.readouts import LocalizationReadout, Setting, forward, require
 
 
 @dataclass(frozen=True)
-class Readout:
+class Readout(LocalizationReadout):
     """One setting per k. ks: numbers of classes to average over; default all from 1 to K."""
 
-    ks: tuple[int, ...] | None = None
+    ks: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         if self.ks is not None and (not self.ks or min(self.ks) < 1):
             raise ValueError(f"ks must be one or more numbers of classes >= 1 but is {self.ks}.")
 
     def settings(self, method: LocalizationMethod) -> list[Setting]:
-        return [*self._wanted(method)]
-
-    def _wanted(self, method: LocalizationMethod) -> list[int]:
         require("topk", "own maps", method)
         ks = sorted(set(self.ks)) if self.ks else range(1, method.num_classes + 1)
         return [check_k(k, method.num_classes) for k in ks]
 
+    def check(self, method: LocalizationMethod, setting: Setting) -> None:
+        """A single read takes any k, among `ks` or not."""
+        require("topk", "own maps", method)
+        check_k(setting, method.num_classes)
+
+    def passes(
+        self,
+        method: LocalizationMethod,
+        images_BCHW: Tensor,
+        classes_B: Tensor,
+        settings: Sequence[Setting],
+        output: Output | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The maps of all classes, and the classes by score."""
+        output = output or forward(method, images_BCHW)
+        return own_maps(output), by_score(output.logits_BK)
+
+    def read(self, passes: tuple[Tensor, Tensor], classes_B: Tensor, setting: Setting) -> Tensor:
+        maps_BKHW, order_BK = passes
+        if setting == 1:
+            return maps_BKHW[rows(maps_BKHW), classes_B].float()
+        top_Bk = order_BK[:, : check_k(setting, maps_BKHW.shape[1])]
+        return maps_BKHW[rows(maps_BKHW)[:, None], top_Bk].mean(1, dtype=torch.float64).float()
+
     def search(
         self, method: LocalizationMethod, images_BCHW: Tensor, classes_B: Tensor, output: Output | None = None
     ) -> Iterator[tuple[Setting, Tensor]]:
-        wanted = self._wanted(method)
-        output = output or forward(method, images_BCHW)
-        maps_BKHW = own_maps(output)
+        wanted = [k for k in self.settings(method) if isinstance(k, int)]
+        passes = self.passes(method, images_BCHW, classes_B, wanted, output)
         if wanted[0] == 1:
-            yield 1, maps_BKHW[rows(maps_BKHW), classes_B].float()
-        order_BK = by_score(output.logits_BK)
+            yield 1, self.read(passes, classes_B, 1)
+        maps_BKHW, order_BK = passes
         total_BHW = torch.zeros_like(maps_BKHW[:, 0], dtype=torch.float64)
         for k in range(1, wanted[-1] + 1):
             total_BHW += maps_BKHW[rows(maps_BKHW), order_BK[:, k - 1]]
             if k > 1 and k in wanted:
                 yield k, (total_BHW / k).float()
-
-    def maps(
-        self,
-        method: LocalizationMethod,
-        images_BCHW: Tensor,
-        classes_B: Tensor,
-        setting: Setting,
-        output: Output | None = None,
-    ) -> Tensor:
-        require("topk", "own maps", method)
-        k = check_k(setting, method.num_classes)
-        output = output or forward(method, images_BCHW)
-        maps_BKHW = own_maps(output)
-        if k == 1:
-            return maps_BKHW[rows(maps_BKHW), classes_B].float()
-        top_Bk = by_score(output.logits_BK)[:, :k]
-        return maps_BKHW[rows(maps_BKHW)[:, None], top_Bk].mean(1, dtype=torch.float64).float()
 
 
 def by_score(logits_BK: Tensor) -> Tensor:
