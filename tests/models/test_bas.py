@@ -311,7 +311,7 @@ def test_network_for_segmentation_seeds():
     """ResNet50: layer3 halves, nothing after it does; heads without bias, 1x1 and 3x3; maps 28x28 at 448 px."""
     method = meta("resnet50", segmentation=True).eval()
     output = method(torch.empty(1, 3, 448, 448, device="meta"))
-    assert output.maps_BKHW.shape == output.logits_BK.shape + (28, 28)
+    assert output.maps_BKHW.shape == (1, 3, 28, 28)
     assert output.features_BCHW.shape == (1, 2048, 28, 28)
     assert method.F1.names[-1] == "layer3"
     heads = {name: p.shape for name, p in method.named_parameters() if "classifier" in name}
