@@ -78,7 +78,7 @@ def test_a_localization_is_in_pixels_of_the_image(trained, make_config, fit, mon
     """An image of 120 x 60. The quarter from (16, 16) of the 32 px seen: (60, 30) of a straight resize, and of the
     centre too."""
     model = load_model(fit(make_config("bas", protocol=rules), "other").final)
-    monkeypatch.setattr(readouts, "readout", lambda name: HandMade())
+    monkeypatch.setattr(readouts, "readout", lambda name, **options: HandMade())
     monkeypatch.setattr(Model, "threshold", 0.5)
     images_BHW3 = np.random.default_rng(0).integers(0, 256, (2, 60, 120, 3), np.uint8)
     end = {"wsol-v1": (120, 60), "bas-ext": (120 * 34 / 36, 60 * 34 / 36)}[rules]  # the crop ends at 34 of 36 px
@@ -95,7 +95,7 @@ def test_a_localization_is_in_pixels_of_the_image(trained, make_config, fit, mon
 def test_an_image_is_seen_as_validation_saw_it(dataset, reading, make_config, fit, monkeypatch, rules):
     model = load_model(fit(make_config("bas", protocol=rules)).final)
     readout = HandMade()
-    monkeypatch.setattr(readouts, "readout", lambda name: readout)
+    monkeypatch.setattr(readouts, "readout", lambda name, **options: readout)
     stored = dataset.val.shard_set(reading.cache_dir).read(np.arange(3), ["image"])["image"].to_pylist()
     decoded = [decode_image(torch.frombuffer(bytearray(jpeg), dtype=torch.uint8)).permute(1, 2, 0) for jpeg in stored]
     model.localize(torch.stack(decoded).numpy())

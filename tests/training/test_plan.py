@@ -21,10 +21,31 @@ def test_a_preset_is_tried_first_and_bears_its_name():
 
 
 def test_what_the_command_line_says_is_tried_first_and_is_nobodys_published_setting():
-    found = first(bas.space, preset=PRESET, options={"alpha": 0.9})
+    found = first(bas.space, preset=PRESET, options={"alpha": "0.9"})
     name, values = next(iter(found.items()))
     assert (name, values["alpha"]) == (OWN, 0.9)
     assert found[PRESET]["alpha"] == 0.5
+
+
+def test_a_preset_brings_its_evaluation_and_its_readout():
+    config = resolve(RunOptions(name="s", preset="bas/table1/cub/resnet50"), "bas")
+    assert (config.protocol, config.readout, config.fixed_setting) == ("bas-conf", "topk", 200)
+    config = resolve(RunOptions(name="s", preset=PRESET, protocol="wsol-v2", readout="cam"), "bas")
+    assert (config.protocol, config.readout, config.fixed_setting) == ("wsol-v2", "cam", None)
+    assert resolve(RunOptions(name="s"), "bas").protocol == "wsol-v1"
+
+
+def test_values_of_the_command_line_are_what_they_look_like():
+    options = RunOptions(
+        name="s",
+        options={"head_width": "256", "alpha": "0.5", "relu_class_maps": "true", "generator_after": "layer2"},
+        readout_options={"ks": "[1, 3]"},
+    )
+    config = resolve(options, "bas")
+    expected = {"head_width": 256, "alpha": 0.5, "relu_class_maps": True, "generator_after": "layer2"}
+    assert config.options == expected
+    assert type(config.options["head_width"]) is int
+    assert config.readout_options == {"ks": (1, 3)}
 
 
 def test_a_learning_rate_beside_a_preset_wins():

@@ -1,7 +1,9 @@
-"""From a training configuration to its method; apart from the loop, so that a served model needs no Ray."""
+"""From a training configuration to its method and readout; apart from the loop, so that a served model needs no Ray."""
+
+from typing import Any
 
 import wsol_models
-from wsol_models import LocalizationMethod
+from wsol_models import LocalizationMethod, readouts
 from wsol_pipeline.training.config import TrainConfig
 
 
@@ -15,3 +17,9 @@ def build_method(config: TrainConfig, num_classes: int) -> LocalizationMethod:
         frozen_batch_norm=config.freeze_batch_norm,
         **config.options,
     )
+
+
+def build_readout(config: TrainConfig) -> Any:
+    """How maps are read. Raises `ValueError` with the known choices for a wrong name or option."""
+    options = config.readout_options.items()  # JSON has no tuples
+    return readouts.readout(config.readout, **{k: tuple(v) if isinstance(v, list) else v for k, v in options})

@@ -39,6 +39,8 @@ def connect(nested: bool) -> None:
             reason = str(error).splitlines()[0][:200]
             raise ResourceError(f"The Ray cluster at RAY_ADDRESS={address} cannot be joined: {reason}") from error
     else:
+        # Ray ends task workers that were idle for a second; one that streams rows imports for seconds when it is needed
+        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
         ray.init(
             address="local", logging_level=logging.ERROR, log_to_driver=False, include_dashboard=nested,
             object_store_memory=500_000_000,

@@ -90,6 +90,7 @@ class TrainConfig:
     weights: str | None = None  # "imagenet", a path, or None: from scratch
     options: dict[str, Any] = field(default_factory=dict)  # the method's hyper-parameters, by its Config's names
     readout: str = "topk"
+    readout_options: dict[str, Any] = field(default_factory=dict)  # by the readout's own names
     fixed_setting: Any = None  # the readout setting scored each epoch; None: the readout's first
     protocol: str = "wsol-v1"
     objective: str = "max_box_acc_v2"

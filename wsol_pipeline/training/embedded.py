@@ -11,7 +11,8 @@ from wsol_pipeline.data.ingest import import_dataset
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.config import Recipe, TrainConfig
-from wsol_pipeline.training.loop import BACKBONE, train
+from wsol_pipeline.training.loop import train
+from wsol_pipeline.training.model import BACKBONE
 
 START = TrainConfig(method="cam", readout="cam", recipe=Recipe(epochs=5, learning_rate=0.02, clip_norm=1.0))
 

@@ -9,7 +9,7 @@ equally on every rank. So there is no generator state that a restart or a resize
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 import wsol_models
-from wsol_models import LocalizationMethod, readouts
+from wsol_models import LocalizationMethod
 from wsol_pipeline.data.dataset import Dataset
 from wsol_pipeline.data.plan import EpochPlan
 from wsol_pipeline.data.reader import Batch, EvalRows, ReadConfig, TrainReader, eval_rows
@@ -29,13 +29,13 @@ from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.evaluation.protocols import Protocol, protocol
 from wsol_pipeline.images import normalize
 from wsol_pipeline.protocol import require_searchable
-from wsol_pipeline.training.build import build_method
+from wsol_pipeline.training.build import build_method, build_readout
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position
 from wsol_pipeline.training.config import Reading, TrainConfig, config_hash, to_dict
+from wsol_pipeline.training.model import BACKBONE, DESCRIPTION, VAL_COUNTS, WEIGHTS
 from wsol_pipeline.training.optim import build_optimizer, learning_rate, set_learning_rate
 
 Record = dict[str, Any]
-BACKBONE = "backbone.safetensors"
 
 
 class NonFiniteError(WsolError):
@@ -143,7 +143,7 @@ def _set_up(config: TrainConfig, dataset: Dataset, checkpoints: CheckpointStore,
     require_searchable(val, "Validation during training")
     return Run(
         config, dataset, checkpoints, world, method, world.wrap(method), optimizer, progress, plan, val, rules,
-        readouts.readout(config.readout),
+        build_readout(config),
     )  # fmt: skip
 
 
@@ -276,25 +276,34 @@ def _save(run: Run) -> None:
 
 
 def _finish(run: Run, counts: Counts, choice: selection.Choice) -> None:
-    """Write the finished model, without pickle, and the counts its readout was chosen from."""
+    """Write the finished model."""
     if run.world.rank == 0:
-        weights = {name: tensor.contiguous().cpu() for name, tensor in run.method.state_dict().items()}
-        model = {
-            "train": to_dict(run.config),
-            "classes": list(run.dataset.classes),
-            "data": run.dataset.uri,
-            "dataset": run.dataset.fingerprint,
-            "val_split": run.dataset.val.fingerprint,
-            "choice": choice.to_dict(),
-        }
-        network = {name: tensor.contiguous().cpu() for name, tensor in wsol_models.network_state(run.method).items()}
-        files = {
-            "model.safetensors": safetensors.torch.save(weights),
-            BACKBONE: safetensors.torch.save(network),  # --weights of another run
-            "model.json": json.dumps(model, indent=1).encode(),
-            "val_counts.json": json.dumps(counts.to_dict()).encode(),
-        }
+        files = model_files(run.method, run.config, run.dataset, choice, counts)
         run.checkpoints.finish(files, run.progress.records)
+
+
+def model_files(
+    method: LocalizationMethod, config: TrainConfig, dataset: Dataset, choice: selection.Choice, counts: Counts
+) -> dict[str, bytes]:
+    """A finished model as files, none of them a pickle: what `model.load_model` reads, and the counts behind it."""
+    description = {
+        "train": to_dict(config),
+        "classes": list(dataset.classes),
+        "data": dataset.uri,
+        "dataset": dataset.fingerprint,
+        "val_split": dataset.val.fingerprint,
+        "choice": choice.to_dict(),
+    }
+    return {
+        WEIGHTS: _tensors(method.state_dict()),
+        BACKBONE: _tensors(wsol_models.network_state(method)),
+        DESCRIPTION: json.dumps(description, indent=1).encode(),
+        VAL_COUNTS: json.dumps(counts.to_dict()).encode(),
+    }
+
+
+def _tensors(state: Mapping[str, torch.Tensor]) -> bytes:
+    return safetensors.torch.save({name: tensor.contiguous().cpu() for name, tensor in state.items()})
 
 
 def _read_config(config: TrainConfig, reading: Reading) -> ReadConfig:

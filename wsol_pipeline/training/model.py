@@ -10,18 +10,20 @@ import safetensors.torch
 import torch
 from torchvision.transforms.v2 import functional as F
 
-from wsol_models import LocalizationMethod, readouts
+from wsol_models import LocalizationMethod
 from wsol_pipeline.evaluation.maps import normalised_map
 from wsol_pipeline.evaluation.metrics import predicted_box
 from wsol_pipeline.evaluation.protocols import Protocol, protocol
 from wsol_pipeline.evaluation.selection import Choice
 from wsol_pipeline.images import normalize
 from wsol_pipeline.storage import Store
-from wsol_pipeline.training.build import build_method
+from wsol_pipeline.training.build import build_method, build_readout
 from wsol_pipeline.training.checkpoint import read_sealed
 from wsol_pipeline.training.config import TrainConfig, from_dict
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+BACKBONE = "backbone.safetensors"  # --weights of another run
+VAL_COUNTS = "val_counts.json"  # what readout and thresholds were chosen from
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Model:
 
     @property
     def readout(self) -> Any:
-        return readouts.readout(self.config.readout)
+        return build_readout(self.config)
 
     @property
     def threshold(self) -> float:

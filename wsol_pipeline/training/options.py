@@ -52,8 +52,12 @@ class RunOptions:
     """Epochs between learning rate x 0.1; 0: never."""
     clip_norm: float | None = None
     """Gradient norm above which gradients are scaled down; 0: never."""
-    options: dict[str, float] = field(default_factory=dict)
-    """The method's hyper-parameters by name, e.g. --options alpha 0.5 head_width 256; what is searched wins."""
+    options: dict[str, str] = field(default_factory=dict)
+    """The method's hyper-parameters by name, e.g. --options alpha 0.5 generator_after layer2; what is searched wins."""
+    readout: str | None = None
+    """How maps are read, if not by the method's own readout: a file of wsol_models/readouts, e.g. bagcams."""
+    readout_options: dict[str, str] = field(default_factory=dict)
+    """The readout's options by name, e.g. --readout-options scales "[1, 1.5, 2]"."""
     image_size: int | None = None
     """Pixels a side of what the network sees: 64 without a preset, 224 with one."""
     resize_size: int | None = None
@@ -138,14 +142,16 @@ def resolve(options: RunOptions, method: str) -> TrainConfig:
     recipe = Recipe(**preset.recipe) if preset else LAPTOP
     given = {field.name: getattr(options, field.name, None) for field in dataclasses.fields(Recipe)}
     recipe = dataclasses.replace(recipe, **{name: value for name, value in given.items() if value is not None})
-    rows = [preset] if preset else [*presets.values()]
+    published = next((row.readout for row in [preset or next(iter(presets.values()), None)] if row), {})
+    own = options.readout in (None, published.get("name"))
     return TrainConfig(
         method=method,
         backbone=options.backbone or (preset.backbone if preset else "tiny"),
         weights=options.weights,
-        options={**(preset.method_options if preset else {}), **whole_numbers(options.options)},
-        readout=rows[0].readout["name"] if rows else "cam",
-        fixed_setting=preset.readout.get("k") if preset else None,
+        options={**(preset.method_options if preset else {}), **plain_values(options.options)},
+        readout=options.readout or published.get("name", "cam"),
+        readout_options={**(published.get("options", {}) if own else {}), **plain_values(options.readout_options)},
+        fixed_setting=published.get("k") if preset and own else None,
         protocol=options.protocol or (preset.protocol if preset else "wsol-v1"),
         objective=options.objective,
         recipe=recipe,
@@ -166,9 +172,17 @@ def _preset(name: str | None, method: str) -> search_spaces.Preset | None:
     return known[name] if name else None
 
 
-def whole_numbers(options: Mapping[str, float]) -> dict[str, float | int]:
-    """Command-line numbers with the integers among them as such: a head's width is 256, not 256.0."""
-    return {name: int(value) if float(value).is_integer() else value for name, value in options.items()}
+def plain_values(options: Mapping[str, str]) -> dict[str, Any]:
+    """Values of the command line as what they look like: JSON (numbers, true, null, lists), else text."""
+    return {name: _plain_value(value) for name, value in options.items()}
+
+
+def _plain_value(text: str) -> Any:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return tuple(value) if isinstance(value, list) else value
 
 
 def reading(options: RunOptions) -> Reading:

@@ -12,14 +12,13 @@ import torch
 
 import search_spaces
 import wsol_models
-from wsol_models import readouts
 from wsol_pipeline.data.dataset import Dataset, open_dataset
 from wsol_pipeline.errors import UsageError, unknown
 from wsol_pipeline.evaluation import selection
 from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training import cluster, tracking
-from wsol_pipeline.training.build import build_method
+from wsol_pipeline.training.build import build_method, build_readout
 from wsol_pipeline.training.config import Recipe, TrainConfig, require, to_dict
 from wsol_pipeline.training.embedded import embedded_dataset, embedded_weights
 from wsol_pipeline.training.ledger import PRUNERS, Space
@@ -155,7 +154,7 @@ def check_buildable(config: TrainConfig, dataset: Dataset) -> None:
         with torch.device("meta" if config.weights in (None, "imagenet") else "cpu"):
             weights = None if config.weights == "imagenet" else config.weights
             method = build_method(dataclasses.replace(config, weights=weights), len(dataset.classes))
-        readouts.readout(config.readout).settings(method.eval())
+        build_readout(config).settings(method.eval())
         protocol(config.protocol, image_size=config.image_size, resize_size=config.resize_size)
     except ValueError as error:
         raise UsageError(str(error)) from error

@@ -149,7 +149,7 @@ def record_metrics(record: dict[str, Any]) -> list[Metric]:
     """A record as MLflow metrics at its epoch, stamped with its own time so that writing it twice changes nothing."""
     values = {f"train/{name}": value for name, value in record["train"].items()}
     values |= {f"val/{name}": value for name, value in record["val"].items()}
-    values |= {name: record[name] for name in ("learning_rate", "images_per_second", "seconds")}
+    values |= {name: record[name] for name in ("learning_rate", "images_per_second", "seconds") if name in record}
     if record["searched"]:
         values["objective"] = record["value"]
     when = int(record["time"] * 1000)

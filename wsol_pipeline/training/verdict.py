@@ -35,7 +35,7 @@ from wsol_pipeline.storage import STORAGE_ERRORS, Store
 from wsol_pipeline.training import cluster, registry
 from wsol_pipeline.training.config import check_name, require
 from wsol_pipeline.training.gallery import Shown, draw_gallery
-from wsol_pipeline.training.model import Model, load_model
+from wsol_pipeline.training.model import VAL_COUNTS, Model, load_model
 from wsol_pipeline.training.provenance import provenance
 from wsol_pipeline.training.study import WINNER
 from wsol_pipeline.training.terminal import print_verdict
@@ -43,7 +43,6 @@ from wsol_pipeline.training.tracking import Projection
 from wsol_pipeline.training.views import connect_mlflow
 
 GALLERY_IMAGES = 8
-VAL_COUNTS = "val_counts.json"
 GALLERY = "gallery.png"
 
 
@@ -102,7 +101,7 @@ class Row:
 
 def judge(options: EvaluateOptions) -> int:
     """Evaluate the studies' winners on test, print and keep the result. Returns the exit code."""
-    winners = {name: _winner(options.store, name) for name in options.study}
+    winners = {name: finished_study(options.store, name) for name in options.study}
     dataset = _same_dataset(winners)
     contenders = _contenders(winners)
     models = [load_model(contender.final) for contender in contenders]
@@ -119,7 +118,8 @@ def judge(options: EvaluateOptions) -> int:
     return 0
 
 
-def _winner(store: Store, study: str) -> dict[str, Any]:
+def finished_study(store: Store, study: str) -> dict[str, Any]:
+    """The winner's record of a study. Raises `DataError` with the finished ones if it is not among them."""
     try:
         return json.loads((store / study).read(WINNER))
     except FileNotFoundError:
