@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from wsol_models import build, network_state
 
 
-@pytest.mark.parametrize("backbone", ["tiny", "resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize("backbone", ["tiny", "resnet18", "vgg16", "mobilenet_v1", "mobilenet_v2"])
 def test_a_backbone_travels_from_method_to_method(backbone, tmp_path):
     torch.manual_seed(0)
     trained = build("cam", backbone=backbone, num_classes=3)
