@@ -47,6 +47,11 @@ def dense_head(method: LocalizationMethod, output: Output) -> int:
     return (output.features_BCHW[0, 0].numel() - 1) * method.head_weight_KC.numel()
 
 
+def dense_classifiers(method: Any, output: Any) -> int:
+    """Maps of both of B-CAM's classifiers, which ours leaves to its readout."""
+    return output.features_BCHW[0, 0].numel() * 2 * method.head_weight_KC.numel()
+
+
 def maps_of_all_classes(method: Any, output: Any) -> int:
     """The generator's maps of all classes in training, where ours makes one."""
     return output.foreground_BHW.numel() * method.classifier_loc.weight.numel()
@@ -59,6 +64,8 @@ TABLE = [
     Rows("clovaai/wsolevaluation", SIZED.format("vgg16|resnet50", "cam/"), "cam", {}, nothing),
     Rows("clovaai/wsolevaluation", SIZED.format("inception_v3", "cam/"), "cam", {}, dense_head),
     Rows("zh460045050/BagCAMs", SIZED.format(r"\w+", ""), "cam", {}, dense_head),
+    Rows("zh460045050/BCAM(return_cam", SIZED.format(r"\w+", "bcam/"), "bcam", {}, dense_classifiers),
+    Rows("zh460045050/BCAM(training", SIZED.format(r"\w+", "bcam-train-forward/"), "bcam", {}, nothing, training=True),
     Rows("wpy1999/BAS CUB", PLAIN, "bas", CONFERENCE, maps_of_all_classes, training=True),
     Rows("wpy1999/BAS ILSVRC", PLAIN, "bas", CONFERENCE, maps_of_all_classes, training=True),
     Rows("wpy1999/BAS-Extension", PLAIN, "bas", {}, nothing),
