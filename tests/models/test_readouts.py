@@ -1,7 +1,8 @@
-"""Top-k against the plain mean over the k best classes, CAM against numbers by hand, and what readouts refuse."""
+"""Top-k against the plain mean over the k best classes, CAM by hand, MsCAM scale by scale, and what readouts refuse."""
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 import wsol_models
 from wsol_models._layers import Output
@@ -127,3 +128,56 @@ def test_maps_are_read_in_eval_mode():
     method = wsol_models.build("bas", backbone="tiny", num_classes=6, head_width=8)
     with pytest.raises(ValueError, match="in eval mode: call method"):
         readout("topk").settings(method)
+
+
+def at_scale(method, images, classes, scale, over, setting):
+    """The oracle: the images at this scale, the map below, back to the images' size."""
+    size = [round(scale * side) for side in images.shape[2:]]
+    scaled = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+    maps = readout(over).maps(method, scaled, classes, setting)
+    return F.interpolate(maps[:, None], images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+
+
+@pytest.mark.parametrize(("over", "setting"), [("cam", "cam"), ("topk", 3), ("bagcams", "block2/ours3")])
+def test_pyramid_is_the_sum_of_raw_maps_over_scales(bas, over, setting):
+    """Uncropped images keep their aspect: 64x96 px."""
+    images = torch.randn(3, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    pyramid = readout("pyramid", scales=(2, 0.5, 1.0), over=over)
+    found = dict(pyramid.search(bas, images, CLASSES))
+    layers = {s: at_scale(bas, images, CLASSES, s, over, setting) for s in (0.5, 1, 2)}
+    for scales in ((0.5,), (1,), (2,), (0.5, 1), (0.5, 2), (1, 2), (0.5, 1, 2)):
+        maps = found.pop("+".join(f"{s:g}" for s in scales) + f"/{setting}")
+        assert maps.shape == (3, 64, 96)
+        torch.testing.assert_close(maps, sum(layers[s] for s in scales))
+    assert len(found) == (35 if over == "topk" else 0)  # the other five k
+
+
+def test_pyramid_runs_one_forward_per_scale(cam):
+    sizes = []
+    handle = cam.register_forward_hook(lambda module, args, output: sizes.append(args[0].shape[2]))
+    images = torch.randn(3, 3, 32, 32)
+    output = cam(images)
+    pyramid = readout("pyramid")
+    stream = pyramid.search(cam, images, CLASSES)
+    assert sizes == [32]
+    assert len(list(stream)) == 7
+    assert sizes == [32, 32, 48, 64]
+    list(pyramid.search(cam, images, CLASSES, output))
+    assert sizes == [32, 32, 48, 64, 48, 64]  # the output handed in is scale 1
+    pyramid.maps(cam, images, CLASSES, "1+2/cam")
+    assert sizes[6:] == [32, 64]
+    handle.remove()
+
+
+def test_pyramid_refuses(cam):
+    for scales in ((), (0,), (1, -1), (float("nan"),), (float("inf"), 1)):
+        with pytest.raises(ValueError, match="scales must be one or more finite numbers > 0"):
+            readout("pyramid", scales=scales)
+    with pytest.raises(ValueError, match="Unknown readout 'bagcam'. Did you mean 'bagcams'"):
+        readout("pyramid", over="bagcam")
+    with pytest.raises(ValueError, match="Unknown option of bagcams 'stage'. Did you mean 'stages'"):
+        readout("pyramid", over="bagcams", options={"stage": "all"})
+    with pytest.raises(ValueError, match="'topk' needs own maps but 'cam' has none"):
+        readout("pyramid", over="topk").settings(cam)
+    with pytest.raises(ValueError, match=r"Unknown setting of readout 'pyramid' '3/cam'."):
+        readout("pyramid").maps(cam, torch.randn(3, 3, 32, 32), CLASSES, "3/cam")

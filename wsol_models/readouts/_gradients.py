@@ -69,13 +69,14 @@ class GradientReadout(LocalizationReadout):
         classes_B: Tensor,
         settings: Sequence[Setting],
         output: Output | None,
-    ) -> Gradients:
+    ) -> Any:
+        """`Gradients` of the stages that the settings are of."""
         stages = list(dict.fromkeys(stage_of(setting) for setting in settings))
         return differentiate(method, images_BCHW, classes_B, stages, self.score, self.guided_relu)
 
-    def read(self, passes: Gradients, classes_B: Tensor, setting: Setting) -> Tensor:
+    def read(self, passes: Any, classes_B: Tensor, setting: Setting) -> Tensor:
         stage = stage_of(setting)
-        return self.localize(passes.features[stage], passes.gradients[stage], passes.logits_B)
+        return self.localize(passes.features[stage], passes.gradients[stage], passes.logits_B).float()
 
     def localize(self, features_BCHW: Tensor, gradients_BCHW: Tensor, logits_B: Tensor) -> Tensor:
         """Maps from features Z, gradients G and the classes' logits."""

@@ -68,12 +68,18 @@ class Readout(GradientReadout):
     def read(self, passes: Gradients, classes_B: Tensor, setting: Setting) -> Tensor:
         stage = stage_of(setting)
         weighting = str(setting).removeprefix(f"{stage}/")
-        features_BCHW, gradients_BCHW = passes.features[stage], passes.gradients[stage]
-        if weighting != "ours3":
-            return averaged_localizers(features_BCHW, gradients_BCHW, weighting, self.formula)
-        if self.formula == "code":
-            return grouped_localizers(features_BCHW, gradients_BCHW)
-        return equation_12(features_BCHW, gradients_BCHW, passes.logits_B)
+        return bag(passes.features[stage], passes.gradients[stage], passes.logits_B, weighting, self.formula).float()
+
+
+def bag(
+    features_BCHW: Tensor, gradients_BCHW: Tensor, scores_B: Tensor, weighting: str = "ours3", formula: str = "code"
+) -> Tensor:
+    """Maps of features Z, gradients g of log s_k and scores s_k, B×H×W."""
+    if weighting != "ours3":
+        return averaged_localizers(features_BCHW, gradients_BCHW, weighting, formula)
+    if formula == "code":
+        return grouped_localizers(features_BCHW, gradients_BCHW)
+    return equation_12(features_BCHW, gradients_BCHW, scores_B)
 
 
 def grouped_localizers(features_BCHW: Tensor, gradients_BCHW: Tensor) -> Tensor:
