@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from wsol_models import build, method_module, methods
+from wsol_models._backbones import LAYOUTS
 from wsol_models._layers import LocalizationMethod
 from wsol_models.readouts import readout, readouts
 
@@ -53,7 +54,7 @@ def test_every_readout_serves_a_method_and_every_method_has_a_readout():
 def test_config_is_frozen_and_complete(name):
     config = method_module(name).Config()
     assert is_dataclass(config)
-    assert config.layout in ("large", "small", "late")
+    assert config.layout in LAYOUTS
     with pytest.raises(FrozenInstanceError):
         setattr(config, fields(config)[0].name, None)
 
