@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from wsol_pipeline.data.images import decode, decode_resize, decoder, object_mask, probe, resize
+from wsol_pipeline.data.images import decode, decode_resize, decoder, label_mask, probe, resize
 from wsol_pipeline.errors import DataError
 
 RED = (200, 30, 40)  # a flat image decodes to its colour whatever the coding
@@ -126,9 +126,21 @@ def test_masks_are_resized_as_opencv_does(size):
     mask, ignore = (((rng.random(size) < 0.5) * rng.integers(0, 256, size)).astype(np.uint8) for _ in range(2))
     inside, skip = (cv2.resize(a, (224, 224), interpolation=cv2.INTER_NEAREST) > 0.5 for a in (mask, ignore))
     want = np.where(inside, 1, np.where(skip, 255, 0))
-    np.testing.assert_array_equal(object_mask(png(mask), png(ignore), 224), want)
-    np.testing.assert_array_equal(object_mask(png(mask), None, 224), inside)
+    np.testing.assert_array_equal(label_mask(png(mask), png(ignore), (224, 224)), want)
+    np.testing.assert_array_equal(label_mask(png(mask), None, (224, 224)), inside)
 
 
 def test_an_image_without_a_mask_counts_neither_way():
-    assert (object_mask(None, None, 8) == 255).all()
+    assert (label_mask(None, None, (8, 6)) == 255).all()
+
+
+def test_a_class_mask_keeps_its_labels():
+    labels = np.array([[0, 3, 20], [255, 1, 2]], np.uint8)
+    palette = Image.fromarray(labels, "L").convert("P")
+    palette.putdata(labels.ravel().tolist())
+    palette.putpalette(list(range(256)) * 3)
+    sink = io.BytesIO()
+    palette.save(sink, "PNG")
+    for data in (png(labels), sink.getvalue()):
+        np.testing.assert_array_equal(label_mask(data, None, (3, 2), classes=True), labels)
+    np.testing.assert_array_equal(label_mask(png(labels), None, (6, 4), classes=True), labels.repeat(2, 0).repeat(2, 1))

@@ -118,17 +118,17 @@ def test_masks_come_with_their_images(masked, config, mode):
     rows = eval_rows(masked.val, replace(config, mode=mode), "resize", 4)
     first, *others = rows.batches()
     assert rows.has_masks
-    assert first.masks_BHW.shape == (4, 32, 32)
-    assert (first.masks_BHW[0, :16] == 1).all()
-    assert (first.masks_BHW[0, 16:] == 0).all()
-    assert (first.masks_BHW[1, :15] == 1).all()
-    assert (first.masks_BHW[1, 17:, :16] == 255).all()
-    assert (first.masks_BHW[1, 17:, 17:] == 0).all()
-    assert (first.masks_BHW[2:] == 255).all()
-    assert all((batch.masks_BHW == 255).all() for batch in others)
+    assert [mask.shape for mask in first.masks] == [(32, 32)] * 4
+    assert (first.masks[0][:16] == 1).all()
+    assert (first.masks[0][16:] == 0).all()
+    assert (first.masks[1][:15] == 1).all()
+    assert (first.masks[1][17:, :16] == 255).all()
+    assert (first.masks[1][17:, 17:] == 0).all()
+    assert all((mask == 255).all() for mask in first.masks[2:])
+    assert all((mask == 255).all() for batch in others for mask in batch.masks)
     test = eval_rows(masked.test(), replace(config, mode=mode), "resize", 4)
     assert not test.has_masks
-    assert next(iter(test.batches())).masks_BHW is None
+    assert next(iter(test.batches())).masks is None
 
 
 @pytest.mark.parametrize("mode", ["cached", "streaming"])
@@ -136,8 +136,8 @@ def test_masks_and_whole_images_follow_the_crop(masked, config, mode):
     batch = next(iter(eval_rows(masked.val, replace(config, mode=mode), "resize_crop", 4).batches()))
     assert batch.whole_BCHW.shape == (4, 3, 40, 40)
     assert torch.equal(batch.whole_BCHW[:, :, 4:36, 4:36], batch.images_BCHW)
-    assert (batch.masks_BHW[0, :16] == 1).all()
-    assert (batch.masks_BHW[0, 16:] == 0).all()
+    assert (batch.masks[0][:16] == 1).all()
+    assert (batch.masks[0][16:] == 0).all()
     assert [labels.tolist() for labels in batch.box_labels] == [[0], [1, 1], [2], [0, 0]]
 
 

@@ -59,7 +59,7 @@ def test_a_split_equals_the_benchmarks_steps(name):
     masks = random_masks(rng, 12)
     raw = random_maps(rng, masks)
     raw[4] = 2.5  # constant: zeros
-    true_masks = batch_masks(SimpleNamespace(masks_BHW=masks), rule)
+    true_masks = batch_masks(SimpleNamespace(masks=masks), rule)
     values = best(counted(raw, true_masks, rule))
     expected_masks = np.where(masks == 255, 255, 1 - masks) if name.endswith("background") else masks
     pxap, piou = reference([normalised_map(m, rule) for m in raw], expected_masks)

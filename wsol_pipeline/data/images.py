@@ -65,29 +65,34 @@ def resize(image_CHW: torch.Tensor, size: int, keep_aspect: bool = False) -> tor
     return functional.resize(image_CHW, [size] if keep_aspect else [size, size], antialias=True)
 
 
-def object_mask(mask: bytes | None, ignore: bytes | None, size: int) -> NDArray[np.uint8]:
-    """uint8 [size, size] from PNGs: 1 where `mask` is not black, 255 where `ignore` is and `mask` is, else 0.
+def label_mask(
+    mask: bytes | None, ignore: bytes | None, size_wh: tuple[int, int], classes: bool = False
+) -> NDArray[np.uint8]:
+    """uint8 [H, W] from PNGs: 1 where `mask` is not black, 255 where `ignore` is not and `mask` is, else 0.
 
-    As wsolevaluation: grey, nearest neighbour first, cut second. All 255 for an image without a mask.
+    As wsolevaluation: grey, nearest neighbour first, cut second. All 255 for an image without a mask. With `classes`
+    the values of `mask`, a palette or grey PNG, are labels themselves (VOC: 0 background, k + 1 class k, 255 void).
     """
     if mask is None:
-        return np.full((size, size), IGNORED, np.uint8)
-    inside_HW = _nearest(_grey(mask), size) > 0
-    labels_HW = inside_HW.astype(np.uint8)
+        return np.full(size_wh[::-1], IGNORED, np.uint8)
+    labels_HW = _nearest(_grey(mask, classes), size_wh)
+    if not classes:
+        labels_HW = (labels_HW > 0).astype(np.uint8)
     if ignore is not None:
-        labels_HW[(_nearest(_grey(ignore), size) > 0) & ~inside_HW] = IGNORED
+        labels_HW[(_nearest(_grey(ignore), size_wh) > 0) & (labels_HW == 0)] = IGNORED
     return labels_HW
 
 
-def _grey(data: bytes) -> NDArray[np.uint8]:
+def _grey(data: bytes, palette: bool = False) -> NDArray[np.uint8]:
     with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-        return np.array(image.convert("L"))
+        return np.array(image if palette and image.mode == "P" else image.convert("L"))
 
 
-def _nearest(labels_HW: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """To size x size as OpenCV's INTER_NEAREST: pixel i is floor(i * side / size) of the old ones."""
-    rows, columns = (np.floor(np.arange(size) * (1 / (size / side))).astype(int) for side in labels_HW.shape)
-    return labels_HW[np.minimum(rows, labels_HW.shape[0] - 1)[:, None], np.minimum(columns, labels_HW.shape[1] - 1)]
+def _nearest(labels_HW: NDArray[np.uint8], size_wh: tuple[int, int]) -> NDArray[np.uint8]:
+    """To another size as OpenCV's INTER_NEAREST: pixel i is floor(i * old / new) of the old ones."""
+    sides = zip(labels_HW.shape, size_wh[::-1], strict=True)
+    rows, columns = (np.minimum(np.arange(new) * (1 / (new / old)), old - 1).astype(int) for old, new in sides)
+    return labels_HW[rows[:, None], columns]
 
 
 @contextmanager

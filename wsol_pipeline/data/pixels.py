@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from wsol_pipeline.data.augment import hash_ids
 from wsol_pipeline.data.dataset import Split, encode_labels
-from wsol_pipeline.data.images import decode_resize, decoder, object_mask
+from wsol_pipeline.data.images import decode_resize, decoder, label_mask
 from wsol_pipeline.data.schema import PIXEL_COLUMNS, schema
 from wsol_pipeline.data.shards import ShardSet, cache_root
 from wsol_pipeline.errors import ResourceError
@@ -44,7 +44,7 @@ class Rows:
 @dataclass(frozen=True)
 class Pixels:
     """A split decoded and resized: `images` uint8 [N, 3, size, size], mapped from the file; `masks` [N, size, size], of
-    `object_mask`, if any row has one."""
+    `label_mask`, if any row has one."""
 
     images: np.ndarray
     masks: np.ndarray | None
@@ -63,10 +63,10 @@ def read_rows(table, split: Split) -> Rows:  # type: ignore[no-untyped-def]  # p
     return Rows(ids, hash_ids(ids), labels_N, sizes_N2, boxes, box_labels)
 
 
-def read_masks(table, size: int) -> list[np.ndarray]:  # type: ignore[no-untyped-def]
-    """`object_mask` of each row of a shard table."""
-    pairs = zip(table["mask"].to_pylist(), table["ignore"].to_pylist(), strict=True)
-    return [object_mask(mask, ignore, size) for mask, ignore in pairs]
+def read_masks(table, split: Split, sizes: np.ndarray) -> list[np.ndarray]:  # type: ignore[no-untyped-def]
+    """`label_mask` of each row of a shard table, at its own of `sizes` (width, height)."""
+    columns = zip(table["mask"].to_pylist(), table["ignore"].to_pylist(), sizes.tolist(), strict=True)
+    return [label_mask(mask, ignore, size, split.multilabel) for mask, ignore, size in columns]
 
 
 def fact_columns(split: Split) -> list[str]:
@@ -114,7 +114,8 @@ def _build(split: Split, shard_set: ShardSet, size: int, place: Path) -> None:
             for row, image in enumerate(decode_resize(id_and_image(table), size, pool), start=first):
                 images[row] = image
             if masks is not None:
-                masks[first : first + table.num_rows] = read_masks(table, size)
+                sizes = np.full((table.num_rows, 2), size)
+                masks[first : first + table.num_rows] = read_masks(table, split, sizes)
     for file in (images, masks):
         if file is not None:
             file.flush()

@@ -11,6 +11,7 @@ from itertools import groupby
 from types import TracebackType
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from wsol_pipeline.data.augment import crop_flip, draw_crops
@@ -46,7 +47,8 @@ class Batch:
     sizes_B2: np.ndarray  # width, height of the stored images, int64
     global_size: int  # rows of this step over all ranks: what a mean loss is weighted by
     box_labels: list[np.ndarray] | None = None  # class of each box, N int64 each; None for training rows
-    masks_BHW: np.ndarray | None = None  # uint8 at the images' size, of `object_mask`; None if the split has none
+    masks: list[np.ndarray] | None = None  # uint8 [H, W] of `label_mask`, at the images' size or, of a "short_side", at
+    # that of the stored ones; None if the split has none
     whole_BCHW: torch.Tensor | None = None  # evaluation images before the centre crop, if there is one
 
 
@@ -214,6 +216,10 @@ class EvalRows:
         return self.split.has_masks if self._cached is None else self._cached.masks is not None
 
     @property
+    def num_classes(self) -> int:
+        return self.split.num_classes
+
+    @property
     def num_rows(self) -> int:
         """Rows of this rank."""
         return self.end - self.begin
@@ -232,19 +238,20 @@ class EvalRows:
         for first in range(self.begin, self.end, self.batch_size):
             rows = np.arange(first, min(first + self.batch_size, self.end))
             pixels, at = (cached, rows) if cached else (self._decoded(rows, size), np.arange(len(rows)))
-            masks = None if pixels.masks is None else pixels.masks[at]
-            yield _batch(pixels.rows, at, pixels.images[at], masks, inner)
+            masks = None if pixels.masks is None else list(pixels.masks[at][:, inner, inner])
+            yield _batch(pixels.rows, at, torch.from_numpy(pixels.images[at]), masks, inner)
 
     def _of_one_shape(self) -> Iterator[Batch]:
-        shard_set = self.split.shard_set(self.config.cache_dir)
         for first in range(self.begin, self.end, self.batch_size):
             rows = np.arange(first, min(first + self.batch_size, self.end))
-            table = shard_set.read(rows, [*fact_columns(self.split), "image"])
+            table = self._read(rows)
             known = read_rows(table, self.split)
+            masks = read_masks(table, self.split, known.sizes_N2) if self.has_masks else None
             images = decode_resize(id_and_image(table), self.config.image_size, keep_aspect=True)
             for _, run in groupby(enumerate(images), key=lambda pair: pair[1].shape):
                 at, alike = zip(*run, strict=True)
-                yield _batch(known, np.array(at), np.stack(alike), None, slice(None))
+                of_run = None if masks is None else [masks[row] for row in at]
+                yield _batch(known, np.array(at), torch.from_numpy(np.stack(alike)), of_run)
 
     @property
     def _read_size(self) -> int:
@@ -257,16 +264,24 @@ class EvalRows:
         return cached_pixels(self.split, self._read_size, self.config.cache_dir)
 
     def _decoded(self, rows: np.ndarray, size: int) -> Pixels:
-        columns = [*fact_columns(self.split), "image", *(("mask", "ignore") if self.has_masks else ())]
-        table = self.split.shard_set(self.config.cache_dir).read(rows, columns)
+        table = self._read(rows)
         images = np.stack(list(decode_resize(id_and_image(table), size)))
-        masks = np.stack(read_masks(table, size)) if self.has_masks else None
-        return Pixels(images, masks, read_rows(table, self.split))
+        masks = read_masks(table, self.split, np.full((len(rows), 2), size)) if self.has_masks else None
+        return Pixels(images, None if masks is None else np.stack(masks), read_rows(table, self.split))
+
+    def _read(self, rows: np.ndarray) -> pa.Table:
+        columns = [*fact_columns(self.split), "image", *(("mask", "ignore") if self.has_masks else ())]
+        return self.split.shard_set(self.config.cache_dir).read(rows, columns)
 
 
-def _batch(known: Rows, at: np.ndarray, images: np.ndarray, masks: np.ndarray | None, inner: slice) -> Batch:
-    """The rows `at` with their images [B, C, H, W] and masks [B, H, W], `inner` of both sides."""
-    whole_BCHW = torch.from_numpy(images)
+def _batch(
+    known: Rows,
+    at: np.ndarray,
+    whole_BCHW: torch.Tensor,
+    masks: list[np.ndarray] | None,
+    inner: slice = slice(None),
+) -> Batch:
+    """The rows `at` with their masks and images, of these `inner` of both sides."""
     return Batch(
         ids=[known.ids[row] for row in at],
         images_BCHW=whole_BCHW[:, :, inner, inner].contiguous(),
@@ -275,7 +290,7 @@ def _batch(known: Rows, at: np.ndarray, images: np.ndarray, masks: np.ndarray | 
         sizes_B2=known.sizes_N2[at],
         global_size=len(at),
         box_labels=[known.box_labels[row] for row in at] if known.box_labels is not None else None,
-        masks_BHW=masks[:, inner, inner] if masks is not None else None,
+        masks=masks,
         whole_BCHW=whole_BCHW,
     )
 

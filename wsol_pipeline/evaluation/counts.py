@@ -53,6 +53,7 @@ class Counts:
     any_hits: NDArray[Any] | None = None  # [S, I]: images whose best IoU reaches δ at any τ
     mask_pixels: NDArray[Any] | None = None  # [S, 2, T + 1]: pixels outside, inside of objects, from each τ (and 1) on
     mask_levels: NDArray[Any] | None = None  # [S, 2, 256]: the same per int(255 * value)
+    class_pixels: NDArray[Any] | None = None  # [S, 3, K + 1, T + 1]: of `segmentation.count_classes`
 
     def __add__(self, other: "Counts") -> "Counts":
         mine, theirs = self._axes(), other._axes()
@@ -80,6 +81,7 @@ class Counts:
 
 _ARRAYS = (
     "hits", "top1_hits", "top5_hits", "top1", "top5", "images", "any_hits", "mask_pixels", "mask_levels",
+    "class_pixels",
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsol_pipeline.errors import DataError, UsageError
+from wsol_pipeline.errors import DataError
 from wsol_pipeline.evaluation.counts import Counts
+from wsol_pipeline.evaluation.detection import Detection, component_boxes
+from wsol_pipeline.evaluation.masks import IGNORED
 from wsol_pipeline.evaluation.metrics import LocalizationCounts
 from wsol_pipeline.evaluation.protocols import Protocol, ground_truth_boxes
 from wsol_pipeline.evaluation.selection import Choice, choose
@@ -37,6 +40,8 @@ def count(
     only where it needs gradients or other scales. Masks count where protocol and rows have them. `ten_crop`: class
     ranks come from ten crops of each image, ten more forwards; maps still from the centre. `on_batch` is told the
     number of images done in each batch.
+
+    Of multi-label rows each pair of an image and one of its classes is counted, like an image of that class.
     """
     ids: list[str] = []
     labels: list[int] = []
@@ -45,9 +50,11 @@ def count(
         raise DataError(f"Protocol {protocol.name} scores masks but the {rows.role.value!r} split has none.")
     with _evaluating(method):
         chosen = tuple(readout.settings(method) if settings is None else settings)
-        metric = LocalizationCounts(protocol, settings=chosen, keep_images=keep_images, masks=masks)
-        for batch in rows.batches():
-            _check_single_label(batch.labels_B)
+        metric = LocalizationCounts(
+            protocol, settings=chosen, keep_images=keep_images, masks=masks, num_classes=rows.num_classes
+        )
+        for found in rows.batches():
+            batch = class_pairs(found, protocol)
             images_BCHW, labels_B = prepare(batch.images_BCHW, device), batch.labels_B.to(device)
             with torch.no_grad():
                 output = method(images_BCHW)
@@ -56,11 +63,11 @@ def count(
             truth = batch_boxes(batch, rows.box_convention, protocol)
             true_masks = batch_masks(batch, protocol) if masks else None
             for index, maps_BHW in _maps(method, readout, images_BCHW, labels_B, output, settings, chosen):
-                metric.update(index, maps_BHW, truth, ranks_B, true_masks, batch.sizes_B2)
+                metric.update(index, maps_BHW, truth, ranks_B, true_masks, batch.sizes_B2, batch.pairs)
             ids += batch.ids
             labels += batch.labels_B.tolist()
             if on_batch:
-                on_batch(len(batch.ids))
+                on_batch(len(found.ids))
     return metric.counts(ids, labels)
 
 
@@ -81,6 +88,46 @@ def solve(
     require_searchable(rows, "Solving readout and threshold")
     counts = count(method, readout, rows, protocol, device=device, **options)
     return choose(counts, objective), counts
+
+
+def detect(
+    method: nn.Module,
+    readout: Any,
+    rows: Any,
+    protocol: Protocol,
+    choice: Choice,
+    *,
+    min_score: float = 0.5,
+    device: torch.device | str = "cpu",
+    prepare: Callable[..., Tensor] = normalize,
+) -> tuple[list[Detection], dict[tuple[str, int], NDArray[np.float64]]]:
+    """Boxes of all classes that multi-label rows seem to show, and the true ones by image and class.
+
+    A class is looked for where its sigmoid reaches `min_score`; each component of its map is a box, scored by the
+    sigmoid times the mean activation (our reading of mLDFR, which gives neither cut nor score).
+    """
+    found: list[Detection] = []
+    truth: dict[tuple[str, int], NDArray[np.float64]] = {}
+    with _evaluating(method):
+        for batch in rows.batches():
+            pairs = class_pairs(batch, protocol)
+            keys = [(batch.ids[i], c) for i, c in zip(*(of.tolist() for of in pairs.pairs), strict=True)]
+            truth |= dict(zip(keys, batch_boxes(pairs, rows.box_convention, protocol), strict=True))
+            images_BCHW = prepare(batch.images_BCHW, device)
+            with torch.no_grad():
+                scores_BK = method(images_BCHW).logits_BK.sigmoid()
+            image_of, class_of = (scores_BK >= min_score).nonzero().unbind(1)
+            if not len(image_of):
+                continue
+            maps_PHW = readout.maps(method, images_BCHW[image_of], class_of, choice.readout).float().cpu().numpy()
+            for raw_HW, i, c in zip(maps_PHW, image_of.tolist(), class_of.tolist(), strict=True):
+                boxes = component_boxes(raw_HW, choice.threshold, protocol, tuple(batch.sizes_B2[i].tolist()))
+                score = float(scores_BK[i, c])
+                found += [
+                    Detection(batch.ids[i], c, score * mean, tuple(box))
+                    for box, mean in zip(boxes[0].tolist(), boxes[1].tolist(), strict=True)
+                ]
+    return found, truth
 
 
 def class_ranks(scores_BK: Tensor, labels_B: Tensor) -> Tensor:
@@ -118,15 +165,44 @@ def batch_boxes(batch: Any, convention: str, protocol: Protocol) -> list[NDArray
     ]
 
 
-def batch_masks(batch: Any, protocol: Protocol) -> NDArray[np.uint8]:
-    """The true masks of a batch, uint8 [B, H, W]: 1 is what the maps should show, 0 is not, 255 counts neither way."""
-    masks_BHW: NDArray[np.uint8] = batch.masks_BHW
-    return np.where(masks_BHW > 1, masks_BHW, 1 - masks_BHW) if protocol.masks == "background" else masks_BHW
+def batch_masks(batch: Any, protocol: Protocol) -> list[NDArray[np.uint8]]:
+    """The true masks of a batch, uint8 [H, W] each: 1 is what the maps should show, 0 is not, 255 counts neither way.
+
+    Under "classes" the class masks as they are.
+    """
+    if protocol.masks != "background":
+        return list(batch.masks)
+    return [np.where(mask_HW > 1, mask_HW, 1 - mask_HW) for mask_HW in batch.masks]
 
 
-def _check_single_label(labels_B: Tensor) -> None:
-    if labels_B.ndim != 1:
-        raise UsageError(f"Box metrics take one class per image but the labels have shape {tuple(labels_B.shape)}.")
+def class_pairs(batch: Any, protocol: Protocol) -> Any:
+    """A multi-label batch as a batch of pairs of an image and one of its classes, with that class's boxes and mask.
+
+    `pairs` are image and class of each, int64. A class mask becomes 1 for the class and 0 for all others, unless the
+    protocol scores the classes together.
+    """
+    if batch.labels_B.ndim == 1:
+        return SimpleNamespace(**vars(batch), pairs=(np.arange(len(batch.ids)), batch.labels_B.numpy()))
+    image_of, class_of = batch.labels_B.nonzero().unbind(1)
+    pairs = list(zip(image_of.tolist(), class_of.tolist(), strict=True))
+    masks = None
+    if batch.masks is not None:
+        together = protocol.masks == "classes"
+        masks = [batch.masks[i] if together else _mask_of(batch.masks[i], c) for i, c in pairs]
+    return SimpleNamespace(
+        ids=[batch.ids[i] for i, _ in pairs],
+        images_BCHW=batch.images_BCHW[image_of],
+        whole_BCHW=batch.whole_BCHW[image_of] if batch.whole_BCHW is not None else None,
+        labels_B=class_of,
+        boxes=[batch.boxes[i][batch.box_labels[i] == c] for i, c in pairs],
+        masks=masks,
+        sizes_B2=batch.sizes_B2[image_of.numpy()],
+        pairs=(image_of.numpy(), class_of.numpy()),
+    )
+
+
+def _mask_of(labels_HW: NDArray[np.uint8], label: int) -> NDArray[np.uint8]:
+    return np.where(labels_HW == IGNORED, IGNORED, labels_HW == label + 1).astype(np.uint8)
 
 
 def _maps(

@@ -17,15 +17,15 @@ def level_image(map_HW: NDArray[np.floating], protocol: Protocol) -> tuple[Level
     """The level image of a normalised map, uint16 [H, W], and the number of the mask that each threshold cuts.
 
     "resized" maps: value * 255 truncated to uint8, mask T = int(τ * maximum), pixels > T. "raw" maps: pixels > τ.
-    "double_mean" maps: values below τ become 0, pixels >= the mean of what results.
+    "peak" ones too. "double_mean" maps: values below τ become 0, pixels >= the mean of what results.
     """
     if protocol.normalise == "resized":
         levels_HW = _truncate(map_HW)
         return levels_HW, (protocol.thresholds * levels_HW.max()).astype(np.int64)
     if protocol.normalise == "double_mean":
         return _double_mean(map_HW, protocol.thresholds)
-    grid = protocol.thresholds.astype(np.float32)  # compared as float32, like the maps
-    return _count_below(map_HW, grid), np.arange(len(grid))
+    grid = protocol.thresholds.astype(map_HW.dtype)  # compared as the maps are
+    return count_below(map_HW, grid), np.arange(len(grid))
 
 
 def num_masks(protocol: Protocol) -> int:
@@ -51,7 +51,7 @@ def _truncate(map_HW):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _count_below(map_HW, grid):  # type: ignore[no-untyped-def]
+def count_below(map_HW, grid):  # type: ignore[no-untyped-def]
     """How many values of the even `grid` over 0..1 lie strictly below each pixel: a guess, then exact steps."""
     levels_HW = np.empty(map_HW.shape, np.uint16)
     for y in range(map_HW.shape[0]):

@@ -17,6 +17,7 @@ def normalised_map(
     "resized": cast to float64, cubic resize, then min-max, so that the peak is exactly 1 (Choe et al. 2020).
     "raw": float32, min-max at its own size, then bilinear resize, so that peaks may stay below 1 (BAS).
     "double_mean": float64, bilinear resize, zero what lies below the mean, min-max (mLDFR).
+    "peak": float64, bilinear resize, divided by the maximum; what was negative stays so (seeds of VOC and COCO).
     A map without range, or with a value that is not finite, is all zeros; under "double_mean" all ones, so that its box
     is the whole image.
     A boolean map is a mask that somebody has cut already (B-CAM): it becomes 0 and 1 and is not normalised.
@@ -30,6 +31,9 @@ def normalised_map(
     if protocol.normalise == "raw":
         return _resize(_min_max(raw_HW.astype(np.float32), protocol.epsilon), cv2.INTER_LINEAR, size_wh)
     map_HW = _resize(raw_HW.astype(np.float64), cv2.INTER_LINEAR, size_wh)
+    if protocol.normalise == "peak":
+        peak = map_HW.max()
+        return map_HW / (peak + protocol.epsilon) if np.isfinite(map_HW).all() and peak > 0 else np.zeros_like(map_HW)
     map_HW = _min_max(np.where(map_HW < map_HW.mean(), 0, map_HW))
     return map_HW if map_HW.any() else np.ones_like(map_HW)
 

@@ -17,6 +17,7 @@ from wsol_pipeline.evaluation.levels import level_image, num_masks
 from wsol_pipeline.evaluation.maps import normalised_map
 from wsol_pipeline.evaluation.masks import NUM_LEVELS, count_pixels
 from wsol_pipeline.evaluation.protocols import Protocol
+from wsol_pipeline.evaluation.segmentation import count_classes
 from wsol_pipeline.evaluation.selection import best
 
 Size = tuple[int, int]  # width, height
@@ -78,15 +79,18 @@ class LocalizationCounts(Metric):
         keep_images: bool = False,
         settings: Sequence[Any] = (),
         masks: bool = False,
+        num_classes: int = 0,
     ) -> None:
         """`settings` are the plain values of the settings, where they have any; else they are numbered.
 
-        masks: count pixels against masks too.
+        masks: count pixels against masks too; of `num_classes` if they are class masks.
         """
         super().__init__()
         self.protocol = protocol
         self.settings = tuple(settings) or tuple(range(num_settings))
-        self.keep_images, self.masks = keep_images, masks
+        self.keep_images, self.num_classes = keep_images, num_classes
+        self.masks = masks and protocol.masks in ("object", "background")
+        self.class_masks = masks and protocol.masks == "classes"
         if keep_images and len(self.settings) > 1:
             raise ValueError(f"keep_images is for one setting but there are {len(self.settings)}.")
         num, num_ious = len(self.settings), len(protocol.ious)
@@ -97,6 +101,8 @@ class LocalizationCounts(Metric):
         self._add_sum("any_hits", num, num_ious)
         self._add_sum("mask_pixels", num, 2, len(protocol.mask_cuts))
         self._add_sum("mask_levels", num, 2, NUM_LEVELS)
+        if self.class_masks:
+            self._add_sum("class_pixels", num, 3, num_classes + 1, len(protocol.mask_cuts))
         for name in ("image_bits", "image_ranks", "image_mask_pixels", "image_mask_levels"):
             self.add_state(name, [], dist_reduce_fx="cat")
 
@@ -109,24 +115,30 @@ class LocalizationCounts(Metric):
         maps_BHW: Tensor | ArrayLike,
         boxes: Sequence[NDArray[np.float64]],
         class_rank_B: ArrayLike,
-        masks_BHW: NDArray[np.uint8] | None = None,
+        masks: Sequence[NDArray[np.uint8]] | None = None,
         sizes: Sequence[Size | None] | None = None,
+        pairs: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
     ) -> None:
         """Count a batch at one setting.
 
         `maps_BHW` are raw maps of the true classes, of any size, or boolean masks; `boxes` the true ones in evaluation
         pixels, [N, 4] per image; `class_rank_B` the rank of the true class among the predicted ones, 0 = first;
-        `masks_BHW` of the evaluation's size, 1 inside, 0 outside, 255 for neither; `sizes` of the stored images.
+        `masks` [H, W] of the evaluation's size, 1 inside, 0 outside, 255 for neither; `sizes` of the stored images.
+        `pairs` are the image and the class of each map, where class masks are scored.
         """
         ranks_B = torch.as_tensor(class_rank_B).cpu().numpy()
         sizes = [None] * len(ranks_B) if sizes is None else sizes
-        pairs = zip(_plain(maps_BHW), sizes, strict=True)
-        maps = [normalised_map(raw_HW, self.protocol, size_wh) for raw_HW, size_wh in pairs]
+        sized = zip(_plain(maps_BHW), sizes, strict=True)
+        maps = [normalised_map(raw_HW, self.protocol, size_wh) for raw_HW, size_wh in sized]
         self.update_ious(setting, [self._ious(*pair) for pair in zip(maps, boxes, strict=True)], ranks_B)
+        if not (self.masks or self.class_masks):
+            return
+        if masks is None:
+            raise ValueError("Masks are to be counted but there are none.")
         if self.masks:
-            if masks_BHW is None:
-                raise ValueError("Masks are to be counted but there are none.")
-            self.update_pixels(setting, maps, masks_BHW)
+            self.update_pixels(setting, maps, masks)
+        elif pairs is not None:
+            self._update_classes(setting, maps, masks, *pairs)
 
     def _ious(self, map_HW: NDArray[np.floating], truth_N4: ArrayLike) -> NDArray[np.float64]:
         if not self.protocol.ious:
@@ -146,9 +158,11 @@ class LocalizationCounts(Metric):
             self.image_bits.append(torch.from_numpy(np.packbits(hits_BIT, axis=-1)).to(self.device))
             self.image_ranks.append(torch.from_numpy(ranks_B.astype(np.int64)).to(self.device))
 
-    def update_pixels(self, setting: int, maps: Sequence[NDArray[np.floating]], masks_BHW: NDArray[np.uint8]) -> None:
+    def update_pixels(
+        self, setting: int, maps: Sequence[NDArray[np.floating]], masks: Sequence[NDArray[np.uint8]]
+    ) -> None:
         """Count the pixels of a batch of normalised maps."""
-        for map_HW, mask_HW in zip(maps, masks_BHW, strict=True):
+        for map_HW, mask_HW in zip(maps, masks, strict=True):
             if map_HW.shape != mask_HW.shape:
                 raise ValueError(f"A mask must have its map's size {map_HW.shape} but has {mask_HW.shape}.")
             pixels, levels = count_pixels(map_HW, mask_HW, self.protocol.mask_cuts)
@@ -157,6 +171,22 @@ class LocalizationCounts(Metric):
             if self.keep_images:
                 self.image_mask_pixels.append(torch.from_numpy(pixels[None].astype(np.int32)).to(self.device))
                 self.image_mask_levels.append(torch.from_numpy(levels[None].astype(np.int32)).to(self.device))
+
+    def _update_classes(
+        self,
+        setting: int,
+        maps: Sequence[NDArray[np.floating]],
+        masks: Sequence[NDArray[np.uint8]],
+        image_of: NDArray[np.int64],
+        class_of: NDArray[np.int64],
+    ) -> None:
+        """Count the pixels of each image, whose maps come one after the other and each with its class mask."""
+        for image in np.unique(image_of):
+            at = np.flatnonzero(image_of == image).tolist()
+            maps_CHW = np.stack([maps[pair] for pair in at])
+            grid = self.protocol.thresholds
+            pixels = count_classes(maps_CHW, class_of[at], masks[at[0]], grid, self.num_classes)
+            self._add("class_pixels", setting, pixels)
 
     def _add(self, name: str, setting: int, counts: ArrayLike) -> None:
         getattr(self, name)[setting] += torch.as_tensor(counts, dtype=torch.int64).to(self.device)
@@ -168,11 +198,16 @@ class LocalizationCounts(Metric):
 
     def counts(self, ids: Sequence[str] = (), labels: Sequence[int] = ()) -> Counts:
         """The states as a plain record; `ids` and true classes of the images, where their hits are kept."""
-        names = (*_HITS, *_CLASSES, "any_hits", *(("mask_pixels", "mask_levels") if self.masks else ()))
+        names = (*_HITS, *_CLASSES, "any_hits", *self._pixel_states())
         arrays = {name: getattr(self, name).cpu().numpy().copy() for name in names}
         axes = (self.protocol.name, self.settings, self.protocol.ious, self.protocol.thresholds)
         kept = self._kept(tuple(ids), np.asarray(labels, np.int64)) if self.keep_images else None
         return Counts(*axes, **arrays, image_hits=kept)
+
+    def _pixel_states(self) -> tuple[str, ...]:
+        if self.class_masks:
+            return ("class_pixels",)
+        return ("mask_pixels", "mask_levels") if self.masks else ()
 
     def _kept(self, ids: tuple[str, ...], labels_N: NDArray[np.int64]) -> ImageHits:
         states = [self.image_bits, self.image_ranks]

@@ -26,13 +26,15 @@ class Protocol:
     box_rule: str  # see `contours.boxes_per_mask`
     normalise: str
     """"resized": float64, cubic, min-max last | "raw": float32, min-max at map size, bilinear last | "double_mean":
-    float64, bilinear, zero below the mean, min-max."""
-    epsilon: float  # added to the range of a "raw" map
+    float64, bilinear, zero below the mean, min-max | "peak": float64, bilinear, divided by the maximum."""
+    epsilon: float  # added to the range of a "raw" map, to the maximum of a "peak" one
     integer_boxes: bool  # true boxes truncated to pixels
     strict: bool  # a hit is IoU > δ, not >= δ
     over_classes: bool = False  # accuracies are means over classes, not over images
     ten_crop: bool = False  # a final evaluation takes the class from ten crops of an image
-    masks: str = ""  # what maps are compared with, where there are masks: "object" | "background", its inverse | ""
+    masks: str = ""
+    """What maps are compared with, where there are masks: "object" | "background", its inverse | "classes", the maps of
+    all classes of an image with its class mask | "", nothing."""
     image_size: int = 224
     resize_size: int = 256
     ious: tuple[float, ...] = (0.3, 0.5, 0.7)  # none: boxes do not count
@@ -91,6 +93,9 @@ PROTOCOLS = {
         replace(_BAS, name="bas-conf", epsilon=0.0, integer_boxes=False, strict=True, over_classes=True),
         _MLDFR,  # mLDFR's code; CorLoc is its mean over classes
         replace(_MLDFR, name="mldfr-multi", box_rule="components"),  # the same, a box per component
+        replace(
+            _MLDFR, name="voc-miou", normalise="peak", epsilon=1e-5, ious=(), masks="classes"
+        ),  # seeds of VOC, COCO
     )
 }
 

@@ -16,6 +16,7 @@ from wsol_pipeline.errors import DataError, UsageError, unknown
 from wsol_pipeline.evaluation.counts import Counts, ImageHits
 from wsol_pipeline.evaluation.masks import NUM_LEVELS, iou_curve, pixel_average_precision
 from wsol_pipeline.evaluation.protocols import Protocol, cuts
+from wsol_pipeline.evaluation.segmentation import class_metrics
 
 GT_KNOWN = 0.5  # the IoU of "GT-known" and of Top-1 and Top-5 localization
 
@@ -32,7 +33,10 @@ BOX_METRICS = {
 # name: the same as a mean over classes, at the thresholds of the mean over images
 CLASS_METRICS = {"corloc": "gt_known_loc", "corloc_v2": "max_box_acc_v2"}
 MASK_METRICS = ("pxap", "piou", "peak_iou")
-METRICS = (*BOX_METRICS, *MASK_METRICS)  # those that can be an objective
+# of class masks; all are read at the background threshold that is best for the first
+SEGMENTATION_METRICS = ("miou", "mean_recall", "mean_precision", "mean_specificity")
+METRICS = (*BOX_METRICS, *MASK_METRICS, "miou")  # those that can be an objective
+_THRESHOLD_OF = CLASS_METRICS | dict.fromkeys(SEGMENTATION_METRICS[1:], "miou")
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Choice:
     @property
     def threshold(self) -> float:
         """The threshold at which one box or mask is read: the best for GT-known, or for the objects' pixels."""
-        return self.thresholds["gt_known_loc" if "gt_known_loc" in self.thresholds else "piou"][0]
+        return next(self.thresholds[name][0] for name in ("gt_known_loc", "piou", "miou") if name in self.thresholds)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -62,14 +66,16 @@ class Choice:
 
 def objectives(protocol: Protocol) -> tuple[str, ...]:
     """The metrics that a study can maximise under `protocol`; those of masks need a split that has masks."""
-    return (*(BOX_METRICS if protocol.ious else ()), *(MASK_METRICS if protocol.masks else ()))
+    masks = {"": (), "classes": ("miou",)}.get(protocol.masks, MASK_METRICS)
+    return (*(BOX_METRICS if protocol.ious else ()), *masks)
 
 
 def metrics_of(counts: Counts) -> tuple[str, ...]:
     """The metrics that these counts have a curve for."""
     boxes = tuple(BOX_METRICS) if counts.ious else ()
     classes = tuple(CLASS_METRICS) if counts.ious and counts.image_hits else ()
-    return boxes + classes + (() if counts.mask_pixels is None else MASK_METRICS)
+    masks = () if counts.mask_pixels is None else MASK_METRICS
+    return boxes + classes + masks + (() if counts.class_pixels is None else SEGMENTATION_METRICS)
 
 
 def curves(counts: Counts, metric: str) -> NDArray[np.float64]:
@@ -82,6 +88,8 @@ def curves(counts: Counts, metric: str) -> NDArray[np.float64]:
         return curves(balanced(counts), CLASS_METRICS[metric])
     if metric in MASK_METRICS:
         return _mask_curves(counts, metric)
+    if metric in SEGMENTATION_METRICS:
+        return 100 * class_metrics(np.asarray(counts.class_pixels))[metric][:, None]
     field, ious = BOX_METRICS[metric]
     rows = [counts.ious.index(iou) for iou in ious]
     return getattr(counts, field)[:, rows] * 100.0 / counts.images[:, None, None]
@@ -104,7 +112,7 @@ def best(counts: Counts) -> dict[str, NDArray[np.float64]]:
     With two that nobody could choose beforehand: `ois_*`, the share of images that are hit at the best threshold of
     each single image, and `peak_t`, the level 0..255 of Peak_IoU.
     """
-    found = {metric: curves(counts, metric).max(-1).mean(-1) for metric in metrics_of(counts)}
+    found = {metric: _at_best(counts, metric) for metric in metrics_of(counts)}
     if counts.any_hits is not None:
         percent_SI = counts.any_hits * 100.0 / counts.images[:, None]
         found |= {f"ois_iou{100 * iou:.0f}": percent_SI[:, i] for i, iou in enumerate(counts.ious)}
@@ -122,7 +130,7 @@ def choose(counts_val: Counts, objective: str = "max_box_acc_v2") -> Choice:
     if np.isnan(values_S).all():
         raise UsageError(f"{objective} is not defined for binary maps; known: max_box_acc_v2, piou, peak_iou.")
     setting = int(np.nanargmax(values_S))
-    metrics = [metric for metric in metrics_of(counts_val) if metric not in CLASS_METRICS]
+    metrics = [metric for metric in metrics_of(counts_val) if metric not in _THRESHOLD_OF]
     thresholds = {metric: _best_thresholds(counts_val, metric, setting) for metric in metrics}
     return Choice(objective, float(values_S[setting]), setting, counts_val.settings[setting], thresholds)
 
@@ -165,14 +173,15 @@ def bootstrap(
     """Percentile intervals over images of `transferred` and `oracle`: name -> metric -> (low, high), percent.
 
     The counts must hold `image_hits`. Thresholds that validation chose stay; the oracle picks anew in each sample.
-    `weights_N` of the images, of mean 1: those of `class_weights` for means over classes.
+    `weights_N` of the images, of mean 1: those of `class_weights` for means over classes. Metrics of class masks have
+    no interval: their counts are kept for the whole split alone.
     """
     kept = _require_images(counts_test, "A bootstrap")
     weights_RN = _resample(len(kept.ranks), samples, seed)
     over_images = _weighted(counts_test, weights_RN if weights_N is None else weights_RN * weights_N)
     over_classes = _weighted(counts_test, weights_RN * class_weights(kept.labels))
     values: dict[str, dict[str, NDArray[np.float64]]] = {"transferred": {}, "oracle": {}}
-    for metric in metrics_of(counts_test):
+    for metric in (*metrics_of(over_images), *(CLASS_METRICS if counts_test.ious else ())):
         sampled = over_classes if metric in CLASS_METRICS else over_images
         curves_RCT = curves(sampled, CLASS_METRICS.get(metric, metric))
         values["transferred"][metric] = _read(curves_RCT, _at(counts_test, choice, metric))
@@ -224,6 +233,14 @@ def _setting(counts: Counts, choice: Choice) -> int:
     return counts.settings.index(choice.readout)
 
 
+def _at_best(counts: Counts, metric: str) -> NDArray[np.float64]:
+    """A metric at the thresholds that are best for it, or for the metric whose thresholds it takes, [S]."""
+    curves_SCT = curves(counts, metric)
+    if metric in SEGMENTATION_METRICS:
+        return curves_SCT[np.arange(len(curves_SCT)), 0, curves(counts, "miou")[:, 0].argmax(-1)]
+    return curves_SCT.max(-1).mean(-1)
+
+
 def _best_thresholds(counts: Counts, metric: str, setting: int) -> tuple[float, ...]:
     values_T = grid(counts, metric)
     return tuple(values_T[curves(counts, metric)[setting].argmax(-1)].tolist()) if len(values_T) else ()
@@ -231,7 +248,7 @@ def _best_thresholds(counts: Counts, metric: str, setting: int) -> tuple[float, 
 
 def _at(counts: Counts, choice: Choice, metric: str) -> list[int]:
     """Indices of the chosen thresholds in the grid of these counts; 0 for a metric that has none."""
-    thresholds = choice.thresholds[CLASS_METRICS.get(metric, metric)]
+    thresholds = choice.thresholds[_THRESHOLD_OF.get(metric, metric)]
     return [int(np.abs(grid(counts, metric) - t).argmin()) for t in thresholds] or [0]
 
 
@@ -255,7 +272,7 @@ def _resample(num_images: int, samples: int, seed: int) -> NDArray[Any]:
 def _weighted(counts: Counts, weights_RN: NDArray[Any]) -> Counts:
     """Counts with each image weighed; R rows of weights stand in the place of settings. Without `image_hits`."""
     kept = _require_images(counts, "Weighing images")
-    arrays: dict[str, Any] = dict.fromkeys(("any_hits", "mask_pixels", "mask_levels"))
+    arrays: dict[str, Any] = dict.fromkeys(("any_hits", "mask_pixels", "mask_levels", "class_pixels"))
     for name, limit in (("hits", None), ("top1_hits", 1), ("top5_hits", 5)):
         arrays[name] = _weighted_hits(weights_RN, kept, limit, counts)
     arrays |= {f"top{limit}": weights_RN @ (kept.ranks < limit) for limit in (1, 5)}
