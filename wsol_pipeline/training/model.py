@@ -56,8 +56,8 @@ class Model:
 
     @property
     def threshold(self) -> float:
-        """The threshold at which boxes are read: the best on validation for an IoU of 0.5."""
-        return self.choice.thresholds["gt_known_loc"][0]
+        """The threshold at which boxes are read: the best on validation for an IoU of 0.5, else for the masks."""
+        return self.choice.threshold
 
     def localize(self, images_BHW3: np.ndarray) -> list[Localization]:
         """The most probable object of each image. `images_BHW3`: uint8 RGB, [B, H, W, 3], any size."""
@@ -76,11 +76,14 @@ class Model:
     def _fit(self, image_HW3: np.ndarray) -> torch.Tensor:
         rules, size = self.protocol, self.protocol.read_size
         image = torch.from_numpy(np.ascontiguousarray(image_HW3)).permute(2, 0, 1)
+        if rules.geometry == "short_side":
+            return F.resize(image, [size], antialias=True)
         return F.center_crop(F.resize(image, [size, size], antialias=True), [rules.image_size, rules.image_size])
 
     def _localization(self, raw_HW: np.ndarray, label: int, score: float, shape: tuple[int, int]) -> Localization:
-        box = predicted_box(raw_HW, self.threshold, self.protocol)
-        map_HW = normalised_map(raw_HW, self.protocol)
+        size_wh = shape[1], shape[0]
+        box = predicted_box(raw_HW, self.threshold, self.protocol, size_wh)
+        map_HW = normalised_map(raw_HW, self.protocol, size_wh)
         return Localization(self.classes[label], score, box_in_image(box, shape, self.protocol), map_HW)
 
 
@@ -105,6 +108,9 @@ def _assemble(weights: bytes, description: dict[str, Any], device: torch.device 
 
 def box_in_image(box: np.ndarray, shape: tuple[int, int], rules: Protocol) -> tuple[float, float, float, float]:
     """A box in evaluation pixels as one in pixels of an image of `shape` (height, width)."""
+    if rules.geometry == "short_side":
+        x0, y0, x1, y1 = box.tolist()
+        return x0, y0, x1, y1
     scale = np.array([shape[1], shape[0]] * 2) / rules.read_size
     x0, y0, x1, y1 = ((box + rules.margin) * scale).tolist()
     return x0, y0, x1, y1

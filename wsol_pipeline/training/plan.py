@@ -155,15 +155,19 @@ def check_buildable(config: TrainConfig, dataset: Dataset) -> None:
             weights = None if config.weights == "imagenet" else config.weights
             method = build_method(dataclasses.replace(config, weights=weights), len(dataset.classes))
         build_readout(config).settings(method.eval())
-        protocol(config.protocol, image_size=config.image_size, resize_size=config.resize_size)
+        rules = protocol(config.protocol, image_size=config.image_size, resize_size=config.resize_size)
     except ValueError as error:
         raise UsageError(str(error)) from error
     if dataset.multilabel:
         raise UsageError(f"{dataset.uri} is multi-label; training and evaluation take one class per image so far.")
     if config.weights == "imagenet" and config.backbone not in wsol_models.pretrained_backbones():
         raise unknown("backbone with ImageNet weights", config.backbone, wsol_models.pretrained_backbones())
-    if config.objective not in selection.METRICS:
-        raise unknown("objective", config.objective, selection.METRICS)
+    if config.objective not in selection.objectives(rules):
+        raise unknown(f"objective under {rules.name}", config.objective, selection.objectives(rules))
+    if (config.objective in selection.MASK_METRICS or not rules.ious) and not dataset.val.has_masks:
+        raise UsageError(
+            f"{config.objective} under {rules.name} needs masks but the 'val' split of {dataset.uri} has none."
+        )
 
 
 def _rungs(options: StudyOptions, epochs: int) -> tuple[int, ...]:

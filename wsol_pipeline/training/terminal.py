@@ -100,7 +100,8 @@ def print_outcome(outcome: Outcome, plan: Plan) -> None:
 def print_verdict(rows: Sequence[Row], objective: str, protocol: str, images: int, folder: Store, picture: str) -> None:
     """The table of a final evaluation: validation, test transferred with its interval, test oracle."""
     console = Console(width=None if Console().is_terminal else 118)
-    for metric in dict.fromkeys((objective, "gt_known_loc", "top1_loc")):
+    metrics = dict.fromkeys((objective, "gt_known_loc", "top1_loc"))
+    for metric in (name for name in metrics if any(name in row.transferred for row in rows)):
         table = Table(title=f"{metric} (%), protocol {protocol}, {images} test images", title_justify="left")
         table.add_column("model", no_wrap=True)
         table.add_column("readout > threshold", no_wrap=True)

@@ -16,6 +16,7 @@ import numpy as np
 import ray
 import torch
 from mlflow.exceptions import MlflowException
+from torchvision.transforms.v2.functional import resize
 
 import search_spaces
 from wsol_pipeline.data.dataset import Dataset, open_dataset
@@ -194,7 +195,7 @@ def score(contender: Contender, options: EvaluateOptions, device: str) -> dict[s
     for label, choice in choices.items():
         counts = count(
             model.method, model.readout, rows, model.protocol, settings=[choice.readout], device=device,
-            keep_images=True,
+            keep_images=True, ten_crop=model.protocol.ten_crop,
         )  # fmt: skip
         results.append(_row(label, choice, val, counts, model.protocol))
     return {
@@ -215,7 +216,7 @@ def _row(label: str, choice: Choice, val: Counts, test: Counts, rules: Protocol)
         weights, test = selection.class_weights(test.image_hits.labels), selection.balanced(test)
     return Row(
         label=label,
-        readout=f"{choice.readout} > {choice.thresholds['gt_known_loc'][0]:.3f}",
+        readout=f"{choice.readout} > {choice.threshold:.3f}",
         val=selection.transferred(val, choice),
         transferred=selection.transferred(test, choice),
         oracle=selection.oracle(test, choice),
@@ -238,8 +239,8 @@ def _centred_box(options: EvaluateOptions, dataset: Dataset, rules: Protocol) ->
     config = _read_config(options, rules)
     val = count_centred(eval_rows(dataset.val, config, rules.geometry, options.batch_size), rules)
     test = count_centred(_test_rows(options, dataset, rules), rules)
-    choice = selection.choose(val)
-    area = f"area {choice.thresholds['gt_known_loc'][0]:.2f}"
+    choice = selection.choose(val, selection.metrics_of(val)[0])
+    area = f"area {choice.threshold if rules.ious else 1 - choice.threshold:.2f}"
     values = (selection.transferred(val, choice), selection.transferred(test, choice), selection.oracle(test, choice))
     val_boxes, transferred, oracle = map(_boxes_only, values)
     return Row("centred box", area, val_boxes, transferred, oracle, {})
@@ -272,22 +273,35 @@ def _draw(options: EvaluateOptions, dataset: Dataset, models: Mapping[str, Model
         if not at:
             continue
         truth = batch_boxes(batch, rows.box_convention, rules)
-        images += [batch.images_BCHW[i].permute(1, 2, 0).numpy() for i in at]
+        sizes = [rules.map_size(batch.sizes_B2[i]) for i in at]
+        images += [_picture(batch.images_BCHW[i], size) for i, size in zip(at, sizes, strict=True)]
         truths += [truth[i] for i in at]
         for label, model in models.items():
-            shown[label] += _seen(model, batch.images_BCHW[at], batch.labels_B[at], [truth[i] for i in at])
+            shown[label] += _seen(model, batch.images_BCHW[at], batch.labels_B[at], [truth[i] for i in at], sizes)
     with tempfile.TemporaryDirectory() as temporary:
         picture = draw_gallery(images, truths, shown, Path(temporary) / GALLERY)
         folder.write(GALLERY, picture.read_bytes())
     return folder.path(GALLERY)
 
 
-def _seen(model: Model, images_BCHW: torch.Tensor, labels_B: torch.Tensor, truths: list[np.ndarray]) -> list[Shown]:
+def _picture(image_CHW: torch.Tensor, size_wh: tuple[int, int]) -> np.ndarray:
+    """The image as its map and boxes are measured, uint8 [H, W, 3]."""
+    return resize(image_CHW, [size_wh[1], size_wh[0]], antialias=True).permute(1, 2, 0).numpy()
+
+
+def _seen(
+    model: Model,
+    images_BCHW: torch.Tensor,
+    labels_B: torch.Tensor,
+    truths: list[np.ndarray],
+    sizes: list[tuple[int, int]],
+) -> list[Shown]:
     maps_BHW = model.readout.maps(model.method, normalize(images_BCHW), labels_B, model.choice.readout).numpy()
     found = []
-    for raw_HW, truth_N4 in zip(maps_BHW, truths, strict=True):
-        box = predicted_box(raw_HW, model.threshold, model.protocol)
-        found.append(Shown(normalised_map(raw_HW, model.protocol), box, float(ious_of_boxes(box[None], truth_N4)[0])))
+    for raw_HW, truth_N4, size_wh in zip(maps_BHW, truths, sizes, strict=True):
+        box = predicted_box(raw_HW, model.threshold, model.protocol, size_wh)
+        map_HW = normalised_map(raw_HW, model.protocol, size_wh)
+        found.append(Shown(map_HW, box, float(ious_of_boxes(box[None], truth_N4)[0])))
     return found
 
 
