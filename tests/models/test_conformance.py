@@ -132,7 +132,7 @@ def test_evaluation_is_deterministic_and_changes_nothing(name, backbone):
     torch.testing.assert_close(alone.logits_BK, first.logits_BK[:1], rtol=1e-4, atol=1e-5)
     if first.maps_BKHW is not None:
         assert first.maps_BKHW.shape[:2] == (2, CLASSES)
-        assert 0 <= first.maps_BKHW.min() <= first.maps_BKHW.max() <= 1
+        assert first.maps_BKHW.isfinite().all()  # their range is the method's own
 
 
 @pytest.mark.parametrize(("name", "backbone"), CASES)

@@ -58,6 +58,7 @@ def maps_of_all_classes(method: Any, output: Any) -> int:
 
 
 SIZED = r"(?P<backbone>{})/{}large=(?P<large>\w+)/C=(?P<classes>\d+)"
+SCALED = r"(?P<backbone>\w+)(?:\(patched .*\))?/C=(?P<classes>\d+)/in=\d+"
 PLAIN = r"(?P<backbone>\w+)/C=(?P<classes>\d+)"
 CONFERENCE = {"relu_class_maps": True}
 TABLE = [
@@ -69,6 +70,7 @@ TABLE = [
     Rows("wpy1999/BAS CUB", PLAIN, "bas", CONFERENCE, maps_of_all_classes, training=True),
     Rows("wpy1999/BAS ILSVRC", PLAIN, "bas", CONFERENCE, maps_of_all_classes, training=True),
     Rows("wpy1999/BAS-Extension", PLAIN, "bas", {}, nothing),
+    Rows("wangbo2016/wsol-mLDFR-2020", SCALED, "mldfr", {}, nothing),
 ]
 
 
@@ -93,7 +95,8 @@ def sizes_of(output: Any) -> dict[str, list[int]]:
     """Height and width of the maps, by the names they have in the file."""
     deep = list(output.features_BCHW.shape[2:])
     own = getattr(output, "foreground_BHW", output.maps_BKHW)
-    return {"map": deep, "feature_map": deep, "M_fg": list(own.shape[-2:]) if own is not None else []}
+    own_size = list(own.shape[-2:]) if own is not None else []
+    return {"map": deep, "feature_map": deep, "M_fg": own_size, "cam": own_size}
 
 
 @pytest.mark.parametrize(("rows", "match", "row"), cases())
