@@ -58,9 +58,9 @@ def space_for(method: str) -> Callable[..., dict[str, Any]]:
 
 
 def presets(method: str | None = None) -> dict[str, Preset]:
-    """Published settings by id, of one method or of all."""
+    """Published settings by id, of all methods or of one: first its own file's, then those that read its maps anew."""
     found: dict[str, Preset] = {}
-    for name in spaces():
+    for name in sorted(spaces(), key=lambda name: name != method):
         found |= importlib.import_module(f"{__name__}.{name}").PUBLISHED
     return {key: row for key, row in found.items() if method in (None, row.method)}
 
