@@ -1,4 +1,4 @@
-"""mLDFR: the self-attention written out and by hand, its places and initialisations, batch norm whole, ghost and gone."""
+"""mLDFR: self-attention written out and by hand, its places, initialisations, batch norm whole, virtual and gone."""
 
 import copy
 import math
@@ -47,9 +47,8 @@ def literal_attention(attention: mldfr.SelfAttention, features_BCHW: torch.Tenso
     pooled_BC = features_BCHW.sum((2, 3)) / features_BCHW[0, 0].numel()
     scores_BC = torch.stack([weight @ pooled for pooled in pooled_BC])
     spread_C = ((scores_BC - scores_BC.mean(0)) ** 2).mean(0)
-    features_BCHW = (
-        features_BCHW / (1 + torch.exp((scores_BC.mean(0) - scores_BC) / (spread_C + 1e-5).sqrt()))[..., None, None]
-    )
+    normed_BC = (scores_BC - scores_BC.mean(0)) / (spread_C + 1e-5).sqrt()
+    features_BCHW = features_BCHW / (1 + torch.exp(-normed_BC))[:, :, None, None]
     over_channels = torch.stack([features_BCHW.amax(1), features_BCHW.mean(1)], dim=1)
     kernel = attention.spatial[0].weight
     scores_B1HW = F.conv2d(over_channels, kernel, padding=kernel.shape[-1] // 2)
