@@ -20,9 +20,16 @@ from wsol_models.readouts.pcs import position_scores
 
 CLASSES = torch.tensor([3, 0])
 NAMES = ("gradcam", "gradcampp", "pcs", "bagcams")
-STAGES = {"tiny": ("block1", "block3"), "resnet18": ("layer1", "layer4"), "resnet50": ("layer3", "layer4"),
-          "mobilenet_v2": ("features13", "features17"), "vgg16": ("relu4_3", "conv6")}  # fmt: skip
-CASES = [("cam", backbone) for backbone in STAGES] + [("bas", "tiny"), ("bas", "resnet18")]
+STAGES = {
+    "tiny": ("block1", "block3"),
+    "resnet18": ("layer1", "layer4"),
+    "resnet50": ("layer3", "layer4"),
+    "mobilenet_v2": ("features13", "features17"),
+    "vgg16": ("relu4_3", "conv6"),
+    "inception_v3": ("Mixed_6e", "SPG_A3_1b"),
+}
+LARGE = [pytest.param("cam", name, marks=pytest.mark.slow) for name in ("vgg16", "inception_v3")]
+CASES = [("cam", name) for name in list(STAGES)[:4]] + [("bas", "tiny"), ("bas", "resnet18")] + LARGE
 
 
 def make(name: str, backbone: str) -> nn.Module:
