@@ -84,9 +84,10 @@ class Readout(GradientReadout):
     def settings(self, method: LocalizationMethod) -> list[Setting]:
         require("bcam", "staggered scores", method)
         stages = [str(stage) for stage in super().settings(method)]
-        gradient = [f"{stage}/{reading}" for stage in stages for reading in self.readings if reading != "plain"]
-        plain = ["plain"] if "plain" in self.readings else []
-        return [f"{reading}/{mode}" for reading in (*gradient, *plain) for mode in self.modes]
+        places = {reading: [f"{stage}/{reading}" for stage in stages] for reading in self.readings} | {
+            "plain": ["plain"]
+        }
+        return [f"{place}/{mode}" for reading in self.readings for place in places[reading] for mode in self.modes]
 
     def default_stage(self, stages: Mapping[str, Stage]) -> str:
         return next((stage for stage in ("conv6", "SPG_A3_1b") if stage in stages), list(stages)[-1])
