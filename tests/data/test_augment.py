@@ -1,9 +1,21 @@
 """Crop and flip are functions of (seed, epoch, id) alone, and cut what they say."""
 
 import numpy as np
+import pytest
 import torch
+from torchvision.transforms.v2 import functional
 
-from wsol_pipeline.data.augment import Crops, crop_flip, draw_crops, hash_ids, splitmix64, uniform
+from wsol_pipeline.data.augment import (
+    Crops,
+    Regions,
+    crop_flip,
+    cut_resize_flip,
+    draw_crops,
+    draw_regions,
+    hash_ids,
+    splitmix64,
+    uniform,
+)
 
 
 def test_splitmix64_gives_the_published_sequence():
@@ -50,3 +62,96 @@ def test_crop_flip_equals_torchs_own():
         torch.from_numpy(pixels[2, :, 4:10, 1:7]).flip(-1),
     ]
     assert torch.equal(torch.from_numpy(cut), torch.stack(want))
+
+
+def regions_of(width: int, height: int, smallest: float, number: int = 20000) -> Regions:
+    sizes_B2 = np.tile([width, height], (number, 1))
+    return draw_regions(hash_ids(map(str, range(number))), seed=0, epoch=1, sizes_B2=sizes_B2, smallest=smallest)
+
+
+def test_regions_have_the_areas_and_aspects_asked_for_and_lie_inside():
+    """In a large square nearly every first draw fits, so shares of the area are uniform in .25 to .5: mean 3/8; aspects
+    lie symmetric around 1 in their logarithm."""
+    side = 2000
+    regions = regions_of(side, side, 0.25)
+    shares, aspects = regions.height_B * regions.width_B / side**2, regions.width_B / regions.height_B
+    small = shares < 0.5  # a region of at most half of the area fits at every aspect up to 4/3
+    assert 0.2499 < shares.min() < 0.251
+    assert shares.max() > 0.99
+    assert shares[small].mean() == pytest.approx(0.375, abs=0.003)  # sd of the mean is 0.0009
+    assert 0.7495 < aspects.min() < 0.752
+    assert 1.331 < aspects.max() < 1.334
+    assert np.log(aspects).mean() == pytest.approx(0, abs=0.006)  # sd 0.0012
+    assert min(regions.top_B.min(), regions.left_B.min()) == 0
+    assert (regions.top_B + regions.height_B).max() == (regions.left_B + regions.width_B).max() == side
+    assert 0.48 < regions.flip_B.mean() < 0.52
+
+
+def test_regions_are_torchvisions_own(monkeypatch):
+    """Its code, given the same uniform numbers: every size and whether it falls back."""
+    from torchvision.transforms import RandomResizedCrop
+
+    number, (width, height) = 200, (90, 61)
+    hashes = hash_ids(map(str, range(number)))
+    regions = draw_regions(hashes, 3, 4, np.tile([width, height], (number, 1)), 0.6)
+    draws = uniform(hashes, 3, 4, 23)
+    for i in range(number):
+        numbers = iter(np.stack([draws[:10, i], draws[10:20, i]], axis=1).ravel())
+        places = iter((draws[21, i], draws[20, i]))
+
+        def drawn(self, low, high, numbers=numbers):
+            return self.fill_(low + next(numbers) * (float(high) - low))
+
+        def placed(low, high, size, places=places):
+            return torch.tensor([int(next(places) * (high - low))])
+
+        monkeypatch.setattr(torch.Tensor, "uniform_", drawn)
+        monkeypatch.setattr(torch, "randint", placed)
+        want = RandomResizedCrop.get_params(torch.empty(3, height, width), [0.6, 1.0], [3 / 4, 4 / 3])
+        got = (regions.top_B[i], regions.left_B[i], regions.height_B[i], regions.width_B[i])
+        assert tuple(map(int, got)) == tuple(map(int, want))
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "expected"),
+    [
+        (900, 30, (0, 430, 30, 40)),  # (top, left, height, width): as wide as 4/3 of the height
+        (30, 900, (430, 0, 40, 30)),
+    ],
+)
+def test_the_largest_centred_region_is_taken_where_none_fits(width, height, expected):
+    """At 30:1 no region of half of the area has an allowed aspect."""
+    regions = regions_of(width, height, 0.5, number=50)
+    found = {tuple(row) for row in np.stack(regions[:4], axis=1).tolist()}
+    assert found == {expected}
+
+
+def test_regions_do_not_depend_on_the_batch():
+    sizes_B2 = np.array([[80, 60], [40, 90], [64, 64]])
+    hashes = hash_ids(["a", "b", "c"])
+    together = draw_regions(hashes, 1, np.array([4, 5, 6]), sizes_B2, 0.08)
+    alone = [draw_regions(hashes[i : i + 1], 1, 4 + i, sizes_B2[i : i + 1], 0.08) for i in range(3)]
+    for values, parts in zip(together, zip(*alone, strict=True), strict=True):
+        assert np.array_equal(values, np.concatenate(parts))
+
+
+def test_a_region_is_cut_resized_and_mirrored():
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 20, 30), np.uint8))
+    regions = Regions(*(np.array(values) for values in ([2, 0], [5, 10], [9, 20], [12, 20], [False, True])))
+    cut = cut_resize_flip([image.numpy()] * 2, regions, np.array([[30, 20]] * 2), 8)
+    want = [
+        functional.resized_crop(image, 2, 5, 9, 12, [8, 8], antialias=True),
+        functional.resized_crop(image, 0, 10, 20, 20, [8, 8], antialias=True).flip(-1),
+    ]
+    assert torch.equal(torch.from_numpy(cut), torch.stack(want))
+
+
+def test_a_region_of_the_stored_image_is_found_in_one_of_another_size():
+    """Of 60x40 at 30x30: columns 8 to 28 are 4 to 14, rows 10 to 30 are 7.5 to 22.5, to whole pixels 8 to 22. The one
+    pixel 1 wide and high at the corner is still one."""
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 30, 30), np.uint8))
+    regions = Regions(*(np.array(values) for values in ([10, 39], [8, 59], [20, 1], [20, 1], [False, False])))
+    cut = cut_resize_flip([image.numpy()] * 2, regions, np.array([[60, 40]] * 2), 7)
+    want = functional.resized_crop(image, 8, 4, 14, 10, [7, 7], antialias=True)
+    assert torch.equal(torch.from_numpy(cut[0]), want)
+    assert (cut[1] == image[:, 29:, 29:].numpy()).all()

@@ -1,5 +1,6 @@
 """The epoch plan: each sample once, and restarts and world sizes as other slices of the same order."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -38,6 +39,18 @@ def test_any_world_size_gives_the_same_global_batches(plan, epoch, world):
     batches = whole_epoch(plan, epoch, world)
     assert len(batches) == plan.num_batches
     assert np.array_equal(np.concatenate(batches), plan.order(epoch))
+
+
+@given(PLANS, EPOCHS, WORLDS)
+def test_without_the_last_batch_all_are_whole(plan, epoch, world):
+    plan = replace(plan, drop_last=True)
+    batches = whole_epoch(plan, epoch, world)
+    assert np.array_equal(np.concatenate(batches), plan.order(epoch)[: plan.samples])
+    if plan.rows < plan.batch_size:
+        assert [len(rows) for rows in batches] == [plan.rows]
+    else:
+        assert {len(rows) for rows in batches} == {plan.batch_size}
+        assert plan.rows - plan.samples < plan.batch_size
 
 
 @given(PLANS, EPOCHS, WORLDS, st.data())

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
-from wsol_pipeline.data.augment import draw_crops, hash_ids
+from wsol_pipeline.data.augment import draw_crops, draw_regions, hash_ids
 from wsol_pipeline.data.dataset import open_dataset
 from wsol_pipeline.data.images import decode
 from wsol_pipeline.data.pixels import cached_pixels
@@ -50,12 +50,36 @@ def test_a_training_image_is_resized_cropped_and_flipped_as_drawn(tiny, config, 
     assert {True, False} == set(flips)
 
 
+def test_a_random_resized_crop_is_of_the_region_drawn_on_the_stored_image(tiny, config, source_rows):
+    """Cut out of the square that is cached; the oracle finds the region there by itself."""
+    config = replace(config, train_geometry="random_resized_crop", crop_scale=0.3)
+    for batch in train_batches(tiny.train, tiny.train.plan(16, seed=5), 3, config):
+        for name, image, size in zip(batch.ids, batch.images_BCHW, batch.sizes_B2, strict=True):
+            drawn = draw_regions(hash_ids([name]), 5, 3, size[None], 0.3)
+            top, left, tall, wide = (int(values[0]) for values in drawn[:4])
+            columns, rows = (
+                [round(edge * 40 / side) for edge in edges]
+                for side, edges in zip(size, ((left, left + wide), (top, top + tall)), strict=True)
+            )
+            want = functional.resize(decode(source_rows[name].image), [40, 40], antialias=True)
+            want = want[:, rows[0] : rows[1], columns[0] : columns[1]]
+            want = functional.resize(want, [32, 32], antialias=True)
+            assert torch.equal(image, want.flip(-1) if drawn.flip_B[0] else want)
+
+
 def test_batches_follow_the_plan(tiny, config):
     plan = tiny.train.plan(16, seed=5)
     batches = list(train_batches(tiny.train, plan, 0, config))
     assert [name for batch in batches for name in batch.ids] == [tiny.train.ids[row] for row in plan.order(0)]
     assert [batch.global_size for batch in batches] == [16] * 8 + [22]
     assert all(batch.boxes is None for batch in batches)
+
+
+def test_the_rest_of_an_epoch_can_be_left_out(tiny, config):
+    plan = tiny.train.plan(16, seed=5, drop_last=True)
+    batches = list(train_batches(tiny.train, plan, 0, config))
+    assert [name for batch in batches for name in batch.ids] == [tiny.train.ids[row] for row in plan.order(0)[:144]]
+    assert [batch.global_size for batch in batches] == [16] * 9
 
 
 def test_two_ranks_after_a_restart_give_the_rest_of_the_epoch(tiny, config, source_rows):
@@ -229,7 +253,9 @@ def test_auto_caches_what_fits_the_budget(tiny):
     ("fields", "message"),
     [
         ({"mode": "chached"}, "Did you mean 'cached'"),
-        ({"train_geometry": "zoom"}, "Known: crop"),
+        ({"train_geometry": "zoom"}, "Known: crop, random_resized_crop, random_resized_crop_stored"),
+        ({"train_geometry": "random_resized_crop_stored", "mode": "cached"}, "use mode 'streaming'"),
+        ({"crop_scale": 0.0}, r"crop_scale must be in \(0, 1\] but got 0.0"),
         ({"image_size": 41}, r"1..resize_size \(40\) but got 41"),
     ],
 )

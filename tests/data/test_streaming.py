@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import ray
 import torch
+from torchvision.transforms.v2 import functional
 
+from wsol_pipeline.data.augment import draw_regions, hash_ids
 from wsol_pipeline.data.dataset import open_dataset
+from wsol_pipeline.data.images import decode
 from wsol_pipeline.data.reader import Batch, ReadConfig, TrainReader, eval_rows
 from wsol_pipeline.data.stream import regroup
 from wsol_pipeline.errors import DataError
@@ -46,6 +49,30 @@ def test_streaming_equals_cached_over_epochs_with_a_restart_and_two_ranks(tiny, 
                 both.append([batch for epoch, start in ((1, 80), (2, 0)) for batch in reader.epoch(epoch, start)])
         assert_same(*both)
         assert len(both[0]) == 4 + 9
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_random_resized_crops_equal_cached_ones(tiny, streaming, drop_last):
+    plan = replace(windows_of(tiny.train, 16), drop_last=drop_last)
+    config, both = replace(streaming, train_geometry="random_resized_crop"), []
+    for mode in ("streaming", "cached"):
+        with TrainReader(tiny.train, plan, replace(config, mode=mode), epochs=2) as reader:
+            both.append([batch for epoch in range(2) for batch in reader.epoch(epoch)])
+    assert_same(*both)
+
+
+def test_stored_images_can_be_cut_themselves(tiny, streaming, make_source):
+    """The oracle decodes every image and cuts it with torchvision's function."""
+    stored = {row.id: decode(row.image) for row in make_source().rows}
+    config = replace(streaming, mode="auto", train_geometry="random_resized_crop_stored", crop_scale=0.5)
+    plan = tiny.train.plan(75, seed=9)
+    with TrainReader(tiny.train, plan, config, epochs=1) as reader:
+        assert not reader.is_cached
+        for batch in reader.epoch(0):
+            drawn = draw_regions(hash_ids(batch.ids), 9, 0, batch.sizes_B2, 0.5)
+            for name, image, *region, flip in zip(batch.ids, batch.images_BCHW, *drawn, strict=True):
+                want = functional.resized_crop(stored[name], *map(int, region), [32, 32], antialias=True)
+                assert torch.equal(image, want.flip(-1) if flip else want)
 
 
 def test_epochs_in_a_row_are_one_execution_and_others_start_anew(tiny, streaming, monkeypatch):

@@ -69,9 +69,9 @@ class Split:
 class TrainSplit(Split):
     """Labels only: there is no box in its shards."""
 
-    def plan(self, batch_size: int, seed: int) -> EpochPlan:
+    def plan(self, batch_size: int, seed: int, drop_last: bool = False) -> EpochPlan:
         """The order of this split's rows, with blocks that are the row groups of its shards."""
-        return EpochPlan(self.num_rows, batch_size, seed, block_rows=ROW_GROUP)
+        return EpochPlan(self.num_rows, batch_size, seed, block_rows=ROW_GROUP, drop_last=drop_last)
 
 
 class ValSplit(Split):

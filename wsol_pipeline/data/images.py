@@ -107,14 +107,18 @@ def decoder(threads: int) -> Any:
 
 
 def decode_resize(
-    named: Iterable[tuple[str, bytes]], size: int, pool: ThreadPoolExecutor | None = None, keep_aspect: bool = False
+    named: Iterable[tuple[str, bytes]],
+    size: int | None,
+    pool: ThreadPoolExecutor | None = None,
+    keep_aspect: bool = False,
 ) -> Iterator[np.ndarray]:
     """Decode and `resize` `(id, bytes)` pairs, one after the other (ahead in threads if there is a `pool`), to uint8
-    [3, size, size] each. Raises `DataError` that names the id."""
+    [3, size, size] each; as they are without a size. Raises `DataError` that names the id."""
 
     def one(pair: tuple[str, bytes]) -> np.ndarray:
         try:
-            return resize(decode(pair[1]), size, keep_aspect).numpy()
+            image_CHW = decode(pair[1])
+            return (image_CHW if size is None else resize(image_CHW, size, keep_aspect)).numpy()
         except DataError as error:
             raise DataError(f"Row {pair[0]!r}: {error}.") from error
 

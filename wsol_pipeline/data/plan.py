@@ -27,6 +27,7 @@ class EpochPlan:
     seed: int
     block_rows: int = 32  # a Parquet row group
     window_rows: int = 4096
+    drop_last: bool = False  # leave out what is left of an epoch after its last whole batch
 
     def __post_init__(self) -> None:
         for name in ("rows", "batch_size", "block_rows", "window_rows"):
@@ -38,14 +39,20 @@ class EpochPlan:
     @property
     def num_batches(self) -> int:
         """Batches of an epoch. The last one is short, unless it has under half of a batch: then it joins the one
-        before, so that no step trains on a handful of images."""
+        before, so that no step trains on a handful of images. With `drop_last` all are whole, but the only one of a set
+        smaller than a batch."""
         full, rest = divmod(self.rows, self.batch_size)
-        return max(1, full + (rest >= max(1, self.batch_size // 2)))
+        return max(1, full + (not self.drop_last and rest >= max(1, self.batch_size // 2)))
+
+    @property
+    def samples(self) -> int:
+        """Rows that an epoch trains on: all, unless `drop_last` leaves some out, others in every epoch."""
+        return min(self.rows, self.num_batches * self.batch_size) if self.drop_last else self.rows
 
     def bounds(self) -> np.ndarray:
         """Where the batches begin and the last one ends, in samples, int64 [num_batches + 1]."""
         bounds = np.arange(self.num_batches + 1, dtype=np.int64) * self.batch_size
-        bounds[-1] = self.rows
+        bounds[-1] = self.samples
         return bounds
 
     def windows(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -77,7 +84,7 @@ class EpochPlan:
         if first == len(bounds) or bounds[first] != start_sample:
             raise UsageError(
                 f"start_sample must be a batch boundary (a multiple of {self.batch_size} up to {bounds[-2]}, or the "
-                f"epoch's {self.rows} rows) but got {start_sample}."
+                f"epoch's {self.samples} rows) but got {start_sample}."
             )
         for index in range(first, self.num_batches):
             begin, share = int(bounds[index]), divmod(int(bounds[index + 1] - bounds[index]), world)

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from wsol_pipeline.data.augment import crop_flip, draw_crops
+from wsol_pipeline.data.augment import TRAIN_GEOMETRIES, Augmentation
 from wsol_pipeline.data.dataset import Split, TestSplit, TrainSplit, ValSplit
 from wsol_pipeline.data.images import decode_resize
 from wsol_pipeline.data.pixels import (
@@ -32,7 +32,7 @@ from wsol_pipeline.data.stream import Columns, Work, regroup, stream
 from wsol_pipeline.errors import UsageError, unknown
 from wsol_pipeline.protocol import Role
 
-_CHOICES = {"train_geometry": ("crop",), "mode": ("auto", "cached", "streaming")}
+_CHOICES = {"train_geometry": TRAIN_GEOMETRIES, "mode": ("auto", "cached", "streaming")}
 GEOMETRIES = ("resize", "resize_crop", "short_side")
 
 
@@ -61,7 +61,10 @@ class ReadConfig:
     image_size: int = 224
     """Side in pixels of the images that the network sees."""
     train_geometry: str = "crop"
-    """Training images: "crop" is a random crop of the resized image, and a mirror image half of the time."""
+    """What training images are, and a mirror image half of the time: "crop" of the resized image, or a
+    "random_resized_crop" of it, or the exact "random_resized_crop_stored", which is streamed (see `Augmentation`)."""
+    crop_scale: float = 0.08
+    """Smallest share of an image's area in a random resized crop."""
     mode: str = "auto"
     """"cached": decode once per node; "streaming": Ray Data; "auto": cached if the pixels fit the budget."""
     cache_budget_gb: float = 8.0
@@ -78,6 +81,14 @@ class ReadConfig:
                 f"image_size must be in 1..resize_size ({self.resize_size}) but got {self.image_size}: the crop is cut "
                 "from the resized image."
             )
+        if not 0 < self.crop_scale <= 1:
+            raise UsageError(f"crop_scale must be in (0, 1] but got {self.crop_scale}: it is a share of the area.")
+        if self.mode == "cached" and self.augmentation.decoded_size is None:
+            raise UsageError(f"{self.train_geometry} cuts stored images, which no cache holds: use mode 'streaming'.")
+
+    @property
+    def augmentation(self) -> Augmentation:
+        return Augmentation(self.train_geometry, self.resize_size, self.image_size, self.crop_scale)
 
     def caches(self, split: Split, size: int) -> bool:
         """Whether this split is read from cached pixels of this size."""
@@ -116,7 +127,8 @@ class TrainReader:
 
     @property
     def is_cached(self) -> bool:
-        return self.config.caches(self.split, self.config.resize_size)
+        size = self.config.augmentation.decoded_size
+        return size is not None and self.config.caches(self.split, size)
 
     def epoch(self, epoch: int, start_sample: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` from the global sample `start_sample` on. Raises `UsageError` as `EpochPlan.spans`."""
@@ -129,14 +141,16 @@ class TrainReader:
         return cached_pixels(self.split, self.config.resize_size, self.config.cache_dir)
 
     def _cached(self, epoch: int, start_sample: int) -> Iterator[Batch]:
-        sizes, config, known = np.diff(self.plan.bounds()).tolist(), self.config, self._pixels.rows
+        sizes, known = np.diff(self.plan.bounds()).tolist(), self._pixels.rows
         spans = self.plan.batches(epoch, rank=self.rank, world=self.world, start_sample=start_sample)
         for index, rows in spans:
-            crops = draw_crops(known.hashes_N[rows], self.plan.seed, epoch, config.resize_size, config.image_size)
             images = (self._pixels.images[row] for row in rows)
+            augmented_BCHW = self.config.augmentation.apply(
+                images, known.hashes_N[rows], known.sizes_N2[rows], self.plan.seed, epoch
+            )
             yield Batch(
                 ids=[known.ids[row] for row in rows],
-                images_BCHW=torch.from_numpy(crop_flip(images, crops, config.image_size)),
+                images_BCHW=torch.from_numpy(augmented_BCHW),
                 labels_B=torch.from_numpy(known.labels_N[rows]),
                 boxes=None,
                 sizes_B2=known.sizes_N2[rows],
@@ -150,7 +164,7 @@ class TrainReader:
         for index, _, _ in self._spans(start_sample):
             columns = next(self._streamed)
             end = int(bounds[index + 1])
-            self._next = (epoch, end) if end < self.plan.rows else (epoch + 1, 0)
+            self._next = (epoch, end) if end < self.plan.samples else (epoch + 1, 0)
             yield Batch(
                 ids=columns["id"].tolist(),
                 images_BCHW=torch.from_numpy(columns["image"]),
@@ -165,9 +179,7 @@ class TrainReader:
 
     def _start(self, epoch: int, start_sample: int) -> Iterator[Columns]:
         config = self.config
-        work = Work(
-            self.split, self.plan, config.resize_size, config.image_size, config.cache_dir, self.rank, self.world
-        )
+        work = Work(self.split, self.plan, config.augmentation, config.cache_dir, self.rank, self.world)
         lengths = (
             end - begin
             for number in range(epoch, self.epochs)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import ray.data
 from ray.exceptions import RayTaskError
 
-from wsol_pipeline.data.augment import crop_flip, draw_crops, hash_ids
+from wsol_pipeline.data.augment import Augmentation, hash_ids
 from wsol_pipeline.data.dataset import TrainSplit, encode_labels
 from wsol_pipeline.data.images import decode_resize
 from wsol_pipeline.data.pixels import id_and_image
@@ -33,8 +33,7 @@ class Work:
 
     split: TrainSplit
     plan: EpochPlan
-    resize_size: int
-    image_size: int
+    augmentation: Augmentation
     cache_dir: str | None
     rank: int
     world: int
@@ -63,12 +62,13 @@ class Work:
     def _decode(self, table: pa.Table) -> Columns:
         pairs, epochs = id_and_image(table), table["epoch"].to_numpy()
         names = [name for name, _ in pairs]
-        crops = draw_crops(hash_ids(names), self.plan.seed, epochs, self.resize_size, self.image_size)
+        sizes_B2 = np.stack([table[side].to_numpy() for side in ("width", "height")], axis=1).astype(np.int64)
+        images = decode_resize(pairs, self.augmentation.decoded_size)
         return {
-            "image": crop_flip(decode_resize(pairs, self.resize_size), crops, self.image_size),
+            "image": self.augmentation.apply(images, hash_ids(names), sizes_B2, self.plan.seed, epochs),
             "id": np.array(names, dtype=object),
             "labels": encode_labels(table["labels"].to_pylist(), self.split),
-            "size": np.stack([table[side].to_numpy() for side in ("width", "height")], axis=1).astype(np.int64),
+            "size": sizes_B2,
         }
 
 
