@@ -52,6 +52,12 @@ class LocalizationMethod(nn.Module):
         """Learning rate of the parameter `name` in the paper's recipe, as a multiple of the base rate."""
         raise NotImplementedError
 
+    def begin_step(self, epoch: int, ids: Sequence[str]) -> None:
+        """Told by a training loop before each forward: the epoch, from 0, and the images' names in the data set.
+
+        For what starts later in training, and for draws that shall not depend on which worker has an image.
+        """
+
 
 def targets_of(output: Output) -> Tensor:
     """The targets that the losses need. Raises `ValueError` if the forward had none."""
@@ -82,11 +88,33 @@ def require_targets(targets: Tensor, images_BCHW: Tensor, num_classes: int) -> N
         raise ValueError("Every image must be of at least one class but a multi-hot row of targets has none.")
 
 
+def one_class(targets: Tensor) -> Tensor:
+    """Class indices as they are; of multi-hot rows one class each, all of them equally likely."""
+    if targets.ndim == 1:
+        return targets
+    return (targets * (1 + torch.rand_like(targets))).argmax(1)
+
+
+def classification(logits_BK: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of the class, mean over the batch; of several classes the multi-label soft margin: binary
+    cross-entropy of each, mean over classes and batch."""
+    if targets.ndim == 2:
+        return F.multilabel_soft_margin_loss(logits_BK, targets)
+    return F.cross_entropy(logits_BK, targets)
+
+
 def require_not_negative(**values: float) -> None:
     """Raise `ValueError` for the first value that is negative, infinite or NaN."""
     for name, value in values.items():
         if not 0 <= value < float("inf"):
             raise ValueError(f"{name} must be a finite number >= 0 but is {value}.")
+
+
+def require_share(**values: float) -> None:
+    """Raise `ValueError` for the first value that is not between 0 and 1, both included."""
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must be between 0 and 1 but is {value}.")
 
 
 def select_taps(names: Sequence[str], features: Mapping[str, Tensor], stages: Sequence[str]) -> dict[str, Tensor]:
@@ -160,3 +188,33 @@ def he_(module: nn.Module) -> None:
 def at_least_float32(tensor: Tensor) -> Tensor:
     """The tensor in float32 if it is a half type, where a division by a small epsilon would overflow."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def min_max(maps: Tensor) -> Tensor:
+    """Every map (the last two dimensions) from 0 to 1, float32 at least; a constant one is 0."""
+    maps = at_least_float32(maps)
+    low = maps.amin((-2, -1), keepdim=True)
+    span = maps.amax((-2, -1), keepdim=True) - low
+    return (maps - low) / span.clamp(min=torch.finfo(maps.dtype).tiny)
+
+
+class Head(nn.Sequential):
+    """Layers of which the last is linear: gives its input too."""
+
+    def forward(self, features_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden features and class maps."""
+        *hidden, maps = self.children()
+        for layer in hidden:
+            features_BCHW = layer(features_BCHW)
+        return features_BCHW, maps(features_BCHW)
+
+
+def classifier(in_channels: int, width: int, num_classes: int) -> Head:
+    """Two 3x3 convolutions and a 1x1 one, whose class maps have the logits as their means (ACoL, and BAS after it)."""
+    head = Head()
+    head.add_module("hidden1", nn.Conv2d(in_channels, width, 3, padding=1))
+    head.add_module("relu1", nn.ReLU(inplace=True))
+    head.add_module("hidden2", nn.Conv2d(width, width, 3, padding=1))
+    head.add_module("relu2", nn.ReLU(inplace=True))
+    head.add_module("maps", nn.Conv2d(width, num_classes, 1))
+    return head

@@ -23,10 +23,13 @@ from torch.nn import functional as F
 
 from wsol_models._backbones import Backbone
 from wsol_models._layers import (
+    Head,
     LocalizationMethod,
     Output,
     at_least_float32,
+    classifier,
     detached_call,
+    one_class,
     require_not_negative,
     require_targets,
     select_taps,
@@ -177,27 +180,6 @@ class Method(LocalizationMethod):
         return F.relu(class_maps_BKHW) if self.config.relu_class_maps else class_maps_BKHW
 
 
-class Head(nn.Sequential):
-    """Layers of which the last is linear: gives its input too."""
-
-    def forward(self, features_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden features and class maps."""
-        *hidden, maps = self.children()
-        for layer in hidden:
-            features_BCHW = layer(features_BCHW)
-        return features_BCHW, maps(features_BCHW)
-
-
-def classifier(in_channels: int, width: int, num_classes: int) -> Head:
-    head = Head()
-    head.add_module("hidden1", nn.Conv2d(in_channels, width, 3, padding=1))
-    head.add_module("relu1", nn.ReLU(inplace=True))
-    head.add_module("hidden2", nn.Conv2d(width, width, 3, padding=1))
-    head.add_module("relu2", nn.ReLU(inplace=True))
-    head.add_module("maps", nn.Conv2d(width, num_classes, 1))
-    return head
-
-
 def linear_classifier(in_channels: int, num_classes: int) -> Head:
     head = Head()
     head.add_module("maps", nn.Conv2d(in_channels, num_classes, 1, bias=False))
@@ -219,13 +201,6 @@ def default_position(backbone: Backbone, segmentation: bool) -> str:
     if segmentation:
         return backbone.names[-2]
     return [name for name, stage in backbone.stages.items() if stage.stride < backbone.last.stride][-1]
-
-
-def one_class(targets: Tensor) -> Tensor:
-    """Class indices as they are; of multi-hot rows one class each, all of them equally likely."""
-    if targets.ndim == 1:
-        return targets
-    return (targets * (1 + torch.rand_like(targets))).argmax(1)
 
 
 def convolution_of_class(

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from wsol_models._backbones import Backbone
 from wsol_models._layers import (
     LocalizationMethod,
     Output,
+    classification,
     he_,
     require_not_negative,
     require_targets,
@@ -79,9 +79,13 @@ class Method(LocalizationMethod):
         """
         if targets is not None:
             require_targets(targets, images_BCHW, self.num_classes)
-        features_BCHW, tapped = self.backbone(images_BCHW, taps)
+        features_BCHW, tapped = self.extract(images_BCHW, taps)
         logits_BK = self.fc(features_BCHW.mean((2, 3)))
         return Output(logits_BK, features_BCHW, taps=select_taps(taps, tapped, self.backbone.names), targets=targets)
+
+    def extract(self, images_BCHW: Tensor, taps: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Features of the last stage and of the tapped ones."""
+        return self.backbone(images_BCHW, taps)
 
     def lr_scale(self, name: str) -> float:
         """The benchmark's groups: new layers and a ResNet's layer4 x10."""
@@ -111,9 +115,5 @@ def initialise(backbone: Backbone, fc: nn.Linear) -> None:
 
 
 def losses(output: Output, config: Config) -> dict[str, Tensor]:
-    """Cross-entropy of the class, mean over the batch; of several classes the multi-label soft margin: binary
-    cross-entropy of each, mean over classes and batch."""
-    targets = targets_of(output)
-    if targets.ndim == 2:
-        return {"cls": F.multilabel_soft_margin_loss(output.logits_BK, targets)}
-    return {"cls": F.cross_entropy(output.logits_BK, targets)}
+    """Classification: see `classification`."""
+    return {"cls": classification(output.logits_BK, targets_of(output))}

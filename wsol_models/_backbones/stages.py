@@ -13,6 +13,7 @@ from wsol_models._lookup import unknown
 
 LAYOUTS = ("large", "small", "late", "transition")
 PROBE_SIZES = (64, 128)  # px
+Insertion = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,11 @@ class Backbone(nn.Module):
         return tuple(found)
 
     def forward(
-        self, features_BCHW: Tensor, taps: Sequence[str] = (), inserted: Mapping[str, nn.Module] | None = None
+        self, features_BCHW: Tensor, taps: Sequence[str] = (), inserted: Mapping[str, Insertion] | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Features of the last stage, and those of the tapped stages that are here.
 
-        inserted: place (see `places`) -> module that changes the features there, for methods that sit inside the
+        inserted: place (see `places`) -> what changes (or keeps) the features there, for methods that sit inside the
         network; a tap of the same name comes after it. Places of stages that are not here are left to who has them.
 
         With constant parameters (`detached_call`) the earliest tap becomes a leaf that requires its gradient, so a
@@ -116,7 +117,7 @@ class Backbone(nn.Module):
         return Backbone(modules, {name: self.stages[name] for name in names}, self.origin, self.family, self.head_width)
 
 
-def run(module: nn.Module, place: str, features_BCHW: Tensor, inserted: Mapping[str, nn.Module]) -> Tensor:
+def run(module: nn.Module, place: str, features_BCHW: Tensor, inserted: Mapping[str, Insertion]) -> Tensor:
     """`module`, child by child if something is inserted within, then what is inserted after it."""
     if any(other.startswith(f"{place}.") for other in inserted):
         for name, child in module.named_children():
