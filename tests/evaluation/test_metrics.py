@@ -154,3 +154,17 @@ def test_as_many_boxes_as_maps():
 def test_images_are_kept_for_one_setting_only():
     with pytest.raises(ValueError, match="one setting but there are 2"):
         LocalizationCounts(protocol("wsol-v1"), num_settings=2, keep_images=True)
+
+
+def test_threads_change_nothing():
+    maps, boxes, ranks = batches()
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            metric = LocalizationCounts(protocol("wsol-v2"), keep_images=True)
+            metric.update(0, maps, boxes, ranks)
+            found.append(metric.counts(map(str, range(12)), range(12)).image_hits.bits)
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_array_equal(*found)

@@ -334,6 +334,9 @@ def _largest(levels_HW, num_masks, polygon):  # type: ignore[no-untyped-def]
     boxes[:] = np.array([0, 0, 0, 0] if polygon else [0, 0, width, height], np.int32)
     for level in range(num_masks, 0, -1):
         pixels = order[start[level] : start[level - 1]]
+        if len(pixels) == 0 and level < num_masks:
+            boxes[level - 1] = boxes[level]  # the mask above
+            continue
         num_born, num_live = _add_pixels(
             pixels, near, shift, ring, ARCS, weight, label, component, live, num_born, num_live
         )
@@ -391,6 +394,9 @@ def _all_boxes(levels_HW, num_masks, truth_N4, contours):  # type: ignore[no-unt
     best = np.full(num_masks, empty)
     for level in range(num_masks, 0, -1):
         pixels = order[start[level] : start[level - 1]]
+        if len(pixels) == 0 and level < num_masks:
+            best[level - 1] = best[level]  # the mask above
+            continue
         num_born, num_live = _add_pixels(
             pixels, near, shift, ring, arcs, PIXEL_COUNT, label, component, live, num_born, num_live
         )
@@ -442,8 +448,13 @@ def _add_holes(padded, shift, width, height, order, start, label, truth_N4, best
     drains = np.empty(num_pixels, np.uint16)
     label[:] = NONE
     num_born = num_live = 0
+    of_mask = 0.0
     for t in range(len(best)):
-        for p in order[start[t] : start[t - 1] if t else len(order)]:
+        pixels = order[start[t] : start[t - 1] if t else len(order)]
+        if len(pixels) == 0:
+            best[t] = max(best[t], of_mask)  # the mask below
+            continue
+        for p in pixels:
             if filled[p] == t:
                 continue
             y, x = p >> shift, p & (stride - 1)
@@ -461,7 +472,8 @@ def _add_holes(padded, shift, width, height, order, start, label, truth_N4, best
             label[p] = c
         num_live = _keep_roots(component, live, num_live)
         num_live = _keep_undrained(drains, t, live, num_live)
-        best[t] = max(best[t], _best_of(component, live, num_live, iou, 1, 1, width, height, truth_N4))
+        of_mask = _best_of(component, live, num_live, iou, 1, 1, width, height, truth_N4)
+        best[t] = max(best[t], of_mask)
 
 
 @jit

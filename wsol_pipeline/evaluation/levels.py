@@ -35,10 +35,14 @@ def num_masks(protocol: Protocol) -> int:
 
 def _double_mean(map_HW: NDArray[np.floating], grid: NDArray[np.float64]) -> tuple[Levels, NDArray[np.int64]]:
     """A pixel is in mask τ if it is >= τ and >= the mean, which is above 0: if it is >= the larger of the two."""
-    at_HW = np.searchsorted(grid, map_HW, side="right")
-    sums_T = np.bincount(at_HW.ravel(), weights=map_HW.ravel(), minlength=len(grid) + 1)[::-1].cumsum()[-2::-1]
+    above_HW = map_HW > 0
+    values_N = map_HW[above_HW]
+    at_N = np.searchsorted(grid, values_N, side="right")
+    sums_T = np.bincount(at_N, weights=values_N, minlength=len(grid) + 1)[::-1].cumsum()[-2::-1]
     cuts, mask_of_threshold = np.unique(np.maximum(grid, sums_T / map_HW.size), return_inverse=True)
-    return np.searchsorted(cuts, map_HW, side="right").astype(np.uint16), mask_of_threshold
+    levels_HW = np.zeros(map_HW.shape, np.uint16)
+    levels_HW[above_HW] = np.searchsorted(cuts, values_N, side="right")
+    return levels_HW, mask_of_threshold
 
 
 @njit(cache=True, nogil=True)

@@ -1,6 +1,7 @@
 """Localization counts as a `torchmetrics.Metric`: maps, true boxes and masks in, hits and pixels per threshold out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -128,9 +129,9 @@ class LocalizationCounts(Metric):
         """
         ranks_B = torch.as_tensor(class_rank_B).cpu().numpy()
         sizes = [None] * len(ranks_B) if sizes is None else sizes
-        sized = zip(_plain(maps_BHW), sizes, strict=True)
-        maps = [normalised_map(raw_HW, self.protocol, size_wh) for raw_HW, size_wh in sized]
-        self.update_ious(setting, [self._ious(*pair) for pair in zip(maps, boxes, strict=True)], ranks_B)
+        scored = in_threads(self._scored, _plain(maps_BHW), sizes, boxes)
+        maps = [map_HW for map_HW, _ in scored]
+        self.update_ious(setting, [ious_T for _, ious_T in scored], ranks_B)
         if not (self.masks or self.class_masks):
             return
         if masks is None:
@@ -140,10 +141,14 @@ class LocalizationCounts(Metric):
         elif pairs is not None:
             self._update_classes(setting, maps, masks, *pairs)
 
-    def _ious(self, map_HW: NDArray[np.floating], truth_N4: ArrayLike) -> NDArray[np.float64]:
+    def _scored(
+        self, raw_HW: NDArray[Any], size_wh: Size | None, truth_N4: ArrayLike
+    ) -> tuple[NDArray[np.floating], NDArray[np.float64]]:
+        """A normalised map, and the best IoU per threshold if boxes count."""
+        map_HW = normalised_map(raw_HW, self.protocol, size_wh)
         if not self.protocol.ious:
-            return np.zeros(self.protocol.num_thresholds)
-        return _ious_of_map(map_HW, np.asarray(truth_N4, np.float64), self.protocol)
+            return map_HW, np.zeros(self.protocol.num_thresholds)
+        return map_HW, _ious_of_map(map_HW, np.asarray(truth_N4, np.float64), self.protocol)
 
     def update_ious(self, setting: int, ious: Sequence[NDArray[np.float64]], ranks_B: NDArray[np.int64]) -> None:
         """Count a batch whose IoUs per threshold are known, [T] per image."""
@@ -162,15 +167,17 @@ class LocalizationCounts(Metric):
         self, setting: int, maps: Sequence[NDArray[np.floating]], masks: Sequence[NDArray[np.uint8]]
     ) -> None:
         """Count the pixels of a batch of normalised maps."""
-        for map_HW, mask_HW in zip(maps, masks, strict=True):
-            if map_HW.shape != mask_HW.shape:
-                raise ValueError(f"A mask must have its map's size {map_HW.shape} but has {mask_HW.shape}.")
-            pixels, levels = count_pixels(map_HW, mask_HW, self.protocol.mask_cuts)
+        for pixels, levels in in_threads(self._counted_pixels, maps, masks):
             self._add("mask_pixels", setting, pixels)
             self._add("mask_levels", setting, levels)
             if self.keep_images:
                 self.image_mask_pixels.append(torch.from_numpy(pixels[None].astype(np.int32)).to(self.device))
                 self.image_mask_levels.append(torch.from_numpy(levels[None].astype(np.int32)).to(self.device))
+
+    def _counted_pixels(self, map_HW: NDArray[np.floating], mask_HW: NDArray[np.uint8]) -> Any:
+        if map_HW.shape != mask_HW.shape:
+            raise ValueError(f"A mask must have its map's size {map_HW.shape} but has {mask_HW.shape}.")
+        return count_pixels(map_HW, mask_HW, self.protocol.mask_cuts)
 
     def _update_classes(
         self,
@@ -219,6 +226,15 @@ class LocalizationCounts(Metric):
 
 _HITS = ("hits", "top1_hits", "top5_hits")
 _CLASSES = ("images", "top1", "top5")
+
+
+def in_threads(function: Callable[..., Any], *columns: Sequence[Any] | NDArray[Any]) -> list[Any]:
+    """`function` of each row of `columns`, in as many threads as torch has: OpenCV and our kernels free the GIL."""
+    rows = zip(*columns, strict=True)
+    if (threads := torch.get_num_threads()) == 1:
+        return [function(*row) for row in rows]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(lambda row: function(*row), rows))
 
 
 def _plain(maps_BHW: Tensor | ArrayLike) -> NDArray[Any]:
