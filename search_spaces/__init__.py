@@ -26,11 +26,12 @@ class Preset:
     method_options: fields of the method's `Config`.
     recipe: epochs, batch_size (images, over all devices), learning_rate, weight_decay, nesterov (SGD, momentum 0.9),
         decay_every (epochs; the rate falls to a tenth at the start of every epoch divisible by it, counted from
-        decay_counts_from, 0 or 1; epoch 0 excepted).
-    readout: name of the readout with its setting, and the published threshold, if any.
+        decay_counts_from, 0 or 1; epoch 0 excepted), and what else a recipe may have.
+    readout: name of the readout, its options, its setting, and the published threshold, if any.
     protocol: name of the paper's evaluation, which a run of this preset uses unless told otherwise.
     published: what it reports under that protocol, in percent.
     source: where the values stand.
+    image_size: pixels a side of what the network sees.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Preset:
     protocol: str
     published: Mapping[str, float]
     source: str
+    image_size: int = 224
 
 
 def spaces() -> tuple[str, ...]:

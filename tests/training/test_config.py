@@ -53,6 +53,11 @@ def test_an_unknown_key_is_refused_with_the_nearest_one_at_any_depth():
         (Recipe, "decay_every", -1),
         (Recipe, "decay_counts_from", 2),
         (Recipe, "clip_norm", -1.0),
+        (Recipe, "schedule", "cosine"),
+        (Recipe, "plateau_patience", -1),
+        (Recipe, "train_geometry", "zoom"),
+        (Recipe, "crop_scale", 0.0),
+        (Recipe, "crop_scale", 1.5),
         (TrainConfig, "image_size", 7),
         (TrainConfig, "image_size", 73),  # over resize_size
         (TrainConfig, "seed", -1),

@@ -20,6 +20,7 @@ from wsol_pipeline.training.build import build_method
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position
 from wsol_pipeline.training.loop import NonFiniteError, train
 from wsol_pipeline.training.model import load_model
+from wsol_pipeline.training.optim import build_optimizer, set_learning_rate
 
 
 def assert_equal_runs(a, b) -> None:
@@ -103,6 +104,50 @@ def test_the_value_of_an_epoch_without_search_is_that_of_the_fixed_setting(datas
         train(make_config("bas", rungs=(1,)), dataset, CheckpointStore(Store.at(tmp_path / "s"), 1), reading=reading)
     )
     assert searched["value"] == max(values.values())
+
+
+def test_a_plateau_is_one_of_the_records_and_goes_on_after_a_restart(make_config, fit, kill):
+    """With no patience the rate falls after every epoch without a better Top-1; a restart counts those before it."""
+    config = make_config("cam", epochs=5, schedule="plateau_top1", plateau_patience=0, learning_rate=1e-5)
+    undisturbed = fit(config, "undisturbed")
+    top1 = [record["val"]["cls_top1"] for record in undisturbed.records]
+    better = [i == 0 or value > max(top1[:i]) for i, value in enumerate(top1)]
+    expected = [1e-5 * 0.1 ** better[:i].count(False) for i in range(5)]
+    assert [record["learning_rate"] for record in undisturbed.records] == pytest.approx(expected)
+    assert expected[3] < 1e-5
+    kill(config, Position(3), "killed")
+    assert_equal_runs(fit(config, "killed", attempt=2), undisturbed)
+
+
+def test_poly_sets_the_rate_of_every_step(make_config, fit, monkeypatch):
+    """Two epochs of five steps: at step t of ten, (1 - t/10)^0.9."""
+    rates = []
+    step = torch.optim.SGD.step
+    monkeypatch.setattr(
+        torch.optim.SGD, "step", lambda self, *a: rates.append(self.param_groups[0]["lr"]) or step(self, *a)
+    )
+    fit(make_config("bas", schedule="poly", learning_rate=0.01))
+    assert rates == pytest.approx([0.01 * (1 - t / 10) ** 0.9 for t in range(10)])
+
+
+def test_a_recipe_may_cut_random_regions_and_leave_out_the_rest(dataset, reading, make_config, fit, kill):
+    config = make_config("cam", train_geometry="random_resized_crop", crop_scale=0.5, drop_last=True)
+    undisturbed = fit(config, "undisturbed")
+    assert [record["step"] for record in undisturbed.records] == [4, 8]  # 56 of 64 images by 14
+    kill(config, Position(0, 42), "killed", checkpoint_batches=1)
+    assert_equal_runs(fit(config, "killed", attempt=2), undisturbed)
+    torch.manual_seed(config.seed)
+    method, total = build_method(config, 3), 0.0
+    optimizer = build_optimizer(method, config.recipe)
+    set_learning_rate(optimizer, config.recipe.learning_rate)
+    read = ReadConfig(36, 32, "random_resized_crop", crop_scale=0.5, cache_dir=reading.cache_dir)
+    for batch in train_batches(dataset.train, dataset.train.plan(14, config.seed, drop_last=True), 0, read):
+        loss = F.cross_entropy(method(normalize(batch.images_BCHW)).logits_BK, batch.labels_B)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total += loss.item() / 4
+    assert undisturbed.records[0]["train"]["loss"] == pytest.approx(total, rel=1e-6)
 
 
 @pytest.mark.parametrize("method", ["cam", "bas"])

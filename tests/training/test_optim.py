@@ -31,6 +31,50 @@ def test_without_decay_the_rate_stays():
     assert {learning_rate(Recipe(learning_rate=0.3), epoch) for epoch in range(100)} == {0.3}
 
 
+def records_of(values: list[float], kind: str) -> list[dict]:
+    return [{"val": {"cls_top1": value}} if kind == "top1" else {"train": {"loss": value}} for value in values]
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "expected"),
+    [
+        # Better, equal, worse, worse: three epochs without improvement are more than two, so the fifth has a tenth.
+        ("top1", [50, 50, 49, 49.9, 60, 60, 60, 60], [1, 1, 1, 1, 0.1, 0.1, 0.1, 0.1, 0.01]),
+        # A ten-thousandth of 50 is .005: 50.004 is no improvement, 50.006 is one.
+        ("top1", [50, 50.004, 50.004, 50.006, 50.006], [1, 1, 1, 1, 1, 1]),
+        ("loss", [2.0, 1.0, 1.5, 1.2, 1.0, 0.5], [1, 1, 1, 1, 1, 0.1, 0.1]),
+    ],
+)
+def test_the_rate_falls_on_a_plateau(kind, values, expected):
+    recipe = Recipe(learning_rate=1.0, schedule=f"plateau_{kind}")
+    records = records_of(values, kind)
+    found = [learning_rate(recipe, epoch, records[:epoch]) for epoch in range(len(values) + 1)]
+    assert found == pytest.approx(expected)
+    assert [learning_rate(recipe, epoch, records) for epoch in range(len(values) + 1)] == found
+
+
+@pytest.mark.parametrize("patience", [0, 2, 3])
+@pytest.mark.parametrize(("kind", "mode"), [("top1", "max"), ("loss", "min")])
+def test_a_plateau_is_that_of_torch(patience, kind, mode):
+    values = torch.randint(0, 12, (60,), generator=torch.Generator().manual_seed(patience)).double().tolist()
+    recipe = Recipe(learning_rate=1e6, schedule=f"plateau_{kind}", plateau_patience=patience)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1e6)
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode, factor=0.1, patience=patience, eps=0)
+    for epoch in range(len(values)):
+        rate = learning_rate(recipe, epoch, records_of(values, kind))
+        assert rate == pytest.approx(schedule.get_last_lr()[0])
+        schedule.step(values[epoch])
+    assert rate < 1e4
+
+
+def test_poly_falls_from_step_to_step_to_nothing():
+    """Four epochs: after half of the second, 3/8 of all steps."""
+    recipe = Recipe(learning_rate=2.0, epochs=4, schedule="poly")
+    assert learning_rate(recipe, 0) == 2.0
+    assert learning_rate(recipe, 1, done=0.5) == pytest.approx(2 * 0.625**0.9)
+    assert learning_rate(recipe, 3, done=1.0) == 0
+
+
 def rates(method, recipe: Recipe, base: float) -> dict[str, float]:
     """The learning rate of every parameter, by name; asserts that each is in one group."""
     optimizer = build_optimizer(method, recipe)

@@ -134,7 +134,7 @@ def _set_up(config: TrainConfig, dataset: Dataset, checkpoints: CheckpointStore,
         method = method.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(method, config.recipe)
     progress = _resume(config, checkpoints, method, optimizer, world)
-    plan = dataset.train.plan(config.recipe.batch_size, config.seed)
+    plan = dataset.train.plan(config.recipe.batch_size, config.seed, config.recipe.drop_last)
     rules = protocol(config.protocol, image_size=config.image_size, resize_size=config.resize_size)
     val = eval_rows(
         dataset.val, _read_config(config, reading), rules.geometry, config.recipe.batch_size, rank=world.rank,
@@ -171,14 +171,13 @@ def _resume(
 
 
 def _train_epoch(run: Run, reader: TrainReader, epoch: int, checkpoint_batches: int) -> None:
-    set_learning_rate(run.optimizer, learning_rate(run.config.recipe, epoch))
     run.method.train()
     since_checkpoint = 0
     for batch in reader.epoch(epoch, start_sample=run.progress.position.samples):
         _train_step(run, epoch, batch)
         run.progress.position = Position(epoch, run.progress.position.samples + batch.global_size)
         since_checkpoint += 1
-        if since_checkpoint == checkpoint_batches and run.progress.position.samples < run.plan.rows:
+        if since_checkpoint == checkpoint_batches and run.progress.position.samples < run.plan.samples:
             _save(run)
             since_checkpoint = 0
 
@@ -186,6 +185,8 @@ def _train_epoch(run: Run, reader: TrainReader, epoch: int, checkpoint_batches: 
 def _train_step(run: Run, epoch: int, batch: Batch) -> None:
     config, device = run.config, run.world.device
     torch.manual_seed(_fold(config.seed, epoch, run.progress.position.samples))
+    done = run.progress.position.samples // config.recipe.batch_size / run.plan.num_batches
+    set_learning_rate(run.optimizer, learning_rate(config.recipe, epoch, run.progress.records, done))
     images = normalize(batch.images_BCHW, device)
     if config.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
@@ -230,7 +231,7 @@ def _finish_epoch(run: Run, epoch: int, seconds: float, rows: int) -> Record:
         "time": time.time(),
         "seconds": round(seconds, 3),
         "images_per_second": round(rows * run.world.size / max(seconds, 1e-9), 1),
-        "learning_rate": learning_rate(run.config.recipe, epoch),
+        "learning_rate": learning_rate(run.config.recipe, epoch, run.progress.records),
         "train": {name: total / all_rows for name, total in sums.items()},
         "val": selection.transferred(counts, choice),
         "value": choice.value,
@@ -310,6 +311,8 @@ def _read_config(config: TrainConfig, reading: Reading) -> ReadConfig:
     return ReadConfig(
         resize_size=config.resize_size,
         image_size=config.image_size,
+        train_geometry=config.recipe.train_geometry,
+        crop_scale=config.recipe.crop_scale,
         mode=reading.mode,
         cache_dir=reading.cache_dir,
         cache_budget_gb=reading.cache_budget_gb,

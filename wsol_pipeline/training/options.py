@@ -48,10 +48,22 @@ class RunOptions:
     """Base learning rate of SGD; the method's multipliers come on top."""
     weight_decay: float | None = None
     """L2 penalty on every parameter, biases and normalisation included."""
+    schedule: Literal["step", "plateau_top1", "plateau_loss", "poly"] | None = None
+    """How the learning rate falls: every --decay-every epochs (step, the default), when validation's Top-1 accuracy or
+    the training loss stops improving, or evenly to 0 at the end (poly)."""
+    plateau_patience: int | None = None
+    """Epochs without improvement that a plateau schedule waits before learning rate x 0.1."""
     decay_every: int | None = None
-    """Epochs between learning rate x 0.1; 0: never."""
+    """Epochs between learning rate x 0.1 in a step schedule; 0: never."""
     clip_norm: float | None = None
     """Gradient norm above which gradients are scaled down; 0: never."""
+    train_geometry: Literal["crop", "random_resized_crop", "random_resized_crop_stored"] | None = None
+    """Training images: a random crop of the resized image (crop, the default); a random region of it, resized
+    (mLDFR); or such a region of the stored image, sharper but decoded every time: it needs streaming."""
+    crop_scale: float | None = None
+    """Smallest share of an image's area in a random resized crop."""
+    drop_last: bool | None = None
+    """Leave out what is left of an epoch after its last whole batch."""
     options: dict[str, str] = field(default_factory=dict)
     """The method's hyper-parameters by name, e.g. --options alpha 0.5 generator_after layer2; what is searched wins."""
     readout: str | None = None
@@ -59,9 +71,9 @@ class RunOptions:
     readout_options: dict[str, str] = field(default_factory=dict)
     """The readout's options by name, e.g. --readout-options scales "[1, 1.5, 2]"."""
     image_size: int | None = None
-    """Pixels a side of what the network sees: 64 without a preset, 224 with one."""
+    """Pixels a side of what the network sees: 64 without a preset, the paper's with one (224, mostly)."""
     resize_size: int | None = None
-    """Pixels a side that images are resized to before the training crop: 72 without a preset, 256 with one."""
+    """Pixels a side that images are resized to before the training crop: 72 without a preset, else image_size + 32."""
     freeze_batch_norm: bool = False
     """Keep BatchNorm's stored statistics fixed; needed for weights with folded BatchNorm."""
     sync_batch_norm: bool = False
@@ -142,6 +154,11 @@ def resolve(options: RunOptions, method: str) -> TrainConfig:
     recipe = Recipe(**preset.recipe) if preset else LAPTOP
     given = {field.name: getattr(options, field.name, None) for field in dataclasses.fields(Recipe)}
     recipe = dataclasses.replace(recipe, **{name: value for name, value in given.items() if value is not None})
+    require(
+        options.reading != "cached" or recipe.train_geometry != "random_resized_crop_stored",
+        "random_resized_crop_stored cuts stored images, which no cache holds: reading must be auto or streaming",
+        options.reading,
+    )
     published = next((row.readout for row in [preset or next(iter(presets.values()), None)] if row), {})
     own = options.readout in (None, published.get("name"))
     return TrainConfig(
@@ -151,12 +168,12 @@ def resolve(options: RunOptions, method: str) -> TrainConfig:
         options={**(preset.method_options if preset else {}), **plain_values(options.options)},
         readout=options.readout or published.get("name", "cam"),
         readout_options={**(published.get("options", {}) if own else {}), **plain_values(options.readout_options)},
-        fixed_setting=published.get("k") if preset and own else None,
+        fixed_setting=published.get("setting", published.get("k")) if preset and own else None,
         protocol=options.protocol or (preset.protocol if preset else "wsol-v1"),
         objective=options.objective,
         recipe=recipe,
-        image_size=options.image_size or (224 if preset else 64),
-        resize_size=options.resize_size or (256 if preset else 72),
+        image_size=options.image_size or (preset.image_size if preset else 64),
+        resize_size=options.resize_size or (preset.image_size + 32 if preset else 72),
         freeze_batch_norm=options.freeze_batch_norm,
         sync_batch_norm=options.sync_batch_norm,
         precision=options.precision,
