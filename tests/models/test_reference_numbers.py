@@ -64,6 +64,10 @@ CONFERENCE = {"relu_class_maps": True}
 TABLE = [
     Rows("clovaai/wsolevaluation", SIZED.format("vgg16|resnet50", "cam/"), "cam", {}, nothing),
     Rows("clovaai/wsolevaluation", SIZED.format("inception_v3", "cam/"), "cam", {}, dense_head),
+    Rows("clovaai/wsolevaluation", SIZED.format("vgg16|resnet50", "adl/"), "adl", {}, nothing),
+    Rows("clovaai/wsolevaluation", SIZED.format("inception_v3", "adl/"), "adl", {}, dense_head),
+    Rows("clovaai/wsolevaluation", SIZED.format(r"\w+", "acol/"), "acol", {}, nothing),
+    Rows("clovaai/wsolevaluation", SIZED.format(r"\w+", "spg/"), "spg", {}, dense_head, training=True),
     Rows("zh460045050/BagCAMs", SIZED.format(r"\w+", ""), "cam", {}, dense_head),
     Rows("zh460045050/BCAM(return_cam", SIZED.format(r"\w+", "bcam/"), "bcam", {}, dense_classifiers),
     Rows("zh460045050/BCAM(training", SIZED.format(r"\w+", "bcam-train-forward/"), "bcam", {}, nothing, training=True),
