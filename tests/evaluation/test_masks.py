@@ -189,7 +189,7 @@ def test_masks_that_cannot_be_scored_are_refused():
         best(counted(maps, masks))
     with pytest.raises(ValueError, match=r"must have its map's size \(16, 16\)"):
         counted(maps, masks[:, :8])
-    with pytest.raises(ValueError, match="there are none"):
+    with pytest.raises(ValueError, match="are missing"):
         counted(maps, None)
     with pytest.raises(UsageError, match="Known: peak_iou, piou, pxap"):
         choose(counted(maps, masks + 1), "gt_known_loc")

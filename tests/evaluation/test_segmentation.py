@@ -152,6 +152,13 @@ def test_a_label_beyond_the_classes_is_refused():
         count_classes(np.zeros((1, 2, 1)), np.array([0]), np.array([[3]], np.uint8), RULE.thresholds, 2)
 
 
+def test_single_labels_have_no_class_masks():
+    rows = Rows()
+    rows.batch.labels_B = torch.zeros(5, dtype=torch.int64)
+    with pytest.raises(DataError, match="voc-miou scores class masks"):
+        counted(rows)
+
+
 def test_pairs_of_image_and_class_count_like_images():
     """Each with the boxes of its class alone: of ten pairs, images and classes stand in the order of images."""
     rows = Rows()

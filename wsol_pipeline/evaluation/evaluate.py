@@ -179,9 +179,11 @@ def class_pairs(batch: Any, protocol: Protocol) -> Any:
     """A multi-label batch as a batch of pairs of an image and one of its classes, with that class's boxes and mask.
 
     `pairs` are image and class of each, int64. A class mask becomes 1 for the class and 0 for all others, unless the
-    protocol scores the classes together.
+    protocol scores the classes together. Raises `DataError` if it does and the batch has one class per image.
     """
     if batch.labels_B.ndim == 1:
+        if protocol.masks == "classes":
+            raise DataError(f"Protocol {protocol.name} scores class masks, which only multi-label data has.")
         return SimpleNamespace(**vars(batch), pairs=(np.arange(len(batch.ids)), batch.labels_B.numpy()))
     image_of, class_of = batch.labels_B.nonzero().unbind(1)
     pairs = list(zip(image_of.tolist(), class_of.tolist(), strict=True))

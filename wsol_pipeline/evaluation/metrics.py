@@ -134,8 +134,8 @@ class LocalizationCounts(Metric):
         self.update_ious(setting, [ious_T for _, ious_T in scored], ranks_B)
         if not (self.masks or self.class_masks):
             return
-        if masks is None:
-            raise ValueError("Masks are to be counted but there are none.")
+        if masks is None or (self.class_masks and pairs is None):
+            raise ValueError("Masks are to be counted but they, or the pairs that share one, are missing.")
         if self.masks:
             self.update_pixels(setting, maps, masks)
         elif pairs is not None:
