@@ -108,7 +108,7 @@ def test_cam_of_bas_is_its_class_map(bas):
 
 def test_refusals(bas, cam):
     images = torch.randn(3, 3, 32, 32)
-    with pytest.raises(ValueError, match="'topk' needs own maps but 'cam' has none; methods that have: bas"):
+    with pytest.raises(ValueError, match="'topk' needs own maps but 'cam' has none; methods that have: .*bas"):
         readout("topk").settings(cam)
     with pytest.raises(ValueError, match="k must be a whole number from 1 to the 6 classes but is 7"):
         readout("topk").maps(bas, images, CLASSES, 7)
