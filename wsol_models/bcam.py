@@ -140,16 +140,17 @@ class Method(LocalizationMethod):
         if targets is not None:
             require_targets(targets, images_BCHW, self.num_classes)
         features_BCHW, tapped = self.backbone(images_BCHW, (*taps, self.attention_stage))
-        object_BMHW = attention(self.aggregator_A(tapped[self.attention_stage]))
-        background_BMHW = attention(self.aggregator_B(tapped[self.attention_stage]))
+        attention_B2MHW = self._attend(tapped[self.attention_stage])
+        s_o_BK, s_b_BK = self._classify(self.classifier_A, features_BCHW, attention_B2MHW)
+        b_o_BK, b_b_BK = self._classify(self.classifier_B, features_BCHW.detach(), attention_B2MHW)
         return StaggeredOutput(
-            self._classify(self.classifier_A, features_BCHW, object_BMHW),
+            s_o_BK,
             features_BCHW,
             taps=select_taps(taps, tapped, self.backbone.names),
             targets=targets,
-            s_b_BK=self._classify(self.classifier_A, features_BCHW, background_BMHW),
-            b_o_BK=self._classify(self.classifier_B, features_BCHW.detach(), object_BMHW),
-            b_b_BK=self._classify(self.classifier_B, features_BCHW.detach(), background_BMHW),
+            s_b_BK=s_b_BK,
+            b_o_BK=b_o_BK,
+            b_b_BK=b_b_BK,
             labels_BK=None if targets is None else self._labels(images_BCHW, targets),
         )
 
@@ -159,9 +160,18 @@ class Method(LocalizationMethod):
             return self.config.head_lr_scale
         return self.config.bias_lr_scale if name.endswith("bias") else 1.0
 
+    def _attend(self, features_BCHW: Tensor) -> Tensor:
+        """A^o and A^b, one convolution for both."""
+        aggregators = (self.aggregator_A, self.aggregator_B)
+        biases = [aggregator.bias for aggregator in aggregators if aggregator.bias is not None]
+        weight = torch.cat([aggregator.weight for aggregator in aggregators])
+        scores_BNHW = F.conv2d(features_BCHW, weight, torch.cat(biases) if biases else None)
+        return attention(scores_BNHW.unflatten(1, (2, self.config.heads)))
+
     @staticmethod
-    def _classify(classifier: nn.Module, features_BCHW: Tensor, attention_BMHW: Tensor) -> Tensor:
-        return classifier(aggregate(features_BCHW, attention_BMHW)[:, :, None, None]).flatten(1)
+    def _classify(classifier: nn.Module, features_BCHW: Tensor, attention_B2MHW: Tensor) -> tuple[Tensor, ...]:
+        """Scores of z^o and z^b."""
+        return classifier(aggregate(features_BCHW, attention_B2MHW)[..., None])[..., 0].unbind(2)
 
     @torch.no_grad()
     def _labels(self, images_BCHW: Tensor, targets: Tensor) -> Tensor:
@@ -206,15 +216,15 @@ def teacher(backbone: Backbone, num_classes: int) -> tuple[Backbone, Tensor, Ten
     return copy.deepcopy(backbone).eval().requires_grad_(False), weight_KC, bias_K
 
 
-def attention(scores_BMHW: Tensor) -> Tensor:
-    """A of the MEA: softmax over the positions of each head, B×M×H×W."""
-    return scores_BMHW.flatten(2).softmax(2).view_as(scores_BMHW)
+def attention(scores: Tensor) -> Tensor:
+    """A of the MEA: softmax over the positions (the last two dimensions) of each head."""
+    return scores.flatten(-2).softmax(-1).view_as(scores)
 
 
-def aggregate(features_BCHW: Tensor, attention_BMHW: Tensor) -> Tensor:
-    """z of the MEA: (1/M) Σ_m Σ_i A[m, i] Z[:, i], B×C. As Z is the same for all heads, their mean comes first."""
-    weights_BHW = attention_BMHW.mean(1)
-    return torch.einsum("bchw,bhw->bc", features_BCHW, weights_BHW.to(features_BCHW.dtype))
+def aggregate(features_BCHW: Tensor, attention_B2MHW: Tensor) -> Tensor:
+    """z^o and z^b of the MEA: (1/M) Σ_m Σ_i A[m, i] Z[:, i], B×C×2. All heads pool one Z, so their mean comes first."""
+    weights_BN2 = attention_B2MHW.mean(2).flatten(2).transpose(1, 2)
+    return features_BCHW.flatten(2) @ weights_BN2.to(features_BCHW.dtype)
 
 
 def soft_labels(teacher_logits_BK: Tensor, targets_B: Tensor, k: int) -> Tensor:
