@@ -54,7 +54,7 @@ class AttentionDropout(nn.Module):
     def forward(self, features_BCHW: Tensor) -> Tensor:
         if not self.training:
             return features_BCHW
-        drops = float(torch.rand(())) + self.drop_rate >= 1
+        drops = float(torch.rand((), device="cpu")) + self.drop_rate >= 1
         return features_BCHW * (drop_mask(features_BCHW, self.threshold) if drops else importance(features_BCHW))
 
 

@@ -56,10 +56,10 @@ class Method(cam.Method):
 
     def forward(self, images_BCHW: Tensor, targets: Tensor | None = None, *, taps: Sequence[str] = ()) -> Output:
         """As CAM's; in training with targets of mixed images, unless the batch's draw spares it."""
-        mixes = self.training and targets is not None and float(torch.rand(())) < self.config.probability
+        mixes = self.training and targets is not None and float(torch.rand((), device="cpu")) < self.config.probability
         if not mixes or targets is None:
             return super().forward(images_BCHW, targets, taps=taps)
-        partners_B = torch.randperm(len(images_BCHW)).to(targets.device)
+        partners_B = torch.randperm(len(images_BCHW), device="cpu").to(targets.device)
         images_BCHW, share = paste(images_BCHW, partners_B, *draw_box(images_BCHW, self.config.beta))
         output = super().forward(images_BCHW, targets, taps=taps)
         parts = {field.name: getattr(output, field.name) for field in fields(output)}
@@ -75,7 +75,7 @@ def draw_box(images_BCHW: Tensor, beta: float) -> tuple[slice, slice]:
 
 
 def draw_below(size: int) -> int:
-    return int(torch.randint(size, ()))
+    return int(torch.randint(size, (), device="cpu"))
 
 
 def cut(size: int, share: float, centre: int) -> slice:

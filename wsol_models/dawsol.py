@@ -171,7 +171,7 @@ def remember(mean_C: Tensor, count: Tensor, value_C: Tensor) -> None:
 def draw(points_NC: Tensor, members_N: Tensor) -> Tensor:
     """The members in random order."""
     found = members_N.nonzero()[:, 0]
-    return points_NC[found[torch.randperm(len(found)).to(found.device)]]
+    return points_NC[found[torch.randperm(len(found), device="cpu").to(found.device)]]
 
 
 def gathered(

@@ -63,15 +63,15 @@ class Method(cam.Method):
         ids, self._ids = self._ids, None
         count, _, *sides = images_BCHW.shape
         cells = [-(-side // self.config.grid_size) for side in sides]
-        return torch.rand(count, *cells) if ids is None else draw_by_name(ids, cells)
+        return torch.rand(count, *cells, device="cpu") if ids is None else draw_by_name(ids, cells)
 
 
 def draw_by_name(ids: Sequence[str], cells: Sequence[int]) -> Tensor:
     """Numbers in [0, 1) for the cells of every image: a function of its name and of one draw for all, the step's."""
-    step = int(torch.randint(2**62, ()))
+    step = int(torch.randint(2**62, (), device="cpu"))
     digests = [hashlib.blake2b(f"{step}/{name}".encode(), digest_size=7).digest() for name in ids]
     generators = [torch.Generator().manual_seed(int.from_bytes(digest)) for digest in digests]
-    return torch.stack([torch.rand(*cells, generator=generator) for generator in generators])
+    return torch.stack([torch.rand(*cells, generator=generator, device="cpu") for generator in generators])
 
 
 def hide_cells(images_BCHW: Tensor, draws_BRS: Tensor, config: Config) -> Tensor:
