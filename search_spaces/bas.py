@@ -73,7 +73,7 @@ def table_1(row: tuple[Any, ...]) -> Preset:
         backbone=backbone,
         method_options=options,
         recipe=recipe(epochs, batch_size, decay_every),
-        readout={"name": "topk", "k": k, "threshold": threshold},
+        readout={"name": "topk", "setting": k, "threshold": threshold},
         protocol="bas-conf" if paper == CONFERENCE else "bas-ext",
         published=dict(zip(("top1_loc", "top5_loc", "gt_known"), published, strict=True)),
         source=SOURCES[paper],
@@ -87,7 +87,7 @@ FIGURE_15 = Preset(
     backbone="resnet50",
     method_options={"lambda_": 1.0, "alpha": 0.5, "beta": 1.5, "relu_class_maps": False},
     recipe=recipe(50, 64, 20),  # the code sets 50 but its loop reads another option, 120
-    readout={"name": "topk", "k": 1},
+    readout={"name": "topk", "setting": 1},
     protocol="bas-ext-mask",
     published={"piou": 50.72, "pxap": 66.86},
     source=SOURCES[EXTENSION],
@@ -115,7 +115,7 @@ def localization(top1: float, top5: float, gt_known: float) -> dict[str, float]:
 
 
 VGG16, RESNET50 = "bas/table1/cub/vgg16", "bas-ext/table1/cub/resnet50"
-TRUE_CLASS = {"k": 1}
+TRUE_CLASS = {"setting": 1}
 
 ABLATIONS = [
     *(

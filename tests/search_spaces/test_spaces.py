@@ -39,7 +39,7 @@ def test_ablations_change_one_thing_of_their_row():
     moved, alone = preset("bas-ext/table3/cub/resnet50/layer2"), preset("bas-ext/table2/cub/resnet50/bas")
     assert moved.method_options == {**base.method_options, "generator_after": "layer2"}
     assert (moved.recipe, moved.readout, moved.protocol) == (base.recipe, base.readout, base.protocol)
-    assert (alone.method_options, dict(alone.readout)) == (base.method_options, {**base.readout, "k": 1})
+    assert (alone.method_options, dict(alone.readout)) == (base.method_options, {**base.readout, "setting": 1})
     assert preset("bas-ext/table7/ilsvrc/resnet50/a0.7").method_options["beta"] == 1.7
 
 
@@ -47,7 +47,7 @@ def test_values_of_the_extension_on_cub():
     row = preset("bas-ext/table1/cub/resnet50")
     assert dict(row.method_options) == {"lambda_": 1.0, "alpha": 0.5, "beta": 1.5, "relu_class_maps": False}
     assert (row.recipe["epochs"], row.recipe["batch_size"], row.recipe["decay_every"]) == (120, 32, 80)
-    assert dict(row.readout) == {"name": "topk", "k": 200, "threshold": 0.1}
+    assert dict(row.readout) == {"name": "topk", "setting": 200, "threshold": 0.1}
     assert dict(row.published) == {"top1_loc": 76.75, "top5_loc": 90.04, "gt_known": 95.41}
 
 

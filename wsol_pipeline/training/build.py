@@ -1,5 +1,6 @@
 """From a training configuration to its method and readout; apart from the loop, so that a served model needs no Ray."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import wsol_models
@@ -23,3 +24,8 @@ def build_readout(config: TrainConfig) -> Any:
     """How maps are read. Raises `ValueError` with the known choices for a wrong name or option."""
     options = config.readout_options.items()  # JSON has no tuples
     return readouts.readout(config.readout, **{k: tuple(v) if isinstance(v, list) else v for k, v in options})
+
+
+def fixed_setting(wanted: Any, settings: Sequence[Any]) -> Any:
+    """The published setting; one beyond what this method has (k > K) is its last, none its first."""
+    return wanted if wanted in settings else settings[0 if wanted is None else -1]

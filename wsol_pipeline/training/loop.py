@@ -29,7 +29,7 @@ from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.evaluation.protocols import Protocol, protocol
 from wsol_pipeline.images import normalize
 from wsol_pipeline.protocol import require_searchable
-from wsol_pipeline.training.build import build_method, build_readout
+from wsol_pipeline.training.build import build_method, build_readout, fixed_setting
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position
 from wsol_pipeline.training.config import Reading, TrainConfig, config_hash, to_dict
 from wsol_pipeline.training.model import BACKBONE, DESCRIPTION, VAL_COUNTS, WEIGHTS
@@ -191,6 +191,7 @@ def _train_step(run: Run, epoch: int, batch: Batch) -> None:
     if config.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+        run.method.begin_step(epoch, batch.ids)
         output = run.model(images, batch.labels_B.to(device))
         terms = wsol_models.method_module(config.method).losses(output, run.method.config)
     loss = torch.stack(list(terms.values())).sum()
@@ -250,17 +251,10 @@ def _finish_epoch(run: Run, epoch: int, seconds: float, rows: int) -> Record:
 def validate(run: Run, search: bool) -> Counts:
     """Validation counts over all ranks: of every readout setting, or of the one setting scored each epoch."""
     run.method.eval()
-    settings = None if search else [_fixed_setting(run)]
+    settings = None if search else [fixed_setting(run.config.fixed_setting, run.readout.settings(run.method))]
     counts = evaluate.count(run.method, run.readout, run.val, run.protocol, settings=settings, device=run.world.device)
     merged = run.world.gather(counts)
     return sum(merged[1:], start=merged[0])
-
-
-def _fixed_setting(run: Run) -> Any:
-    """The published setting; one beyond what this method has (k > K) is its last, none its first."""
-    settings = run.readout.settings(run.method)
-    wanted = run.config.fixed_setting
-    return wanted if wanted in settings else settings[0 if wanted is None else -1]
 
 
 def _save(run: Run) -> None:

@@ -168,7 +168,7 @@ def resolve(options: RunOptions, method: str) -> TrainConfig:
         options={**(preset.method_options if preset else {}), **plain_values(options.options)},
         readout=options.readout or published.get("name", "cam"),
         readout_options={**(published.get("options", {}) if own else {}), **plain_values(options.readout_options)},
-        fixed_setting=published.get("setting", published.get("k")) if preset and own else None,
+        fixed_setting=published.get("setting") if preset and own else None,
         protocol=options.protocol or (preset.protocol if preset else "wsol-v1"),
         objective=options.objective,
         recipe=recipe,

@@ -34,6 +34,7 @@ from wsol_pipeline.evaluation.selection import Choice
 from wsol_pipeline.images import normalize
 from wsol_pipeline.storage import STORAGE_ERRORS, Store
 from wsol_pipeline.training import cluster, registry
+from wsol_pipeline.training.build import fixed_setting
 from wsol_pipeline.training.config import check_name, require
 from wsol_pipeline.training.gallery import Shown, draw_gallery
 from wsol_pipeline.training.model import VAL_COUNTS, Model, load_model
@@ -225,13 +226,13 @@ def _row(label: str, choice: Choice, val: Counts, test: Counts, rules: Protocol)
 
 
 def _published_choice(contender: Contender, model: Model) -> dict[str, Choice]:
-    """The published readout too (k and threshold), for a model of a published setting that names them."""
+    """The published setting and threshold too, for a model of a published row that names them and is read alike."""
     row = search_spaces.presets(model.config.method).get(contender.preset or "")
-    if row is None or "threshold" not in row.readout:
+    if row is None or row.readout["name"] != model.config.readout or "threshold" not in row.readout:
         return {}
-    k, threshold = row.readout["k"], float(row.readout["threshold"])
-    fixed = {name: (threshold,) * len(values) for name, values in model.choice.thresholds.items()}
-    return {" k, τ": dataclasses.replace(model.choice, readout=min(k, len(model.classes)), thresholds=fixed)}
+    setting = fixed_setting(row.readout.get("setting"), model.readout.settings(model.method))
+    fixed = {name: (row.readout["threshold"],) * len(values) for name, values in model.choice.thresholds.items()}
+    return {" as published": dataclasses.replace(model.choice, readout=setting, thresholds=fixed)}
 
 
 def _centred_box(options: EvaluateOptions, dataset: Dataset, rules: Protocol) -> Row:
