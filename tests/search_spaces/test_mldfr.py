@@ -5,12 +5,14 @@ from collections import Counter
 import optuna
 import pytest
 
+from rayjobs import tune_mldfr
 from search_spaces import preset, presets, space_for
 from wsol_models import build, method_module
 from wsol_models.readouts import readout
+from wsol_pipeline.errors import UsageError
 from wsol_pipeline.evaluation.protocols import PROTOCOLS
 from wsol_pipeline.training.config import Recipe
-from wsol_pipeline.training.options import RunOptions, resolve
+from wsol_pipeline.training.options import RunOptions, parse, resolve
 
 BASE = "mldfr/table13/cub/resnet50"
 
@@ -95,3 +97,9 @@ def test_space_proposes_options_of_its_config():
 def test_batch_sizes_rise():
     with pytest.raises(ValueError, match=r"two rising numbers from 2 on but is \(64, 32\)"):
         space_for("mldfr")(None, batch_sizes=(64, 32))
+
+
+def test_the_job_takes_rising_batch_sizes():
+    assert parse(tune_mldfr.Options, ["--batch-sizes", "8", "32"]).batch_sizes == (8, 32)
+    with pytest.raises(UsageError, match=r"two rising numbers from 2 on but got \(32, 8\)"):
+        parse(tune_mldfr.Options, ["--batch-sizes", "32", "8"])

@@ -5,6 +5,7 @@ import functools
 import pytest
 
 from search_spaces import bas, cam
+from wsol_pipeline.errors import UsageError
 from wsol_pipeline.training.options import RunOptions, resolve
 from wsol_pipeline.training.plan import OWN, first_trials, with_parameters
 
@@ -33,6 +34,19 @@ def test_a_preset_brings_its_evaluation_and_its_readout():
     config = resolve(RunOptions(name="s", preset=PRESET, protocol="wsol-v2", readout="cam"), "bas")
     assert (config.protocol, config.readout, config.fixed_setting) == ("wsol-v2", "cam", None)
     assert resolve(RunOptions(name="s"), "bas").protocol == "wsol-v1"
+
+
+def test_the_command_line_reaches_the_recipe():
+    options = {"schedule": "poly", "train_geometry": "random_resized_crop", "crop_scale": 0.5, "drop_last": True}
+    recipe = resolve(RunOptions(name="s", preset=PRESET, **options), "bas").recipe
+    assert {name: getattr(recipe, name) for name in options} == options
+    assert (recipe.epochs, recipe.plateau_patience) == (120, 2)
+
+
+def test_stored_images_are_not_to_be_cut_from_a_cache():
+    options = RunOptions(name="s", train_geometry="random_resized_crop_stored", reading="cached")
+    with pytest.raises(UsageError, match="reading must be auto or streaming but got 'cached'"):
+        resolve(options, "bas")
 
 
 def test_values_of_the_command_line_are_what_they_look_like():
