@@ -28,26 +28,35 @@ def baseline(
     *,
     split: str = "",
     large: bool = True,
+    method: str = "cam",
+    name: str | None = None,
+    learning_rate: float = LEARNING_RATE,
+    readout: str = "cam",
+    options: Mapping[str, Any] | None = None,
 ) -> Preset:
-    """The CAM that `row` (paper/table) trained to compare with. split: of the dataset, where a table has several."""
+    """A baseline, CAM or CAM and one idea, that `row` (paper/table) trained to compare with.
+
+    split: of the dataset, where a table has several. name: of the method in the table. options: of its own.
+    """
     paper = row.split("/")[0]
     epochs, decay_every = EPOCHS[dataset]
+    shared = {"large": large, "head_lr_scale": 10.0, "layer4_lr_scale": 1.0 if paper == "bagcams" else 10.0}
     return Preset(
-        id=f"{row}/{dataset}{split}/{backbone}/cam",
-        method="cam",
+        id=f"{row}/{dataset}{split}/{backbone}/{name or method}",
+        method=method,
         dataset=dataset,
         backbone=backbone,
-        method_options={"large": large, "head_lr_scale": 10.0, "layer4_lr_scale": 1.0 if paper == "bagcams" else 10.0},
+        method_options={**shared, **(options or {})},
         recipe={
             "epochs": epochs,
             "batch_size": 32,
-            "learning_rate": LEARNING_RATE,
+            "learning_rate": learning_rate,
             "weight_decay": 1e-4,
             "nesterov": True,
             "decay_every": decay_every,
             "decay_counts_from": 1,  # before the 15th epoch, the 30th, the 45th
         },
-        readout={"name": "cam"},
+        readout={"name": readout},
         protocol=protocol,
         published=published,
         source=SOURCES[paper],

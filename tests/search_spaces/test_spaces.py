@@ -21,7 +21,7 @@ def test_preset_fits_its_method_and_its_id(row):
     assert set(row.recipe) >= RECIPE
     Recipe(**row.recipe)
     readout(row.readout["name"], **row.readout.get("options", {}))
-    assert all(0 < value < 100 for value in row.published.values())
+    assert all(0 < value <= 100 for value in row.published.values())
 
 
 def test_presets_of_one_method():
@@ -83,7 +83,7 @@ def test_bas_rule_saves_a_dimension():
 
 
 def test_errors_name_the_known():
-    with pytest.raises(ValueError, match=r"Unknown search space 'bass'. Did you mean 'bas'\? Known: bagcams, bas, "):
+    with pytest.raises(ValueError, match=r"Unknown search space 'bass'. Did you mean 'bas'\? Known: acol, adl, "):
         space_for("bass")
     with pytest.raises(ValueError, match=r"Did you mean 'bas-ext/table1/cub/resnet50'\?"):
         preset("bas-ext/table1/cub/resnet5")

@@ -1,0 +1,31 @@
+"""Tune ACoL: Optuna searches the erasing threshold and the learning rate; the map threshold is solved in each trial.
+
+    python rayjobs/tune_acol.py
+    ray job submit --working-dir . -- python rayjobs/tune_acol.py --data s3://bucket/cub --storage s3://bucket/runs \
+        --name acol-cub --preset b-cam/table1/cub/resnet50/acol --weights imagenet --trials 30 --workers 4
+
+The same command again continues: finished trials stay, those that a dead driver left go on from their checkpoints.
+"""
+
+from dataclasses import dataclass
+
+from search_spaces import acol
+from wsol_pipeline.errors import run_main
+from wsol_pipeline.training.options import parse
+from wsol_pipeline.training.plan import StudyOptions
+from wsol_pipeline.training.study import run_study
+
+
+@dataclass(frozen=True)
+class Options(StudyOptions):
+    """Options of the ACoL study."""
+
+    name: str = "acol"
+
+
+def main(args: list[str] | None = None) -> int:
+    return run_study(parse(Options, args), "acol", acol.space)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,31 @@
+"""Tune ADL: Optuna searches drop rate, threshold and learning rate; the map threshold is solved in each trial.
+
+    python rayjobs/tune_adl.py
+    ray job submit --working-dir . -- python rayjobs/tune_adl.py --data s3://bucket/cub --storage s3://bucket/runs \
+        --name adl-cub --preset bagcams/table2/cub/resnet50/adl --weights imagenet --trials 30 --workers 4
+
+The same command again continues: finished trials stay, those that a dead driver left go on from their checkpoints.
+"""
+
+from dataclasses import dataclass
+
+from search_spaces import adl
+from wsol_pipeline.errors import run_main
+from wsol_pipeline.training.options import parse
+from wsol_pipeline.training.plan import StudyOptions
+from wsol_pipeline.training.study import run_study
+
+
+@dataclass(frozen=True)
+class Options(StudyOptions):
+    """Options of the ADL study."""
+
+    name: str = "adl"
+
+
+def main(args: list[str] | None = None) -> int:
+    return run_study(parse(Options, args), "adl", adl.space)
+
+
+if __name__ == "__main__":
+    run_main(main)

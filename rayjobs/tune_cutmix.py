@@ -1,0 +1,31 @@
+"""Tune CutMix: Optuna searches β, the share of mixed batches and the rate; the threshold is solved in each trial.
+
+    python rayjobs/tune_cutmix.py
+    ray job submit --working-dir . -- python rayjobs/tune_cutmix.py --data s3://bucket/cub --storage s3://bucket/runs \
+        --name cutmix-cub --preset bagcams/table2/cub/resnet50/cutmix --weights imagenet --trials 30 --workers 4
+
+The same command again continues: finished trials stay, those that a dead driver left go on from their checkpoints.
+"""
+
+from dataclasses import dataclass
+
+from search_spaces import cutmix
+from wsol_pipeline.errors import run_main
+from wsol_pipeline.training.options import parse
+from wsol_pipeline.training.plan import StudyOptions
+from wsol_pipeline.training.study import run_study
+
+
+@dataclass(frozen=True)
+class Options(StudyOptions):
+    """Options of the CutMix study."""
+
+    name: str = "cutmix"
+
+
+def main(args: list[str] | None = None) -> int:
+    return run_study(parse(Options, args), "cutmix", cutmix.space)
+
+
+if __name__ == "__main__":
+    run_main(main)

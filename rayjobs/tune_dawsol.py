@@ -1,0 +1,31 @@
+"""Tune DA-WSOL: Optuna searches both weights and the learning rate; the threshold is solved inside each trial.
+
+    python rayjobs/tune_dawsol.py
+    ray job submit --working-dir . -- python rayjobs/tune_dawsol.py --data s3://bucket/cub --storage s3://bucket/runs \
+        --name dawsol-cub --preset bagcams/table2/cub/resnet50/daol --weights imagenet --trials 30 --workers 4
+
+The same command again continues: finished trials stay, those that a dead driver left go on from their checkpoints.
+"""
+
+from dataclasses import dataclass
+
+from search_spaces import dawsol
+from wsol_pipeline.errors import run_main
+from wsol_pipeline.training.options import parse
+from wsol_pipeline.training.plan import StudyOptions
+from wsol_pipeline.training.study import run_study
+
+
+@dataclass(frozen=True)
+class Options(StudyOptions):
+    """Options of the DA-WSOL study."""
+
+    name: str = "dawsol"
+
+
+def main(args: list[str] | None = None) -> int:
+    return run_study(parse(Options, args), "dawsol", dawsol.space)
+
+
+if __name__ == "__main__":
+    run_main(main)
