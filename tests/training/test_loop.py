@@ -158,7 +158,7 @@ def test_a_run_killed_between_epochs_ends_as_if_nothing_had_happened(make_config
     assert_equal_runs(fit(config, "killed", attempt=2), undisturbed)
 
 
-@pytest.mark.parametrize("method", ["cam", "bas"])
+@pytest.mark.parametrize("method", ["cam", "bas", "has", "cutmix", "dawsol"])
 def test_a_run_killed_inside_an_epoch_ends_as_if_nothing_had_happened(make_config, fit, kill, method):
     config = make_config(method)
     undisturbed = fit(config, "undisturbed")
@@ -166,6 +166,18 @@ def test_a_run_killed_inside_an_epoch_ends_as_if_nothing_had_happened(make_confi
     resumed = fit(config, "killed", attempt=2)
     assert_equal_runs(resumed, undisturbed)
     assert [record["epoch"] for record in resumed.yielded] == [2]
+
+
+def test_a_method_is_told_the_epoch_and_the_images(make_config, fit, dataset, monkeypatch):
+    told = []
+    monkeypatch.setattr(cam.Method, "begin_step", lambda method, epoch, ids: told.append((epoch, ids)))
+    fit(make_config("cam"))
+    batches = [
+        (epoch, batch.ids)
+        for epoch in range(2)
+        for batch in train_batches(dataset.train, dataset.train.plan(14, 0), epoch, ReadConfig(36, 32))
+    ]
+    assert told == batches
 
 
 def test_what_a_network_draws_is_drawn_again_after_a_restart(make_config, fit, kill, monkeypatch):

@@ -27,6 +27,8 @@ CASES = {
     "cam-3-joined": ("cam", 3, {"batch_size": 29}),  # the last batch has 6 of 29: it joins the one before
     "cam-3-clipped": ("cam", 3, {"clip_norm": 0.2}),
     "cam-3-still": ("cam", 3, {"learning_rate": 1e-30}),
+    "has-3": ("has", 3, {"options": {"grid_size": 8}}),
+    "adl-2": ("adl", 2, SLOW),
     "resumed-2": ("bas", 2, SLOW),
 }
 
