@@ -34,7 +34,9 @@ lint: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
-	for b in evaluation input readout step training study; do $(BIN)/python benchmarks/$$b.py || exit 1; done
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev,bench]'
+	for b in evaluation input readout bagcams "step resnet50" "step vgg16" step_bcam training study; do \
+	  set -- $$b; $(BIN)/python benchmarks/$$1.py $${2:+--backbone $$2} || exit 1; done
 
 mlflow: $(READY)
 	$(BIN)/mlflow server --backend-store-uri sqlite:///$(abspath $(RUNS))/mlflow.db --artifacts-destination $(abspath $(RUNS))/mlflow-artifacts --host 127.0.0.1 --port 5000

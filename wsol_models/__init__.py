@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from wsol_models import _backbones
+from wsol_models._backbones import LATER as LATER
 from wsol_models._backbones import network_state as network_state
 from wsol_models._layers import LocalizationMethod
 from wsol_models._lookup import configured, file_names, unknown
@@ -52,7 +53,8 @@ def build(
 ) -> LocalizationMethod:
     """A method on a backbone, in training mode.
 
-    weights: of the backbone: "imagenet", the path of a state dict (`.pth`, `.safetensors`) or None for random ones.
+    weights: of the backbone: "imagenet", the path of a state dict (`.pth`, `.safetensors`) None for random ones, or
+        `LATER` if a state dict of the method will be loaded.
     frozen_batch_norm: batch norm keeps its stored statistics in training; its scale and shift are trained.
     options: fields of the method's `Config`.
     Raises `ValueError` for an unknown method, backbone or option, or a value that breaks a rule.

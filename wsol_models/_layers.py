@@ -21,7 +21,7 @@ class Output:
 
     logits_BK: class scores before the softmax.
     features_BCHW: what the linear head reads (`Method.head_weight_KC`), for CAM-like readouts.
-    maps_BKHW: the method's own localization maps, if it makes any; None in training, where only the target's is made.
+    maps_BKHW: the method's own localization maps, if it makes any; None where training makes the target's only (BAS).
     taps: features of the stages asked for, by stage name.
     targets: the targets the losses are to use, which need not be those handed in (CutMix mixes them).
     """

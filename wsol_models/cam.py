@@ -64,7 +64,7 @@ class Method(LocalizationMethod):
         self.backbone = backbone
         self.fc = nn.Linear(backbone.last.channels, num_classes)
         initialise(backbone, self.fc)
-        if config.pretrained_head:
+        if config.pretrained_head and not backbone.awaits_weights:
             self._load_head(backbone.head)
 
     @property

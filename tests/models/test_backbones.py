@@ -323,6 +323,14 @@ def test_pretrained_head_of_another_size(tmp_path, state):
         wsol_models.build("cam", **options)
 
 
+def test_weights_that_come_later_need_no_classifier_now():
+    options = {"backbone": "resnet18", "num_classes": 6, "pretrained_head": True}
+    method = wsol_models.build("cam", weights=wsol_models.LATER, **options)
+    other = wsol_models.build("cam", backbone="resnet18", num_classes=6)
+    method.load_state_dict(other.state_dict())
+    assert torch.equal(method.fc.weight, other.fc.weight)
+
+
 def test_unknown_names():
     with pytest.raises(ValueError, match=r"Unknown method 'bsa'\. Did you mean 'bas'\?"):
         wsol_models.build("bsa", backbone="tiny", num_classes=3)

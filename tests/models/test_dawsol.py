@@ -177,12 +177,17 @@ def test_terms_begin_in_the_second_epoch():
     assert method.sampler.universum_count == 2
 
 
-def test_adaption_reaches_the_network_and_not_the_head():
-    method = build(first_epoch=0)
-    torch.manual_seed(1)
-    output = method(images(), TARGETS)
+@pytest.mark.parametrize("uda", ["mmd", "dann"])
+@pytest.mark.parametrize("term", ["uda", "universum"])
+def test_both_terms_train_the_network_and_not_the_head(uda, term):
+    """At 128 px an image has 1024 positions, enough of every kind once the memories know a step."""
+    method, batch = build(uda=uda, first_epoch=0), images(128)
+    method(batch, TARGETS)
+    output = method(batch, TARGETS)
+    assert len(output.samples.source_ISC) == 2
     terms = dawsol.losses(output, method.config)
-    (terms["uda"] + terms["universum"]).backward()
+    assert terms[term] > 0
+    terms[term].backward()
     assert method.fc.weight.grad is None
     assert all(p.grad.any() for name, p in method.named_parameters() if name.startswith("backbone."))
 

@@ -38,11 +38,14 @@ BACKBONES: dict[str, Entry] = {
 }
 
 
+LATER = "later"  # weights that a state dict of the whole method will bring
+
+
 def backbone(name: str, layout: str, weights: str | None = None, frozen_batch_norm: bool = False) -> Backbone:
     """A network in one of its layouts.
 
     weights: "imagenet" (torchvision's, downloaded once), the path of a `.pth` or `.safetensors` state dict of the
-        network, or None for random ones.
+        network, None for random ones, or `LATER`: random ones that will be loaded over.
     frozen_batch_norm: keep the stored statistics of every batch norm while training (`FrozenBatchNorm2d`).
     Raises `ValueError` for a name, layout or file that does not fit.
     """
@@ -58,9 +61,11 @@ def backbone(name: str, layout: str, weights: str | None = None, frozen_batch_no
     own = network.state_dict(keep_vars=True)  # before the cut, which may replace some
     modules = entry.cut(network, layout)
     origin = origin_of(modules, own)
-    state = read_weights(weights, entry) if weights else {}
-    if weights:
+    state = read_weights(weights, entry) if weights and weights != LATER else {}
+    if weights and weights != LATER:
         load_weights(modules, origin, body_of(state, entry), own, weights, type(network).__name__)
     if frozen_batch_norm:
         freeze_batch_norm(nn.ModuleDict(modules))
-    return Backbone(modules, measure(modules), origin, entry.family, entry.head_width, head_of(state, entry.head))
+    return Backbone(
+        modules, measure(modules), origin, entry.family, entry.head_width, head_of(state, entry.head), weights == LATER
+    )

@@ -32,6 +32,7 @@ class Backbone(nn.Module):
     family: name of the network's file, by which papers choose initialisations.
     head_width: channels of convolutional heads that methods put on top.
     head: weight and bias of the pretrained classifier (K×C and K), if the loaded weights had one.
+    awaits_weights: a state dict of the whole method will be loaded: nothing can be started from `head` yet.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Backbone(nn.Module):
         family: str,
         head_width: int = 1024,
         head: tuple[Tensor, Tensor] | None = None,
+        awaits_weights: bool = False,
     ) -> None:
         super().__init__()
         for name, module in modules.items():
@@ -51,6 +53,7 @@ class Backbone(nn.Module):
         self.family = family
         self.head_width = head_width
         self.head = head
+        self.awaits_weights = awaits_weights
 
     @property
     def names(self) -> tuple[str, ...]:

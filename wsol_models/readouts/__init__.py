@@ -24,9 +24,10 @@ Setting = int | float | str | bool | None | tuple[int | float | str | bool | Non
 class LocalizationReadout:
     """What every `Readout` is: settings, each a plain value that JSON can hold, whose maps are read from shared passes.
 
-    A file writes `settings`, `passes` and `read`. Maps are raw, float32, B×H×W, on the network's grid unless the
-    readout says otherwise. `classes_B` are the classes to localize. `output` is a forward of the same images, to share
-    it; without one, or where it needs gradients, the readout runs its own. The method is in eval mode.
+    A file writes `settings`, `passes` and `read`. Maps are raw, B×H×W, float32 (boolean where a readout cuts
+    masks itself), on the network's grid unless the readout says otherwise. `classes_B` are the classes to localize.
+    `output` is a forward of the same images, to share it; without one, or where it needs gradients, the readout runs
+    its own. The method is in eval mode.
     """
 
     @property

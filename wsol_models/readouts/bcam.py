@@ -64,7 +64,7 @@ class Readout(GradientReadout):
     stages: by default the paper's, conv6 (before its ReLU) of VGG16, SPG_A3_1b of InceptionV3, else the last one.
     readings: of `READINGS`, how maps are read; by default without those of "paper".
     modes: "object", the paper's p; "mask", its m: 1 where the object's map, enlarged to the image, is higher than the
-        background's, else 0, which needs no threshold; "background".
+        background's, else 0, boolean, which needs no threshold; "background".
     class_agnostic: sum scores over all classes instead of taking the class's.
     """
 
@@ -119,7 +119,7 @@ class Readout(GradientReadout):
             F.interpolate(map_of(passes, stage, rule, difference, each)[:, None], passes.size, mode="bilinear")
             for each in ("object", "background")
         )
-        return (above > below)[:, 0].float()
+        return (above > below)[:, 0]
 
     def _chosen(self, method: LocalizationMethod, classes_B: Tensor) -> Tensor:
         """1 for the classes whose scores count, B×K."""

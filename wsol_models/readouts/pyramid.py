@@ -102,7 +102,7 @@ def rescaled(images_BCHW: Tensor, scale: float) -> Tensor:
 def enlarge(maps_BHW: Tensor, images_BCHW: Tensor) -> Tensor:
     """Maps on the pixels of the images."""
     size = list(images_BCHW.shape[2:])
-    return F.interpolate(maps_BHW[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+    return F.interpolate(maps_BHW[:, None].float(), size, mode="bilinear", align_corners=False)[:, 0]
 
 
 def total(maps: Sequence[Tensor]) -> Tensor:

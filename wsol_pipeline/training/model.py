@@ -1,5 +1,6 @@
 """A finished model: weights, configuration and the readout chosen on validation, loaded without pickle."""
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import safetensors.torch
 import torch
 from torchvision.transforms.v2 import functional as F
 
-from wsol_models import LocalizationMethod
+from wsol_models import LATER, LocalizationMethod
 from wsol_pipeline.evaluation.maps import normalised_map
 from wsol_pipeline.evaluation.metrics import predicted_box
 from wsol_pipeline.evaluation.protocols import Protocol, protocol
@@ -70,7 +71,7 @@ class Model:
         shape = images_BHW3.shape[1:3]
         return [
             self._localization(map_HW, int(label), float(score), shape)
-            for map_HW, label, score in zip(maps_BHW.float().cpu().numpy(), classes_B, scores_B, strict=True)
+            for map_HW, label, score in zip(maps_BHW.cpu().numpy(), classes_B, scores_B, strict=True)
         ]
 
     def _fit(self, image_HW3: np.ndarray) -> torch.Tensor:
@@ -101,7 +102,7 @@ def load_model_files(folder: Path) -> Model:
 def _assemble(weights: bytes, description: dict[str, Any], device: torch.device | str) -> Model:
     config = from_dict(TrainConfig, {**description["train"], "weights": None})
     classes = tuple(description["classes"])
-    method = build_method(config, len(classes))
+    method = build_method(dataclasses.replace(config, weights=LATER), len(classes))
     method.load_state_dict(safetensors.torch.load(weights))
     return Model(method.eval().to(device), config, classes, Choice.from_dict(description["choice"]), description)
 

@@ -152,9 +152,10 @@ def check_buildable(config: TrainConfig, dataset: Dataset) -> None:
     """
     try:
         with torch.device("meta" if config.weights in (None, "imagenet") else "cpu"):
-            weights = None if config.weights == "imagenet" else config.weights
-            method = build_method(dataclasses.replace(config, weights=weights), len(dataset.classes))
-        build_readout(config).settings(method.eval())
+            weights = wsol_models.LATER if config.weights == "imagenet" else config.weights
+            method = build_method(dataclasses.replace(config, weights=weights), len(dataset.classes)).eval()
+            check_image_size(method, config)
+        build_readout(config).settings(method)
         rules = protocol(config.protocol, image_size=config.image_size, resize_size=config.resize_size)
     except ValueError as error:
         raise UsageError(str(error)) from error
@@ -168,6 +169,18 @@ def check_buildable(config: TrainConfig, dataset: Dataset) -> None:
         raise UsageError(
             f"{config.objective} under {rules.name} needs masks but the 'val' split of {dataset.uri} has none."
         )
+
+
+def check_image_size(method: wsol_models.LocalizationMethod, config: TrainConfig) -> None:
+    """Raise `UsageError` if images of this size shrink to nothing on the way through the network."""
+    try:
+        with torch.no_grad():
+            method(torch.zeros(1, 3, config.image_size, config.image_size))
+    except RuntimeError as error:
+        raise UsageError(
+            f"{config.method} on {config.backbone} cannot take images of {config.image_size} px "
+            f"({str(error).splitlines()[0][:120]}): use a larger --image-size."
+        ) from error
 
 
 def _rungs(options: StudyOptions, epochs: int) -> tuple[int, ...]:

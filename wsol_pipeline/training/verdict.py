@@ -297,7 +297,7 @@ def _seen(
     truths: list[np.ndarray],
     sizes: list[tuple[int, int]],
 ) -> list[Shown]:
-    maps_BHW = model.readout.maps(model.method, normalize(images_BCHW), labels_B, model.choice.readout).numpy()
+    maps_BHW = model.readout.maps(model.method, normalize(images_BCHW), labels_B, model.choice.readout).cpu().numpy()
     found = []
     for raw_HW, truth_N4, size_wh in zip(maps_BHW, truths, sizes, strict=True):
         box = predicted_box(raw_HW, model.threshold, model.protocol, size_wh)
