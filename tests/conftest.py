@@ -1,6 +1,9 @@
 """Fixtures that several rooms use."""
 
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: its threads would wait for each other on a busy machine
+
 import socket
 import subprocess
 import sys

@@ -22,9 +22,13 @@ def unknown(kind: str, name: object, known: Iterable[object]) -> ValueError:
 
 
 def configured(config_class: type, kind: str, options: Mapping[str, Any]) -> Any:
-    """`config_class(**options)`. Raises `ValueError` for an option that is not a field."""
+    """`config_class(**options)`. Raises `ValueError` for an option that is not a field, or a value of a wrong type."""
     known = [field.name for field in fields(config_class)]
     for name in options:
         if name not in known:
             raise unknown(f"option of {kind}", name, known)
-    return config_class(**options)
+    try:
+        return config_class(**options)
+    except TypeError as error:  # a rule compared what cannot be compared
+        given = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        raise ValueError(f"An option of {kind} has a value of a wrong type ({error}): {given}.") from error
