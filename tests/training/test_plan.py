@@ -13,12 +13,17 @@ PRESET = "bas-ext/table1/cub/resnet50"
 
 
 def first(space, count=3, method="bas", **options):
-    return first_trials(resolve(RunOptions(name="s", **options), method), space, count)
+    return first_trials(resolve(RunOptions(name="s", **options), method), space, count, options.get("preset"))
 
 
 def test_a_preset_is_tried_first_and_bears_its_name():
     found = first(bas.space, preset=PRESET)
     assert next(iter(found.items())) == (PRESET, {"lambda_": 1.0, "alpha": 0.5, "beta": 1.5})
+
+
+def test_of_rows_with_equal_values_the_preset_gives_its_name():
+    row = "bas-ext/table1/ilsvrc/mobilenet_v1"  # λ 1, α 0.5, β 1.5, as on CUB with ResNet50
+    assert next(iter(first(bas.space, preset=row))) == row
 
 
 def test_what_the_command_line_says_is_tried_first_and_is_nobodys_published_setting():

@@ -85,7 +85,7 @@ def make_plan(options: StudyOptions, method: str, space: Space) -> Plan:
     if not options.data and not config.weights and config.backbone == "tiny" and store.is_local:
         config = dataclasses.replace(config, weights=embedded_weights(store, dataset))
     check_buildable(config, dataset)
-    published = first_trials(config, space, options.published)
+    published = first_trials(config, space, options.published, options.preset)
     return Plan(options, config, dataset, space, published, store / options.name)
 
 
@@ -108,11 +108,11 @@ def space_of(space: Space) -> dict[str, str]:
     return {name: optuna.distributions.distribution_to_json(d) for name, d in trial.distributions.items()}
 
 
-def first_trials(config: TrainConfig, space: Space, count: int) -> dict[str, dict[str, Any]]:
+def first_trials(config: TrainConfig, space: Space, count: int, preset: str | None = None) -> dict[str, dict[str, Any]]:
     """{name: parameters} to try before anything is proposed: the run's own settings, then published ones that differ.
 
     The run's own are the preset's, or the method's defaults, under what the command line says; they bear the id of the
-    published row that they equal, or `OWN`. Rows of the same backbone come first. At most `count`.
+    published row that they equal, or `OWN`. `preset` comes first, then rows of the same backbone. At most `count`.
     """
     proposed = set(space_of(space))
     defaults = dataclasses.asdict(wsol_models.method_module(config.method).Config())
@@ -120,7 +120,7 @@ def first_trials(config: TrainConfig, space: Space, count: int) -> dict[str, dic
     mine = {name: own[name] for name in proposed}
     published = {}
     rows = search_spaces.presets(config.method).values()
-    for row in sorted(rows, key=lambda row: row.backbone != config.backbone):
+    for row in sorted(rows, key=lambda row: (row.id != preset, row.backbone != config.backbone)):
         theirs = {**row.recipe, **row.method_options}
         values = {name: theirs[name] for name in proposed}
         trained = {**own, **space(optuna.trial.FixedTrial(values))}
