@@ -189,7 +189,8 @@ def score(contender: Contender, options: EvaluateOptions, device: str) -> dict[s
     """Open the test split for one model and count. Everything was chosen before; plain data comes back."""
     model = load_model(contender.final, device)
     val = Counts.from_dict(json.loads(contender.final.read(VAL_COUNTS)))
-    choices = {"": model.choice, **_published_choice(contender, model)}
+    solved = ", readout solved" if contender.preset else ""
+    choices = _published_choice(contender, model) | {solved: model.choice}
     dataset = open_dataset(model.description["data"])
     rows = _test_rows(options, dataset, model.protocol)
     results = []
@@ -232,7 +233,7 @@ def _published_choice(contender: Contender, model: Model) -> dict[str, Choice]:
         return {}
     setting = fixed_setting(row.readout.get("setting"), model.readout.settings(model.method))
     fixed = {name: (row.readout["threshold"],) * len(values) for name, values in model.choice.thresholds.items()}
-    return {" as published": dataclasses.replace(model.choice, readout=setting, thresholds=fixed)}
+    return {"": dataclasses.replace(model.choice, readout=setting, thresholds=fixed)}
 
 
 def _centred_box(options: EvaluateOptions, dataset: Dataset, rules: Protocol) -> Row:
