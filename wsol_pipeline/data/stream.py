@@ -90,7 +90,8 @@ def stream(work: Work, epochs: range, start_sample: int) -> Iterator[Columns]:
     with ray.data.DataContext.current(context):
         windows = ray.data.from_items(tasks, override_num_blocks=len(tasks))
         # Reading waits for storage: it must not hold a CPU that decoding could use, so it is limited by number.
-        rows = windows.map_batches(work.read, batch_size=1, batch_format="pyarrow", num_cpus=0, concurrency=2)
+        at_once = min(2, len(tasks))
+        rows = windows.map_batches(work.read, batch_size=1, batch_format="pyarrow", num_cpus=0, concurrency=at_once)
         images = rows.map_batches(work.decode, batch_size=None, batch_format="pyarrow", num_cpus=1)
     try:
         yield from images.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
