@@ -11,6 +11,8 @@ from rayjobs import tune_bagcams
 from wsol_pipeline.data.reader import ReadConfig, eval_rows
 from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.evaluation import evaluate
+from wsol_pipeline.evaluation.counts import Counts
+from wsol_pipeline.evaluation.selection import best
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training.build import build_readout
 from wsol_pipeline.training.checkpoint import CheckpointStore
@@ -63,6 +65,15 @@ def test_the_same_command_shows_the_same_answer_and_another_question_is_refused(
     assert len(CheckpointStore(Store.at(tmp_path / "bas-cam/trials/0000"), 0)._finals()) == 1
     with pytest.raises(UsageError, match=r"another question \(readout differ"):
         solve("--readout", "topk", "--name", "bas-cam")
+
+
+def test_bagcams_are_solved_over_every_layer_and_weighting(solve, tmp_path):
+    solve()
+    final = Store(result(tmp_path, "bas-bagcams")["model"])
+    counts = Counts.from_dict(json.loads(final.read("val_counts.json")))
+    stages = ("block1", "block2", "block3", "block4")
+    assert set(counts.settings) == {f"{stage}/ours{n}" for stage in stages for n in (1, 2, 3)}
+    assert load_model(final).choice.value == max(best(counts)["max_box_acc_v2"])
 
 
 def test_the_final_evaluation_judges_it_beside_its_source(solve, tmp_path, reading, capsys):
