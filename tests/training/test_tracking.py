@@ -1,6 +1,8 @@
 """MLflow as a projection: written again it stays the same, and an answer that got lost makes no second run."""
 
 import logging
+import subprocess
+import sys
 
 import mlflow
 import pytest
@@ -38,6 +40,16 @@ def database(tmp_path_factory) -> str:
 def connected(database, request, tmp_path):
     """(client, experiment) of an experiment of this test's own."""
     return tracking.connect(database, request.node.name, str(tmp_path))
+
+
+def test_two_drivers_may_make_the_database_at_once(tmp_path):
+    """Each process makes the tables of a new SQLite file when it first connects."""
+    code = "import sys; from wsol_pipeline.training.tracking import connect; print(connect(*sys.argv[1:])[1])"
+    arguments = [sys.executable, "-c", code, f"sqlite:///{tmp_path / 'mlflow.db'}", "wsol", str(tmp_path)]
+    drivers = [subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    answers = {driver.communicate(timeout=120)[0].strip() for driver in drivers}
+    assert [driver.returncode for driver in drivers] == [0, 0]
+    assert len(answers) == 1
 
 
 def view(number: int, epochs: int, state: str = "RUNNING") -> TrialView:

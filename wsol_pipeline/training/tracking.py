@@ -168,9 +168,9 @@ def connect(uri: str, experiment: str, artifacts: str | None) -> tuple[mlflow.Ml
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
         mlflow.set_tracking_uri(uri)
-        client = mlflow.MlflowClient(uri)
         location = None if uri.startswith("http") else artifacts
         with _one_at_a_time(uri):
+            client = mlflow.MlflowClient(uri)  # makes a new file's tables
             known = client.get_experiment_by_name(experiment)
             return client, known.experiment_id if known else client.create_experiment(experiment, location)
     except (MlflowException, OSError, ValueError) as error:
