@@ -37,7 +37,7 @@ class ImportConfig(Generic[OptionsT]):
 
     options: Annotated[OptionsT, tyro.conf.arg(name="")]
     dataset: str = "synthetic"
-    """Layout of the source: a file name in wsol_pipeline/data/importers (folder, ilsvrc, synthetic, wsolevaluation)."""
+    """Layout of the source: folder, ilsvrc, synthetic, voc or wsolevaluation (wsol_pipeline/data/importers)."""
     source: Path = Path()
     """Folder of the raw dataset. The synthetic one needs none."""
     out: str = ""
@@ -110,6 +110,8 @@ def main(args: list[str] | None = None) -> int:
     print(
         f"{manifest.name}: {len(manifest.classes)} classes, {rows}; {sum(manifest.quarantine.values())} rows left out;"
     )
+    for what, count in manifest.left_out.items():
+        print(f"not offered: {count} {what}")
     print(f"fingerprint {Dataset(out.uri, manifest).fingerprint}")
     print(f"The dataset is at {out}. Next: python rayjobs/tune_bas.py --data {config.out or out}")
     return 0

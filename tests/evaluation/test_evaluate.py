@@ -124,6 +124,25 @@ def test_masks_are_counted_where_protocol_and_rows_have_them():
     assert 0 < transferred(centred, choose(centred, "pxap"))["piou"] < 60
 
 
+class PartlyMasked(Masked):
+    """The same, but only the images of the second batch have a mask; the readers give the others one of 255."""
+
+    def batches(self):
+        for batch in super().batches():
+            if "a" in batch.ids:
+                batch.masks = [np.full_like(mask_HW, 255) for mask_HW in batch.masks]
+            yield batch
+
+
+def test_images_without_a_mask_are_no_background():
+    """Of six equal images two have a mask: a third of all pixel counts, and the same figures."""
+    rule = protocol("wsol-mask", SIZE, SIZE)
+    every, partly = (count(Brightness(), Shift(), rows(), rule) for rows in (Masked, PartlyMasked))
+    np.testing.assert_array_equal(every.mask_pixels, 3 * partly.mask_pixels)
+    assert partly.mask_pixels.any()
+    assert choose(every, "piou").value == choose(partly, "piou").value
+
+
 def test_an_image_without_a_box_is_refused_where_boxes_count():
     rows = Rows()
     batch = next(rows.batches())

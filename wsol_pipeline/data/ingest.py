@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from PIL import Image
 
 from wsol_pipeline.data.augment import hash_ids
-from wsol_pipeline.data.images import decode, probe
+from wsol_pipeline.data.images import IGNORED, decode, probe
 from wsol_pipeline.data.importers import Source
-from wsol_pipeline.data.schema import ROW_GROUP, VERSION, Box, Row, schema
+from wsol_pipeline.data.schema import ROW_GROUP, VERSION, Box, ClassMask, Row, schema
 from wsol_pipeline.data.shards import MANIFEST, QUARANTINE, Manifest, Shard, SplitInfo, read_manifest
 from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.protocol import Role
@@ -40,10 +41,11 @@ class ShardJob:
     role: Role
     rows: tuple[Row, ...]
     num_classes: int
+    multilabel: bool
 
     def digest(self) -> str:
         """Changes when a candidate row does: its annotation, or size or time of its file."""
-        facts = [VERSION, self.num_classes, [(row, _stamp(row)) for row in self.rows]]
+        facts = [VERSION, self.num_classes, self.multilabel, [(row, _stamp(row)) for row in self.rows]]
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
@@ -143,7 +145,7 @@ def _plan(splits: dict[Role, list[Row]], source: Source, out: Store, shard_bytes
             size += sum(_stamp(row)[0] for row in group)
             if size >= shard_bytes or held[-1] is rows[-1]:
                 name = f"{role.value}/{number:05d}.parquet"
-                jobs.append(ShardJob(out, name, role, tuple(held), len(source.classes)))
+                jobs.append(ShardJob(out, name, role, tuple(held), len(source.classes), source.multilabel))
                 held, size, number = [], 0, number + 1
     return jobs
 
@@ -184,7 +186,7 @@ def write_shard(job: ShardJob) -> ShardReport:
     stored, bad, facts, counts = [], [], [], Counter[int]()
     for row in job.rows:
         try:
-            columns = _checked(row, job.num_classes)
+            columns = _checked(row, job.num_classes, job.multilabel)
         except DataError as error:
             bad.append({"id": row.id, "split": job.role.value, "reason": str(error)})
             continue
@@ -228,8 +230,10 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _checked(row: Row, num_classes: int) -> dict[str, Any]:
+def _checked(row: Row, num_classes: int, multilabel: bool) -> dict[str, Any]:
     """The columns of a row. Raises `DataError` with the reason why it cannot be trusted."""
+    if row.fault:
+        raise DataError(row.fault)
     if not row.labels or not all(0 <= label < num_classes for label in row.labels):
         raise DataError(f"labels {list(row.labels)} are not classes 0..{num_classes - 1}")
     image = _bytes(row.image)
@@ -240,20 +244,19 @@ def _checked(row: Row, num_classes: int) -> dict[str, Any]:
     columns = {"id": row.id, "image": image, "width": width, "height": height, "labels": list(row.labels)}
     if row.role is Role.TRAIN:
         return columns
-    if not row.boxes and not row.masks:
+    if not (row.boxes or row.masks or row.class_mask):
         raise DataError("image has neither a box nor a mask to be evaluated with")
     if len(row.box_labels) != len(row.boxes) or not all(0 <= label < num_classes for label in row.box_labels):
         raise DataError(f"box labels {list(row.box_labels)} are not classes 0..{num_classes - 1}, one for each box")
     for box in row.boxes:
         _check_box(box, width, height)
     boxes = np.array(row.boxes, np.float32).reshape(-1, 4).tolist()
+    columns |= {"boxes": boxes, "box_labels": list(row.box_labels)}
+    if row.class_mask:
+        labels_HW = _drawn(row.class_mask, width, height, num_classes)
+        return columns | (_of_classes(labels_HW) if multilabel else _of_one_class(labels_HW, row.labels[0]))
     ignore = _mask((row.ignore,)) if row.ignore else None
-    return columns | {
-        "boxes": boxes,
-        "box_labels": list(row.box_labels),
-        "mask": _mask(row.masks) if row.masks else None,
-        "ignore": ignore,
-    }
+    return columns | {"mask": _mask(row.masks) if row.masks else None, "ignore": ignore}
 
 
 def _bytes(image: Path | bytes) -> bytes:
@@ -285,8 +288,36 @@ def _mask(paths: tuple[Path, ...]) -> bytes:
         raise DataError("masks of one image differ in size")
     if len(encoded) == 1:
         return encoded[0]
+    return _png(np.logical_or.reduce(decoded).astype(np.uint8) * 255)
+
+
+def _drawn(mask: ClassMask, width: int, height: int, num_classes: int) -> NDArray[np.uint8]:
+    """A class mask, checked: of the image's size, with labels that there are."""
+    labels_HW = mask.draw()
+    if labels_HW.shape != (height, width):
+        raise DataError(f"image is {width}x{height} but its mask is {labels_HW.shape[1]}x{labels_HW.shape[0]}")
+    if (top := labels_HW[labels_HW != IGNORED].max(initial=0)) > num_classes:
+        raise DataError(f"mask has the value {top}; known: 0 background, 1..{num_classes} classes, {IGNORED} neither")
+    return labels_HW
+
+
+def _of_classes(labels_HW: NDArray[np.uint8]) -> dict[str, bytes | None]:
+    """The mask columns of a multi-label row."""
+    return {"mask": _png(labels_HW), "ignore": None}
+
+
+def _of_one_class(labels_HW: NDArray[np.uint8], label: int) -> dict[str, bytes | None]:
+    """The mask columns of a single-label row: what is of its class, and what counts neither way."""
+    ignored_HW = labels_HW == IGNORED
+    return {
+        "mask": _png((labels_HW == label + 1) * np.uint8(255)),
+        "ignore": _png(ignored_HW * np.uint8(255)) if ignored_HW.any() else None,
+    }
+
+
+def _png(pixels_HW: NDArray[np.uint8]) -> bytes:
     sink = io.BytesIO()
-    Image.fromarray(np.logical_or.reduce(decoded).astype(np.uint8) * 255).save(sink, "PNG")
+    Image.fromarray(pixels_HW).save(sink, "PNG")
     return sink.getvalue()
 
 
@@ -313,4 +344,13 @@ def _manifest(
         splits[role] = SplitInfo(len(facts), per_class, _sha256("\n".join(facts).encode()), shards)
     _require_all_classes(source, Counter(dict(enumerate(splits[Role.TRAIN].per_class))))
     quarantine = {role.value: 0 for role in Role} | Counter(row["split"] for report in reports for row in report.bad)
-    return Manifest(name, source.classes, source.multilabel, source.box_convention, origin, quarantine, splits)
+    return Manifest(
+        name,
+        source.classes,
+        source.multilabel,
+        source.box_convention,
+        origin,
+        quarantine,
+        splits,
+        left_out=dict(source.left_out),
+    )

@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from wsol_pipeline.protocol import Role
 
@@ -27,7 +30,7 @@ _LABELLED = [
 _LOCATED = [
     pa.field("boxes", pa.list_(pa.list_(pa.float32(), 4)), nullable=False),
     pa.field("box_labels", pa.list_(pa.int32()), nullable=False),
-    pa.field("mask", pa.binary()),  # PNG, nonzero is the object
+    pa.field("mask", pa.binary()),  # PNG, nonzero is the object; multi-label: 0 background, k + 1 class k, 255 neither
     pa.field("ignore", pa.binary()),  # PNG, nonzero counts neither way
 ]
 PIXEL_COLUMNS = ("image", "mask", "ignore")
@@ -36,6 +39,16 @@ PIXEL_COLUMNS = ("image", "mask", "ignore")
 def schema(role: Role) -> pa.Schema:
     """The columns of a split's shards. Training shards have no place for a box or a mask: supervision is weak."""
     return pa.schema(_LABELLED if role is Role.TRAIN else _LABELLED + _LOCATED)
+
+
+class ClassMask(Protocol):
+    """The pixels of an image's classes, drawn where its shard is written: a value to be pickled, `repr` says it all."""
+
+    def draw(self) -> NDArray[np.uint8]:
+        """uint8 [H, W] at the image's size: 0 background, k + 1 class k, 255 counts neither way.
+
+        Raises `DataError` with the reason if it cannot be drawn.
+        """
 
 
 @dataclass(frozen=True)
@@ -51,3 +64,5 @@ class Row:
     box_labels: tuple[int, ...] = ()
     masks: tuple[Path, ...] = ()  # one PNG for each instance
     ignore: Path | None = None
+    class_mask: ClassMask | None = None  # instead of `masks` and `ignore`
+    fault: str = ""  # why the annotation cannot be used, if the importer found that out: the row is quarantined

@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ class Manifest:
     quarantine: dict[str, int]  # reason -> rows left out
     splits: dict[Role, SplitInfo]
     version: int = VERSION
+    left_out: dict[str, int] = field(default_factory=dict)  # what the importer did not offer -> how many of it
 
     def to_json(self) -> bytes:
         return (json.dumps(asdict(self), indent=1, sort_keys=True) + "\n").encode()

@@ -6,11 +6,13 @@ Such a module has `Options`, a frozen dataclass whose documented fields become c
 
 import importlib
 import pkgutil
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
+from wsol_pipeline.data.augment import hash_ids
 from wsol_pipeline.data.schema import Row
 from wsol_pipeline.errors import DataError, unknown
 
@@ -23,6 +25,7 @@ class Source:
     box_convention: str
     rows: Iterable[Row]
     multilabel: bool = False
+    left_out: Mapping[str, int] = field(default_factory=dict)  # what has nothing to learn or score -> how many of it
 
 
 def names() -> list[str]:
@@ -57,3 +60,18 @@ def images_below(folder: Path) -> list[Path]:
     """Files with an image's ending anywhere below `folder`, sorted; others are not looked at."""
     endings = {".jpg", ".jpeg", ".png"}
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings)
+
+
+def by_class_and_hash(class_of: Mapping[str, Hashable]) -> list[list[str]]:
+    """The ids of each class, in the order of a hash: a draw that neither the order of a list nor its length changes."""
+    groups = defaultdict(list)
+    for name, label in class_of.items():
+        groups[label].append(name)
+    return [sorted(members, key=lambda name: int(hash_ids([name])[0])) for members in groups.values()]
+
+
+def held_out(labels_of: Mapping[str, Sequence[int]], share: float) -> set[str]:
+    """The ids of `share` of the images, alike for all classes: an image of several counts for the rarest of them."""
+    count = Counter(label for labels in labels_of.values() for label in labels)
+    rarest = {name: min(labels, key=lambda label: (count[label], label)) for name, labels in labels_of.items()}
+    return {name for members in by_class_and_hash(rarest) for name in members[: round(share * len(members))]}

@@ -10,21 +10,15 @@ the sorted wnids. Boxes are stored as the XML has them. Ids are paths below `Dat
 wsolevaluation lists are.
 """
 
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from defusedxml import ElementTree
-from defusedxml.common import DefusedXmlException
-
-from wsol_pipeline.data.augment import hash_ids
-from wsol_pipeline.data.importers import Source, below, images_below, read_lines
-from wsol_pipeline.data.schema import Box, Row
+from wsol_pipeline.data.importers import Source, below, by_class_and_hash, images_below, read_lines
+from wsol_pipeline.data.importers._xml import Annotation, Object, read_annotation
+from wsol_pipeline.data.schema import Row
 from wsol_pipeline.errors import DataError
 from wsol_pipeline.protocol import Role
-
-MAX_XML_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -33,14 +27,6 @@ class Options:
 
     val_per_class: int = 10
     """Validation images of each class that become `val`, the rest `test`, where splits/ does not say."""
-
-
-@dataclass(frozen=True)
-class Annotation:
-    """What is known of one validation image: wnid and box of each object; the image's size if the source says it."""
-
-    size: tuple[int, int] | None
-    objects: tuple[tuple[str, Box], ...]
 
 
 def read(source: Path, options: Options) -> Source:
@@ -72,15 +58,15 @@ def _rows(source: Path, root: Path, labels: dict[str, int], options: Options) ->
         yield Row(Role.TRAIN, f"train/{name}.JPEG", (labels[wnid],), path)
     notes = _annotations(source, root)
     for name, role in _roles(source, notes, options).items():
-        known = sorted({labels[wnid] for wnid, _ in notes[name].objects if wnid in labels})
+        known = sorted({labels[thing.name] for thing in notes[name].objects if thing.name in labels})
         yield Row(
             role,
             f"val/{name}.JPEG",
             tuple(known),
             below(images, f"val/{name}.JPEG"),
             notes[name].size,
-            tuple(box for _, box in notes[name].objects),
-            tuple(labels.get(wnid, -1) for wnid, _ in notes[name].objects),
+            tuple(thing.box for thing in notes[name].objects),
+            tuple(labels.get(thing.name, -1) for thing in notes[name].objects),
         )
 
 
@@ -98,30 +84,12 @@ def _annotations(source: Path, root: Path) -> dict[str, Annotation]:
     if folder.is_dir():
         names = [line.split()[0] for line in read_lines(listed)] if listed.exists() else []
         return {
-            name: _from_xml(below(folder, f"{name}.xml"))
+            name: read_annotation(below(folder, f"{name}.xml"))
             for name in names or sorted(p.stem for p in folder.glob("*.xml"))
         }
     if table.exists():
         return dict(_from_csv(line, table) for line in read_lines(table)[1:])
     raise DataError(f"{source} has neither Annotations/CLS-LOC/val nor LOC_val_solution.csv: validation needs boxes.")
-
-
-def _from_xml(path: Path) -> Annotation:
-    """One VOC-style annotation file."""
-    try:
-        if path.stat().st_size > MAX_XML_BYTES:
-            raise DataError(f"Annotation {path} is over {MAX_XML_BYTES} bytes.")
-        tree = ElementTree.parse(path).getroot()
-        width, height = (int(tree.findtext(f"size/{side}")) for side in ("width", "height"))
-        objects = tuple((str(node.findtext("name")), _box(node.find("bndbox"))) for node in tree.iter("object"))
-    except (OSError, ElementTree.ParseError, DefusedXmlException, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"Annotation {path} cannot be read: {type(error).__name__}: {error}.") from error
-    return Annotation((width, height), objects)
-
-
-def _box(node) -> Box:  # type: ignore[no-untyped-def]  # an XML element
-    x0, y0, x1, y1 = (float(node.findtext(side)) for side in ("xmin", "ymin", "xmax", "ymax"))
-    return x0, y0, x1, y1
 
 
 def _from_csv(line: str, table: Path) -> tuple[str, Annotation]:
@@ -130,7 +98,7 @@ def _from_csv(line: str, table: Path) -> tuple[str, Annotation]:
         name, text = line.split(",")
         words = text.split()
         groups = [words[start : start + 5] for start in range(0, len(words), 5)]
-        objects = tuple((wnid, (float(x0), float(y0), float(x1), float(y1))) for wnid, x0, y0, x1, y1 in groups)
+        objects = tuple(Object(wnid, (float(x0), float(y0), float(x1), float(y1))) for wnid, x0, y0, x1, y1 in groups)
     except ValueError as error:
         raise DataError(f"{table} has a line that is not `image,wnid x0 y0 x1 y1 ...`: {line[:80]!r}.") from error
     return name, Annotation(None, objects)
@@ -146,12 +114,7 @@ def _roles(source: Path, notes: dict[str, Annotation], options: Options) -> dict
         if len(dict(listed)) != len(listed):
             raise DataError("splits/val.txt and splits/test.txt list an image twice: they must not overlap.")
         return dict(listed)
-    of_class = defaultdict(list)
-    for name, note in notes.items():
-        of_class[note.objects[0][0] if note.objects else ""].append(name)
-    roles = {}
-    for members in of_class.values():
-        by_hash = sorted(members, key=lambda name: int(hash_ids([name])[0]))
-        roles.update(dict.fromkeys(by_hash[: options.val_per_class], Role.VAL))
-        roles.update(dict.fromkeys(by_hash[options.val_per_class :], Role.TEST))
-    return roles
+    class_of = {name: note.objects[0].name if note.objects else "" for name, note in notes.items()}
+    groups = by_class_and_hash(class_of)
+    val = {name for members in groups for name in members[: options.val_per_class]}
+    return {name: Role.VAL if name in val else Role.TEST for name in notes}

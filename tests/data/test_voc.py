@@ -1,0 +1,233 @@
+"""The VOC importer on a small faithful copy of its layout."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from wsol_pipeline.data.importers import voc
+from wsol_pipeline.data.reader import ReadConfig, eval_rows
+from wsol_pipeline.errors import DataError, UsageError
+from wsol_pipeline.protocol import Role
+
+XML = """<annotation><filename>{}.jpg</filename>
+<size><width>40</width><height>30</height><depth>3</depth></size><segmented>1</segmented>{}</annotation>"""
+OBJECT = """<object><name>{}</name><difficult>{}</difficult>
+<bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox>
+<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part></object>"""
+CAT, DOG, HARD_CAT = ("cat", 0, 1, 1, 20, 30), ("dog", 0, 5.5, 6, 40, 8), ("cat", 1, 3, 3, 9, 9)
+OBJECTS = {
+    "2007_000001": [CAT],
+    "2007_000002": [DOG],
+    "2007_000003": [CAT, DOG],
+    "2007_000004": [DOG, HARD_CAT],
+    "2007_000005": [DOG, HARD_CAT],
+    "2007_000006": [CAT, CAT],
+}
+LISTS = {
+    "Main/train": ["2007_000001", "2007_000002", "2007_000004"],
+    "Main/val": ["2007_000003", "2007_000005"],
+    "Main/test": ["2007_000006"],
+    "Segmentation/val": ["2007_000003"],
+}
+
+
+def put(path: Path, content: bytes | str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def annotate(root: Path, name: str, objects: list) -> None:
+    put(root / f"Annotations/{name}.xml", XML.format(name, "".join(OBJECT.format(*thing) for thing in objects)))
+
+
+def draw(root: Path, name: str, labels_HW: np.ndarray) -> None:
+    """A mask with VOC's kind of palette: the colours are not the labels."""
+    image = Image.fromarray(labels_HW)
+    image.putpalette([(37 * value) % 256 for value in range(768)])
+    path = put(root / f"SegmentationClass/{name}.png", b"")
+    image.save(path)
+
+
+@pytest.fixture
+def devkit(tmp_path, jpeg):
+    """Cats and dogs in VOC2007's folders; image 3 has a mask of both, with a void rim."""
+    root = tmp_path / "VOCdevkit/VOC2007"
+    for number, (name, objects) in enumerate(OBJECTS.items()):
+        put(root / f"JPEGImages/{name}.jpg", jpeg(number))
+        annotate(root, name, objects)
+    for name, members in LISTS.items():
+        put(root / f"ImageSets/{name}.txt", "\n".join(members) + "\n")
+    for label in ("cat", "dog"):
+        lines = (f"{name} {1 if label in str(OBJECTS[name]) else -1:2}" for name in LISTS["Main/train"])
+        put(root / f"ImageSets/Main/{label}_train.txt", "\n".join(lines) + "\n")
+    labels_HW = np.zeros((30, 40), np.uint8)
+    labels_HW[:10], labels_HW[10:15], labels_HW[15] = 1, 2, 255
+    draw(root, "2007_000003", labels_HW)
+    return root
+
+
+def by_id(source):
+    return {row.id: row for row in source.rows}
+
+
+def one_class_each(root):
+    """No image of the copy has two classes any more."""
+    for name in ("2007_000003", "2007_000004", "2007_000005"):
+        annotate(root, name, [CAT])
+
+
+def masks(dataset):
+    """The masks of the validation rows as evaluation reads them, by id."""
+    rows = eval_rows(dataset.val, ReadConfig(image_size=30, resize_size=30, mode="streaming"), "short_side", 8)
+    return {name: mask for batch in rows.batches() for name, mask in zip(batch.ids, batch.masks, strict=True)}
+
+
+@pytest.mark.parametrize("above", [".", "..", "../.."])
+def test_rows(devkit, above):
+    """From the dataset's own folder, the devkit, or what holds the devkit."""
+    source = voc.read((devkit / above).resolve(), voc.Options())
+    rows = by_id(source)
+    assert source.classes == ("cat", "dog")
+    assert source.box_convention == "inclusive1"
+    assert source.multilabel
+    assert {name: row.role for name, row in rows.items()} == {
+        name: role for role in Role for name in LISTS[f"Main/{role.value}"]
+    }
+    both = rows["2007_000003"]
+    assert both.labels == (0, 1)
+    assert both.boxes == ((1, 1, 20, 30), (5.5, 6, 40, 8))  # unchanged, parts left alone
+    assert both.box_labels == (0, 1)
+    assert both.size == (40, 30)
+
+
+def test_difficult_objects_are_labels_to_learn_but_not_scored(devkit):
+    rows = by_id(voc.read(devkit, voc.Options()))
+    assert rows["2007_000004"].labels == (0, 1)  # training
+    assert rows["2007_000005"].labels == (1,)  # validation
+    assert rows["2007_000005"].box_labels == (1,)
+
+
+def test_images_without_an_object_to_score_are_counted(devkit, write):
+    annotate(devkit, "2007_000005", [HARD_CAT])
+    source = voc.read(devkit, voc.Options())
+    assert "2007_000005" not in by_id(source)
+    assert write(devkit / "out", source).manifest.left_out == {"images without an object to score": 1}
+
+
+def test_multilabel_masks_keep_classes_and_void(devkit, write):
+    dataset = write(devkit / "out", voc.read(devkit, voc.Options()))
+    assert dataset.multilabel
+    found = masks(dataset)
+    assert (found["2007_000005"] == 255).all()  # it has none
+    assert [found["2007_000003"][row, 0] for row in (0, 9, 10, 14, 15, 16)] == [1, 1, 2, 2, 255, 0]
+
+
+def test_single_label_masks_are_of_the_class_of_the_image(devkit, write):
+    one_class_each(devkit)
+    annotate(devkit, "2007_000003", [DOG])
+    dataset = write(devkit / "out", voc.read(devkit, voc.Options()))
+    assert not dataset.multilabel
+    found = masks(dataset)
+    assert (found["2007_000005"] == 255).all()
+    assert [found["2007_000003"][row, 0] for row in (0, 9, 10, 14, 15, 16)] == [0, 0, 1, 1, 255, 0]
+
+
+def test_without_a_public_test_set_validation_is_held_out(devkit):
+    """VOC2012: Main/val is the test split; of two dogs and one cat (the rarest) in training, half of each is held out."""
+    (devkit / "ImageSets/Main/test.txt").unlink()
+    rows = by_id(voc.read(devkit, voc.Options(val_share=0.5)))
+    roles = {role: {name for name, row in rows.items() if row.role is role} for role in Role}
+    assert roles[Role.TEST] == set(LISTS["Main/val"])
+    assert roles[Role.TRAIN] | roles[Role.VAL] == set(LISTS["Main/train"])
+    assert len(roles[Role.VAL]) == 1
+    assert roles[Role.VAL] <= {"2007_000002", "2007_000004"}
+    assert all(rows[name].boxes for name in roles[Role.VAL])
+
+
+def test_lists_by_name_in_the_form_of_sbd_and_of_one_class(devkit):
+    lines = "/JPEGImages/2007_000001.jpg /SegmentationClassAug/2007_000001.png\n/JPEGImages/2007_000002.jpg x.png\n"
+    put(devkit / "ImageSets/Segmentation/train_aug.txt", lines)
+    put(devkit / "ImageSets/Main/cat_val.txt", "2007_000003  1\n2007_000004 -1\n2007_000005  0\n")
+    options = voc.Options(train="Segmentation/train_aug", val="Main/cat_val")
+    assert list(by_id(voc.read(devkit, options))) == ["2007_000001", "2007_000002", "2007_000003", "2007_000006"]
+
+
+def test_class_names_come_from_a_file_the_lists_or_voc(devkit):
+    put(devkit / "names.txt", "dog\ncat\n")
+    source = voc.read(devkit, voc.Options(class_names="names.txt"))
+    assert source.classes == ("dog", "cat")
+    assert by_id(source)["2007_000001"].labels == (1,)
+    for path in (devkit / "ImageSets/Main").glob("*_train.txt"):
+        path.unlink()
+    source = voc.read(devkit, voc.Options())
+    assert len(source.classes) == 20
+    assert list(source.classes) == sorted(source.classes)  # the order of the masks' values
+    assert by_id(source)["2007_000001"].labels == (7,)
+
+
+def test_a_missing_list_names_those_that_there_are(devkit):
+    with pytest.raises(UsageError, match="Unknown image list 'Segmentation/vla'. Did you mean 'Segmentation/val'"):
+        voc.read(devkit, voc.Options(val="Segmentation/vla"))
+
+
+def test_lists_that_overlap_are_refused(devkit, write):
+    with pytest.raises(DataError, match="'2007_000003'"):
+        write(devkit / "out", voc.read(devkit, voc.Options(test="Segmentation/val", val="Main/val")))
+
+
+def test_several_years_are_refused(devkit):
+    for folder in ("ImageSets", "JPEGImages"):
+        (devkit.parent / "VOC2012" / folder).mkdir(parents=True)
+    with pytest.raises(DataError, match=r"VOC2007, .*VOC2012 as --source"):
+        voc.read(devkit.parent, voc.Options())
+
+
+def test_ids_cannot_lead_out_of_the_source(devkit):
+    put(devkit / "ImageSets/Main/val.txt", "../../../../secret\n..\n")
+    assert all(row.fault for row in voc.read(devkit, voc.Options()).rows if row.role is Role.VAL)
+
+
+def break_annotation(text):
+    return lambda root: put(root / "Annotations/2007_000003.xml", text)
+
+
+def break_mask(labels_HW):
+    return lambda root: draw(root, "2007_000003", labels_HW)
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (lambda root: (root / "Annotations/2007_000003.xml").unlink(), "image has no annotation"),
+        (lambda root: (root / "JPEGImages/2007_000003.jpg").unlink(), "file cannot be read"),
+        (break_annotation("<annotation>"), "2007_000003.xml cannot be read"),
+        (break_annotation('<!DOCTYPE x [<!ENTITY a "a">]><annotation>&a;</annotation>'), "EntitiesForbidden"),
+        (lambda root: annotate(root, "2007_000003", [("cta", 0, 1, 1, 2, 2)]), "'cta'; known classes: cat, dog"),
+        (lambda root: annotate(root, "2007_000003", [("cat", 0, 1, 1, 41, 30)]), "not on the image of 40x30"),
+        (lambda root: annotate(root, "2007_000003", [("cat", 0, 9, 1, 2, 2)]), "reversed"),
+        (lambda root: annotate(root, "2007_000003", [("cat", 0, 1, 1, "nan", 2)]), "not finite"),
+        (break_mask(np.full((30, 40), 3, np.uint8)), "mask has the value 3; known: 0 background, 1..2 classes"),
+        (break_mask(np.ones((40, 30), np.uint8)), "image is 40x30 but its mask is 30x40"),
+        (lambda root: put(root / "SegmentationClass/2007_000003.png", "no image"), "not a readable JPEG or PNG"),
+        (
+            lambda root: Image.new("RGB", (40, 30)).save(root / "SegmentationClass/2007_000003.png"),
+            "mask has mode 'RGB'",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_broken_is_quarantined_with_its_reason(devkit, write, harm, reason):
+    harm(devkit)
+    with pytest.raises(DataError, match=reason) as error:
+        write(devkit / "out", voc.read(devkit, voc.Options()))
+    assert "1 of 6 rows are bad" in str(error.value)
+    assert "The first is '2007_000003'" in str(error.value)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -1])
+def test_a_share_lies_between_0_and_1(share):
+    with pytest.raises(UsageError, match="--val-share must lie between 0 and 1"):
+        voc.Options(val_share=share)
