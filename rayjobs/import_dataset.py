@@ -37,7 +37,7 @@ class ImportConfig(Generic[OptionsT]):
 
     options: Annotated[OptionsT, tyro.conf.arg(name="")]
     dataset: str = "synthetic"
-    """Layout of the source: folder, ilsvrc, synthetic, voc or wsolevaluation (wsol_pipeline/data/importers)."""
+    """Layout of the source: coco, folder, ilsvrc, synthetic, voc or wsolevaluation (wsol_pipeline/data/importers)."""
     source: Path = Path()
     """Folder of the raw dataset. The synthetic one needs none."""
     out: str = ""

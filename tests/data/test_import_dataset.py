@@ -86,7 +86,7 @@ def test_an_unknown_option_names_the_nearest(run):
 
 
 def test_every_option_is_explained(capsys):
-    for layout in ("folder", "ilsvrc", "synthetic", "voc", "wsolevaluation"):
+    for layout in ("coco", "folder", "ilsvrc", "synthetic", "voc", "wsolevaluation"):
         with pytest.raises(SystemExit):
             job.parse(["--dataset", layout, "--help"])
         lines = capsys.readouterr().out

@@ -253,13 +253,13 @@ def test_synthetic_refuses_what_it_cannot_draw(options):
 
 
 def test_importers_are_found_by_file_name():
-    assert names() == ["folder", "ilsvrc", "synthetic", "voc", "wsolevaluation"]
+    assert names() == ["coco", "folder", "ilsvrc", "synthetic", "voc", "wsolevaluation"]
     assert importer("folder") is folder
     with pytest.raises(UsageError, match="Did you mean 'ilsvrc'"):
         importer("ilsrvc")
 
 
-@pytest.mark.parametrize("name", ["folder", "ilsvrc", "voc", "wsolevaluation"])
+@pytest.mark.parametrize("name", ["coco", "folder", "ilsvrc", "voc", "wsolevaluation"])
 def test_a_folder_of_another_layout_is_refused(name, tmp_path):
     module = importer(name)
     with pytest.raises(DataError, match=str(tmp_path)):

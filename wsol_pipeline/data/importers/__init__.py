@@ -7,14 +7,16 @@ Such a module has `Options`, a frozen dataclass whose documented fields become c
 import importlib
 import pkgutil
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from wsol_pipeline.data.augment import hash_ids
 from wsol_pipeline.data.schema import Row
 from wsol_pipeline.errors import DataError, unknown
+from wsol_pipeline.protocol import Role
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,11 @@ def importer(name: str) -> ModuleType:
 
 
 def below(root: Path, name: str) -> Path:
-    """`name` under `root`, links resolved. Raises `DataError` if it leads out of it."""
-    path = (root / name).resolve()
+    """`name` under `root`, links resolved. Raises `DataError` if it leads out of it, or is no name of a file."""
+    try:
+        path = (root / name).resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a loop of links, a zero byte
+        raise DataError(f"Path {name!r} below {root} leads nowhere: {error}.") from error
     if not path.is_relative_to(root.resolve()):
         raise DataError(f"Path {name!r} leads out of {root}.")
     return path
@@ -62,16 +67,27 @@ def images_below(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings)
 
 
-def by_class_and_hash(class_of: Mapping[str, Hashable]) -> list[list[str]]:
-    """The ids of each class, in the order of a hash: a draw that neither the order of a list nor its length changes."""
+def by_class_and_hash(class_of: Mapping[str, Any]) -> list[list[str]]:
+    """The ids of each class, in the order of a hash: to draw the first ones is a draw that no order of rows changes."""
     groups = defaultdict(list)
     for name, label in class_of.items():
         groups[label].append(name)
-    return [sorted(members, key=lambda name: int(hash_ids([name])[0])) for members in groups.values()]
+    return [sorted(members, key=lambda name: int(hash_ids([name])[0])) for _, members in sorted(groups.items())]
 
 
-def held_out(labels_of: Mapping[str, Sequence[int]], share: float) -> set[str]:
-    """The ids of `share` of the images, alike for all classes: an image of several counts for the rarest of them."""
-    count = Counter(label for labels in labels_of.values() for label in labels)
-    rarest = {name: min(labels, key=lambda label: (count[label], label)) for name, labels in labels_of.items()}
-    return {name for members in by_class_and_hash(rarest) for name in members[: round(share * len(members))]}
+def hold_out(rows: list[Row], as_val: Iterable[Row], share: float) -> list[Row]:
+    """`rows` with `share` of the training images, alike for all classes, as the rows that they are in `as_val`.
+
+    An image of several classes counts for the rarest of them, of which one image stays; one without any stays.
+    """
+    candidates = {row.id: row for row in as_val if row.labels}
+    count = Counter(label for row in candidates.values() for label in row.labels)
+    rarest = {name: min(row.labels, key=lambda label: (count[label], label)) for name, row in candidates.items()}
+    drawn: set[str] = set()
+    due = 0.0  # carried from class to class: many rare ones give their share together
+    for members in by_class_and_hash(rarest):
+        due += share * len(members)
+        number = min(int(due), len(members) - 1)
+        drawn.update(members[:number])
+        due -= number
+    return [candidates[row.id] if row.role is Role.TRAIN and row.id in drawn else row for row in rows]

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wsol_pipeline.data.images import probe
-from wsol_pipeline.data.importers import Source, below, held_out, read_lines
+from wsol_pipeline.data.importers import Source, below, hold_out, read_lines
 from wsol_pipeline.data.importers._xml import Annotation, read_annotation
 from wsol_pipeline.data.schema import Row
 from wsol_pipeline.errors import DataError, UsageError, unknown
@@ -81,9 +81,10 @@ def read(source: Path, options: Options) -> Source:
     classes = _classes(source, root, options)
     members = _members(root, options)
     found = {name: _annotation(root, name, classes) for names in members.values() for name in names}
-    if Role.VAL not in members:
-        members = _hold_out(members, found, classes, options.val_share)
     rows = [_row(root, role, name, found[name], classes) for role, names in members.items() for name in names]
+    if Role.VAL not in members:
+        as_val = (_row(root, Role.VAL, name, found[name], classes) for name in members[Role.TRAIN])
+        rows = hold_out(rows, as_val, options.val_share)
     kept = [row for row in rows if row.labels or row.fault]
     multilabel = any(len(row.labels) > 1 for row in kept)
     left_out = {NOTHING: len(rows) - len(kept)} if len(rows) > len(kept) else {}
@@ -134,28 +135,13 @@ def _listed(sets: Path, name: str) -> Iterator[str]:
 
 def _annotation(root: Path, name: str, classes: list[str]) -> Annotation | str:
     """What is known of an image, or why nothing is."""
-    path = below(root, f"Annotations/{name}.xml")
-    if not path.exists():
-        return f"image has no annotation {path}"
     try:
-        found = read_annotation(path)
+        found = read_annotation(below(root, f"Annotations/{name}.xml"))
     except DataError as error:
         return str(error)
     if strange := [thing.name for thing in found.objects if thing.name not in classes]:
         return f"object is a {strange[0]!r}; known classes: {', '.join(classes)}"
     return found
-
-
-def _hold_out(
-    members: dict[Role, list[str]], found: dict[str, Annotation | str], classes: list[str], share: float
-) -> dict[Role, list[str]]:
-    """`members` with a `val` of training images that have something to score."""
-    labels_of = {name: _labels(found[name], classes, Role.VAL) for name in members[Role.TRAIN]}
-    val = held_out({name: labels for name, labels in labels_of.items() if labels}, share)
-    return members | {
-        Role.TRAIN: [name for name in members[Role.TRAIN] if name not in val],
-        Role.VAL: sorted(val),
-    }
 
 
 def _labels(found: Annotation | str, classes: list[str], role: Role) -> tuple[int, ...]:

@@ -1,0 +1,250 @@
+"""COCO 2014 or 2017 instances, or your own data in their JSON.
+
+    annotations/instances_<set>.json     <set>/<file_name> or images/<set>/<file_name>      set: train2017, val2017, ...
+
+COCO's test annotations are not public, so its validation set is the test split and a share of the training images is
+held out as `val`, unless --val names a set. Classes are the categories by id that a training image shows. Boxes x, y,
+width, height become x, y, x + width, y + height.
+
+Images without instances are left out. A crowd region counts neither way, nor does a category that no training image
+shows; a training image that shows a crowd has its label. Of overlapping instances the smaller one has the pixels.
+Images of which some instance has no segmentation have no mask.
+"""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as polygons
+
+from wsol_pipeline.data.images import IGNORED
+from wsol_pipeline.data.importers import Source, below, hold_out
+from wsol_pipeline.data.schema import Box, Row
+from wsol_pipeline.errors import DataError, UsageError, unknown
+from wsol_pipeline.protocol import Role
+
+MAX_JSON_BYTES = 2 * 2**30  # the largest of COCO's has 0.5 GB
+NO_INSTANCE = "images without an instance to learn or score"
+UNSEEN = "categories that no training image shows"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the COCO layout; a set is what follows `instances_` in the name of a file of annotations/."""
+
+    train: str = "train2017"
+    """Set of the training images."""
+    val: str = ""
+    """Set of the validation images. Default: a share of the training images."""
+    test: str = "val2017"
+    """Set of the test images."""
+    val_share: float = 0.1
+    """Share (0 to 1) of the training images that becomes `val` where no set does."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.val_share < 1:
+            raise UsageError(f"--val-share must lie between 0 and 1 but got {self.val_share}.")
+
+
+@dataclass(frozen=True)
+class Instances:
+    """The segmentations of an image of `size` (width, height), each with its value in the mask."""
+
+    size: tuple[int, int]
+    parts: tuple[tuple[int, Any], ...]
+
+    def draw(self) -> NDArray[np.uint8]:
+        """uint8 [H, W] as `ClassMask.draw`: what is ignored first, then instances from the largest on."""
+        width, height = self.size
+        drawn = [(value, segment(shape, width, height)) for value, shape in self.parts]
+        labels_HW = np.zeros((height, width), np.uint8)
+        for value, mask_HW in sorted(drawn, key=lambda part: (part[0] != IGNORED, -part[1].sum())):
+            labels_HW[mask_HW] = value
+        return labels_HW
+
+
+@dataclass(frozen=True)
+class Set:
+    """One file of annotations: the folder of its images, its images, annotations by image id, names by category id."""
+
+    name: str
+    folder: Path
+    images: list[dict[str, Any]]
+    annotations: Mapping[Any, list[dict[str, Any]]]
+    categories: dict[int, str]
+
+
+def read(source: Path, options: Options) -> Source:
+    """Read the annotations below `source`."""
+    names = {Role.TRAIN: options.train, Role.VAL: options.val, Role.TEST: options.test}
+    sets = {role: _set(source, name) for role, name in names.items() if name}
+    named = _categories(sets.values())
+    ids = (note.get("category_id") for notes in sets[Role.TRAIN].annotations.values() for note in notes)
+    shown = {category for category in ids if isinstance(category, int)}
+    labels = {category: label for label, category in enumerate(category for category in named if category in shown)}
+    if len(labels) >= IGNORED:
+        raise DataError(f"{source} has {len(labels)} categories but a class mask holds {IGNORED - 1} at most.")
+    rows = [row for role, part in sets.items() for row in _rows(role, part, named, labels)]
+    if Role.VAL not in sets:
+        rows = hold_out(rows, _rows(Role.VAL, sets[Role.TRAIN], named, labels), options.val_share)
+    kept = [row for row in rows if row.labels or row.fault]
+    left_out = {NO_INSTANCE: len(rows) - len(kept), UNSEEN: len(named) - len(labels)}
+    classes = tuple(named[category] for category in labels)
+    return Source(classes, "exclusive0", kept, True, {what: count for what, count in left_out.items() if count})
+
+
+def _set(source: Path, name: str) -> Set:
+    """One set. Raises `DataError` unless its file is in COCO's form, with ids that tell its entries apart."""
+    path = below(source, f"annotations/instances_{name}.json")
+    if not path.exists():
+        known = [file.stem.removeprefix("instances_") for file in path.parent.glob("instances_*.json")]
+        if not known:
+            raise DataError(f"{source} is not in the COCO layout: there is no annotations/instances_<set>.json.")
+        raise unknown("set of images", name, known)
+    folders = [folder for folder in (source / name, source / "images" / name) if folder.is_dir()]
+    if not folders:
+        raise DataError(f"The images of {path} are missing: there is neither {name}/ nor images/{name}/ in {source}.")
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise DataError(f"{path} is over {MAX_JSON_BYTES} bytes.")
+    try:
+        data = json.loads(path.read_bytes())
+        images, notes, categories = (_by_id(data, kind, path) for kind in ("images", "annotations", "categories"))
+        grouped = defaultdict(list)
+        for note in notes.values():
+            grouped[note["image_id"]].append(note)
+        names = {int(category): str(entry["name"]) for category, entry in categories.items()}
+        for image in images.values():
+            image["file_name"] = str(image["file_name"])
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not in COCO's form: {type(error).__name__}: {error}.") from error
+    if strays := grouped.keys() - images.keys():
+        raise DataError(f"{path} has annotations of image {strays.pop()!r}, which it does not list.")
+    return Set(name, folders[0], list(images.values()), grouped, names)
+
+
+def _by_id(data: Any, kind: str, path: Path) -> dict[Any, dict[str, Any]]:
+    counts = Counter(entry["id"] for entry in data[kind])
+    if twice := [number for number, count in counts.items() if count > 1]:
+        raise DataError(f"{path} has {twice[0]!r} more than once among the ids of {kind!r}: ids must be unique.")
+    return {entry["id"]: entry for entry in data[kind]}
+
+
+def _categories(sets: Iterable[Set]) -> dict[int, str]:
+    """Names by category id, in the order of ids. Raises `DataError` if two sets differ on one."""
+    pairs = sorted({pair for part in sets for pair in part.categories.items()})
+    named = dict(pairs)
+    if len(named) < len(pairs):
+        twice = next(pair for pair in pairs if named[pair[0]] != pair[1])
+        raise DataError(f"The sets differ on category {twice[0]}: {twice[1]!r} and {named[twice[0]]!r}.")
+    return named
+
+
+def _rows(role: Role, part: Set, named: Mapping[int, str], labels: Mapping[int, int]) -> list[Row]:
+    return [_row(role, part, image, named, labels) for image in part.images]
+
+
+def _row(role: Role, part: Set, image: dict[str, Any], named: Mapping[int, str], labels: Mapping[int, int]) -> Row:
+    """One image; its labels are the classes that it shows, of a held-out one those with an instance to score."""
+    name, path = f"{part.name}/{image['file_name']}", below(part.folder, image["file_name"])
+    notes = part.annotations.get(image["id"], [])
+    try:
+        if strange := [note for note in notes if note["category_id"] not in named]:
+            raise DataError(f"category {strange[0]['category_id']!r} of annotation {strange[0]['id']!r} is not listed")
+        size = int(image["width"]), int(image["height"])
+        if role is Role.TRAIN:
+            known = {labels[note["category_id"]] for note in notes}
+            return Row(role, name, tuple(sorted(known)), path, size)
+        scored = [note for note in notes if not note.get("iscrowd") and note["category_id"] in labels]
+        of_boxes = tuple(labels[note["category_id"]] for note in scored)
+        boxes = tuple(_box(note) for note in scored)
+        return Row(
+            role, name, tuple(sorted(set(of_boxes))), path, size, boxes, of_boxes, class_mask=_mask(notes, size, labels)
+        )
+    except DataError as error:
+        fault = str(error)
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        fault = f"annotation is not in COCO's form: {type(error).__name__}: {error}"
+    return Row(role, name, (), path, fault=fault)
+
+
+def _box(note: dict[str, Any]) -> Box:
+    x, y, width, height = map(float, note["bbox"])
+    if not (width > 0 and height > 0):
+        raise DataError(f"box {note['bbox']} of annotation {note['id']!r} has no area: it must be x, y, width, height")
+    return x, y, round(x + width, 2), round(y + height, 2)  # the files' own precision: no 640.0000001 of 640
+
+
+def _mask(notes: list[dict[str, Any]], size: tuple[int, int], labels: Mapping[int, int]) -> Instances | None:
+    """What is to be drawn of an image; none if part of it would be missing."""
+    if not all(note.get("segmentation") for note in notes):
+        return None
+    values = (IGNORED if note.get("iscrowd") else labels.get(note["category_id"], IGNORED - 1) + 1 for note in notes)
+    return Instances(size, tuple(zip(values, (note["segmentation"] for note in notes), strict=True)))
+
+
+def segment(shape: Any, width: int, height: int) -> NDArray[np.bool_]:
+    """The pixels [H, W] of a segmentation as the files have it: polygons, or the runs of a mask.
+
+    Raises `DataError` if it does not fit the image.
+    """
+    try:
+        if isinstance(shape, dict):
+            return _filled(shape, width, height)
+        rings = [np.array(ring, np.float64) for ring in shape]
+        for ring in rings:
+            _check_ring(ring, width, height)
+        encoded = polygons.frPyObjects([ring.tolist() for ring in rings], height, width)
+        return np.asarray(polygons.decode(polygons.merge(encoded)), bool)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"segmentation cannot be drawn: {type(error).__name__}: {error}") from error
+
+
+def _check_ring(ring: NDArray[np.float64], width: int, height: int) -> None:
+    """At least a triangle (four numbers would be drawn as a box), and on the image but for a pixel."""
+    if ring.ndim != 1 or len(ring) < 6 or len(ring) % 2:
+        raise DataError(f"polygon has the shape {ring.shape}: it must be x, y of at least three points")
+    points = ring.reshape(-1, 2)
+    if not ((points >= -1) & (points <= [width + 1, height + 1])).all():
+        raise DataError(f"polygon is not on the image of {width}x{height}")
+
+
+def _filled(shape: dict[str, Any], width: int, height: int) -> NDArray[np.bool_]:
+    """Runs, down the columns, that are outside and inside in turn.
+
+    Not by pycocotools: where runs end too early it leaves the rest of the mask as the memory was.
+    """
+    lengths = _lengths(shape["counts"])
+    if list(shape["size"]) != [height, width] or sum(lengths) != height * width or min(lengths) < 0:
+        raise DataError(
+            f"RLE of {sum(lengths)} pixels and size {shape['size']} does not fit the image of {width}x{height}"
+        )
+    return np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(width, height).T
+
+
+def _lengths(counts: list[int] | str) -> list[int]:
+    """Lengths of runs: as they are, or from COCO's compressed text.
+
+    There a number is groups of 5 bits from the lowest on, a character each (from "0" on; 32 says that more follow, 16
+    in the last is the sign), and from the fourth on it is the difference to the length before the last.
+    """
+    if not isinstance(counts, str):
+        return [int(count) for count in counts]
+    lengths: list[int] = []
+    value = shift = 0
+    for code in counts.encode():
+        value |= (code - 48 & 31) << shift
+        shift += 5
+        if shift > 60:
+            raise DataError("RLE has a number of over 60 bits")
+        if code - 48 & 32:
+            continue
+        if code - 48 & 16:
+            value -= 1 << shift
+        lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
+        value = shift = 0
+    return lengths
