@@ -37,7 +37,7 @@ class ImportConfig(Generic[OptionsT]):
 
     options: Annotated[OptionsT, tyro.conf.arg(name="")]
     dataset: str = "synthetic"
-    """Layout of the source: coco, folder, ilsvrc, synthetic, voc or wsolevaluation (wsol_pipeline/data/importers)."""
+    """Layout of the source: a file name in wsol_pipeline/data/importers (cub, coco, folder, ...)."""
     source: Path = Path()
     """Folder of the raw dataset. The synthetic one needs none."""
     out: str = ""

@@ -6,6 +6,7 @@ import pytest
 
 from rayjobs import import_dataset as job
 from wsol_pipeline.data.dataset import open_dataset
+from wsol_pipeline.data.importers import names
 from wsol_pipeline.errors import UsageError, run_main
 
 SMALL = ["--train", "12", "--val", "6", "--test", "6", "--size", "40"]
@@ -86,7 +87,7 @@ def test_an_unknown_option_names_the_nearest(run):
 
 
 def test_every_option_is_explained(capsys):
-    for layout in ("coco", "folder", "ilsvrc", "synthetic", "voc", "wsolevaluation"):
+    for layout in names():
         with pytest.raises(SystemExit):
             job.parse(["--dataset", layout, "--help"])
         lines = capsys.readouterr().out

@@ -1,11 +1,13 @@
 """Every importer on a small faithful copy of its layout."""
 
+import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from wsol_pipeline.data.importers import folder, ilsvrc, importer, names, synthetic, wsolevaluation
+from wsol_pipeline.data.importers import cub, folder, ilsvrc, importer, names, synthetic, tinyimagenet, wsolevaluation
 from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.protocol import Role
 
@@ -25,6 +27,20 @@ def put(path: Path, content: bytes | str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
+
+
+@pytest.fixture
+def png():
+    """The bytes of a mask of 40x30 with an object."""
+
+    def make() -> bytes:
+        sink = io.BytesIO()
+        mask = Image.new("L", (40, 30))
+        mask.paste(255, (5, 5, 20, 20))
+        mask.save(sink, "PNG")
+        return sink.getvalue()
+
+    return make
 
 
 @pytest.fixture
@@ -149,6 +165,22 @@ def test_wsolevaluation_masks(imagenet, metadata):
     assert row.boxes == ()
 
 
+def test_wsolevaluation_without_image_sizes(imagenet, metadata):
+    """OpenImages30k's metadata has none, and no boxes or masks of training images."""
+    sized = by_id(wsolevaluation.read(imagenet, metadata))
+    for role in Role:
+        (imagenet / f"lists/{role}/image_sizes.txt").unlink()
+    (imagenet / "lists/train/localization.txt").unlink()
+    rows = by_id(wsolevaluation.read(imagenet, metadata))
+    assert rows == {name: replace(row, size=None) for name, row in sized.items()}
+
+
+def test_wsolevaluation_an_image_that_lacks_its_size(imagenet, metadata):
+    put(imagenet / "lists/val/image_sizes.txt", f"val/{VAL[0]}.JPEG,40,30")
+    with pytest.raises(DataError, match=f"{VAL[1]}.*without a size"):
+        wsolevaluation.read(imagenet, metadata)
+
+
 def test_wsolevaluation_several_labels_make_it_multilabel(imagenet, metadata):
     name = f"val/{VAL[0]}.JPEG"
     with (imagenet / "lists/val/class_labels.txt").open("a") as file:
@@ -164,6 +196,46 @@ def test_paths_cannot_lead_out_of_the_source(imagenet, metadata):
     put(imagenet / "lists/train/image_sizes.txt", "../../secret.JPEG,1,1")
     with pytest.raises(DataError, match="leads out of"):
         wsolevaluation.read(imagenet, metadata)
+
+
+@pytest.fixture
+def imagenetv2(imagenet, jpeg):
+    """One image of ImageNetV2 for each class, class folders named by label, in wsolevaluation's lists."""
+    boxes = {"val2/0/0.jpeg": [(1, 2, 30, 20)], "val2/1/0.jpeg": [(3, 4, 5, 6), (7, 8, 39, 29)]}
+    for number, name in enumerate(boxes):
+        put(imagenet / "v2" / name, jpeg(50 + number))
+    put(imagenet / "v2lists/image_ids.txt", "\n".join(boxes))
+    put(imagenet / "v2lists/class_labels.txt", "val2/0/0.jpeg,0\nval2/1/0.jpeg,1\n")
+    put(imagenet / "v2lists/image_sizes.txt", "\n".join(f"{name},40,30" for name in boxes))
+    lines = [f"{name},{','.join(map(str, box))}" for name, own in boxes.items() for box in own]
+    put(imagenet / "v2lists/localization.txt", "\n".join(lines))
+    return ilsvrc.Options(imagenetv2="v2", imagenetv2_metadata="v2lists")
+
+
+def test_ilsvrc_with_imagenetv2_tests_on_all_official_validation_images(imagenet, imagenetv2, write):
+    source = ilsvrc.read(imagenet, imagenetv2)
+    rows = {row.id: row for row in source.rows}
+    assert {name for name, row in rows.items() if row.role is Role.TEST} == {f"val/{name}.JPEG" for name in BOXES}
+    assert {name for name, row in rows.items() if row.role is Role.VAL} == {"val2/0/0.jpeg", "val2/1/0.jpeg"}
+    assert rows["val2/1/0.jpeg"].labels == (1,)
+    assert rows["val2/1/0.jpeg"].boxes == ((3, 4, 5, 6), (7, 8, 39, 29))
+    dataset = write(imagenet / "out", ilsvrc.read(imagenet, imagenetv2))
+    assert dataset.manifest.quarantine == {"train": 0, "val": 0, "test": 0}
+
+
+def test_ilsvrc_imagenetv2_counts_all_classes(imagenet, imagenetv2, jpeg):
+    """Its folders are numbers of the sorted wnids, which mean other classes in a part of ImageNet."""
+    put(imagenet / "LOC_synset_mapping.txt", f"{TENCH} tench\n{SPRINGER} springer\nn99999999 third\n")
+    with pytest.raises(DataError, match="2 classes but the training images are of 3"):
+        ilsvrc.read(imagenet, imagenetv2)
+
+
+def test_ilsvrc_imagenetv2_images_are_looked_for(imagenet, imagenetv2):
+    (imagenet / "v2/val2").rename(imagenet / "v2/imagenetv2-threshold0.7")
+    with pytest.raises(DataError, match=r"'val2/0/0.jpeg', which is not below .*v2"):
+        ilsvrc.read(imagenet, imagenetv2)
+    with pytest.raises(UsageError, match="needs both its images"):
+        ilsvrc.Options(imagenetv2="v2")
 
 
 @pytest.fixture
@@ -186,6 +258,20 @@ def test_folder(folders):
     assert rows["val/ant/1.jpg"].boxes == ((1, 2, 3.5, 4), (0, 0, 40, 30))
     assert rows["train/cat/1.jpg"].labels == (1,)
     assert len(rows) == 6
+
+
+def test_folder_masks(folders, png):
+    put(folders / "masks/test/ant/1.png", png())
+    rows = by_id(folder.read(folders, folder.Options()))
+    assert rows["test/ant/1.jpg"].masks == (folders / "masks/test/ant/1.png",)
+    assert {name for name, row in rows.items() if row.masks} == {"test/ant/1.jpg"}
+
+
+@pytest.mark.parametrize("name", ["train/ant/1.png", "val/ant/2.png"])
+def test_folder_mask_of_nothing(folders, png, name):
+    put(folders / "masks" / name, png())
+    with pytest.raises(DataError, match=f"{name} is a mask of no image of val or test"):
+        folder.read(folders, folder.Options())
 
 
 @pytest.mark.parametrize(
@@ -213,6 +299,146 @@ def test_folder_links_out_of_the_source_are_not_followed(folders, tmp_path_facto
     (folders / "train/ant/2.jpg").symlink_to(outside)
     with pytest.raises(DataError, match="leads out of"):
         folder.read(folders, folder.Options())
+
+
+ALBATROSS, AUKLET = "001.Black_footed_Albatross", "005.Crested_Auklet"
+
+
+@pytest.fixture
+def birds(tmp_path, jpeg):
+    """Two classes of CUB with ten training images and one test image each; numbers of images do not follow classes."""
+    root = tmp_path / "CUB_200_2011"
+    files = [(f"{name}/{name}_{n}.jpg", label, n) for n in range(11) for label, name in ((1, ALBATROSS), (5, AUKLET))]
+    put(root / "classes.txt", f"1 {ALBATROSS}\n5 {AUKLET}\n")
+    put(root / "images.txt", "".join(f"{at} {name}\n" for at, (name, _, _) in enumerate(files, 1)))
+    put(root / "image_class_labels.txt", "".join(f"{at} {label}\n" for at, (_, label, _) in enumerate(files, 1)))
+    put(root / "train_test_split.txt", "".join(f"{at} {int(n < 10)}\n" for at, (_, _, n) in enumerate(files, 1)))
+    put(root / "bounding_boxes.txt", "".join(f"{at} 3.0 4.0 20.0 {at}.0\n" for at in range(1, 23)))
+    for at, (name, _, _) in enumerate(files):
+        put(root / "images" / name, jpeg(at))
+    return tmp_path
+
+
+@pytest.fixture
+def cubv2(birds, jpeg):
+    """CUBV2 with one image a class, images and lists in two folders."""
+    ids = [f"{ALBATROSS}/30107316117.jpg", f"{AUKLET}/5699395334.jpg"]
+    for number, name in enumerate(ids):
+        put(birds / "CUBV2" / name, jpeg(80 + number))
+    put(birds / "lists/image_ids.txt", "\n".join(ids))
+    put(birds / "lists/class_labels.txt", f"{ids[0]},0\n{ids[1]},1\n")
+    put(birds / "lists/image_sizes.txt", "\n".join(f"{name},40,30" for name in ids))
+    put(birds / "lists/localization.txt", "\n".join(f"{name},1,2,{30 + at},29" for at, name in enumerate(ids)))
+    return cub.Options(cubv2="CUBV2", cubv2_metadata="lists")
+
+
+def test_cub(birds, cubv2, write):
+    source = cub.read(birds, cubv2)
+    rows = {row.id: row for row in source.rows}
+    assert source.classes == (ALBATROSS, AUKLET)
+    assert source.box_convention == "inclusive0"
+    assert sum(row.role is Role.TRAIN for row in rows.values()) == 20
+    assert {name for name, row in rows.items() if row.role is Role.TEST} == {
+        f"{ALBATROSS}/{ALBATROSS}_10.jpg",
+        f"{AUKLET}/{AUKLET}_10.jpg",
+    }
+    tested = rows[f"{AUKLET}/{AUKLET}_10.jpg"]  # line 22: 3 4 20 22
+    assert tested.labels == tested.box_labels == (1,)
+    assert tested.boxes == ((3, 4, 23, 26),)
+    held_out = [row for row in rows.values() if row.role is Role.VAL]
+    assert [(row.labels, row.boxes) for row in held_out] == [((0,), ((1, 2, 30, 29),)), ((1,), ((1, 2, 31, 29),))]
+    dataset = write(birds / "out", source)
+    assert dataset.manifest.quarantine == {"train": 0, "val": 0, "test": 0}
+
+
+def test_cub_segmentations(birds, png):
+    name = f"{AUKLET}/{AUKLET}_10"
+    put(birds / "segmentations" / f"{name}.png", png())
+    rows = by_id(cub.read(birds, cub.Options(val_share=0.1)))
+    assert rows[f"{name}.jpg"].masks == (birds / "segmentations" / f"{name}.png",)
+
+
+def test_cub_gives_up_a_share_of_each_class(birds):
+    def held_out(**options):
+        return {row.id for row in by_id(cub.read(birds, cub.Options(**options)), Role.VAL).values()}
+
+    drawn = held_out(val_share=0.3)
+    assert sorted(name.split("/")[0] for name in drawn) == [ALBATROSS] * 3 + [AUKLET] * 3
+    assert drawn == held_out(val_share=0.3)
+    assert any(drawn != held_out(val_share=0.3, seed=seed) for seed in (1, 2))
+    assert held_out(val_share=0.1) < drawn
+    rows = by_id(cub.read(birds, cub.Options(val_share=0.3)))
+    assert [sum(row.role is role for row in rows.values()) for role in Role] == [14, 6, 2]  # test is as it was
+
+
+@pytest.mark.parametrize("options", [{}, {"cubv2": "CUBV2", "val_share": 0.1}])
+def test_cub_says_where_validation_images_come_from(birds, options):
+    with pytest.raises(UsageError, match=r"wsolevaluation.*--val-share 0\.1"):
+        cub.read(birds, cub.Options(**options))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("classes.txt", "1\n", "not a number and 1 more words: '1'"),
+        ("classes.txt", f"1 {ALBATROSS}\n", "is of class '5', which classes.txt does not list"),
+        ("image_class_labels.txt", "1 1\n", f"Image 2 .*{AUKLET}_0.* lacks a class, a split or a box"),
+        ("train_test_split.txt", "".join(f"{at} 2\n" for at in range(1, 23)), "must say 1 .* or 0 .* but says '2'"),
+        ("bounding_boxes.txt", "1 2 3 4\n", "not a number and 4 more words"),
+        ("bounding_boxes.txt", "".join(f"{at} 1 2 3 x\n" for at in range(1, 23)), "'1 2 3 x' where four numbers"),
+        ("images.txt", "1 ../../secret.jpg\n", "leads out of"),
+    ],
+)
+def test_cub_broken_tables(birds, name, text, message):
+    put(birds / "CUB_200_2011" / name, text)
+    with pytest.raises(DataError, match=message):
+        cub.read(birds, cub.Options(val_share=0.1))
+
+
+@pytest.fixture
+def tiny_imagenet(tmp_path, jpeg):
+    """Two classes with twelve training images each, so that 10 and 11 come after 9 by number alone."""
+    for number, wnid in enumerate((TENCH, SPRINGER)):
+        lines = [f"{wnid}_{n}.JPEG\t0\t{n}\t39\t29" for n in range(12)]
+        put(tmp_path / f"train/{wnid}/{wnid}_boxes.txt", "\n".join(lines))
+        for n in range(12):
+            put(tmp_path / f"train/{wnid}/images/{wnid}_{n}.JPEG", jpeg(20 * number + n))
+        put(tmp_path / f"val/images/val_{number}.JPEG", jpeg(90 + number))
+    put(tmp_path / "val/val_annotations.txt", f"val_0.JPEG\t{SPRINGER}\t1\t2\t3\t4\nval_1.JPEG\t{TENCH}\t0\t0\t5\t5\n")
+    put(tmp_path / "wnids.txt", f"{SPRINGER}\n{TENCH}\n")
+    put(tmp_path / "words.txt", f"n00000001\tnothing\n{TENCH}\ttench, Tinca tinca\n")
+    return tmp_path
+
+
+def test_tinyimagenet(tiny_imagenet, write):
+    source = tinyimagenet.read(tiny_imagenet, tinyimagenet.Options(val_per_class=2))
+    rows = by_id(source)
+    assert source.classes == (f"{TENCH} tench, Tinca tinca", SPRINGER)
+    assert [sum(row.role is role for row in rows.values()) for role in Role] == [20, 4, 2]
+    assert {name for name, row in rows.items() if row.role is Role.VAL} == {
+        f"train/{wnid}/images/{wnid}_{n}.JPEG" for wnid in (TENCH, SPRINGER) for n in (10, 11)
+    }
+    assert rows[f"train/{SPRINGER}/images/{SPRINGER}_11.JPEG"].boxes == ((0, 11, 39, 29),)
+    assert rows["val/images/val_0.JPEG"].role is Role.TEST
+    assert rows["val/images/val_0.JPEG"].labels == (1,)
+    assert rows["val/images/val_0.JPEG"].boxes == ((1, 2, 3, 4),)
+    assert write(tiny_imagenet / "out", source).manifest.quarantine == {"train": 0, "val": 0, "test": 0}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("val/val_annotations.txt", "val_0.JPEG n1 1 2 3 4", "is of class 'n1', which wnids.txt does not list"),
+        ("val/val_annotations.txt", f"val_0.JPEG {TENCH} 1 2 3", "line of 5 words where 6 belong"),
+        ("val/val_annotations.txt", f"../../../a.JPEG {TENCH} 1 2 3 4", "leads out of"),
+        (f"train/{TENCH}/{TENCH}_boxes.txt", "a_0.JPEG 1 2 3 x", "'1 2 3 x' where four numbers belong"),
+        ("wnids.txt", "../../etc", "leads out of"),
+    ],
+)
+def test_tinyimagenet_broken_tables(tiny_imagenet, name, text, message):
+    put(tiny_imagenet / name, text)
+    with pytest.raises(DataError, match=message):
+        tinyimagenet.read(tiny_imagenet, tinyimagenet.Options())
 
 
 SMALL = synthetic.Options(train=12, val=6, test=6, classes=3, size=48, seed=3)
@@ -253,13 +479,13 @@ def test_synthetic_refuses_what_it_cannot_draw(options):
 
 
 def test_importers_are_found_by_file_name():
-    assert names() == ["coco", "folder", "ilsvrc", "synthetic", "voc", "wsolevaluation"]
+    assert names() == ["coco", "cub", "folder", "ilsvrc", "synthetic", "tinyimagenet", "voc", "wsolevaluation"]
     assert importer("folder") is folder
     with pytest.raises(UsageError, match="Did you mean 'ilsvrc'"):
         importer("ilsrvc")
 
 
-@pytest.mark.parametrize("name", ["coco", "folder", "ilsvrc", "voc", "wsolevaluation"])
+@pytest.mark.parametrize("name", ["coco", "cub", "folder", "ilsvrc", "tinyimagenet", "voc", "wsolevaluation"])
 def test_a_folder_of_another_layout_is_refused(name, tmp_path):
     module = importer(name)
     with pytest.raises(DataError, match=str(tmp_path)):

@@ -2,8 +2,10 @@
 
     train/<class>/*.jpg     val/<class>/*.jpg     test/<class>/*.jpg
     boxes.csv               path,x0,y0,x1,y1 for the images of val and test; a line for each box
+    masks/val/<class>/*.png masks/test/<class>/*.png       named as the image; nonzero is the object
 
-Paths are relative to the source and are the ids. Classes are the sorted folder names of train/.
+An image of val or test needs a box, a mask or both. Paths are relative to the source and are the ids. Classes are the
+sorted folder names of train/.
 """
 
 import csv
@@ -38,6 +40,9 @@ def read(source: Path, options: Options) -> Source:
     rows = [row for role in Role for row in _split(role, source, classes, boxes)]
     if strays := sorted(boxes.keys() - {row.id for row in rows}):
         raise DataError(f"boxes.csv has boxes of {strays[0]!r}, which is not an image below {source}.")
+    used = {path for row in rows for path in row.masks}
+    if lost := [path for path in images_below(source / "masks") if path.resolve() not in used]:
+        raise DataError(f"{lost[0]} is a mask of no image of val or test: it must be masks/<path of the image>.png.")
     return Source(classes, options.convention, rows)
 
 
@@ -49,7 +54,9 @@ def _split(role: Role, source: Path, classes: tuple[str, ...], boxes: dict[str, 
         for path in images_below(folder):
             name = path.relative_to(source).as_posix()
             own = () if role is Role.TRAIN else tuple(boxes.get(name, ()))
-            yield Row(role, name, (label,), below(source, name), None, own, (label,) * len(own))
+            mask = below(source, f"masks/{path.relative_to(source).with_suffix('.png').as_posix()}")
+            masks = (mask,) if role is not Role.TRAIN and mask.exists() else ()
+            yield Row(role, name, (label,), below(source, name), None, own, (label,) * len(own), masks)
 
 
 def _boxes(path: Path) -> dict[str, list[Box]]:

@@ -5,19 +5,22 @@
     LOC_synset_mapping.txt (optional)          splits/{val,test}.txt (optional)
 
 The official validation images become `val` and `test`: by the lists in `splits/` if they are there, else
-`val_per_class` images of each class, drawn by a hash of their ids, are `val` and all others are `test`. Labels count
-the sorted wnids. Boxes are stored as the XML has them. Ids are paths below `Data/CLS-LOC`, as those of the
+`val_per_class` images of each class, drawn by a hash of their ids, are `val` and all others are `test`. With
+ImageNetV2 given, its images are `val`, as in wsolevaluation, and the official ones are all `test`. Labels count the
+sorted wnids. Boxes are stored as the XML has them. Ids are paths below `Data/CLS-LOC`, as those of the
 wsolevaluation lists are.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from wsol_pipeline.data.importers import Source, below, by_class_and_hash, images_below, read_lines
 from wsol_pipeline.data.importers._xml import Annotation, Object, read_annotation
+from wsol_pipeline.data.importers.wsolevaluation import validation
 from wsol_pipeline.data.schema import Row
-from wsol_pipeline.errors import DataError
+from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.protocol import Role
 
 
@@ -27,6 +30,17 @@ class Options:
 
     val_per_class: int = 10
     """Validation images of each class that become `val`, the rest `test`, where splits/ does not say."""
+    imagenetv2: str = ""
+    """Folder with val2/<class>/*.jpeg: ImageNetV2 (threshold 0.7), renamed. Absolute or relative to the source."""
+    imagenetv2_metadata: str = ""
+    """Folder of ImageNetV2's lists: metadata/ILSVRC/val of github.com/clovaai/wsolevaluation."""
+
+    def __post_init__(self) -> None:
+        if bool(self.imagenetv2) != bool(self.imagenetv2_metadata):
+            raise UsageError(
+                "ImageNetV2 as validation needs both its images (--imagenetv2, a folder with val2/) and the lists with "
+                "its boxes (--imagenetv2-metadata, metadata/ILSVRC/val of github.com/clovaai/wsolevaluation)."
+            )
 
 
 def read(source: Path, options: Options) -> Source:
@@ -37,7 +51,10 @@ def read(source: Path, options: Options) -> Source:
         raise DataError(f"{source} is not in the ILSVRC layout: there is no Data/CLS-LOC/train.")
     names = _class_names(source, images)
     labels = {wnid: label for label, wnid in enumerate(names)}
-    return Source(tuple(names.values()), "inclusive0", _rows(source, root, labels, options))
+    rows = _rows(source, root, labels, options)
+    if options.imagenetv2:
+        rows = chain(rows, validation(source / options.imagenetv2_metadata, source / options.imagenetv2, len(names)))
+    return Source(tuple(names.values()), "inclusive0", rows)
 
 
 def _class_names(source: Path, images: Path) -> dict[str, str]:
@@ -106,6 +123,8 @@ def _from_csv(line: str, table: Path) -> tuple[str, Annotation]:
 
 def _roles(source: Path, notes: dict[str, Annotation], options: Options) -> dict[str, Role]:
     """Which of the official validation images are `val`, which are `test`."""
+    if options.imagenetv2:
+        return dict.fromkeys(notes, Role.TEST)
     lists = {role: source / "splits" / f"{role}.txt" for role in (Role.VAL, Role.TEST)}
     if all(path.exists() for path in lists.values()):
         listed = [(line.strip(), role) for role, path in lists.items() for line in read_lines(path)]

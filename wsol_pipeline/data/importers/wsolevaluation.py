@@ -2,7 +2,7 @@
 
     <metadata>/{train,val,test}/image_ids.txt     path of an image below <images>, which is its id
                                 class_labels.txt  id,label            (several lines for several labels)
-                                image_sizes.txt   id,width,height
+                                image_sizes.txt   id,width,height     (optional: OpenImages30k comes without)
                                 localization.txt  id,x0,y0,x1,y1      (a line for each box)
                                                   id,mask,ignore      (a line for each mask; ignore on the first one)
 
@@ -38,34 +38,44 @@ def read(source: Path, options: Options) -> Source:
     """Read the lists below `source`; only labels are read of the training rows."""
     metadata = source / options.metadata
     if not metadata.is_dir():
-        raise DataError(f"There is no folder {metadata}: give --options.metadata, relative to --source.")
-    rows = [row for role in Role for row in _split(role, metadata / role, source, options)]
+        raise DataError(f"There is no folder {metadata}: give --metadata, relative to --source.")
+    images, masks = source / options.images, source / options.masks
+    rows = [row for role in Role for row in read_split(role, metadata / role, images, masks)]
     top = max((label for row in rows for label in row.labels), default=-1)
     classes = read_lines(source / options.class_names) if options.class_names else map(str, range(top + 1))
     multilabel = any(len(row.labels) > 1 for row in rows)
     return Source(tuple(classes), "inclusive0", rows, multilabel)
 
 
-def _split(role: Role, lists: Path, source: Path, options: Options) -> Iterator[Row]:
-    labels, sizes = _by_id(lists / "class_labels.txt"), _by_id(lists / "image_sizes.txt")
+def read_split(role: Role, lists: Path, images: Path, masks: Path) -> Iterator[Row]:
+    """The rows that the text files in `lists` name. Raises `DataError` for an image without a label or size."""
+    labels, given = _by_id(lists / "class_labels.txt"), lists / "image_sizes.txt"
+    sizes = _by_id(given) if given.exists() else None
     located = {} if role is Role.TRAIN else _by_id(lists / "localization.txt")
     for name in read_lines(lists / "image_ids.txt"):
-        if name not in labels or name not in sizes:
+        if name not in labels or (sizes is not None and name not in sizes):
             raise DataError(f"{lists} lists the image {name!r} without a label or without a size.")
-        own = tuple(int(label) for (label,) in labels[name])
-        (width, height) = _integers(sizes[name][0], lists)
-        boxes, masks, ignore = _located(located.get(name, []), source / options.masks, lists)
-        yield Row(
-            role,
-            name,
-            own,
-            below(source / options.images, name),
-            (width, height),
-            boxes,
-            own[:1] * len(boxes),
-            masks,
-            ignore,
-        )
+        own = tuple(_integers([label for (label,) in labels[name]], lists))
+        size = None
+        if sizes is not None:
+            width, height = _integers(sizes[name][0], lists)
+            size = width, height
+        boxes, instances, ignore = _located(located.get(name, []), masks, lists)
+        yield Row(role, name, own, below(images, name), size, boxes, own[:1] * len(boxes), instances, ignore)
+
+
+def validation(lists: Path, images: Path, num_classes: int) -> list[Row]:
+    """The benchmark's `val` rows for a layout that has its own train and test: CUBV2, ImageNetV2.
+
+    Raises `DataError` if `images` does not have them, or if they are of other classes than 0..num_classes - 1: labels
+    are numbers, and mean the same only among the same classes.
+    """
+    rows = list(read_split(Role.VAL, lists, images, images))
+    if not rows or not Path(str(rows[0].image)).exists():
+        raise DataError(f"{lists} names the image {rows[0].id if rows else ''!r}, which is not below {images}.")
+    if (found := len({label for row in rows for label in row.labels})) != num_classes:
+        raise DataError(f"{lists} has images of {found} classes but the training images are of {num_classes}.")
+    return rows
 
 
 def _by_id(path: Path) -> dict[str, list[list[str]]]:

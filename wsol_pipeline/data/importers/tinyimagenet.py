@@ -1,0 +1,81 @@
+"""Tiny-ImageNet-200 (Stanford CS231n): 200 classes of ImageNet at 64x64 with one box an image.
+
+    train/<wnid>/images/<wnid>_<n>.JPEG     train/<wnid>/<wnid>_boxes.txt     file x0 y0 x1 y1
+    val/images/*.JPEG                       val/val_annotations.txt           file wnid x0 y0 x1 y1
+    wnids.txt, words.txt                    test/ has no labels and is not read
+
+The official validation images are `test`; the last `val_per_class` training images of each class, by number, are `val`.
+Labels count the sorted wnids; ids are paths below the source.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from wsol_pipeline.data.importers import Source, below, read_lines
+from wsol_pipeline.data.schema import Box, Row
+from wsol_pipeline.errors import DataError, UsageError
+from wsol_pipeline.protocol import Role
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the Tiny-ImageNet layout."""
+
+    val_per_class: int = 50
+    """Training images of each class that become `val`: the last ones by number."""
+
+    def __post_init__(self) -> None:
+        if self.val_per_class < 1:
+            raise UsageError(f"val_per_class must be at least 1 but got {self.val_per_class}.")
+
+
+def read(source: Path, options: Options) -> Source:
+    """Find the images and boxes below `source` (or its folder `tiny-imagenet-200`, as the archive has it)."""
+    root = source / "tiny-imagenet-200" if (source / "tiny-imagenet-200").is_dir() else source
+    if not (root / "wnids.txt").exists() or not (root / "val" / "val_annotations.txt").exists():
+        raise DataError(f"{source} is not in the Tiny-ImageNet layout: it needs wnids.txt and val/val_annotations.txt.")
+    wnids = sorted(line.strip() for line in read_lines(root / "wnids.txt"))
+    words = dict(line.strip().split("\t", 1) for line in read_lines(root / "words.txt") if "\t" in line)
+    rows = [row for label, wnid in enumerate(wnids) for row in _training(root, wnid, label, options)]
+    rows += _official_val(root, {wnid: label for label, wnid in enumerate(wnids)})
+    return Source(tuple(f"{wnid} {words.get(wnid, '')}".strip() for wnid in wnids), "inclusive0", rows)
+
+
+def _training(root: Path, wnid: str, label: int, options: Options) -> Iterator[Row]:
+    """The training images of a class; the last ones are `val`."""
+    table = below(root, f"train/{wnid}/{wnid}_boxes.txt")
+    boxes = {name: _box(corners, table) for name, *corners in _fields(table, 5)}
+    names = sorted(boxes, key=lambda name: [int(digits) for digits in re.findall(r"\d+", name)])
+    for at, name in enumerate(names):
+        role = Role.VAL if at >= len(names) - options.val_per_class else Role.TRAIN
+        yield _row(role, root, f"train/{wnid}/images/{name}", label, boxes[name])
+
+
+def _official_val(root: Path, labels: dict[str, int]) -> Iterator[Row]:
+    table = root / "val" / "val_annotations.txt"
+    for name, wnid, *corners in _fields(table, 6):
+        if wnid not in labels:
+            raise DataError(f"{table}: image {name} is of class {wnid!r}, which wnids.txt does not list.")
+        yield _row(Role.TEST, root, f"val/images/{name}", labels[wnid], _box(corners, table))
+
+
+def _row(role: Role, root: Path, name: str, label: int, box: Box) -> Row:
+    return Row(role, name, (label,), below(root, name), None, (box,), (label,))
+
+
+def _fields(path: Path, count: int) -> Iterator[list[str]]:
+    for line in read_lines(path):
+        fields = line.split()
+        if len(fields) != count:
+            raise DataError(f"{path} has a line of {len(fields)} words where {count} belong: {line[:80]!r}.")
+        yield fields
+
+
+def _box(corners: list[str], table: Path) -> Box:
+    try:
+        x0, y0, x1, y1 = map(float, corners)
+    except ValueError as error:
+        raise DataError(f"{table} has {' '.join(corners)!r} where four numbers belong.") from error
+    return x0, y0, x1, y1
