@@ -6,6 +6,7 @@
 
 The same command again continues an import that was cut short, and leaves a finished one alone. Rows that cannot be
 trusted are left out with a reason in quarantine.json beside the manifest; more of them than --max-bad, and it stops.
+An archive is unpacked into the user's cache first; with several nodes, give a folder that all of them see.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from typing import Annotated, Any, Generic, TypeVar
 import tyro
 from rich.progress import MofNCompleteColumn, Progress
 
+from wsol_pipeline.data.archives import unpacked
 from wsol_pipeline.data.dataset import Dataset
 from wsol_pipeline.data.importers import importer
 from wsol_pipeline.data.ingest import ShardReport, import_dataset
@@ -39,7 +41,7 @@ class ImportConfig(Generic[OptionsT]):
     dataset: str = "synthetic"
     """Layout of the source: a file name in wsol_pipeline/data/importers (cub, coco, folder, ...)."""
     source: Path = Path()
-    """Folder of the raw dataset. The synthetic one needs none."""
+    """Folder of the raw dataset, or its tar or zip archive. The synthetic one needs none."""
     out: str = ""
     """Where the dataset goes: a folder or s3://bucket/prefix. Default: ./runs/data/<dataset>."""
     name: str = ""
@@ -97,7 +99,7 @@ def main(args: list[str] | None = None) -> int:
     bar, on_shard = reporter()
     with bar:
         manifest = import_dataset(
-            importer(config.dataset).read(source, config.options),
+            importer(config.dataset).read(unpacked(source), config.options),
             out,
             name=config.name or config.dataset,
             origin=origin,

@@ -1,6 +1,7 @@
 """The job `rayjobs/import_dataset.py` as a user runs it."""
 
 import sys
+import tarfile
 
 import pytest
 
@@ -60,6 +61,15 @@ def test_a_folder_is_imported_under_its_name(run, tmp_path, jpeg):
     dataset = open_dataset(str(tmp_path / "out"))
     assert code == 0
     assert (dataset.name, dataset.classes, dataset.val.box_convention) == ("cats", ("cat",), "inclusive1")
+
+
+def test_an_archive_is_the_same_dataset(run, tmp_path, jpeg):
+    test_a_folder_is_imported_under_its_name(run, tmp_path, jpeg)
+    with tarfile.open(tmp_path / "in.tgz", "w:gz") as archive:
+        archive.add(tmp_path / "in", "cats")
+    code, _, _ = run("--dataset", "folder", "--source", "in.tgz", "--out", "again", "--convention", "inclusive1")
+    assert code == 0
+    assert open_dataset(str(tmp_path / "again")).fingerprint == open_dataset(str(tmp_path / "out")).fingerprint
 
 
 @pytest.mark.parametrize(

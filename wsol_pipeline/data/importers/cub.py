@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from wsol_pipeline.data.archives import unpacked
 from wsol_pipeline.data.augment import hash_ids
 from wsol_pipeline.data.importers import Source, below, read_lines
 from wsol_pipeline.data.importers.wsolevaluation import validation
@@ -33,7 +34,7 @@ class Options:
     """Options of the CUB layout. Without CUBV2, a share of the training images has to be given up for `val`."""
 
     cubv2: str = ""
-    """Folder of the CUBV2 images (001.Black_footed_Albatross/...), absolute or relative to the source."""
+    """Folder or archive of the CUBV2 images (001.Black_footed_Albatross/...), absolute or relative to the source."""
     cubv2_metadata: str = ""
     """Folder of CUBV2's lists: metadata/CUB/val of github.com/clovaai/wsolevaluation. Default: the folder cubv2."""
     val_share: float = 0.0
@@ -61,7 +62,7 @@ def read(source: Path, options: Options) -> Source:
     labels = {number: label for label, (number, _) in enumerate(numbers)}
     rows = list(_rows(source, root, labels))
     if options.cubv2:
-        images = source / options.cubv2
+        images = unpacked(source / options.cubv2)
         lists = source / options.cubv2_metadata if options.cubv2_metadata else images
         rows += validation(lists, images, len(labels))
     else:

@@ -1,0 +1,94 @@
+"""Downloads as they come: a tar or zip is unpacked once; links, devices, names that lead out and bombs are refused."""
+
+import hashlib
+import lzma
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from gzip import BadGzipFile
+from pathlib import Path, PurePosixPath
+from stat import S_ISLNK
+from tempfile import TemporaryDirectory
+
+from filelock import FileLock
+
+from wsol_pipeline.data.shards import cache_root
+from wsol_pipeline.errors import DataError, ResourceError
+
+MAX_MEMBERS = 5_000_000  # ImageNet has 1.5 million
+MAX_GROWTH = 20  # bytes unpacked for each byte of the archive: images hardly shrink, text to about a tenth
+ALLOWANCE = 64 * 2**20  # bytes that any archive may unpack to
+
+Member = tuple[
+    str, int, bool, Callable[[Path], object]
+]  # name, bytes, is it a file or a folder, what puts it in a place
+
+
+def unpacked(source: Path, cache_dir: str | None = None) -> Path:
+    """`source` itself if it is no file, else the folder in the cache that this archive is unpacked to, once.
+
+    An archive of a single folder is that folder. Raises `DataError` for a file that is no tar or zip, is broken, or
+    could do harm, `ResourceError` where the cache cannot take it.
+    """
+    if not source.is_file():
+        return source
+    stat = source.stat()
+    key = hashlib.sha256(f"{source.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]
+    folder = cache_root(cache_dir) / "unpacked" / f"{source.name}-{key}"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                with TemporaryDirectory(dir=folder.parent) as aside:
+                    _unpack(source, Path(aside) / "all", MAX_GROWTH * stat.st_size + ALLOWANCE)
+                    (Path(aside) / "all").rename(folder)
+    except OSError as error:
+        raise ResourceError(f"{source} cannot be unpacked to {folder}: {error}. XDG_CACHE_HOME moves it.") from error
+    entries = list(folder.iterdir())
+    return entries[0] if len(entries) == 1 and entries[0].is_dir() else folder
+
+
+def _unpack(source: Path, into: Path, limit: int) -> None:
+    """All members of an archive, checked one by one before they are written; `limit` in bytes."""
+    into.mkdir()
+    total = 0
+    try:
+        for count, (name, size, plain, extract) in enumerate(_members(source), 1):
+            total += size
+            if not plain:
+                raise DataError(f"{source} has a link or device, {name!r}: an archive may have files and folders.")
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
+                raise DataError(f"{source} has a member {name!r}, which may land outside of its folder.")
+            if total > limit or count > MAX_MEMBERS:
+                raise DataError(f"{source} unpacks to over {limit} bytes or {MAX_MEMBERS} files: unpack it yourself.")
+            extract(into)
+    except (tarfile.TarError, zipfile.BadZipFile, BadGzipFile, zlib.error, lzma.LZMAError, EOFError) as error:
+        raise DataError(f"{source} is a broken archive ({type(error).__name__}: {error}): get it again.") from error
+    except (RuntimeError, NotImplementedError) as error:  # zipfile: a password, an unknown compression
+        raise DataError(f"{source} cannot be unpacked here ({error}): unpack it yourself.") from error
+
+
+def _members(source: Path) -> Iterator[Member]:
+    if tarfile.is_tarfile(source):
+        return _tar_members(source)
+    if zipfile.is_zipfile(source):
+        return _zip_members(source)
+    raise DataError(f"{source} is neither a folder nor a tar or zip archive.")
+
+
+def _tar_members(source: Path) -> Iterator[Member]:
+    with tarfile.open(source) as archive:
+        while (member := archive.next()) is not None:
+            plain = member.isfile() or member.isdir()
+            yield member.name, member.size, plain, partial(archive.extract, member, filter="data")
+            archive.members.clear()  # type: ignore[attr-defined]  # it keeps them all: gigabytes for ImageNet
+
+
+def _zip_members(source: Path) -> Iterator[Member]:
+    """The sizes are what an archive says of itself; zipfile reads no more than that of a member."""
+    with zipfile.ZipFile(source) as archive:
+        for member in archive.infolist():
+            plain = not S_ISLNK(member.external_attr >> 16)
+            yield member.filename, member.file_size, plain, partial(archive.extract, member)
