@@ -3,6 +3,7 @@
     python rayjobs/import_dataset.py                                     # a generated dataset, in seconds
     python rayjobs/import_dataset.py --dataset ilsvrc --source ~/ILSVRC --out s3://bucket/ilsvrc --workers 16
     python rayjobs/import_dataset.py --dataset folder --help             # the options of one layout
+    python rayjobs/import_dataset.py --dataset cub --source ~/CUB --check    # what is wrong with it; writes nothing
 
 The same command again continues an import that was cut short, and leaves a finished one alone. Rows that cannot be
 trusted are left out with a reason in quarantine.json beside the manifest; more of them than --max-bad, and it stops.
@@ -24,9 +25,10 @@ from rich.progress import MofNCompleteColumn, Progress
 
 from wsol_pipeline.data.archives import unpacked
 from wsol_pipeline.data.dataset import Dataset
-from wsol_pipeline.data.importers import importer
+from wsol_pipeline.data.doctor import examine
+from wsol_pipeline.data.importers import Source, importer
 from wsol_pipeline.data.ingest import ShardReport, import_dataset
-from wsol_pipeline.errors import UsageError, run_main
+from wsol_pipeline.errors import DataError, UsageError, run_main
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training.options import command_line
 
@@ -49,7 +51,10 @@ class ImportConfig(Generic[OptionsT]):
     max_bad: float = 0.001
     """Share of rows (0 to 1) that may be left out as bad before the import is refused."""
     workers: int = 1
-    """Shards written at the same time, as Ray tasks of one CPU each; 1 writes them in this process, without Ray."""
+    """Shards written at the same time, as Ray tasks of one CPU each; 1 writes them in this process, without Ray. The
+    threads of --check."""
+    check: bool = False
+    """Look at the whole source for what is wrong (counts, files, boxes, images in two splits), and write nothing."""
     shard_mb: int = 128
     """Size of a shard in MiB: 64 to 256 suit an object store."""
 
@@ -86,9 +91,23 @@ def describe(report: ShardReport, done: int, total: int) -> str:
     return f"shard {done}/{total}: {stored}{verb}" + (f", {len(report.bad)} bad rows" if report.bad else "")
 
 
+def check(source: Source, threads: int) -> int:
+    """Print what is wrong with a source; the exit code is that of bad data if anything but a note is."""
+    with Progress(disable=not sys.stdout.isatty()) as bar:
+        task = bar.add_task("images")
+        findings = examine(source, threads, lambda done, total: bar.update(task, completed=done, total=total))
+    for finding in findings:
+        print("\n".join(finding.lines()))
+    problems = sum(not finding.is_note for finding in findings)
+    print(f"{problems} problems" if problems else "No problem was found.")
+    return DataError.exit_code if problems else 0
+
+
 def main(args: list[str] | None = None) -> int:
     config = parse(sys.argv[1:] if args is None else args)
     source = config.source.expanduser().resolve()
+    if config.check:
+        return check(importer(config.dataset).read(unpacked(source), config.options), config.workers)
     out = Store.at(config.out or f"runs/data/{config.dataset}")
     origin = {
         "importer": config.dataset,

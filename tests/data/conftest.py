@@ -36,6 +36,20 @@ def jpeg():
 
 
 @pytest.fixture(scope="session")
+def png():
+    """`png()`: the bytes of a mask of 40x30 with an object."""
+
+    def make() -> bytes:
+        sink = io.BytesIO()
+        mask = Image.new("L", (40, 30))
+        mask.paste(255, (5, 5, 20, 20))
+        mask.save(sink, "PNG")
+        return sink.getvalue()
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def make_source(jpeg):
     """`make_source(train, val, test)`: rows of 3 classes; every image is another, boxes come one or two to an image."""
 

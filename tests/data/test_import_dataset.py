@@ -72,6 +72,25 @@ def test_an_archive_is_the_same_dataset(run, tmp_path, jpeg):
     assert open_dataset(str(tmp_path / "again")).fingerprint == open_dataset(str(tmp_path / "out")).fingerprint
 
 
+def test_check_reports_and_writes_nothing(run, tmp_path, jpeg):
+    for number, role in enumerate(("train", "val", "test")):
+        (tmp_path / f"in/{role}/cat").mkdir(parents=True)
+        (tmp_path / f"in/{role}/cat/1.jpg").write_bytes(jpeg(number))
+    boxes = tmp_path / "in/boxes.csv"
+    boxes.write_text("path,x0,y0,x1,y1\nval/cat/1.jpg,1,2,3,4\ntest/cat/1.jpg,1,2,3,4\n")
+    asked = ("--dataset", "folder", "--source", "in", "--out", "out", "--check")
+    code, out, _ = run(*asked)
+    assert (code, out) == (0, "No problem was found.\n")
+    boxes.write_text("path,x0,y0,x1,y1\nval/cat/1.jpg,1,2,99,4\ntest/cat/1.jpg,1,2,3,4\n")
+    (tmp_path / "in/train/cat/2.jpg").write_bytes(jpeg(2))  # as the one in test
+    code, out, _ = run(*asked)
+    assert code == 3
+    assert "train train/cat/2.jpg = test test/cat/1.jpg" in out
+    assert "val/cat/1.jpg: box (1.0, 2.0, 99.0, 4.0) is not on the image" in out
+    assert out.splitlines()[-1] == "2 problems"
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

@@ -1,13 +1,22 @@
 """Every importer on a small faithful copy of its layout."""
 
-import io
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from wsol_pipeline.data.importers import cub, folder, ilsvrc, importer, names, synthetic, tinyimagenet, wsolevaluation
+from wsol_pipeline.data.importers import (
+    Count,
+    cub,
+    folder,
+    ilsvrc,
+    importer,
+    names,
+    synthetic,
+    tinyimagenet,
+    wsolevaluation,
+)
 from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.protocol import Role
 
@@ -27,20 +36,6 @@ def put(path: Path, content: bytes | str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
-
-
-@pytest.fixture
-def png():
-    """The bytes of a mask of 40x30 with an object."""
-
-    def make() -> bytes:
-        sink = io.BytesIO()
-        mask = Image.new("L", (40, 30))
-        mask.paste(255, (5, 5, 20, 20))
-        mask.save(sink, "PNG")
-        return sink.getvalue()
-
-    return make
 
 
 @pytest.fixture
@@ -122,6 +117,19 @@ def test_ilsvrc_divides_the_official_validation_by_class_if_no_list_does(imagene
     val = [row for row in divided.values() if row.role is Role.VAL]
     assert sorted(row.labels[0] for row in val) == [0, 1]
     assert sum(row.role is Role.TEST for row in divided.values()) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "val", "test"),
+    [
+        (ilsvrc.Options(val_per_class=20), Count(20_000, (20, 20)), Count(30_000, (30, 30))),
+        (ilsvrc.Options(imagenetv2="v2", imagenetv2_metadata="l"), Count(10_000, (10, 10)), Count(50_000, (50, 50))),
+    ],
+)
+def test_ilsvrc_counts_of_the_whole(tmp_path, options, val, test):
+    counts = ilsvrc.published(tmp_path, 1000, options)
+    assert counts == {Role.TRAIN: Count(1_281_167, (732, 1300)), Role.VAL: val, Role.TEST: test}
+    assert ilsvrc.published(tmp_path, 999, options) == {}
 
 
 def test_ilsvrc_lists_must_not_overlap(imagenet):
@@ -347,6 +355,7 @@ def test_cub(birds, cubv2, write):
     assert tested.boxes == ((3, 4, 23, 26),)
     held_out = [row for row in rows.values() if row.role is Role.VAL]
     assert [(row.labels, row.boxes) for row in held_out] == [((0,), ((1, 2, 30, 29),)), ((1,), ((1, 2, 31, 29),))]
+    assert source.counts[Role.VAL] == Count(1000, (3, 6))
     dataset = write(birds / "out", source)
     assert dataset.manifest.quarantine == {"train": 0, "val": 0, "test": 0}
 
@@ -422,6 +431,11 @@ def test_tinyimagenet(tiny_imagenet, write):
     assert rows["val/images/val_0.JPEG"].role is Role.TEST
     assert rows["val/images/val_0.JPEG"].labels == (1,)
     assert rows["val/images/val_0.JPEG"].boxes == ((1, 2, 3, 4),)
+    assert source.counts == {  # of two classes: 500 for training in all, 50 for validation
+        Role.TRAIN: Count(996, (498, 498)),
+        Role.VAL: Count(4, (2, 2)),
+        Role.TEST: Count(100, (50, 50)),
+    }
     assert write(tiny_imagenet / "out", source).manifest.quarantine == {"train": 0, "val": 0, "test": 0}
 
 

@@ -186,7 +186,7 @@ def write_shard(job: ShardJob) -> ShardReport:
     stored, bad, facts, counts = [], [], [], Counter[int]()
     for row in job.rows:
         try:
-            columns = _checked(row, job.num_classes, job.multilabel)
+            columns = checked(row, job.num_classes, job.multilabel)
         except DataError as error:
             bad.append({"id": row.id, "split": job.role.value, "reason": str(error)})
             continue
@@ -230,7 +230,7 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _checked(row: Row, num_classes: int, multilabel: bool) -> dict[str, Any]:
+def checked(row: Row, num_classes: int, multilabel: bool) -> dict[str, Any]:
     """The columns of a row. Raises `DataError` with the reason why it cannot be trusted."""
     if row.fault:
         raise DataError(row.fault)

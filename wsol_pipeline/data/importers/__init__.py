@@ -18,6 +18,16 @@ from wsol_pipeline.data.schema import Row
 from wsol_pipeline.errors import DataError, unknown
 from wsol_pipeline.protocol import Role
 
+IMAGE_ENDINGS = {".jpg", ".jpeg", ".png"}
+
+
+@dataclass(frozen=True)
+class Count:
+    """How many images a split has in the published dataset."""
+
+    rows: int
+    of_class: tuple[int, int]  # fewest and most
+
 
 @dataclass(frozen=True)
 class Source:
@@ -28,6 +38,7 @@ class Source:
     rows: Iterable[Row]
     multilabel: bool = False
     left_out: Mapping[str, int] = field(default_factory=dict)  # what has nothing to learn or score -> how many of it
+    counts: Mapping[Role, Count] = field(default_factory=dict)  # where they are known, for the doctor
 
 
 def names() -> list[str]:
@@ -63,8 +74,7 @@ def read_lines(path: Path) -> list[str]:
 
 def images_below(folder: Path) -> list[Path]:
     """Files with an image's ending anywhere below `folder`, sorted; others are not looked at."""
-    endings = {".jpg", ".jpeg", ".png"}
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings)
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS)
 
 
 def by_class_and_hash(class_of: Mapping[str, Any]) -> list[list[str]]:

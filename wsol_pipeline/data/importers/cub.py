@@ -20,13 +20,14 @@ from pathlib import Path
 
 from wsol_pipeline.data.archives import unpacked
 from wsol_pipeline.data.augment import hash_ids
-from wsol_pipeline.data.importers import Source, below, read_lines
+from wsol_pipeline.data.importers import Count, Source, below, read_lines
 from wsol_pipeline.data.importers.wsolevaluation import validation
 from wsol_pipeline.data.schema import Box, Row
 from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.protocol import Role
 
 ROLES = {"1": Role.TRAIN, "0": Role.TEST}  # of train_test_split.txt
+CUBV2_COUNTS = {Role.TRAIN: Count(5994, (29, 30)), Role.VAL: Count(1000, (3, 6)), Role.TEST: Count(5794, (11, 30))}
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ def read(source: Path, options: Options) -> Source:
     else:
         held_out = _drawn([row for row in rows if row.role is Role.TRAIN], options)
         rows = [replace(row, role=Role.VAL) if row.id in held_out else row for row in rows]
-    return Source(tuple(name for _, (name,) in numbers), "inclusive0", rows)
+    counts = CUBV2_COUNTS if options.cubv2 else {Role.TEST: CUBV2_COUNTS[Role.TEST]}
+    return Source(tuple(name for _, (name,) in numbers), "inclusive0", rows, counts=counts)
 
 
 def _rows(source: Path, root: Path, labels: dict[str, int]) -> Iterator[Row]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from wsol_pipeline.data.importers import Source, below, by_class_and_hash, images_below, read_lines
+from wsol_pipeline.data.importers import Count, Source, below, by_class_and_hash, images_below, read_lines
 from wsol_pipeline.data.importers._xml import Annotation, Object, read_annotation
 from wsol_pipeline.data.importers.wsolevaluation import validation
 from wsol_pipeline.data.schema import Row
@@ -54,7 +54,20 @@ def read(source: Path, options: Options) -> Source:
     rows = _rows(source, root, labels, options)
     if options.imagenetv2:
         rows = chain(rows, validation(source / options.imagenetv2_metadata, source / options.imagenetv2, len(names)))
-    return Source(tuple(names.values()), "inclusive0", rows)
+    return Source(tuple(names.values()), "inclusive0", rows, counts=published(source, len(names), options))
+
+
+def published(source: Path, num_classes: int, options: Options) -> dict[Role, Count]:
+    """Images of each split of the whole of ImageNet; a part of it, or lists in splits/, may have any number."""
+    if num_classes != 1000:
+        return {}
+    counts = {Role.TRAIN: Count(1_281_167, (732, 1300))}
+    if options.imagenetv2:
+        return counts | {Role.VAL: Count(10_000, (10, 10)), Role.TEST: Count(50_000, (50, 50))}
+    if (source / "splits").is_dir():
+        return counts
+    of_class = {Role.VAL: options.val_per_class, Role.TEST: 50 - options.val_per_class}
+    return counts | {role: Count(1000 * number, (number, number)) for role, number in of_class.items()}
 
 
 def _class_names(source: Path, images: Path) -> dict[str, str]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsol_pipeline.data.importers import Source, below, read_lines
+from wsol_pipeline.data.importers import Count, Source, below, read_lines
 from wsol_pipeline.data.schema import Box, Row
 from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.protocol import Role
@@ -40,7 +40,10 @@ def read(source: Path, options: Options) -> Source:
     words = dict(line.strip().split("\t", 1) for line in read_lines(root / "words.txt") if "\t" in line)
     rows = [row for label, wnid in enumerate(wnids) for row in _training(root, wnid, label, options)]
     rows += _official_val(root, {wnid: label for label, wnid in enumerate(wnids)})
-    return Source(tuple(f"{wnid} {words.get(wnid, '')}".strip() for wnid in wnids), "inclusive0", rows)
+    of_class = {Role.TRAIN: 500 - options.val_per_class, Role.VAL: options.val_per_class, Role.TEST: 50}
+    counts = {role: Count(number * len(wnids), (number, number)) for role, number in of_class.items()}
+    classes = tuple(f"{wnid} {words.get(wnid, '')}".strip() for wnid in wnids)
+    return Source(classes, "inclusive0", rows, counts=counts)
 
 
 def _training(root: Path, wnid: str, label: int, options: Options) -> Iterator[Row]:
