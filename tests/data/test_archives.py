@@ -93,6 +93,14 @@ def test_a_bomb_is_not_unpacked(tmp_path, pack, monkeypatch):
         unpacked(pack(tmp_path / "bomb", {"a": bytes(2**20)}))
 
 
+@pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
+def test_a_header_that_would_fill_the_memory(tmp_path, first):
+    """The name of a member is a megabyte and more, which shrinks to nothing."""
+    long = {"n" * (archives.MAX_HEADER + 1): b"1"}
+    with pytest.raises(DataError, match="a header of"):
+        unpacked(tar(tmp_path / "x", long if first else {"good": b"1"} | long))
+
+
 def test_too_many_files(tmp_path, pack, monkeypatch):
     monkeypatch.setattr(archives, "MAX_MEMBERS", 2)
     assert unpacked(pack(tmp_path / "two", {"a": b"", "b": b""}))
@@ -117,5 +125,5 @@ def test_a_zip_that_lies_about_its_content(tmp_path):
 
 def test_what_is_no_archive(tmp_path):
     (tmp_path / "x").write_text("a dataset")
-    with pytest.raises(DataError, match="neither a folder nor a tar or zip"):
+    with pytest.raises(DataError, match="neither a folder nor a sound tar or zip"):
         unpacked(tmp_path / "x")

@@ -11,6 +11,7 @@ from gzip import BadGzipFile
 from pathlib import Path, PurePosixPath
 from stat import S_ISLNK
 from tempfile import TemporaryDirectory
+from typing import Self
 
 from filelock import FileLock
 
@@ -19,6 +20,7 @@ from wsol_pipeline.errors import DataError, ResourceError
 
 MAX_MEMBERS = 5_000_000  # ImageNet has 1.5 million
 MAX_GROWTH = 20  # bytes unpacked for each byte of the archive: images hardly shrink, text to about a tenth
+MAX_HEADER = 2**20  # bytes of a name or other extended header
 ALLOWANCE = 64 * 2**20  # bytes that any archive may unpack to
 
 Member = tuple[
@@ -70,16 +72,29 @@ def _unpack(source: Path, into: Path, limit: int) -> None:
         raise DataError(f"{source} cannot be unpacked here ({error}): unpack it yourself.") from error
 
 
+class _TarInfo(tarfile.TarInfo):
+    """Refuses long extended headers: tarfile reads each into memory, whatever it says of its size."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        header = super().frombuf(buf, encoding, errors)
+        if not header.isfile() and header.size > MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {header.size} bytes")
+        return header
+
+
 def _members(source: Path) -> Iterator[Member]:
-    if tarfile.is_tarfile(source):
-        return _tar_members(source)
-    if zipfile.is_zipfile(source):
-        return _zip_members(source)
-    raise DataError(f"{source} is neither a folder nor a tar or zip archive.")
+    try:
+        with tarfile.open(source, tarinfo=_TarInfo):  # reads the first member
+            return _tar_members(source)
+    except tarfile.ReadError as error:
+        if zipfile.is_zipfile(source):
+            return _zip_members(source)
+        raise DataError(f"{source} is neither a folder nor a sound tar or zip archive ({error}).") from error
 
 
 def _tar_members(source: Path) -> Iterator[Member]:
-    with tarfile.open(source) as archive:
+    with tarfile.open(source, tarinfo=_TarInfo) as archive:
         while (member := archive.next()) is not None:
             plain = member.isfile() or member.isdir()
             yield member.name, member.size, plain, partial(archive.extract, member, filter="data")
