@@ -374,7 +374,6 @@ def test_cub_gives_up_a_share_of_each_class(birds):
     drawn = held_out(val_share=0.3)
     assert sorted(name.split("/")[0] for name in drawn) == [ALBATROSS] * 3 + [AUKLET] * 3
     assert drawn == held_out(val_share=0.3)
-    assert any(drawn != held_out(val_share=0.3, seed=seed) for seed in (1, 2))
     assert held_out(val_share=0.1) < drawn
     rows = by_id(cub.read(birds, cub.Options(val_share=0.3)))
     assert [sum(row.role is role for row in rows.values()) for role in Role] == [14, 6, 2]  # test is as it was

@@ -13,14 +13,12 @@ the wsolevaluation lists, and boxes end at x + w and y + h as theirs do.
 A segmentation counts the annotators who saw the bird at a pixel; one of them is enough to make it foreground.
 """
 
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wsol_pipeline.data.archives import unpacked
-from wsol_pipeline.data.augment import hash_ids
-from wsol_pipeline.data.importers import Count, Source, below, read_lines
+from wsol_pipeline.data.importers import Count, Source, below, hold_out, read_lines
 from wsol_pipeline.data.importers.wsolevaluation import validation
 from wsol_pipeline.data.schema import Box, Row
 from wsol_pipeline.errors import DataError, UsageError
@@ -40,8 +38,6 @@ class Options:
     """Folder of CUBV2's lists: metadata/CUB/val of github.com/clovaai/wsolevaluation. Default: the folder cubv2."""
     val_share: float = 0.0
     """Share (0 to 1) of each class's training images that become `val` in place of CUBV2. mLDFR: 0.1."""
-    seed: int = 0
-    """Another seed draws other images for val_share."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.val_share < 1:
@@ -67,8 +63,8 @@ def read(source: Path, options: Options) -> Source:
         lists = source / options.cubv2_metadata if options.cubv2_metadata else images
         rows += validation(lists, images, len(labels))
     else:
-        held_out = _drawn([row for row in rows if row.role is Role.TRAIN], options)
-        rows = [replace(row, role=Role.VAL) if row.id in held_out else row for row in rows]
+        as_val = (replace(row, role=Role.VAL) for row in rows if row.role is Role.TRAIN)
+        rows = hold_out(rows, as_val, options.val_share)
     counts = CUBV2_COUNTS if options.cubv2 else {Role.TEST: CUBV2_COUNTS[Role.TEST]}
     return Source(tuple(name for _, (name,) in numbers), "inclusive0", rows, counts=counts)
 
@@ -109,15 +105,3 @@ def _box(words: list[str]) -> Box:
     except ValueError as error:
         raise DataError(f"bounding_boxes.txt has {' '.join(words)!r} where four numbers belong.") from error
     return x, y, x + width, y + height
-
-
-def _drawn(rows: list[Row], options: Options) -> set[str]:
-    """Ids of the images of each class that are held out: a rounded share of them, at least one, by a seeded hash."""
-    of_class = defaultdict(list)
-    for row in rows:
-        of_class[row.labels].append(row.id)
-    drawn: set[str] = set()
-    for members in of_class.values():
-        by_hash = sorted(members, key=lambda name: int(hash_ids([f"{options.seed}/{name}"])[0]))
-        drawn.update(by_hash[: max(1, round(options.val_share * len(members)))])
-    return drawn
