@@ -6,7 +6,8 @@
                                 localization.txt  id,x0,y0,x1,y1      (a line for each box)
                                                   id,mask,ignore      (a line for each mask; ignore on the first one)
 
-Their `train-weaksup`, `train-fullsup` and `test` are `train`, `val` and `test` here.
+Their `train-weaksup`, `train-fullsup` and `test` are `train`, `val` and `test` here. Boxes and masks have no label of
+their own: they are of the image's, so an image of several labels cannot have any.
 """
 
 from collections import defaultdict
@@ -54,6 +55,11 @@ def _split(role: Role, lists: Path, source: Path, options: Options) -> Iterator[
             raise DataError(f"{lists} lists the image {name!r} without a label or without a size.")
         own = tuple(int(label) for (label,) in labels[name])
         (width, height) = _integers(sizes[name][0], lists)
+        if name in located and len(own) > 1:
+            raise DataError(
+                f"{lists}/localization.txt has boxes or masks of {name!r}, which is of the classes {list(own)}: it does "
+                "not say of which one each is. Give it one label, or no boxes and masks."
+            )
         boxes, masks, ignore = _located(located.get(name, []), source / options.masks, lists)
         yield Row(
             role,
@@ -62,7 +68,7 @@ def _split(role: Role, lists: Path, source: Path, options: Options) -> Iterator[
             below(source / options.images, name),
             (width, height),
             boxes,
-            own[:1] * len(boxes),
+            own * len(boxes),
             masks,
             ignore,
         )
