@@ -57,8 +57,8 @@ def _split(role: Role, lists: Path, source: Path, options: Options) -> Iterator[
         (width, height) = _integers(sizes[name][0], lists)
         if name in located and len(own) > 1:
             raise DataError(
-                f"{lists}/localization.txt has boxes or masks of {name!r}, which is of the classes {list(own)}: it does "
-                "not say of which one each is. Give it one label, or no boxes and masks."
+                f"{lists}/localization.txt has boxes or masks of {name!r}, which is of the classes {list(own)}, but "
+                "does not say of which one each is. Give it one label, or no boxes and masks."
             )
         boxes, masks, ignore = _located(located.get(name, []), source / options.masks, lists)
         yield Row(
