@@ -4,7 +4,7 @@
     ray job submit --working-dir . -- python rayjobs/tune_cam.py --data s3://bucket/cub --storage s3://bucket/runs \
         --name cam-cub --preset bagcams/table2/cub/resnet50/cam --weights imagenet --trials 30 --workers 4
 
-Give it the trials and epochs of the method it is compared with: `evaluate.py --study bas-cub cam-cub`.
+Give it trials, epochs and --protocol of the method it is compared with: `evaluate.py --study bas-cub cam-cub`.
 """
 
 from dataclasses import dataclass

@@ -29,7 +29,7 @@ class Preset:
         decay_counts_from, 0 or 1; epoch 0 excepted), and what else a recipe may have.
     readout: name of the readout, its options, its setting, and the published threshold, if any.
     protocol: name of the paper's evaluation, which a run of this preset uses unless told otherwise.
-    published: what it reports under that protocol, in percent.
+    published: what it reports under that protocol, in percent; bears a metric's name where it is that metric.
     source: where the values stand.
     image_size: pixels a side of what the network sees.
     """

@@ -16,7 +16,7 @@ def space(trial: Any) -> dict[str, Any]:
     return {}
 
 
-METRICS = ("top1_loc", "gt_known", "max_box_acc_v2", "piou", "pxap")
+METRICS = ("top1_loc", "gt_known_loc", "max_box_acc_v2", "piou", "pxap")
 READOUTS = {"pcs": "pcs", "gradcam": "gradcam", "gradcam++": "gradcampp", "bagcams": "bagcams"}
 LAYERS = ("layer1", "layer2", "layer3", "layer4")
 MIXED = ("Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e")
@@ -120,7 +120,7 @@ def reading(id: str, model: str, readout: Mapping[str, Any], figures: Figures) -
     if model not in MODELS:
         return []
     published = {name: value for name, value in zip(METRICS, figures, strict=True) if value is not None}
-    protocol = "wsol-v2" if "gt_known" in published else "wsol-mask"
+    protocol = "wsol-v2" if "gt_known_loc" in published else "wsol-mask"
     return [dataclasses.replace(MODELS[model], id=id, readout=readout, protocol=protocol, published=published)]
 
 

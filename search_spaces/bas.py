@@ -75,7 +75,7 @@ def table_1(row: tuple[Any, ...]) -> Preset:
         recipe=recipe(epochs, batch_size, decay_every),
         readout={"name": "topk", "setting": k, "threshold": threshold},
         protocol="bas-conf" if paper == CONFERENCE else "bas-ext",
-        published=dict(zip(("top1_loc", "top5_loc", "gt_known"), published, strict=True)),
+        published=dict(zip(("top1_loc", "top5_loc", "gt_known_loc"), published, strict=True)),
         source=SOURCES[paper],
     )
 
@@ -111,7 +111,7 @@ def variant(
 
 
 def localization(top1: float, top5: float, gt_known: float) -> dict[str, float]:
-    return {"top1_loc": top1, "top5_loc": top5, "gt_known": gt_known}
+    return {"top1_loc": top1, "top5_loc": top5, "gt_known_loc": gt_known}
 
 
 VGG16, RESNET50 = "bas/table1/cub/vgg16", "bas-ext/table1/cub/resnet50"
@@ -181,8 +181,8 @@ TABLE_7 = [
 def table_7(row: tuple[float, ...]) -> list[Preset]:
     alpha, beta, cub, ilsvrc, openimages = row
     datasets = [
-        ("cub", RESNET50, {"gt_known": cub}),
-        ("ilsvrc", "bas-ext/table1/ilsvrc/resnet50", {"gt_known": ilsvrc}),
+        ("cub", RESNET50, {"gt_known_loc": cub}),
+        ("ilsvrc", "bas-ext/table1/ilsvrc/resnet50", {"gt_known_loc": ilsvrc}),
         ("openimages", FIGURE_15.id, {"pxap": openimages}),
     ]
     return [

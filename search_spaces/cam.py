@@ -66,7 +66,7 @@ def baseline(
 
 
 def boxes(top1_loc: float, gt_known: float, v2: float, **more: float) -> dict[str, float]:
-    return {"top1_loc": top1_loc, "gt_known": gt_known, "max_box_acc_v2": v2, **more}
+    return {"top1_loc": top1_loc, "gt_known_loc": gt_known, "max_box_acc_v2": v2, **more}
 
 
 def masks(piou: float, pxap: float) -> dict[str, float]:
@@ -74,11 +74,16 @@ def masks(piou: float, pxap: float) -> dict[str, float]:
 
 
 def per_iou(at_70: float, at_50: float, at_30: float, v2: float) -> dict[str, float]:
-    return {"gt_known_70": at_70, "gt_known": at_50, "gt_known_30": at_30, "max_box_acc_v2": v2}
+    return {"max_box_acc_iou70": at_70, "gt_known_loc": at_50, "max_box_acc_iou30": at_30, "max_box_acc_v2": v2}
 
 
 def top1(at_70: float, at_50: float, at_30: float, mean: float) -> dict[str, float]:
     return {"top1_loc_70": at_70, "top1_loc": at_50, "top1_loc_30": at_30, "top1_loc_mean": mean}
+
+
+def per_image(figures: Mapping[str, float]) -> dict[str, float]:
+    """Figures at the best threshold of every single image, which are other measures: OIS."""
+    return {f"ois_{name}": value for name, value in figures.items()}
 
 
 ROWS = [
@@ -98,8 +103,9 @@ ROWS = [
     baseline("b-cam/table7", "cub", "resnet50", BOXES, {"top1_loc_mean": 46.71, "max_box_acc_v2": 62.28}),
     baseline("b-cam/table8", "cub", "vgg16", BOXES, per_iou(21.23, 73.14, 96.77, 63.72), large=False),
     baseline("b-cam/table8", "cub", "inception_v3", BOXES, per_iou(13.03, 62.31, 94.70, 56.68)),
-    baseline(  # the best threshold per image
-        "b-cam/table10", "cub", "resnet50", BOXES, top1(34.29, 68.05, 71.3, 57.88) | per_iou(46.51, 94.79, 99.95, 80.42)
+    baseline(
+        "b-cam/table10", "cub", "resnet50", BOXES,
+        per_image(top1(34.29, 68.05, 71.3, 57.88) | per_iou(46.51, 94.79, 99.95, 80.42)),
     ),
 ]  # fmt: skip
 

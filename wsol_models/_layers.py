@@ -1,14 +1,16 @@
-"""What more than one method needs: the `Output` of a forward, the detached second pass, freezing, initialisers.
+"""What more than one method needs: the `Output` of a forward, draws by image, rows of other workers, the detached
+second pass, freezing, initialisers.
 
 Shapes: B batch, C channels, H W map size, K classes.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
@@ -42,6 +44,7 @@ class LocalizationMethod(nn.Module):
     offers: ClassVar[frozenset[str]] = frozenset()
     config: Any
     num_classes: int
+    _ids: Sequence[str] | None = None
 
     @property
     def head_weight_KC(self) -> Tensor:
@@ -57,6 +60,48 @@ class LocalizationMethod(nn.Module):
 
         For what starts later in training, and for draws that shall not depend on which worker has an image.
         """
+        self._ids = ids
+
+    def draw(self, count: int, *shape: int) -> Tensor:
+        """Numbers in [0, 1) for each of the images, count×shape; by image names if a step was begun, which serve one
+        draw."""
+        ids, self._ids = self._ids, None
+        return torch.rand(count, *shape, device="cpu") if ids is None else draw_by_name(ids, shape)
+
+    def one_class(self, targets: Tensor) -> Tensor:
+        """Class indices as they are; of multi-hot rows one class each, all of them equally likely."""
+        if targets.ndim == 1:
+            return targets
+        return (targets * (1 + self.draw(*targets.shape).to(targets.device))).argmax(1)
+
+
+def draw_by_name(ids: Sequence[str], shape: Sequence[int]) -> Tensor:
+    """Numbers in [0, 1) for every image: a function of its name and of one draw for all, the step's."""
+    step = int(torch.randint(2**62, (), device="cpu"))
+    digests = [hashlib.blake2b(f"{step}/{name}".encode(), digest_size=7).digest() for name in ids]
+    generators = [torch.Generator().manual_seed(int.from_bytes(digest)) for digest in digests]
+    return torch.stack([torch.rand(*shape, generator=generator, device="cpu") for generator in generators])
+
+
+def rows_of_all_workers(rows: Tensor) -> tuple[Tensor, int]:
+    """Rows (the first dimension) of the whole step, in its order, and the place where this worker's begin.
+
+    Workers may have different numbers of rows. Constants for gradients. Without other workers: the rows themselves.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return rows.detach(), 0
+    counts = [int(count) for count in _gather(torch.tensor(len(rows), device=rows.device))]
+    padded = rows.new_zeros(max(counts), *rows.shape[1:])  # what is gathered has to be of one size
+    padded[: len(rows)] = rows.detach()
+    parts = [part[:count] for part, count in zip(_gather(padded), counts, strict=True)]
+    return torch.cat(parts), sum(counts[: distributed.get_rank()])
+
+
+def _gather(tensor: Tensor) -> list[Tensor]:
+    """The tensors of all workers, equal in shape, in their order."""
+    gathered = [torch.empty_like(tensor) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(gathered, tensor)
+    return gathered
 
 
 def targets_of(output: Output) -> Tensor:
@@ -86,13 +131,6 @@ def require_targets(targets: Tensor, images_BCHW: Tensor, num_classes: int) -> N
         )
     elif not targets.any(1).all():
         raise ValueError("Every image must be of at least one class but a multi-hot row of targets has none.")
-
-
-def one_class(targets: Tensor) -> Tensor:
-    """Class indices as they are; of multi-hot rows one class each, all of them equally likely."""
-    if targets.ndim == 1:
-        return targets
-    return (targets * (1 + torch.rand_like(targets))).argmax(1)
 
 
 def classification(logits_BK: Tensor, targets: Tensor) -> Tensor:

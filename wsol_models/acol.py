@@ -25,7 +25,6 @@ from wsol_models._layers import (
     classifier,
     he_,
     min_max,
-    one_class,
     require_not_negative,
     require_share,
     require_targets,
@@ -105,7 +104,7 @@ class Method(LocalizationMethod):
         features_BCHW, tapped = self.backbone(images_BCHW, taps, self._pools)
         hidden_BCHW, maps_a_BKHW = self.classifier_A(features_BCHW)
         logits_BK = maps_a_BKHW.mean((2, 3))
-        classes_B = logits_BK.argmax(1) if targets is None else one_class(targets)
+        classes_B = logits_BK.argmax(1) if targets is None else self.one_class(targets)
         left_B1HW = complement(maps_a_BKHW, classes_B, self.config.threshold)
         _, maps_b_BKHW = self.classifier_B(features_BCHW * left_B1HW)
         return ComplementaryOutput(

@@ -29,7 +29,6 @@ from wsol_models._layers import (
     at_least_float32,
     classifier,
     detached_call,
-    one_class,
     require_not_negative,
     require_targets,
     select_taps,
@@ -127,8 +126,7 @@ class Method(LocalizationMethod):
         """targets: int64 class index per image, or float multi-hot rows. taps: stages whose features are returned.
 
         In training with targets: a `TrainingOutput` with the map of one class only, since no loss sees the others.
-        Otherwise the maps of all classes, in [0, 1], and no masked pass. Of several classes one is drawn at random,
-        by an image's place in its rank's batch: so other ranks, other draws.
+        Otherwise the maps of all classes, in [0, 1], and no masked pass. Of several classes one is drawn at random.
         """
         if targets is not None:
             require_targets(targets, images_BCHW, self.num_classes)
@@ -141,7 +139,7 @@ class Method(LocalizationMethod):
         if targets is None or not self.training:
             maps_BKHW = torch.sigmoid(self.classifier_loc(features_BCHW))
             return Output(logits_BK, hidden_BCHW, maps_BKHW, tapped, targets)
-        classes_B = one_class(targets)
+        classes_B = self.one_class(targets)
         foreground_BHW = self._foreground(features_BCHW, classes_B)
         background_BK = self._background_logits(images_BCHW, features_BCHW, foreground_BHW)
         return TrainingOutput(

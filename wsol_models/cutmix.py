@@ -7,8 +7,8 @@ Dropping a region of an image makes a classifier look at all parts of an object 
 region from another image and mixes the two labels by area: as regularising, with nothing wasted, and maps get better
 because the network has to tell from less which object is where. Nothing is mixed in evaluation.
 
-As https://github.com/clovaai/wsolevaluation: one box and one permutation per batch. The draws are the batch's, equal on
-all workers; partners come from a worker's own images, so another number of workers gives other pairs.
+As https://github.com/clovaai/wsolevaluation: one box and one permutation per batch, which may be spread over workers:
+the draws are equal on all of them, and they exchange the patches.
 """
 
 import math
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from wsol_models import cam
-from wsol_models._layers import Output, classification, require_share, targets_of
+from wsol_models._layers import Output, classification, require_share, rows_of_all_workers, targets_of
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,13 @@ class Method(cam.Method):
         mixes = self.training and targets is not None and float(torch.rand((), device="cpu")) < self.config.probability
         if not mixes or targets is None:
             return super().forward(images_BCHW, targets, taps=taps)
-        partners_B = torch.randperm(len(images_BCHW), device="cpu").to(targets.device)
+        targets_of_all, start = rows_of_all_workers(targets)
+        permutation = torch.randperm(len(targets_of_all), device="cpu").to(targets.device)
+        partners_B = permutation[start : start + len(targets)]
         images_BCHW, share = paste(images_BCHW, partners_B, *draw_box(images_BCHW, self.config.beta))
         output = super().forward(images_BCHW, targets, taps=taps)
         parts = {field.name: getattr(output, field.name) for field in fields(output)}
-        return MixedOutput(**parts, patch_targets=targets[partners_B], share=share)
+        return MixedOutput(**parts, patch_targets=targets_of_all[partners_B], share=share)
 
 
 def draw_box(images_BCHW: Tensor, beta: float) -> tuple[slice, slice]:
@@ -85,9 +87,11 @@ def cut(size: int, share: float, centre: int) -> slice:
 
 
 def paste(images_BCHW: Tensor, partners_B: Tensor, rows: slice, columns: slice) -> tuple[Tensor, float]:
-    """The images with the box from their partners, and the share of pixels that are still their own."""
+    """The images with the box from their partners (rows of the whole batch, of all workers), and the share of pixels
+    that are still their own."""
+    patches_of_all, _ = rows_of_all_workers(images_BCHW[:, :, rows, columns])
     mixed_BCHW = images_BCHW.clone()
-    mixed_BCHW[:, :, rows, columns] = images_BCHW[partners_B, :, rows, columns]
+    mixed_BCHW[:, :, rows, columns] = patches_of_all[partners_B]
     area = (rows.stop - rows.start) * (columns.stop - columns.start)
     return mixed_BCHW, 1 - area / images_BCHW[0, 0].numel()
 

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from wsol_models import cam
 from wsol_models._backbones import Backbone
-from wsol_models._layers import Output, at_least_float32, classification, one_class, require_not_negative, targets_of
+from wsol_models._layers import Output, at_least_float32, classification, require_not_negative, targets_of
 from wsol_models._lookup import unknown
 
 ADAPTIONS = ("mmd", "dann")
@@ -87,6 +87,7 @@ class Method(cam.Method):
         self.epoch = 0
 
     def begin_step(self, epoch: int, ids: Sequence[str]) -> None:
+        super().begin_step(epoch, ids)
         self.epoch = epoch
 
     def forward(self, images_BCHW: Tensor, targets: Tensor | None = None, *, taps: Sequence[str] = ()) -> Output:
@@ -96,7 +97,7 @@ class Method(cam.Method):
             return output
         points_BNC = at_least_float32(output.features_BCHW).flatten(2).transpose(1, 2)
         begun = self.epoch >= self.config.first_epoch
-        samples = self.sampler(points_BNC, one_class(targets)) if begun else gathered(points_BNC, [], [], [])
+        samples = self.sampler(points_BNC, self.one_class(targets)) if begun else gathered(points_BNC, [], [], [])
         parts: dict[str, Any] = {field.name: getattr(output, field.name) for field in fields(output)}
         return AdaptionOutput(**parts, samples=samples, domain_IS=self._domains(samples))
 

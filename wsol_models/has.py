@@ -11,15 +11,12 @@ hidden is 0 after normalisation, the mean colour. Which cells is drawn for each 
 loop tells it (`begin_step`): then no draw depends on which worker has the image.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from wsol_models import cam
-from wsol_models._backbones import Backbone
 from wsol_models._layers import Output, require_share
 
 
@@ -45,33 +42,13 @@ class Method(cam.Method):
 
     config: Config
 
-    def __init__(self, config: Config, backbone: Backbone, num_classes: int) -> None:
-        super().__init__(config, backbone, num_classes)
-        self._ids: Sequence[str] | None = None
-
-    def begin_step(self, epoch: int, ids: Sequence[str]) -> None:
-        self._ids = ids
-
     def forward(self, images_BCHW: Tensor, targets: Tensor | None = None, *, taps: Sequence[str] = ()) -> Output:
         """As CAM's; in training of images with cells hidden."""
         if self.training:
-            images_BCHW = hide_cells(images_BCHW, self._draw(images_BCHW), self.config)
+            count, _, *sides = images_BCHW.shape
+            cells = [-(-side // self.config.grid_size) for side in sides]
+            images_BCHW = hide_cells(images_BCHW, self.draw(count, *cells), self.config)
         return super().forward(images_BCHW, targets, taps=taps)
-
-    def _draw(self, images_BCHW: Tensor) -> Tensor:
-        """A number in [0, 1) for every cell; by image names if a step was begun, which serve one forward."""
-        ids, self._ids = self._ids, None
-        count, _, *sides = images_BCHW.shape
-        cells = [-(-side // self.config.grid_size) for side in sides]
-        return torch.rand(count, *cells, device="cpu") if ids is None else draw_by_name(ids, cells)
-
-
-def draw_by_name(ids: Sequence[str], cells: Sequence[int]) -> Tensor:
-    """Numbers in [0, 1) for the cells of every image: a function of its name and of one draw for all, the step's."""
-    step = int(torch.randint(2**62, (), device="cpu"))
-    digests = [hashlib.blake2b(f"{step}/{name}".encode(), digest_size=7).digest() for name in ids]
-    generators = [torch.Generator().manual_seed(int.from_bytes(digest)) for digest in digests]
-    return torch.stack([torch.rand(*cells, generator=generator, device="cpu") for generator in generators])
 
 
 def hide_cells(images_BCHW: Tensor, draws_BRS: Tensor, config: Config) -> Tensor:

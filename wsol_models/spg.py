@@ -8,7 +8,7 @@ earlier, finer features to tell foreground from background, pixel by pixel. B2 l
 on the last features from both, and as all share the network, the class map gets better too.
 
 As https://github.com/clovaai/wsolevaluation: branches, targets and losses are at the size of the images. The mean of a
-branch's loss is over the pixels that its masks keep in the whole batch: of a worker's images where there are several.
+branch's loss is over the pixels that its masks keep in the whole batch, of all workers.
 The map is the class map, read by `readouts/cam.py`. InceptionV3: B2 reads Mixed_6d, one block before the text's.
 """
 
@@ -27,10 +27,10 @@ from wsol_models._layers import (
     at_least_float32,
     classification,
     min_max,
-    one_class,
     require_not_negative,
     require_share,
     require_targets,
+    rows_of_all_workers,
     select_taps,
     targets_of,
     xavier_,
@@ -140,7 +140,7 @@ class Method(LocalizationMethod):
             features_BCHW,
             taps=tapped,
             targets=targets,
-            attention_BHW=min_max(enlarge(self._class_maps(features_BCHW, one_class(targets)))),
+            attention_BHW=min_max(enlarge(self._class_maps(features_BCHW, self.one_class(targets)))),
             b1_BHW=enlarge(b1_B1HW),
             b2_BHW=enlarge(b2_B1HW),
             c_BHW=enlarge(self.C(features_BCHW)),
@@ -213,10 +213,15 @@ def pseudo_mask(attention_BHW: Tensor, high: float, low: float) -> Tensor:
 
 
 def guidance(logits_BHW: Tensor, mask_BHW: Tensor) -> Tensor:
-    """Binary cross-entropy, mean over the pixels of the batch that the mask does not ignore."""
+    """Binary cross-entropy, mean over the pixels of the batch that the mask does not ignore.
+
+    Several workers each divide by the kept pixels of an average image of all, so that the mean of what they return,
+    weighted by their numbers of images, is the one over all pixels.
+    """
     kept_BHW = mask_BHW != IGNORED
     losses_BHW = F.binary_cross_entropy_with_logits(logits_BHW, mask_BHW * kept_BHW, reduction="none")
-    return (losses_BHW * kept_BHW).sum() / kept_BHW.sum()
+    kept_of_all, _ = rows_of_all_workers(kept_BHW.sum((1, 2)))
+    return (losses_BHW * kept_BHW).sum((1, 2)).mean() / kept_of_all.to(losses_BHW.dtype).mean()
 
 
 def losses(output: Output, config: Config) -> dict[str, Tensor]:

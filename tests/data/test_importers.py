@@ -190,12 +190,20 @@ def test_wsolevaluation_an_image_that_lacks_its_size(imagenet, metadata):
 
 
 def test_wsolevaluation_several_labels_make_it_multilabel(imagenet, metadata):
-    name = f"val/{VAL[0]}.JPEG"
-    with (imagenet / "lists/val/class_labels.txt").open("a") as file:
+    name = f"train/{TENCH}/{TENCH}_7.JPEG"
+    with (imagenet / "lists/train/class_labels.txt").open("a") as file:
         file.write(f"\n{name},1")
     source = wsolevaluation.read(imagenet, metadata)
     assert source.multilabel
     assert by_id(source)[name].labels == (0, 1)
+
+
+def test_wsolevaluation_boxes_of_an_image_of_several_labels_are_refused(imagenet, metadata):
+    """No line says which of both classes a box is of."""
+    with (imagenet / "lists/val/class_labels.txt").open("a") as file:
+        file.write(f"\nval/{VAL[0]}.JPEG,1")
+    with pytest.raises(DataError, match=rf"{VAL[0]}.JPEG', which is of the classes \[0, 1\]"):
+        wsolevaluation.read(imagenet, metadata)
 
 
 def test_paths_cannot_lead_out_of_the_source(imagenet, metadata):

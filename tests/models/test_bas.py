@@ -160,11 +160,11 @@ def test_losses_of_several_classes():
 def test_the_drawn_class_is_a_present_one_and_each_is_drawn():
     torch.manual_seed(0)
     targets = torch.tensor([[0.0, 1.0, 0.0, 1.0], [0.0, 0.0, 1.0, 0.0]]).repeat(200, 1)
-    drawn = bas.one_class(targets).reshape(200, 2)
+    drawn = build().one_class(targets).reshape(200, 2)
     assert set(drawn[:, 0].tolist()) == {1, 3}
     assert 70 < (drawn[:, 0] == 1).sum() < 130  # 100 expected, standard deviation 7
     assert (drawn[:, 1] == 2).all()
-    assert bas.one_class(TARGETS) is TARGETS
+    assert build().one_class(TARGETS) is TARGETS
 
 
 # --- the forward ------------------------------------------------------------------------------------------------------

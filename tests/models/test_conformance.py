@@ -16,12 +16,18 @@ from wsol_models.readouts import readout, readouts
 CLASSES = 4
 TARGETS = torch.tensor([1, 3])
 RAW_MAPS = ("mldfr",)  # own maps before any normalisation; all others are from 0 to 1
+NO_BATCH_NORM = {"mldfr": {"bn": False}}  # options of methods that bring batch norm of their own
+BATCH_WIDE = {
+    "cutmix": "a batch's images are partners, which workers exchange",
+    "spg": "means over the pixels that a batch's masks keep, of all workers",
+    "dawsol": "memories advance from image to image",
+}
 CASES = [(name, backbone) for name in methods() for backbone in ("tiny", "resnet18")]
 
 
-def make(name: str, backbone: str) -> LocalizationMethod:
+def make(name: str, backbone: str, **options) -> LocalizationMethod:
     torch.manual_seed(0)
-    return build(name, backbone=backbone, num_classes=CLASSES)
+    return build(name, backbone=backbone, num_classes=CLASSES, **options)
 
 
 def images(size: int = 64) -> torch.Tensor:
@@ -95,6 +101,26 @@ def test_mixed_precision(name):
         torch.testing.assert_close(terms[term].float(), exact[term], rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize("name", [name for name in methods() if name not in BATCH_WIDE])
+@pytest.mark.parametrize("targets", [torch.tensor([1, 3, 0, 2]), torch.tensor([[1.0, 1, 0, 1]] * 4)])
+def test_parts_of_a_batch_together_give_its_gradients(name, targets):
+    """Three images here and one there, weighted by their numbers: draws are of an image's name or of the whole step.
+
+    For the rest, and in the training loop, `tests/training/test_workers.py` starts workers.
+    """
+    method = make(name, "tiny", **NO_BATCH_NORM.get(name, {}))
+    batch, ids = torch.cat([images(), images().flip(0) + 1]), ["a", "b", "c", "d"]
+
+    def gradients(rows: slice) -> torch.Tensor:
+        torch.manual_seed(3)
+        method.begin_step(0, ids[rows])
+        loss = sum(method_module(name).losses(method(batch[rows], targets[rows]), method.config).values())
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(method.parameters()))])
+
+    whole, parts = gradients(slice(4)), (3 * gradients(slice(3)) + gradients(slice(3, 4))) / 4
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5 * float(whole.abs().max()))
+
+
 @pytest.mark.parametrize("name", methods())
 def test_channels_last_changes_no_number(name):
     method = make(name, "tiny")
@@ -103,6 +129,21 @@ def test_channels_last_changes_no_number(name):
     terms = terms_of(name, method, images().to(memory_format=torch.channels_last))
     for term in terms:
         torch.testing.assert_close(terms[term], expected[term], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", methods())
+def test_gpu(name):
+    """The terms of a GPU are a CPU's, as draws are made on CPUs; tolerance of convolutions in TensorFloat-32."""
+    method = make(name, "tiny")
+    expected = terms_of(name, method, images())
+    torch.manual_seed(2)
+    output = method.cuda()(images().cuda(), TARGETS.cuda())
+    terms = method_module(name).losses(output, method.config)
+    sum(terms.values()).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in method.parameters())
+    for term in terms:
+        torch.testing.assert_close(terms[term].cpu(), expected[term], rtol=0.01, atol=0.01)
 
 
 @pytest.mark.parametrize("name", methods())
@@ -186,3 +227,14 @@ def test_readout(name, readout_name):
         assert torch.equal(maps, reader.maps(method, images(), TARGETS, setting))
     assert hooks(method) == 0
     assert all(parameter.grad is None for parameter in method.parameters())
+
+
+@pytest.mark.parametrize(("name", "readout_name"), READ)
+def test_readout_in_mixed_precision(name, readout_name):
+    """Maps stay float32 or masks, and finite."""
+    method = make(name, "tiny").eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = list(readout(readout_name).search(method, images(), TARGETS))
+    for setting, maps in found:
+        assert maps.dtype == (torch.bool if str(setting).endswith("/mask") else torch.float32)
+        assert maps.isfinite().all()

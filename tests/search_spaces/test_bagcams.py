@@ -23,7 +23,7 @@ def test_a_row_differs_from_its_model_by_how_maps_are_read():
     assert (row.method_options, row.recipe, row.protocol) == (model.method_options, model.recipe, "wsol-v2")
     assert row.readout == {"name": "bagcams", "options": {"stages": ("layer3",)}}
     assert row.published == {
-        "top1_loc": 70.89, "gt_known": 87.44, "max_box_acc_v2": 76.22, "piou": 64.40, "pxap": 84.38,
+        "top1_loc": 70.89, "gt_known_loc": 87.44, "max_box_acc_v2": 76.22, "piou": 64.40, "pxap": 84.38,
     }  # fmt: skip
     mask = preset("bagcams/table6/cub/inception_v3/gradcam++/mixed_6e")
     assert (mask.protocol, mask.published) == ("wsol-mask", {"pxap": 68.0})

@@ -44,11 +44,11 @@ def test_what_bagcams_tuned_on_cub(method):
 
 def test_published_figures():
     assert preset("bagcams/table2/cub/resnet50/daol").published == {
-        "top1_loc": 62.40, "gt_known": 81.83, "max_box_acc_v2": 69.87, "piou": 56.18, "pxap": 74.70,
+        "top1_loc": 62.40, "gt_known_loc": 81.83, "max_box_acc_v2": 69.87, "piou": 56.18, "pxap": 74.70,
     }  # fmt: skip
     assert preset("b-cam/table1/cub/resnet50/acol").published == {
         "top1_loc_70": 16.19, "top1_loc": 53.31, "top1_loc_30": 66.81, "top1_loc_mean": 45.43,
-        "gt_known_70": 21.97, "gt_known": 74.83, "gt_known_30": 96.53, "max_box_acc_v2": 64.45,
+        "max_box_acc_iou70": 21.97, "gt_known_loc": 74.83, "max_box_acc_iou30": 96.53, "max_box_acc_v2": 64.45,
     }  # fmt: skip
     assert preset("b-cam/table3/openimages-val/resnet50/spg").published == {"piou": 42.17, "pxap": 56.45}
 

@@ -6,7 +6,9 @@ import pytest
 
 from wsol_pipeline.errors import DataError
 from wsol_pipeline.evaluation.protocols import protocol
-from wsol_pipeline.training.verdict import _contenders, _require_comparable
+from wsol_pipeline.storage import Store
+from wsol_pipeline.training.terminal import print_verdict
+from wsol_pipeline.training.verdict import Row, _contenders, _require_comparable, published_figures
 
 WINNER = {"model": "/runs/a/final", "published": {"model": "/runs/a/first", "preset": "row"}}
 
@@ -31,6 +33,25 @@ def test_one_table_holds_one_evaluation():
     _require_comparable(data, contenders, same)
     with pytest.raises(DataError, match="a was tuned under bas-ext at 64 px, a under wsol-v1 at 64 px"):
         _require_comparable(data, contenders, [same[0], model(protocol("bas-ext", 64, 72))])
+
+
+def test_what_a_paper_reports_stands_beside_what_was_measured_alike(tmp_path, capsys):
+    preset = "bas-ext/table1/cub/resnet50"
+    figures = published_figures(preset, protocol("bas-ext", 64, 72))
+    assert figures == {"top1_loc": 76.75, "top5_loc": 90.04, "gt_known_loc": 95.41}
+    assert published_figures(preset, protocol("wsol-v1", 64, 72)) == {}
+    assert published_figures(None, protocol("bas-ext", 64, 72)) == {}
+    measured = dict.fromkeys(("max_box_acc_v2", "gt_known_loc", "top1_loc", "top5_loc"), 51.25)
+    ours = Row("a: winner", "1 > 0.1", measured, measured, measured, {})
+    theirs = Row("a: published", "4 > 0.1", measured, measured, measured, {}, preset, figures)
+    print_verdict([theirs, ours], "max_box_acc_v2", "bas-ext", 9, Store.at(tmp_path), "gallery.png")
+    v2, gt_known, top1, top5 = capsys.readouterr().out.split("test images")[1:]
+    assert "paper" not in v2  # the row has no figure for it
+    for table, figure in ((gt_known, "95.4"), (top1, "76.8"), (top5, "90.0")):
+        lines = [line.split() for line in table.splitlines()]
+        assert [line[-2] for line in lines if "published" in line and "a:" in line] == [figure]
+        assert not any(figure in line for line in lines if "winner" in line)
+        assert f"paper: {preset}, on its own data" in table
 
 
 def test_data_that_was_imported_anew_is_refused():

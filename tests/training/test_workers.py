@@ -1,4 +1,4 @@
-"""N workers are one: real gloo ranks give the weights, records and counts of a single process.
+"""N workers are one for every method: real gloo ranks give the weights, records and counts of a single process.
 
 The small network has no batch norm, whose statistics are of a rank's own rows. Float tolerance, because a mean over
 ranks sums in another order. All ranks are started once, because imports take seconds, and train every case in turn.
@@ -12,16 +12,17 @@ from pathlib import Path
 import pytest
 import torch
 
+import wsol_models
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position
 from wsol_pipeline.training.config import Job, to_dict
 from wsol_pipeline.training.loop import train
 
 RANKS = 3
-SLOW = {"learning_rate": 0.005}  # ten steps of BAS at the usual rate amplify the last bits a hundredfold
+SLOW = {"learning_rate": 0.005}  # ten steps at the usual rate amplify the last bits a hundredfold
 # name: (method, workers, changes); 64 images by 14 end in a batch of 8, which three ranks share as 3, 3, 2
 CASES = {
-    "cam-2": ("cam", 2, {}),
+    "cam-2": ("cam", 2, SLOW),
     "bas-2": ("bas", 2, {"rungs": (1,), **SLOW}),
     "bas-3": ("bas", 3, SLOW),
     "cam-3-joined": ("cam", 3, {"batch_size": 29}),  # the last batch has 6 of 29: it joins the one before
@@ -29,6 +30,12 @@ CASES = {
     "cam-3-still": ("cam", 3, {"learning_rate": 1e-30}),
     "has-3": ("has", 3, {"options": {"grid_size": 8}}),
     "adl-2": ("adl", 2, SLOW),
+    "acol-2": ("acol", 2, SLOW),
+    "bcam-2": ("bcam", 2, SLOW),
+    "cutmix-3": ("cutmix", 3, SLOW),
+    "mldfr-2": ("mldfr", 2, {"options": {"bn": False}, **SLOW}),
+    "spg-3": ("spg", 3, SLOW),
+    "dawsol-2": ("dawsol", 2, SLOW),
     "resumed-2": ("bas", 2, SLOW),
 }
 
@@ -51,7 +58,11 @@ def folders(dataset, reading, make_config, mortal_store, tmp_path_factory) -> di
     return {name: root / name for name in CASES}
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name != "cam-3-still"])
+def test_every_method_has_a_case():
+    assert {method for method, _, _ in CASES.values()} == set(wsol_models.methods())
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ("cam-3-still", "dawsol-2")])
 def test_ranks_train_what_one_process_trains(folders, outcome, make_config, fit, name):
     method, _, changes = CASES[name]
     alone = fit(make_config(method, **changes))
@@ -63,6 +74,15 @@ def test_ranks_train_what_one_process_trains(folders, outcome, make_config, fit,
         assert {key: theirs[key] for key in ("epoch", "step", "searched", "final")} == {
             key: ours[key] for key in ("epoch", "step", "searched", "final")
         }
+
+
+def test_ranks_train_what_one_process_trains_until_memories_decide(folders, outcome, make_config, fit):
+    """Exempt from the rest: DA-WSOL's memories, from the second epoch on, are what a rank has seen."""
+    alone = fit(make_config("dawsol", **CASES["dawsol-2"][2]))
+    together = outcome(CheckpointStore(Store.at(folders["dawsol-2"]), 2))
+    first, second = (record["train"] for record in together.records)
+    assert first == pytest.approx(alone.records[0]["train"], rel=1e-5)
+    assert second["universum"] > 0
 
 
 def test_the_run_begun_by_one_worker_was_ended_by_two(folders):

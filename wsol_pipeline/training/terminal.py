@@ -98,20 +98,29 @@ def print_outcome(outcome: Outcome, plan: Plan) -> None:
 
 
 def print_verdict(rows: Sequence[Row], objective: str, protocol: str, images: int, folder: Store, picture: str) -> None:
-    """The table of a final evaluation: validation, test transferred with its interval, test oracle."""
-    console = Console(width=None if Console().is_terminal else 118)
-    metrics = dict.fromkeys((objective, "gt_known_loc", "top1_loc"))
+    """The tables of a final evaluation: validation, test transferred with its interval, test oracle; beside rows of a
+    preset what its paper reports."""
+    console = Console(width=None if Console().is_terminal else 126)
+    metrics = dict.fromkeys((objective, "gt_known_loc", "top1_loc", *(name for row in rows for name in row.published)))
     for metric in (name for name in metrics if any(name in row.transferred for row in rows)):
-        table = Table(title=f"{metric} (%), protocol {protocol}, {images} test images", title_justify="left")
+        table = Table(
+            title=f"{metric} (%), protocol {protocol}, {images} test images",
+            title_justify="left",
+            caption_justify="left",
+        )
         table.add_column("model", no_wrap=True)
         table.add_column("readout > threshold", no_wrap=True)
         for name in ("validation", "test transferred", "95 % interval", "test oracle (upper bound)"):
-            table.add_column(name, justify="right")
+            table.add_column(name, justify="right", no_wrap="interval" in name)
+        if preset := next((row.preset for row in rows if metric in row.published), None):
+            table.add_column("paper", justify="right")
+            table.caption = f"paper: {preset}, on its own data"
         for row in (row for row in rows if metric in row.transferred):
             low_high = row.intervals.get("transferred", {}).get(metric)
             table.add_row(
                 row.label, row.readout, f"{row.val[metric]:.1f}", f"{row.transferred[metric]:.1f}",
                 f"{low_high[0]:.1f} to {low_high[1]:.1f}" if low_high else "", f"{row.oracle[metric]:.1f}",
+                *([f"{row.published[metric]:.1f}"] if metric in row.published else []),
             )  # fmt: skip
         console.print(table)
     console.print(f"gallery: {picture}", soft_wrap=True)

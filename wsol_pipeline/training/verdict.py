@@ -8,7 +8,7 @@ import dataclasses
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,7 +91,10 @@ class Contender:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the verdict: metrics in percent; intervals are 95 % bootstrap intervals over test images."""
+    """One line of the verdict: metrics in percent; intervals are 95 % bootstrap intervals over test images.
+
+    `published` is what the paper reports for the setting `preset` under the same protocol, on its own data.
+    """
 
     label: str
     readout: str
@@ -99,6 +102,8 @@ class Row:
     transferred: Mapping[str, float]
     oracle: Mapping[str, float]
     intervals: Mapping[str, Mapping[str, tuple[float, float]]]
+    preset: str | None = None
+    published: Mapping[str, float] = field(default_factory=dict)
 
 
 def judge(options: EvaluateOptions) -> int:
@@ -111,7 +116,7 @@ def judge(options: EvaluateOptions) -> int:
     rules = models[0].protocol
     rows = [_centred_box(options, dataset, rules)]
     for contender in contenders:
-        rows += _judged(options, contender)
+        rows += _judged(options, contender, rules)
     folder = options.store / options.study[0]
     labels = [contender.label for contender in contenders]
     picture = _draw(options, dataset, dict(zip(labels, models, strict=True)), folder)
@@ -162,7 +167,7 @@ def _require_comparable(dataset: Dataset, contenders: list[Contender], models: l
             raise DataError(f"{dataset.uri} is not the data any more that {contender.study} was tuned on.")
 
 
-def _judged(options: EvaluateOptions, contender: Contender) -> list[Row]:
+def _judged(options: EvaluateOptions, contender: Contender, rules: Protocol) -> list[Row]:
     """The rows of one model: from the kept result if test was opened for it before, else from test, now."""
     folder = options.store / contender.study / "evaluations"
     name = f"{registry.model_fingerprint(contender.final)[:16]}{'-published' if contender.preset else ''}.json"
@@ -170,7 +175,14 @@ def _judged(options: EvaluateOptions, contender: Contender) -> list[Row]:
         result = _score_somewhere(options, contender)
         folder.write(name, json.dumps(result, indent=1).encode())
     kept = json.loads(folder.read(name))
-    return [Row(**{**row, "label": f"{contender.label}{row['label']}"}) for row in kept["rows"]]
+    beside = {"preset": contender.preset, "published": published_figures(contender.preset, rules)}
+    return [Row(**{**row, "label": f"{contender.label}{row['label']}", **beside}) for row in kept["rows"]]
+
+
+def published_figures(preset: str | None, rules: Protocol) -> Mapping[str, float]:
+    """What the paper reports for a preset, if under these rules; under others the same name is another measure."""
+    row = search_spaces.presets().get(preset or "")
+    return row.published if row and row.protocol == rules.name else {}
 
 
 def _score_somewhere(options: EvaluateOptions, contender: Contender) -> dict[str, Any]:

@@ -6,7 +6,8 @@
                                 localization.txt  id,x0,y0,x1,y1      (a line for each box)
                                                   id,mask,ignore      (a line for each mask; ignore on the first one)
 
-Their `train-weaksup`, `train-fullsup` and `test` are `train`, `val` and `test` here.
+Their `train-weaksup`, `train-fullsup` and `test` are `train`, `val` and `test` here. Boxes and masks have no label of
+their own: they are of the image's, so an image of several labels cannot have any.
 """
 
 from collections import defaultdict
@@ -56,12 +57,17 @@ def read_split(role: Role, lists: Path, images: Path, masks: Path) -> Iterator[R
         if name not in labels or (sizes is not None and name not in sizes):
             raise DataError(f"{lists} lists the image {name!r} without a label or without a size.")
         own = tuple(_integers([label for (label,) in labels[name]], lists))
+        if name in located and len(own) > 1:
+            raise DataError(
+                f"{lists}/localization.txt has boxes or masks of {name!r}, which is of the classes {list(own)}, but "
+                "does not say of which one each is. Give it one label, or no boxes and masks."
+            )
         size = None
         if sizes is not None:
             width, height = _integers(sizes[name][0], lists)
             size = width, height
         boxes, instances, ignore = _located(located.get(name, []), masks, lists)
-        yield Row(role, name, own, below(images, name), size, boxes, own[:1] * len(boxes), instances, ignore)
+        yield Row(role, name, own, below(images, name), size, boxes, own * len(boxes), instances, ignore)
 
 
 def validation(lists: Path, images: Path, num_classes: int) -> list[Row]:
