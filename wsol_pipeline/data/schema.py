@@ -49,5 +49,5 @@ class Row:
     size: tuple[int, int] | None = None  # width, height that the annotation was made for
     boxes: tuple[Box, ...] = ()
     box_labels: tuple[int, ...] = ()
-    masks: tuple[Path, ...] = ()  # one PNG for each instance
+    masks: tuple[Path | bytes, ...] = ()  # one PNG for each instance
     ignore: Path | None = None
