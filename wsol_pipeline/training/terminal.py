@@ -98,9 +98,9 @@ def print_outcome(outcome: Outcome, plan: Plan) -> None:
 
 
 def print_verdict(rows: Sequence[Row], objective: str, protocol: str, images: int, folder: Store, picture: str) -> None:
-    """The table of a final evaluation: validation, test transferred with its interval, test oracle."""
+    """A table per metric of a final evaluation: validation, test transferred with its interval, test oracle."""
     console = Console(width=None if Console().is_terminal else 118)
-    metrics = dict.fromkeys((objective, "gt_known_loc", "top1_loc"))
+    metrics = dict.fromkeys((objective, "gt_known_loc", "top1_loc", "map_50"))
     for metric in (name for name in metrics if any(name in row.transferred for row in rows)):
         table = Table(title=f"{metric} (%), protocol {protocol}, {images} test images", title_justify="left")
         table.add_column("model", no_wrap=True)
@@ -109,10 +109,11 @@ def print_verdict(rows: Sequence[Row], objective: str, protocol: str, images: in
             table.add_column(name, justify="right")
         for row in (row for row in rows if metric in row.transferred):
             low_high = row.intervals.get("transferred", {}).get(metric)
-            table.add_row(
-                row.label, row.readout, f"{row.val[metric]:.1f}", f"{row.transferred[metric]:.1f}",
-                f"{low_high[0]:.1f} to {low_high[1]:.1f}" if low_high else "", f"{row.oracle[metric]:.1f}",
-            )  # fmt: skip
+            val, test, oracle = (
+                f"{values[metric]:.1f}" if metric in values else "" for values in (row.val, row.transferred, row.oracle)
+            )
+            interval = f"{low_high[0]:.1f} to {low_high[1]:.1f}" if low_high else ""
+            table.add_row(row.label, row.readout, val, test, interval, oracle)
         console.print(table)
     console.print(f"gallery: {picture}", soft_wrap=True)
     console.print(f"results: {folder.path('evaluations')}", soft_wrap=True)
