@@ -38,7 +38,7 @@ class Output:
 class LocalizationMethod(nn.Module):
     """What every `Method` is: a network that scores classes and from which maps can be read.
 
-    offers: what a readout may ask for, of "own maps" (`Output.maps_BKHW`) and "a linear head" (`head_weight_KC`).
+    offers: what a readout may ask for, as "own maps" (`Output.maps_BKHW`) and "a linear head" (`head_weight_KC`).
     """
 
     offers: ClassVar[frozenset[str]] = frozenset()
@@ -137,7 +137,7 @@ def classification(logits_BK: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of the class, mean over the batch; of several classes the multi-label soft margin: binary
     cross-entropy of each, mean over classes and batch."""
     if targets.ndim == 2:
-        return F.multilabel_soft_margin_loss(logits_BK, targets)
+        return F.multilabel_soft_margin_loss(at_least_float32(logits_BK), targets)
     return F.cross_entropy(logits_BK, targets)
 
 
