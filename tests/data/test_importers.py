@@ -1,8 +1,11 @@
 """Every importer on a small faithful copy of its layout."""
 
+import io
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -484,8 +487,24 @@ def test_synthetic_box_is_the_extent_of_the_body(monkeypatch):
     monkeypatch.setattr(synthetic, "_clutter", lambda rng, image: None)
     monkeypatch.setattr(synthetic, "_fur", lambda rng, size, hue: Image.new("RGB", (size, size), "white"))
     for seed in range(20):
-        image, box = synthetic.draw(synthetic.np.random.default_rng(seed), 1, SMALL)
-        assert image.getbbox() == box
+        image, (body,) = synthetic.draw(synthetic.np.random.default_rng(seed), (1,), SMALL)
+        assert image.getbbox() == body.getbbox()
+
+
+def test_synthetic_objects_stand_side_by_side_each_with_its_box_and_class_mask():
+    options = replace(SMALL, val=12, objects=3)
+    source = synthetic.read(Path(), options)
+    rows = [row for row in source.rows if row.role is Role.VAL]
+    assert source.multilabel
+    assert [row.labels for row in rows[2:7]] == [(2,), (0, 1), (1, 2), (2, 0), (0, 1, 2)]
+    for row in rows:
+        (mask,) = row.masks
+        labels_HW = np.array(Image.open(io.BytesIO(mask)))
+        assert set(np.unique(labels_HW)) == {0, *(label + 1 for label in row.labels)}
+        for label, (x0, y0, x1, y1) in zip(row.box_labels, row.boxes, strict=True):
+            ys, xs = np.nonzero(labels_HW == label + 1)
+            assert (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) == (x0, y0, x1, y1)
+        assert all(left[2] <= right[0] for left, right in pairwise(row.boxes))
 
 
 def test_synthetic_makes_a_dataset_without_bad_rows(write, tmp_path):
@@ -493,7 +512,7 @@ def test_synthetic_makes_a_dataset_without_bad_rows(write, tmp_path):
     assert dataset.manifest.quarantine == {"train": 0, "val": 0, "test": 0}
 
 
-@pytest.mark.parametrize("options", [{"classes": 7}, {"size": 16}, {"val": 1}])
+@pytest.mark.parametrize("options", [{"classes": 7}, {"size": 16}, {"val": 1}, {"objects": 6}])
 def test_synthetic_refuses_what_it_cannot_draw(options):
     with pytest.raises(UsageError, match=next(iter(options))):
         synthetic.Options(**options)

@@ -277,9 +277,9 @@ def _check_box(box: Box, width: int, height: int) -> None:
         raise DataError(f"box {box} is not on the image of {width}x{height}")
 
 
-def _mask(paths: tuple[Path, ...]) -> bytes:
+def _mask(pngs: tuple[Path | bytes, ...]) -> bytes:
     """A PNG mask as it is; several instances are joined to one, 255 where any of them is nonzero."""
-    encoded = [_bytes(path) for path in paths]
+    encoded = [_bytes(png) for png in pngs]
     for data in encoded:
         if probe(data)[0] != "PNG":
             raise DataError("mask is not a PNG")

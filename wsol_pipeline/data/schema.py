@@ -62,7 +62,7 @@ class Row:
     size: tuple[int, int] | None = None  # width, height that the annotation was made for
     boxes: tuple[Box, ...] = ()
     box_labels: tuple[int, ...] = ()
-    masks: tuple[Path, ...] = ()  # one PNG for each instance
+    masks: tuple[Path | bytes, ...] = ()  # one PNG for each instance
     ignore: Path | None = None
     class_mask: ClassMask | None = None  # instead of `masks` and `ignore`
     fault: str = ""  # why the annotation cannot be used, if the importer found that out: the row is quarantined

@@ -3,6 +3,9 @@
 Each image has one object on a cluttered background: a textured body with one bright emblem of its class and three
 small pale ones towards its other ends. A classifier is content with the bright one, its class activation map covers a
 part of the object, and a method that looks for all the evidence has something to gain. Boxes are exact.
+
+With `--objects` the dataset is multi-label: images of one object and more, side by side and each of another class, with
+class masks.
 """
 
 import colorsys
@@ -10,6 +13,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -34,6 +38,9 @@ class Options:
     """Test images."""
     classes: int = 5
     """Classes, 2 to 6."""
+    objects: int = 1
+    """Largest number of objects in an image, each of another class. From 2 on the dataset is multi-label and has class
+    masks."""
     size: int = 80
     """Side of an image in pixels, at least 32."""
     seed: int = 0
@@ -42,6 +49,8 @@ class Options:
     def __post_init__(self) -> None:
         if not 2 <= self.classes <= len(EMBLEMS):
             raise UsageError(f"classes must be in 2..{len(EMBLEMS)} but got {self.classes}.")
+        if not 1 <= self.objects <= self.classes:
+            raise UsageError(f"objects must be in 1..{self.classes}, the classes, but got {self.objects}.")
         if self.size < 32:
             raise UsageError(f"size must be at least 32 pixels but got {self.size}.")
         for role in Role:
@@ -51,33 +60,49 @@ class Options:
 
 def read(source: Path, options: Options) -> Source:
     """Generate the images; `source` is not looked at."""
-    return Source(EMBLEMS[: options.classes], "exclusive0", _rows(options))
+    return Source(EMBLEMS[: options.classes], "exclusive0", _rows(options), multilabel=options.objects > 1)
 
 
 def _rows(options: Options) -> Iterator[Row]:
     for part, role in enumerate(Role):
         for number in range(getattr(options, role)):
             rng = np.random.default_rng([options.seed, part, number])
-            label = number % options.classes
-            image, box = draw(rng, label, options)
-            own = {} if role is Role.TRAIN else {"boxes": (box,), "box_labels": (label,)}
-            yield Row(role, f"{role.value}/{number:06d}", (label,), _jpeg(image), **own)  # type: ignore[arg-type]
+            count = 1 + number // options.classes % options.objects
+            labels = tuple((number + i) % options.classes for i in range(count))
+            image, bodies = draw(rng, labels, options)
+            own = {} if role is Role.TRAIN else _annotation(labels, bodies, options)
+            yield Row(role, f"{role.value}/{number:06d}", labels, _jpeg(image), **own)
+
+
+def _annotation(labels: tuple[int, ...], bodies: list[Image.Image], options: Options) -> dict[str, Any]:
+    """Boxes (x0, y0, x1, y1; x1 and y1 are outside) and, where images have several objects, the class mask."""
+    boxes = tuple(tuple(map(float, body.getbbox() or ())) for body in bodies)
+    if options.objects == 1:
+        return {"boxes": boxes, "box_labels": labels}
+    classes = Image.new("L", bodies[0].size)
+    for label, body in zip(labels, bodies, strict=True):
+        classes.paste(label + 1, mask=body)
+    return {"boxes": boxes, "box_labels": labels, "masks": (_encoded(classes, "PNG"),)}
 
 
 def draw(
-    rng: np.random.Generator, label: int, options: Options
-) -> tuple[Image.Image, tuple[float, float, float, float]]:
-    """One RGB image of class `label` and the box of its object (x0, y0, x1, y1; x1 and y1 are outside of it)."""
+    rng: np.random.Generator, labels: tuple[int, ...], options: Options
+) -> tuple[Image.Image, list[Image.Image]]:
+    """One RGB image of an object per class of `labels`, from left to right, and the mask of each."""
     image = Image.fromarray(_background(rng, options.size))
     _clutter(rng, image)
-    mask, places = _body(rng, options.size)
-    hue = (label / options.classes + rng.normal(0, 0.6 / options.classes)) % 1
-    surface, (bright, *pale) = _fur(rng, options.size, hue), places
-    _emblem(surface, label, options.classes, bright, radius=0.12 * options.size, saturation=1.0)
-    for place in pale:
-        _emblem(surface, label, options.classes, place, radius=0.07 * options.size, saturation=0.6)
-    image.paste(surface, mask=mask)
-    return image, tuple(map(float, mask.getbbox() or ()))  # type: ignore[return-value]
+    cuts = np.linspace(0, options.size, len(labels) + 1)
+    masks = []
+    for label, left, right in zip(labels, cuts[:-1], cuts[1:], strict=True):
+        mask, places = _body(rng, options.size, left, right)
+        hue = (label / options.classes + rng.normal(0, 0.6 / options.classes)) % 1
+        surface, (bright, *pale) = _fur(rng, options.size, hue), places
+        _emblem(surface, label, options.classes, bright, radius=0.12 * options.size, saturation=1.0)
+        for place in pale:
+            _emblem(surface, label, options.classes, place, radius=0.07 * options.size, saturation=0.6)
+        image.paste(surface, mask=mask)
+        masks.append(mask)
+    return image, masks
 
 
 def _background(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -100,10 +125,13 @@ def _clutter(rng: np.random.Generator, image: Image.Image) -> None:
         shape((x, y, x + width, y + height), fill=colour)
 
 
-def _body(rng: np.random.Generator, size: int) -> tuple[Image.Image, list[tuple[float, float]]]:
-    """Mask of a rounded body anywhere on the image, and four places on it, off its middle, a quarter turn apart."""
-    width, height = rng.uniform(0.35, 0.75, 2) * size
-    x, y = rng.uniform(1, size - 1 - width), rng.uniform(1, size - 1 - height)
+def _body(
+    rng: np.random.Generator, size: int, left: float, right: float
+) -> tuple[Image.Image, list[tuple[float, float]]]:
+    """Mask of a rounded body anywhere between two columns of the image, and four places on it, off its middle, a
+    quarter turn apart."""
+    width, height = rng.uniform(0.35, 0.75, 2) * (right - left, size)
+    x, y = rng.uniform(left + 1, right - 1 - width), rng.uniform(1, size - 1 - height)
     mask = Image.new("L", (size, size))
     pen = ImageDraw.Draw(mask)
     if rng.random() < 0.5:
@@ -155,6 +183,10 @@ def _emblem(
 
 
 def _jpeg(image: Image.Image) -> bytes:
+    return _encoded(image, "JPEG", quality=95, subsampling=0)
+
+
+def _encoded(image: Image.Image, form: str, **options: int) -> bytes:
     sink = io.BytesIO()
-    image.save(sink, "JPEG", quality=95, subsampling=0)
+    image.save(sink, form, **options)
     return sink.getvalue()
