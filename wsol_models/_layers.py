@@ -137,7 +137,7 @@ def classification(logits_BK: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of the class, mean over the batch; of several classes the multi-label soft margin: binary
     cross-entropy of each, mean over classes and batch."""
     if targets.ndim == 2:
-        return F.multilabel_soft_margin_loss(logits_BK, targets)
+        return F.multilabel_soft_margin_loss(at_least_float32(logits_BK), targets)
     return F.cross_entropy(logits_BK, targets)
 
 

@@ -249,7 +249,7 @@ def multi_label_classification(logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
 
     Each positive class competes with the negative ones only. An image without a negative class adds 0.
     """
-    positive_BK = targets_BK > 0
+    logits_BK, positive_BK = at_least_float32(logits_BK), targets_BK > 0
     negatives_B1 = logits_BK.masked_fill(positive_BK, -torch.inf).logsumexp(1, keepdim=True)
     return torch.where(positive_BK, F.softplus(negatives_B1 - logits_BK), 0).sum(1).mean()
 

@@ -32,6 +32,7 @@ from wsol_models._layers import (
     FrozenBatchNorm2d,
     LocalizationMethod,
     Output,
+    classification,
     require_targets,
     select_taps,
     targets_of,
@@ -241,9 +242,5 @@ def convolutions(module: nn.Module) -> list[nn.Conv2d]:
 
 
 def losses(output: Output, config: Config) -> dict[str, Tensor]:
-    """Cross-entropy of the class, mean over the batch; of several classes the multi-label soft margin: binary
-    cross-entropy of each, mean over classes and batch."""
-    targets = targets_of(output)
-    if targets.ndim == 2:
-        return {"cls": F.multilabel_soft_margin_loss(output.logits_BK, targets)}
-    return {"cls": F.cross_entropy(output.logits_BK, targets)}
+    """Classification: see `classification`."""
+    return {"cls": classification(output.logits_BK, targets_of(output))}

@@ -146,6 +146,18 @@ def test_bootstrap_rechooses_the_threshold_of_the_oracle_alone():
     assert intervals["transferred"]["gt_known_loc"] == (0, 100)
 
 
+def test_bootstrap_draws_the_classes_of_an_image_together():
+    """Of two images one has three classes, all hit: 0, 75 or 100 % of the pairs, and never another share."""
+    hits = np.zeros((4, 3, 4), bool)
+    hits[:3] = True
+    full = with_images(hits, [0, 0, 0, 0])
+    full = replace(full, image_hits=replace(full.image_hits, ids=("a", "a", "a", "b")))
+    choice = choose(VAL)
+    for confidence in np.linspace(0.1, 0.9, 9):
+        interval = bootstrap(full, choice, samples=50, confidence=confidence)["transferred"]["gt_known_loc"]
+        assert set(interval) <= {0, 75, 100}
+
+
 def test_bootstrap_is_seeded_and_needs_images():
     full, choice = random_images(), choose(VAL)
     assert bootstrap(full, choice, 50, seed=3) == bootstrap(full, choice, 50, seed=3)

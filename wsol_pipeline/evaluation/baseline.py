@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from wsol_pipeline.evaluation.contours import ious_of_boxes
 from wsol_pipeline.evaluation.counts import Counts
-from wsol_pipeline.evaluation.evaluate import batch_boxes, batch_masks
+from wsol_pipeline.evaluation.evaluate import batch_boxes, batch_masks, class_pairs
 from wsol_pipeline.evaluation.metrics import LocalizationCounts
 from wsol_pipeline.evaluation.protocols import Protocol
 
@@ -38,17 +38,21 @@ def count_centred(rows: Any, protocol: Protocol, ranks: Mapping[str, int] | None
 
     `ranks` gives a classifier's rank of the true class for each image id (`ImageHits` has both), so that Top-1 and
     Top-5 compare with those of a method. Without it every class counts as right, and both equal GT-known.
+
+    Of multi-label rows each pair of an image and one of its classes is counted. Where class masks are scored, all
+    classes of an image have this one map, and the first of them wins.
     """
     masks = bool(protocol.masks) and rows.has_masks
     boxes = LocalizationCounts(replace(protocol, num_thresholds=len(AREA_FRACTIONS)), settings=(SETTING,))
-    pixels = LocalizationCounts(protocol, masks=masks)
-    for batch in rows.batches():
+    pixels = LocalizationCounts(protocol, masks=masks, num_classes=rows.num_classes)
+    for found in rows.batches():
+        batch = class_pairs(found, protocol)
         truth = batch_boxes(batch, rows.box_convention, protocol)
         ranks_B = np.array([ranks[i] if ranks else 0 for i in batch.ids])
         sizes = [protocol.map_size(size_wh) for size_wh in batch.sizes_B2]
-        pairs = zip(sizes, truth, strict=True)
-        boxes.update_ious(0, [ious_of_boxes(centred_boxes(size), truth_N4) for size, truth_N4 in pairs], ranks_B)
+        sized = zip(sizes, truth, strict=True)
+        boxes.update_ious(0, [ious_of_boxes(centred_boxes(size), truth_N4) for size, truth_N4 in sized], ranks_B)
         if masks:
-            pixels.update_pixels(0, [centred_map(size) for size in sizes], batch_masks(batch, protocol))
-    of_masks = {name: getattr(pixels.counts(), name) for name in ("mask_pixels", "mask_levels")}
+            pixels.update_masks(0, list(map(centred_map, sizes)), batch_masks(batch, protocol), batch.pairs)
+    of_masks = {name: getattr(pixels.counts(), name) for name in ("mask_pixels", "mask_levels", "class_pixels")}
     return replace(boxes.counts(), thresholds=AREA_FRACTIONS, **of_masks)

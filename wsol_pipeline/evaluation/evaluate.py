@@ -41,7 +41,8 @@ def count(
     ranks come from ten crops of each image, ten more forwards; maps still from the centre. `on_batch` is told the
     number of images done in each batch.
 
-    Of multi-label rows each pair of an image and one of its classes is counted, like an image of that class.
+    Of multi-label rows each pair of an image and one of its classes is counted, like an image of that class, which is
+    predicted first where only other classes of the image have a higher score.
     """
     ids: list[str] = []
     labels: list[int] = []
@@ -59,7 +60,10 @@ def count(
             with torch.no_grad():
                 output = method(images_BCHW)
                 scores_BK = ten_crop_scores(method, prepare(batch.whole_BCHW, device), protocol) if ten_crop else None
-            ranks_B = class_ranks(output.logits_BK.detach() if scores_BK is None else scores_BK, labels_B).cpu()
+            scores_BK = output.logits_BK.detach() if scores_BK is None else scores_BK
+            if batch.others_BK is not None:
+                scores_BK = scores_BK.masked_fill(batch.others_BK.to(device), -torch.inf)
+            ranks_B = class_ranks(scores_BK, labels_B).cpu()
             truth = batch_boxes(batch, rows.box_convention, protocol)
             true_masks = batch_masks(batch, protocol) if masks else None
             for index, maps_BHW in _maps(method, readout, images_BCHW, labels_B, output, settings, chosen):
@@ -178,13 +182,15 @@ def batch_masks(batch: Any, protocol: Protocol) -> list[NDArray[np.uint8]]:
 def class_pairs(batch: Any, protocol: Protocol) -> Any:
     """A multi-label batch as a batch of pairs of an image and one of its classes, with that class's boxes and mask.
 
-    `pairs` are image and class of each, int64. A class mask becomes 1 for the class and 0 for all others, unless the
-    protocol scores the classes together. Raises `DataError` if it does and the batch has one class per image.
+    `pairs` are image and class of each, int64, `others_BK` the image's other classes, bool. A class mask becomes 1 for
+    the class and 0 for all others, unless the protocol scores the classes together. Raises `DataError` if it does and
+    the batch has one class per image.
     """
     if batch.labels_B.ndim == 1:
         if protocol.masks == "classes":
             raise DataError(f"Protocol {protocol.name} scores class masks, which only multi-label data has.")
-        return SimpleNamespace(**vars(batch), pairs=(np.arange(len(batch.ids)), batch.labels_B.numpy()))
+        own = np.arange(len(batch.ids)), batch.labels_B.numpy()
+        return SimpleNamespace(**vars(batch), pairs=own, others_BK=None)
     image_of, class_of = batch.labels_B.nonzero().unbind(1)
     pairs = list(zip(image_of.tolist(), class_of.tolist(), strict=True))
     masks = None
@@ -200,6 +206,7 @@ def class_pairs(batch: Any, protocol: Protocol) -> Any:
         masks=masks,
         sizes_B2=batch.sizes_B2[image_of.numpy()],
         pairs=(image_of.numpy(), class_of.numpy()),
+        others_BK=(batch.labels_B[image_of] > 0).scatter(1, class_of[:, None], False),
     )
 
 

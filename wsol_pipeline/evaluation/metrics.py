@@ -132,14 +132,8 @@ class LocalizationCounts(Metric):
         scored = in_threads(self._scored, _plain(maps_BHW), sizes, boxes)
         maps = [map_HW for map_HW, _ in scored]
         self.update_ious(setting, [ious_T for _, ious_T in scored], ranks_B)
-        if not (self.masks or self.class_masks):
-            return
-        if masks is None or (self.class_masks and pairs is None):
-            raise ValueError("Masks are to be counted but they, or the pairs that share one, are missing.")
-        if self.masks:
-            self.update_pixels(setting, maps, masks)
-        elif pairs is not None:
-            self._update_classes(setting, maps, masks, *pairs)
+        if self.masks or self.class_masks:
+            self.update_masks(setting, maps, masks, pairs)
 
     def _scored(
         self, raw_HW: NDArray[Any], size_wh: Size | None, truth_N4: ArrayLike
@@ -163,10 +157,24 @@ class LocalizationCounts(Metric):
             self.image_bits.append(torch.from_numpy(np.packbits(hits_BIT, axis=-1)).to(self.device))
             self.image_ranks.append(torch.from_numpy(ranks_B.astype(np.int64)).to(self.device))
 
-    def update_pixels(
+    def update_masks(
+        self,
+        setting: int,
+        maps: Sequence[NDArray[np.floating]],
+        masks: Sequence[NDArray[np.uint8]] | None,
+        pairs: tuple[NDArray[np.int64], NDArray[np.int64]] | None,
+    ) -> None:
+        """Count the pixels of a batch of normalised maps against masks, or together against class masks."""
+        if masks is None or (self.class_masks and pairs is None):
+            raise ValueError("Masks are to be counted but they, or the pairs that share one, are missing.")
+        if self.masks:
+            self._update_pixels(setting, maps, masks)
+        elif pairs is not None:
+            self._update_classes(setting, maps, masks, *pairs)
+
+    def _update_pixels(
         self, setting: int, maps: Sequence[NDArray[np.floating]], masks: Sequence[NDArray[np.uint8]]
     ) -> None:
-        """Count the pixels of a batch of normalised maps."""
         for pixels, levels in in_threads(self._counted_pixels, maps, masks):
             self._add("mask_pixels", setting, pixels)
             self._add("mask_levels", setting, levels)

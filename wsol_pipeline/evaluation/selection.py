@@ -103,6 +103,8 @@ def grid(counts: Counts, metric: str) -> NDArray[np.float64]:
         return cuts(_pixels(counts, metric).shape[-1] - 1)
     if metric == "peak_iou":
         return np.arange(NUM_LEVELS, dtype=np.float64)
+    if metric in SEGMENTATION_METRICS:
+        return cuts(np.asarray(counts.class_pixels).shape[-1] - 1)[:-1]
     return counts.thresholds
 
 
@@ -177,7 +179,7 @@ def bootstrap(
     no interval: their counts are kept for the whole split alone.
     """
     kept = _require_images(counts_test, "A bootstrap")
-    weights_RN = _resample(len(kept.ranks), samples, seed)
+    weights_RN = _resample(kept, samples, seed)
     over_images = _weighted(counts_test, weights_RN if weights_N is None else weights_RN * weights_N)
     over_classes = _weighted(counts_test, weights_RN * class_weights(kept.labels))
     values: dict[str, dict[str, NDArray[np.float64]]] = {"transferred": {}, "oracle": {}}
@@ -262,11 +264,16 @@ def _classification(counts: Counts) -> dict[str, NDArray[np.float64]]:
     return {"cls_top1": counts.top1 * 100.0 / counts.images, "cls_top5": counts.top5 * 100.0 / counts.images}
 
 
-def _resample(num_images: int, samples: int, seed: int) -> NDArray[Any]:
-    """How often each image is drawn in each of `samples` draws with replacement, uint16 [samples, images]."""
-    rng = np.random.default_rng(seed)
+def _resample(kept: ImageHits, samples: int, seed: int) -> NDArray[Any]:
+    """How often each image is drawn in each of `samples` draws with replacement, uint16 [samples, n].
+
+    The pairs of one image and its classes are drawn together.
+    """
+    numbers: dict[str, int] = {}
+    image_of = [numbers.setdefault(id, len(numbers)) for id in kept.ids]
+    rng, num_images = np.random.default_rng(seed), len(numbers)
     drawn = (rng.integers(num_images, size=num_images) for _ in range(samples))
-    return np.stack([np.bincount(d, minlength=num_images).astype(np.uint16) for d in drawn])
+    return np.stack([np.bincount(d, minlength=num_images).astype(np.uint16)[image_of] for d in drawn])
 
 
 def _weighted(counts: Counts, weights_RN: NDArray[Any]) -> Counts:

@@ -25,15 +25,20 @@ class Shown:
 
 def draw_gallery(
     images: Sequence[np.ndarray],
+    classes: Sequence[str],
     truths: Sequence[np.ndarray],
     models: Mapping[str, Sequence[Shown]],
     path: Path,
 ) -> Path:
-    """Draw `images` (uint8 [H, W, 3]) in columns, and a row for each of `models`; the IoU stands over each map."""
+    """Draw `images` (uint8 [H, W, 3]) in columns, and a row for each of `models`.
+
+    Over an image stands the one of its `classes` whose true boxes and maps are shown, over each map the IoU.
+    """
     rows = len(models) + 1
     figure, axes = plt.subplots(rows, len(images), figsize=(1.6 * len(images), 1.75 * rows + 0.3), squeeze=False)
     for column, (image, truth_N4) in enumerate(zip(images, truths, strict=True)):
         _show(axes[0][column], image, truth_N4)
+        axes[0][column].set_title(classes[column], fontsize=8, pad=2)
         for row, shown in enumerate(models.values(), start=1):
             axis = axes[row][column]
             _show(axis, image, truth_N4)

@@ -284,6 +284,7 @@ def model_files(
     description = {
         "train": to_dict(config),
         "classes": list(dataset.classes),
+        "multilabel": dataset.multilabel,
         "data": dataset.uri,
         "dataset": dataset.fingerprint,
         "val_split": dataset.val.fingerprint,

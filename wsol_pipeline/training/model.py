@@ -29,8 +29,10 @@ VAL_COUNTS = "val_counts.json"  # what readout and thresholds were chosen from
 
 @dataclass(frozen=True)
 class Localization:
-    """One object: its class, the class's probability, its box in pixels of the image, the map [H, W] in 0..1."""
+    """The object of a class in an image, by its number in the batch: the class, its probability, its box in pixels of
+    the image, the map [H, W] in 0..1."""
 
+    image: int
     label: str
     score: float
     box: tuple[float, float, float, float]  # x0, y0, x1, y1
@@ -44,6 +46,7 @@ class Model:
     method: LocalizationMethod
     config: TrainConfig
     classes: tuple[str, ...]
+    multilabel: bool  # whether images it was trained on can be of several classes
     choice: Choice
     description: dict[str, Any]
 
@@ -61,17 +64,22 @@ class Model:
         return self.choice.threshold
 
     def localize(self, images_BHW3: np.ndarray) -> list[Localization]:
-        """The most probable object of each image. `images_BHW3`: uint8 RGB, [B, H, W, 3], any size."""
+        """The most probable object of each image; of a multi-label model one of every `seen_classes`.
+
+        `images_BHW3`: uint8 RGB, [B, H, W, 3], any size. Images come in order, the classes of one in theirs.
+        """
         batch_BCHW = torch.stack([self._fit(image) for image in images_BHW3])
         images = normalize(batch_BCHW, next(self.method.parameters()).device)
         with torch.no_grad():
             output = self.method(images)
-            scores_B, classes_B = output.logits_BK.softmax(1).max(1)
-        maps_BHW = self.readout.maps(self.method, images, classes_B, self.choice.readout, output=output)
+        scores_BK = output.logits_BK.sigmoid() if self.multilabel else output.logits_BK.softmax(1)
+        image_N, class_N = seen_classes(scores_BK, self.multilabel).nonzero(as_tuple=True)
+        shared = None if self.multilabel else output
+        maps_NHW = self.readout.maps(self.method, images[image_N], class_N, self.choice.readout, output=shared)
         shape = images_BHW3.shape[1:3]
         return [
-            self._localization(map_HW, int(label), float(score), shape)
-            for map_HW, label, score in zip(maps_BHW.cpu().numpy(), classes_B, scores_B, strict=True)
+            self._localization(map_HW, i, label, float(scores_BK[i, label]), shape)
+            for map_HW, i, label in zip(maps_NHW.cpu().numpy(), image_N.tolist(), class_N.tolist(), strict=True)
         ]
 
     def _fit(self, image_HW3: np.ndarray) -> torch.Tensor:
@@ -81,11 +89,13 @@ class Model:
             return F.resize(image, [size], antialias=True)
         return F.center_crop(F.resize(image, [size, size], antialias=True), [rules.image_size, rules.image_size])
 
-    def _localization(self, raw_HW: np.ndarray, label: int, score: float, shape: tuple[int, int]) -> Localization:
+    def _localization(
+        self, raw_HW: np.ndarray, image: int, label: int, score: float, shape: tuple[int, int]
+    ) -> Localization:
         size_wh = shape[1], shape[0]
         box = predicted_box(raw_HW, self.threshold, self.protocol, size_wh)
         map_HW = normalised_map(raw_HW, self.protocol, size_wh)
-        return Localization(self.classes[label], score, box_in_image(box, shape, self.protocol), map_HW)
+        return Localization(image, self.classes[label], score, box_in_image(box, shape, self.protocol), map_HW)
 
 
 def load_model(folder: Store, device: torch.device | str = "cpu") -> Model:
@@ -104,7 +114,14 @@ def _assemble(weights: bytes, description: dict[str, Any], device: torch.device 
     classes = tuple(description["classes"])
     method = build_method(dataclasses.replace(config, weights=LATER), len(classes))
     method.load_state_dict(safetensors.torch.load(weights))
-    return Model(method.eval().to(device), config, classes, Choice.from_dict(description["choice"]), description)
+    choice = Choice.from_dict(description["choice"])
+    return Model(method.eval().to(device), config, classes, description["multilabel"], choice, description)
+
+
+def seen_classes(scores_BK: torch.Tensor, multilabel: bool) -> torch.Tensor:
+    """The most probable class of each image; of multi-label images all classes over a half too, bool [B, K]."""
+    seen_BK = scores_BK > 0.5 if multilabel else torch.zeros_like(scores_BK, dtype=torch.bool)
+    return seen_BK.scatter(1, scores_BK.argmax(1, keepdim=True), True)
 
 
 def box_in_image(box: np.ndarray, shape: tuple[int, int], rules: Protocol) -> tuple[float, float, float, float]:

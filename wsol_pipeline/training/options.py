@@ -14,6 +14,8 @@ import tyro
 
 import search_spaces
 from wsol_pipeline.errors import UsageError, unknown
+from wsol_pipeline.evaluation.protocols import protocol
+from wsol_pipeline.evaluation.selection import objectives
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training.config import Reading, Recipe, TrainConfig, check_name, require, to_dict, without_passwords
 
@@ -83,9 +85,11 @@ class RunOptions:
     channels_last: bool = False
     """Memory layout that is faster on GPUs with bfloat16."""
     protocol: str | None = None
-    """Evaluation: wsol-v1 (largest contour; without a preset), wsol-v2 (all contours), bas-ext, bas-conf."""
-    objective: str = "max_box_acc_v2"
-    """What validation maximises: gt_known_loc, max_box_acc_v2, top1_loc, ..."""
+    """Evaluation: wsol-v1 (largest contour; without a preset), wsol-v2 (all contours), bas-ext, bas-conf; of several
+    classes an image mldfr-multi (boxes) or voc-miou (class masks)."""
+    objective: str | None = None
+    """What validation maximises: max_box_acc_v2 (default where boxes count), pxap (where masks do), miou (where class
+    masks do), gt_known_loc, top1_loc, ..."""
     seed: int = 0
     """Seed of initialisation, order, crops and proposals."""
     workers: int = 1
@@ -161,6 +165,7 @@ def resolve(options: RunOptions, method: str) -> TrainConfig:
     )
     published = next((row.readout for row in [preset or next(iter(presets.values()), None)] if row), {})
     own = options.readout in (None, published.get("name"))
+    rules = protocol(options.protocol or (preset.protocol if preset else "wsol-v1"))
     return TrainConfig(
         method=method,
         backbone=options.backbone or (preset.backbone if preset else "tiny"),
@@ -169,8 +174,8 @@ def resolve(options: RunOptions, method: str) -> TrainConfig:
         readout=options.readout or published.get("name", "cam"),
         readout_options={**(published.get("options", {}) if own else {}), **plain_values(options.readout_options)},
         fixed_setting=published.get("setting") if preset and own else None,
-        protocol=options.protocol or (preset.protocol if preset else "wsol-v1"),
-        objective=options.objective,
+        protocol=rules.name,
+        objective=options.objective or ("max_box_acc_v2" if rules.ious else objectives(rules)[0]),
         recipe=recipe,
         image_size=options.image_size or (preset.image_size if preset else 64),
         resize_size=options.resize_size or (preset.image_size + 32 if preset else 72),

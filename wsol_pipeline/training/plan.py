@@ -159,8 +159,8 @@ def check_buildable(config: TrainConfig, dataset: Dataset) -> None:
         rules = protocol(config.protocol, image_size=config.image_size, resize_size=config.resize_size)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    if dataset.multilabel:
-        raise UsageError(f"{dataset.uri} is multi-label; training and evaluation take one class per image so far.")
+    if rules.masks == "classes" and not dataset.multilabel:
+        raise UsageError(f"{rules.name} scores class masks, which only multi-label data has; {dataset.uri} is not.")
     if config.weights == "imagenet" and config.backbone not in wsol_models.pretrained_backbones():
         raise unknown("backbone with ImageNet weights", config.backbone, wsol_models.pretrained_backbones())
     if config.objective not in selection.objectives(rules):

@@ -2,7 +2,7 @@
 
 model = mlflow.pyfunc.load_model("models:/bas-cub@champion")
 image = np.asarray(Image.open("photo.jpg").convert("RGB"))
-print(model.predict(image[None]))    # [{"label": ..., "score": ..., "box": [x0, y0, x1, y1], "map": ...}]
+print(model.predict(image[None]))    # [{"image": 0, "label": ..., "score": ..., "box": [x0, y0, x1, y1], "map": ...}]
 """
 
 from pathlib import Path
@@ -16,16 +16,23 @@ from wsol_pipeline.training.model import load_model_files
 
 
 class ServedModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]  # MLflow re-exports it lazily
-    """`predict(images)`: uint8 RGB [B, H, W, 3] -> one dict per image; `box` in pixels of the image, `map` in 0..1."""
+    """`predict(images)`: uint8 RGB [B, H, W, 3] -> one dict per image, of a multi-label model one per class of an
+    image; `image` is its number, `box` in its pixels, `map` in 0..1."""
 
     def load_context(self, context: Any) -> None:
         """Read the model's two files."""
         self.model = load_model_files(Path(context.artifacts["model"]))
 
     def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> list[dict]:
-        """Localize the most probable object of each image."""
+        """Localize the most probable object of each image, or one of each of its classes."""
         return [
-            {"label": found.label, "score": found.score, "box": list(found.box), "map": found.map_HW.tolist()}
+            {
+                "image": found.image,
+                "label": found.label,
+                "score": found.score,
+                "box": list(found.box),
+                "map": found.map_HW.tolist(),
+            }
             for found in self.model.localize(np.asarray(model_input, np.uint8))
         ]
 

@@ -98,10 +98,11 @@ def print_outcome(outcome: Outcome, plan: Plan) -> None:
 
 
 def print_verdict(rows: Sequence[Row], objective: str, protocol: str, images: int, folder: Store, picture: str) -> None:
-    """The tables of a final evaluation: validation, test transferred with its interval, test oracle; beside rows of a
-    preset what its paper reports."""
+    """A table per metric of a final evaluation: validation, test transferred with its interval, test oracle; beside
+    rows of a preset what its paper reports."""
     console = Console(width=None if Console().is_terminal else 126)
-    metrics = dict.fromkeys((objective, "gt_known_loc", "top1_loc", *(name for row in rows for name in row.published)))
+    named = (name for row in rows for name in row.published)
+    metrics = dict.fromkeys((objective, "gt_known_loc", "top1_loc", "map_50", *named))
     for metric in (name for name in metrics if any(name in row.transferred for row in rows)):
         table = Table(
             title=f"{metric} (%), protocol {protocol}, {images} test images",
@@ -117,11 +118,12 @@ def print_verdict(rows: Sequence[Row], objective: str, protocol: str, images: in
             table.caption = f"paper: {preset}, on its own data"
         for row in (row for row in rows if metric in row.transferred):
             low_high = row.intervals.get("transferred", {}).get(metric)
-            table.add_row(
-                row.label, row.readout, f"{row.val[metric]:.1f}", f"{row.transferred[metric]:.1f}",
-                f"{low_high[0]:.1f} to {low_high[1]:.1f}" if low_high else "", f"{row.oracle[metric]:.1f}",
-                *([f"{row.published[metric]:.1f}"] if metric in row.published else []),
-            )  # fmt: skip
+            val, test, oracle = (
+                f"{values[metric]:.1f}" if metric in values else "" for values in (row.val, row.transferred, row.oracle)
+            )
+            interval = f"{low_high[0]:.1f} to {low_high[1]:.1f}" if low_high else ""
+            paper = [f"{row.published[metric]:.1f}"] if metric in row.published else []
+            table.add_row(row.label, row.readout, val, test, interval, oracle, *paper)
         console.print(table)
     console.print(f"gallery: {picture}", soft_wrap=True)
     console.print(f"results: {folder.path('evaluations')}", soft_wrap=True)

@@ -26,7 +26,8 @@ from wsol_pipeline.evaluation import selection
 from wsol_pipeline.evaluation.baseline import count_centred
 from wsol_pipeline.evaluation.contours import ious_of_boxes
 from wsol_pipeline.evaluation.counts import Counts
-from wsol_pipeline.evaluation.evaluate import batch_boxes, count
+from wsol_pipeline.evaluation.detection import mean_average_precision
+from wsol_pipeline.evaluation.evaluate import batch_boxes, class_pairs, count, detect
 from wsol_pipeline.evaluation.maps import normalised_map
 from wsol_pipeline.evaluation.metrics import predicted_box
 from wsol_pipeline.evaluation.protocols import Protocol
@@ -46,6 +47,7 @@ from wsol_pipeline.training.views import connect_mlflow
 
 GALLERY_IMAGES = 8
 GALLERY = "gallery.png"
+DETECTION_IOUS = (0.1, 0.3, 0.5)
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class Row:
     label: str
     readout: str
     val: Mapping[str, float]
-    transferred: Mapping[str, float]
+    transferred: dict[str, float]
     oracle: Mapping[str, float]
     intervals: Mapping[str, Mapping[str, tuple[float, float]]]
     preset: str | None = None
@@ -211,7 +213,10 @@ def score(contender: Contender, options: EvaluateOptions, device: str) -> dict[s
             model.method, model.readout, rows, model.protocol, settings=[choice.readout], device=device,
             keep_images=True, ten_crop=model.protocol.ten_crop,
         )  # fmt: skip
-        results.append(_row(label, choice, val, counts, model.protocol))
+        row = _row(label, choice, val, counts, model.protocol)
+        if model.multilabel and model.protocol.box_rule == "components":
+            row.transferred.update(_average_precisions(model, rows, choice, device))
+        results.append(row)
     return {
         "rows": [dataclasses.asdict(row) for row in results],
         "model": contender.final.uri,
@@ -221,6 +226,12 @@ def score(contender: Contender, options: EvaluateOptions, device: str) -> dict[s
         "device": device,
         "provenance": provenance(),
     }
+
+
+def _average_precisions(model: Model, rows: EvalRows, choice: Choice, device: str) -> dict[str, float]:
+    """Detection mAP at the IoUs that mLDFR reports, percent."""
+    found, truth = detect(model.method, model.readout, rows, model.protocol, choice, device=device)
+    return {f"map_{100 * iou:.0f}": mean_average_precision(found, truth, iou) for iou in DETECTION_IOUS}
 
 
 def _row(label: str, choice: Choice, val: Counts, test: Counts, rules: Protocol) -> Row:
@@ -274,26 +285,32 @@ def _test_rows(options: EvaluateOptions, dataset: Dataset, rules: Protocol) -> E
 
 
 def _draw(options: EvaluateOptions, dataset: Dataset, models: Mapping[str, Model], folder: Store) -> str:
-    """Write the gallery, the same test images, evenly spread over the split, through every model; where it is."""
+    """Write the gallery, the same test images, evenly spread over the split, through every model; where it is.
+
+    An image of several classes is shown with the first of them.
+    """
     rules = next(iter(models.values())).protocol
     rows = _test_rows(options, dataset, rules)
     wanted = sorted(set(np.linspace(0, rows.num_rows - 1, GALLERY_IMAGES).astype(int).tolist()))
     shown: dict[str, list[Shown]] = {label: [] for label in models}
-    images, truths = [], []
+    images, classes, truths = [], [], []
     first = 0
-    for batch in rows.batches():
-        at = [row - first for row in wanted if first <= row < first + len(batch.ids)]
-        first += len(batch.ids)
-        if not at:
+    for found in rows.batches():
+        local = [row - first for row in wanted if first <= row < first + len(found.ids)]
+        first += len(found.ids)
+        if not local:
             continue
+        batch = class_pairs(found, rules)
+        at = np.searchsorted(batch.pairs[0], local).tolist()
         truth = batch_boxes(batch, rows.box_convention, rules)
         sizes = [rules.map_size(batch.sizes_B2[i]) for i in at]
+        classes += [dataset.classes[batch.labels_B[i]] for i in at]
         images += [_picture(batch.images_BCHW[i], size) for i, size in zip(at, sizes, strict=True)]
         truths += [truth[i] for i in at]
         for label, model in models.items():
             shown[label] += _seen(model, batch.images_BCHW[at], batch.labels_B[at], [truth[i] for i in at], sizes)
     with tempfile.TemporaryDirectory() as temporary:
-        picture = draw_gallery(images, truths, shown, Path(temporary) / GALLERY)
+        picture = draw_gallery(images, classes, truths, shown, Path(temporary) / GALLERY)
         folder.write(GALLERY, picture.read_bytes())
     return folder.path(GALLERY)
 

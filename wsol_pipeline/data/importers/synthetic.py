@@ -85,9 +85,7 @@ def _annotation(labels: tuple[int, ...], bodies: list[Image.Image], options: Opt
     return {"boxes": boxes, "box_labels": labels, "masks": (_encoded(classes, "PNG"),)}
 
 
-def draw(
-    rng: np.random.Generator, labels: tuple[int, ...], options: Options
-) -> tuple[Image.Image, list[Image.Image]]:
+def draw(rng: np.random.Generator, labels: tuple[int, ...], options: Options) -> tuple[Image.Image, list[Image.Image]]:
     """One RGB image of an object per class of `labels`, from left to right, and the mask of each."""
     image = Image.fromarray(_background(rng, options.size))
     _clutter(rng, image)
