@@ -32,6 +32,7 @@ class Preset:
     published: what it reports under that protocol, in percent; bears a metric's name where it is that metric.
     source: where the values stand.
     image_size: pixels a side of what the network sees.
+    resize_size: pixels a side of the image that training crops are cut from; 32 more than image_size if None.
     """
 
     id: str
@@ -45,6 +46,7 @@ class Preset:
     published: Mapping[str, float]
     source: str
     image_size: int = 224
+    resize_size: int | None = None
 
 
 def spaces() -> tuple[str, ...]:

@@ -152,6 +152,19 @@ def test_pyramid_is_the_sum_of_raw_maps_over_scales(bas, over, setting):
     assert len(found) == (35 if over == "topk" else 0)  # the other five k
 
 
+def test_pyramid_adds_the_mirror_image_at_every_scale(bas):
+    images = torch.randn(3, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    pyramid = readout("pyramid", scales=(0.5, 1.0), mirror=True, over="topk", options={"ks": (1,)})
+    both = [
+        at_scale(bas, images, CLASSES, s, "topk", 1) + at_scale(bas, images.flip(-1), CLASSES, s, "topk", 1).flip(-1)
+        for s in (0.5, 1)
+    ]
+    found = dict(pyramid.search(bas, images, CLASSES, bas(images)))
+    torch.testing.assert_close(found["0.5+1/1"], both[0] + both[1])
+    torch.testing.assert_close(found["1/1"], both[1])
+    torch.testing.assert_close(pyramid.maps(bas, images, CLASSES, "0.5+1/1"), both[0] + both[1])
+
+
 def test_pyramid_runs_one_forward_per_scale(cam):
     sizes = []
     handle = cam.register_forward_hook(lambda module, args, output: sizes.append(args[0].shape[2]))

@@ -1,6 +1,7 @@
 """Every published setting can be built, and every space proposes what its method accepts."""
 
 from collections import Counter
+from dataclasses import replace
 
 import optuna
 import pytest
@@ -8,20 +9,26 @@ import pytest
 import wsol_models
 from search_spaces import preset, presets, space_for, spaces
 from wsol_models.readouts import readout
-from wsol_pipeline.evaluation.selection import BOX_METRICS, CLASS_METRICS, MASK_METRICS
+from wsol_pipeline.evaluation.selection import BOX_METRICS, CLASS_METRICS, MASK_METRICS, SEGMENTATION_METRICS
+from wsol_pipeline.training.build import build_method, build_readout
 from wsol_pipeline.training.config import Recipe
+from wsol_pipeline.training.options import RunOptions, resolve
 
 RECIPE = {"epochs", "batch_size", "learning_rate", "weight_decay", "nesterov", "decay_every", "decay_counts_from"}
 ERRORS = ("cls1_err", "cls5_err", "clsloc1_err", "clsloc5_err")  # of `selection.errors`
-NOT_MEASURED = ("top1_loc_30", "top1_loc_70", "top1_loc_mean", "map_10", "map_30", "map_50")
-KNOWN = (*BOX_METRICS, *CLASS_METRICS, *MASK_METRICS, *ERRORS, *NOT_MEASURED)
+NOT_MEASURED = ("top1_loc_30", "top1_loc_70", "top1_loc_mean")
+DETECTION = ("map_10", "map_30", "map_50")
+KNOWN = (*BOX_METRICS, *CLASS_METRICS, *MASK_METRICS, *SEGMENTATION_METRICS, *DETECTION, *ERRORS, *NOT_MEASURED)
 
 
 @pytest.mark.parametrize("row", presets().values(), ids=str)
 def test_preset_fits_its_method_and_its_id(row):
     wsol_models.method_module(row.method).Config(**row.method_options)
     dataset, backbone = row.id.split("/")[2:4]
-    assert (dataset.removesuffix("-val").removesuffix("-test"), backbone) == (row.dataset, row.backbone)
+    assert (dataset.removesuffix("-train").removesuffix("-val").removesuffix("-test"), backbone) == (
+        row.dataset,
+        row.backbone,
+    )
     assert set(row.recipe) >= RECIPE
     Recipe(**row.recipe)
     readout(row.readout["name"], **row.readout.get("options", {}))
@@ -34,7 +41,8 @@ def test_presets_of_one_method():
     tables = Counter(id.rpartition(f"/{row.dataset}")[0] for id, row in presets("bas").items())
     assert tables == {
         "bas/table1": 8, "bas/table2": 8, "bas/figure4": 3, "bas/figure6": 3, "bas-ext/table1": 8, "bas-ext/table2": 3,
-        "bas-ext/table3": 4, "bas-ext/table4": 6, "bas-ext/table7": 15, "bas-ext/figure15": 1,
+        "bas-ext/table3": 4, "bas-ext/table4": 6, "bas-ext/table6": 4, "bas-ext/table7": 25, "bas-ext/table8": 8,
+        "bas-ext/table9": 1, "bas-ext/figure15": 1,
     }  # fmt: skip
     assert {row.method for row in presets("cam").values()} == {"cam"}
 
@@ -50,7 +58,8 @@ def test_ablations_change_one_thing_of_their_row():
 
 def test_values_of_the_extension_on_cub():
     row = preset("bas-ext/table1/cub/resnet50")
-    assert dict(row.method_options) == {"lambda_": 1.0, "alpha": 0.5, "beta": 1.5, "relu_class_maps": False}
+    form = {"relu_class_maps": False, "segmentation": False}
+    assert dict(row.method_options) == {"lambda_": 1.0, "alpha": 0.5, "beta": 1.5, **form}
     assert (row.recipe["epochs"], row.recipe["batch_size"], row.recipe["decay_every"]) == (120, 32, 80)
     assert dict(row.readout) == {"name": "topk", "setting": 200, "threshold": 0.1}
     assert dict(row.published) == {"top1_loc": 76.75, "top5_loc": 90.04, "gt_known_loc": 95.41}
@@ -94,3 +103,30 @@ def test_errors_name_the_known():
         preset("bas-ext/table1/cub/resnet5")
     with pytest.raises(ValueError, match="beta must be 'free' or 'alpha\\+lambda' but is 'fixed'"):
         space_for("bas")(None, beta="fixed")
+
+
+@pytest.mark.parametrize(
+    ("id", "batch_size", "learning_rate", "shown"),
+    [
+        ("bas-ext/table6/voc12/resnet50/bas", 16, 0.005, "0.5+1+1.5+2/1"),
+        ("bas-ext/table6/coco14/resnet50/baseline", 64, 0.005, "0.5+1+1.5+2/1"),
+        ("b-cam/table5/voc12-val/resnet50/bcam-p", 8, 0.01, "0.5+1+1.5+2/plain_relu/object"),
+    ],
+)
+def test_a_row_of_several_classes_decides_all_of_a_run(id, batch_size, learning_rate, shown):
+    config = resolve(RunOptions(name="s", preset=id), preset(id).method)
+    assert (config.protocol, config.objective) == ("voc-miou", "miou")
+    assert (config.image_size, config.resize_size) == (448, 512)
+    assert (config.recipe.batch_size, config.recipe.learning_rate) == (batch_size, learning_rate)
+    assert config.recipe.schedule == "poly"
+    built = build_method(replace(config, backbone="tiny"), 3).eval()
+    assert build_readout(config).settings(built)[-1] == config.fixed_setting == shown
+
+
+def test_seeds_for_segmentation_have_their_own_form_of_bas():
+    base, moved = preset("bas-ext/table6/voc12/resnet50/bas"), preset("bas-ext/table8/voc12/resnet50/layer2")
+    config = wsol_models.method_module("bas").Config
+    form = {"segmentation": True, "bias_lr_scale": 1.0}
+    assert config(**base.method_options) == config(alpha=0.2, beta=1.2, **form)
+    assert config(**moved.method_options) == config(alpha=0.2, beta=1.2, generator_after="layer2", **form)
+    assert config(**preset("bas-ext/table7/coco14/resnet50/a0.7").method_options) == config(alpha=0.7, beta=1.7, **form)

@@ -1,9 +1,10 @@
 """B-CAM: maps of the object, of the background, and the mask of where the object's is the higher.
 
 Zhu et al., https://arxiv.org/abs/2112.14379, and its code https://github.com/zh460045050/BCAM; scores as in
-`wsol_models/bcam.py`. "plain" maps are the two classifiers at every position: the object's S, the background's B. The
-paper's final maps come from gradients G of u (object) and v (background) with respect to the features Z of a stage,
-with w_c the mean of G_c over positions:
+`wsol_models/bcam.py`. "plain" maps are the two classifiers at every position: the object's S, the background's B;
+"plain_relu" their ReLU, which the code for VOC2012 adds up over scales and mirror images. The paper's final maps come
+from gradients G of u (object) and v (background) with respect to the features Z of a stage, with w_c the mean of G_c
+over positions:
 
     grad_x_meangrad       Σ_c G_c w_c           CUB
     grad_x_relu_meangrad  Σ_c G_c ReLU(w_c)     ILSVRC
@@ -35,9 +36,10 @@ from wsol_models._lookup import unknown
 from wsol_models.readouts import Setting, forward, require
 from wsol_models.readouts._gradients import TURNS, GradientReadout
 
+PLAIN = ("plain", "plain_relu")
 RULES = ("grad_x_meangrad", "grad_x_relu_meangrad", "feat_x_meangrad")
-READINGS = (*(f"{rule}/{difference}" for difference in ("code", "paper") for rule in RULES), "plain")
-RELEASED = (*READINGS[:3], "plain")  # those of the code
+READINGS = (*(f"{rule}/{difference}" for difference in ("code", "paper") for rule in RULES), *PLAIN)
+RELEASED = (*READINGS[:3], "plain")  # those of the code for one class per image
 MODES = ("object", "mask", "background")
 DIFFERENCES = {  # what u and v are: the first score minus the second
     ("code", "object"): ("s_o", "b_o"),
@@ -62,7 +64,7 @@ class Readout(GradientReadout):
     """One setting per stage, reading and mode: "layer4/grad_x_meangrad/code/object", "plain/mask".
 
     stages: by default the paper's, conv6 (before its ReLU) of VGG16, SPG_A3_1b of InceptionV3, else the last one.
-    readings: of `READINGS`, how maps are read; by default without those of "paper".
+    readings: of `READINGS`, how maps are read; by default without those of "paper" and without "plain_relu".
     modes: "object", the paper's p; "mask", its m: 1 where the object's map, enlarged to the image, is higher than the
         background's, else 0, boolean, which needs no threshold; "background".
     class_agnostic: sum scores over all classes instead of taking the class's.
@@ -85,7 +87,7 @@ class Readout(GradientReadout):
         require("bcam", "staggered scores", method)
         stages = [str(stage) for stage in super().settings(method)]
         places = {reading: [f"{stage}/{reading}" for stage in stages] for reading in self.readings} | {
-            "plain": ["plain"]
+            plain: [plain] for plain in PLAIN
         }
         return [f"{place}/{mode}" for reading in self.readings for place in places[reading] for mode in self.modes]
 
@@ -101,7 +103,7 @@ class Readout(GradientReadout):
         output: Output | None,
     ) -> Passes:
         parsed = [parse(setting) for setting in settings]
-        stages = list(dict.fromkeys(stage for stage, *_ in parsed if stage != "plain"))
+        stages = list(dict.fromkeys(stage for stage, *_ in parsed if stage not in PLAIN))
         needed = {score for _, rule, difference, mode in parsed for score in scores_of(rule, difference, mode)}
         chosen_BK = self._chosen(method, classes_B).to(at_least_float32(images_BCHW).dtype)
         if stages:
@@ -129,9 +131,9 @@ class Readout(GradientReadout):
 
 
 def parse(setting: Setting) -> tuple[str, str, str, str]:
-    """Stage, rule, difference and mode; a plain setting has "plain" for a stage and neither rule nor difference."""
+    """Stage, rule, difference and mode; a plain setting has its name for a stage and neither rule nor difference."""
     parts = str(setting).split("/")
-    stage, rule, difference = parts[:3] if len(parts) == 4 else ("plain", "", "")
+    stage, rule, difference = parts[:3] if len(parts) == 4 else (parts[0], "", "")
     return stage, rule, difference, parts[-1]
 
 
@@ -187,7 +189,7 @@ def classifier_map(classifier: nn.Conv2d, features_BCHW: Tensor, chosen_BK: Tens
 def map_of(passes: Passes, stage: str, rule: str, difference: str, mode: str) -> Tensor:
     """The object's or the background's map, on its stage's grid."""
     if not rule:
-        return passes.plain[mode]
+        return F.relu(passes.plain[mode]) if stage == "plain_relu" else passes.plain[mode]
     first, *subtracted = scores_of(rule, difference, mode)
     gradients_BCHW = passes.gradients[stage, first]
     for score in subtracted:

@@ -2,7 +2,7 @@
 
 Multi-scale part of mLDFR (https://github.com/wangbo2016/wsol-mLDFR-2020): a network finds the parts of an object in a
 large image and the whole of it in a small one; added up, their maps cover the object. Raw maps are added, as in that
-code: no scale is normalised before.
+code: no scale is normalised before. Segmentation seeds (BAS, B-CAM) add the maps of the mirrored image to them.
 
 A readout is handed images of one size, so the common size is theirs: each scale resizes them, and its maps are brought
 back to their size. A protocol's images are square; the paper resizes the short side and keeps the aspect, which a
@@ -22,15 +22,19 @@ from torch.nn import functional as F
 from wsol_models._layers import LocalizationMethod, Output
 from wsol_models.readouts import LocalizationReadout, Setting, readout
 
+AS_IT_IS = (1.0, False)  # the view that shares the caller's forward
+
 
 @dataclass(frozen=True)
 class Readout(LocalizationReadout):
     """One setting per subset of the scales and setting of the readout below: "1+1.5+2/cam". Maps have the images' size.
 
-    scales: of an image's sides. over: the readout below. options: its fields.
+    scales: of an image's sides. mirror: add the map of the mirrored image at every scale, mirrored back. over: the
+    readout below. options: its fields.
     """
 
     scales: Sequence[float] = (1.0, 1.5, 2.0)
+    mirror: bool = False
     over: str = "cam"
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -45,18 +49,18 @@ class Readout(LocalizationReadout):
     def search(
         self, method: LocalizationMethod, images_BCHW: Tensor, classes_B: Tensor, output: Output | None = None
     ) -> Iterator[tuple[Setting, Tensor]]:
-        """One pass per scale: the searches below run side by side, and one map per scale is held at a time."""
+        """One pass per scale: the searches below run side by side, and one map per view is held at a time."""
         subsets = self._subsets()
-        scales = subsets[-1]
+        views = self._views(subsets[-1])
         below = readout(self.over, **self.options)
         searches = [
-            below.search(method, rescaled(images_BCHW, scale), classes_B, output if scale == 1 else None)
-            for scale in scales
+            below.search(method, seen(images_BCHW, *view), classes_B, output if view == AS_IT_IS else None)
+            for view in views
         ]
         for found in zip(*searches, strict=True):
-            enlarged = {s: enlarge(maps_BHW, images_BCHW) for s, (_, maps_BHW) in zip(scales, found, strict=True)}
+            restored = {v: restore(maps_BHW, images_BCHW, v[1]) for v, (_, maps_BHW) in zip(views, found, strict=True)}
             for subset in subsets:
-                yield named(subset, found[0][0]), total([enlarged[scale] for scale in subset])
+                yield named(subset, found[0][0]), total([restored[view] for view in self._views(subset)])
 
     def maps(
         self,
@@ -69,16 +73,21 @@ class Readout(LocalizationReadout):
         self.check(method, setting)
         subset, setting_below = self._parts(method)[setting]
         below = readout(self.over, **self.options)
-        maps = [
-            below.maps(method, rescaled(images_BCHW, scale), classes_B, setting_below, output if scale == 1 else None)
-            for scale in subset
-        ]
-        return total([enlarge(maps_BHW, images_BCHW) for maps_BHW in maps])
+        restored = []
+        for view in self._views(subset):
+            shared = output if view == AS_IT_IS else None
+            maps_BHW = below.maps(method, seen(images_BCHW, *view), classes_B, setting_below, shared)
+            restored.append(restore(maps_BHW, images_BCHW, view[1]))
+        return total(restored)
 
     def _parts(self, method: LocalizationMethod) -> dict[Setting, tuple[tuple[float, ...], Setting]]:
         """Subset of scales and setting below, by the name of a setting."""
         below = readout(self.over, **self.options).settings(method)
         return {named(subset, setting): (subset, setting) for setting in below for subset in self._subsets()}
+
+    def _views(self, scales: Sequence[float]) -> list[tuple[float, bool]]:
+        """Scale and whether mirrored."""
+        return [(scale, mirrored) for scale in scales for mirrored in ((False, True) if self.mirror else (False,))]
 
     def _subsets(self) -> list[tuple[float, ...]]:
         """All but the empty one, from single scales to the whole set."""
@@ -90,6 +99,11 @@ def named(scales: Sequence[float], setting: Setting) -> str:
     return f"{'+'.join(f'{scale:g}' for scale in scales)}/{setting}"
 
 
+def seen(images_BCHW: Tensor, scale: float, mirrored: bool) -> Tensor:
+    """Images as one view has them."""
+    return rescaled(images_BCHW.flip(-1) if mirrored else images_BCHW, scale)
+
+
 def rescaled(images_BCHW: Tensor, scale: float) -> Tensor:
     """Images of `scale` times their size in whole pixels; themselves at scale 1."""
     if scale == 1:
@@ -99,10 +113,11 @@ def rescaled(images_BCHW: Tensor, scale: float) -> Tensor:
 
 
 @torch.no_grad()
-def enlarge(maps_BHW: Tensor, images_BCHW: Tensor) -> Tensor:
-    """Maps on the pixels of the images."""
+def restore(maps_BHW: Tensor, images_BCHW: Tensor, mirrored: bool) -> Tensor:
+    """Maps of a view on the pixels of the images."""
     size = list(images_BCHW.shape[2:])
-    return F.interpolate(maps_BHW[:, None].float(), size, mode="bilinear", align_corners=False)[:, 0]
+    maps_BHW = F.interpolate(maps_BHW[:, None].float(), size, mode="bilinear", align_corners=False)[:, 0]
+    return maps_BHW.flip(-1) if mirrored else maps_BHW
 
 
 def total(maps: Sequence[Tensor]) -> Tensor:

@@ -75,7 +75,8 @@ class RunOptions:
     image_size: int | None = None
     """Pixels a side of what the network sees: 64 without a preset, the paper's with one (224, mostly)."""
     resize_size: int | None = None
-    """Pixels a side that images are resized to before the training crop: 72 without a preset, else image_size + 32."""
+    """Pixels a side that images are resized to before the training crop: 72 without a preset, else the paper's (mostly
+    image_size + 32)."""
     freeze_batch_norm: bool = False
     """Keep BatchNorm's stored statistics fixed; needed for weights with folded BatchNorm."""
     sync_batch_norm: bool = False
@@ -178,7 +179,7 @@ def resolve(options: RunOptions, method: str) -> TrainConfig:
         objective=options.objective or ("max_box_acc_v2" if rules.ious else objectives(rules)[0]),
         recipe=recipe,
         image_size=options.image_size or (preset.image_size if preset else 64),
-        resize_size=options.resize_size or (preset.image_size + 32 if preset else 72),
+        resize_size=options.resize_size or (preset.resize_size or preset.image_size + 32 if preset else 72),
         freeze_batch_norm=options.freeze_batch_norm,
         sync_batch_norm=options.sync_batch_norm,
         precision=options.precision,
