@@ -101,7 +101,7 @@ def segmentation(split: str, variant: str, miou: float, recall: float, precision
     """
     scales = (0.5, 1.0, 1.5, 2.0)
     below = {"readings": ("plain_relu",), "modes": ("object",)}
-    readouts = {
+    readouts: dict[str, dict[str, Any]] = {
         "bcam-p": {
             "name": "pyramid",
             "options": {"scales": scales, "mirror": True, "over": "bcam", "options": below},

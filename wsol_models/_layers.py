@@ -38,7 +38,7 @@ class Output:
 class LocalizationMethod(nn.Module):
     """What every `Method` is: a network that scores classes and from which maps can be read.
 
-    offers: what a readout may ask for, of "own maps" (`Output.maps_BKHW`) and "a linear head" (`head_weight_KC`).
+    offers: what a readout may ask for, as "own maps" (`Output.maps_BKHW`) and "a linear head" (`head_weight_KC`).
     """
 
     offers: ClassVar[frozenset[str]] = frozenset()

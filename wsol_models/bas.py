@@ -101,7 +101,7 @@ class TrainingOutput(Output):
 class Method(LocalizationMethod):
     """F1, F2: the backbone up to the generator and after it; `classifier_loc`: generator; `classifier_cls`: head."""
 
-    offers = frozenset({"own maps", "a linear head"})
+    offers = frozenset({"own maps", "a linear head", "background suppression"})
 
     def __init__(self, config: Config, backbone: Backbone, num_classes: int) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class Method(LocalizationMethod):
             return Output(logits_BK, hidden_BCHW, maps_BKHW, tapped, targets)
         classes_B = self.one_class(targets)
         foreground_BHW = self._foreground(features_BCHW, classes_B)
-        background_BK = self._background_logits(images_BCHW, features_BCHW, foreground_BHW)
+        background_BK = self.background_logits(images_BCHW, features_BCHW, foreground_BHW)
         return TrainingOutput(
             logits_BK,
             hidden_BCHW,
@@ -162,8 +162,8 @@ class Method(LocalizationMethod):
         generator = self.classifier_loc
         return torch.sigmoid(convolution_of_class(features_BCHW, generator.weight, generator.bias, classes_B))
 
-    def _background_logits(self, images_BCHW: Tensor, features_BCHW: Tensor, foreground_BHW: Tensor) -> Tensor:
-        """score_1 of F^b = detach(F)·(1 - M_f): trains F1 and generator through M_f, and nothing else."""
+    def background_logits(self, images_BCHW: Tensor, features_BCHW: Tensor, foreground_BHW: Tensor) -> Tensor:
+        """score_1, B×K, of F^b = detach(F)·(1 - M_f): trains F1 and generator through M_f, and nothing else."""
         left_B1HW = 1 - foreground_BHW[:, None]
         if self.config.mask == "image":
             left_B1HW = F.interpolate(left_B1HW, images_BCHW.shape[2:], mode="bilinear")

@@ -194,3 +194,31 @@ def test_pyramid_refuses(cam):
         readout("pyramid", over="topk").settings(cam)
     with pytest.raises(ValueError, match=r"Unknown setting of readout 'pyramid' '3/cam'."):
         readout("pyramid").maps(cam, torch.randn(3, 3, 32, 32), CLASSES, "3/cam")
+
+
+def test_the_threshold_of_an_image_is_the_one_that_suppresses_best(bas):
+    """Literally: each image alone, every threshold, S^b by hand of masked features."""
+    images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    found = dict(readout("suppression", steps=8).search(bas, images, CLASSES))["suppression"]
+    cuts = []
+    for image, k, cut in zip(images[:, None], CLASSES.tolist(), found, strict=True):
+        with torch.no_grad():
+            output, features = bas(image), bas.F1(image, ())[0]
+            map_HW = output.maps_BKHW[0, k] / output.maps_BKHW[0, k].max()
+            sums = []
+            for step in range(8):
+                mask = (map_HW >= step / 8).float()
+                left = bas.classifier_cls(bas.F2(features * (1 - mask), ())[0])[1].mean((2, 3))[0, k].clamp(min=0)
+                whole = output.logits_BK[0, k].clamp(min=0)
+                sums.append(float(mask.mean() + (1 if left > whole else left / (whole + 1e-8))))
+        best = min(range(8), key=lambda step: sums[step]) / 8
+        cuts.append(best)
+        torch.testing.assert_close(cut, torch.where(map_HW >= best, map_HW, 0))
+    assert max(cuts) > 0
+
+
+def test_a_threshold_of_an_image_needs_what_bas_has(cam):
+    with pytest.raises(ValueError, match="'suppression' needs background suppression but 'cam' has none; .* bas"):
+        readout("suppression").settings(cam)
+    with pytest.raises(ValueError, match="steps must be at least 1 threshold but is 0"):
+        readout("suppression", steps=0)

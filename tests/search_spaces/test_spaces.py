@@ -42,7 +42,7 @@ def test_presets_of_one_method():
     assert tables == {
         "bas/table1": 8, "bas/table2": 8, "bas/figure4": 3, "bas/figure6": 3, "bas-ext/table1": 8, "bas-ext/table2": 3,
         "bas-ext/table3": 4, "bas-ext/table4": 6, "bas-ext/table6": 4, "bas-ext/table7": 25, "bas-ext/table8": 8,
-        "bas-ext/table9": 1, "bas-ext/figure15": 1,
+        "bas-ext/table9": 1, "bas-ext/table15": 2, "bas-ext/figure15": 1,
     }  # fmt: skip
     assert {row.method for row in presets("cam").values()} == {"cam"}
 
@@ -109,6 +109,7 @@ def test_errors_name_the_known():
     ("id", "batch_size", "learning_rate", "shown"),
     [
         ("bas-ext/table6/voc12/resnet50/bas", 16, 0.005, "0.5+1+1.5+2/1"),
+        ("bas-ext/table15/voc12/resnet50/image-specific", 16, 0.005, "0.5+1+1.5+2/suppression"),
         ("bas-ext/table6/coco14/resnet50/baseline", 64, 0.005, "0.5+1+1.5+2/1"),
         ("b-cam/table5/voc12-val/resnet50/bcam-p", 8, 0.01, "0.5+1+1.5+2/plain_relu/object"),
     ],
