@@ -98,11 +98,11 @@ def print_outcome(outcome: Outcome, plan: Plan) -> None:
 
 
 def print_verdict(rows: Sequence[Row], objective: str, protocol: str, images: int, folder: Store, picture: str) -> None:
-    """The tables of a final evaluation: validation, test transferred with its interval, test oracle; beside rows of a
-    preset what its paper reports."""
+    """A table per metric of a final evaluation: validation, test transferred with its interval, test oracle; beside
+    rows of a preset what its paper reports."""
     console = Console(width=None if Console().is_terminal else 126)
-    published = (name for row in rows for name in row.published)
-    metrics = dict.fromkeys((objective, "gt_known_loc", "top1_loc", "map_50", *published))
+    named = (name for row in rows for name in row.published)
+    metrics = dict.fromkeys((objective, "gt_known_loc", "top1_loc", "map_50", *named))
     for metric in (name for name in metrics if any(name in row.transferred for row in rows)):
         table = Table(
             title=f"{metric} (%), protocol {protocol}, {images} test images",
