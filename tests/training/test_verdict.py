@@ -54,6 +54,12 @@ def test_what_a_paper_reports_stands_beside_what_was_measured_alike(tmp_path, ca
         assert f"paper: {preset}, on its own data" in table
 
 
+def test_long_names_leave_the_numbers_whole(tmp_path, capsys):
+    row = Row("a-long-name-of-a-study" * 3, "a-long-readout" * 5, *[{"gt_known_loc": 51.25}] * 3, {})
+    print_verdict([row], "gt_known_loc", "wsol-v1", 9, Store.at(tmp_path), "gallery.png")
+    assert capsys.readouterr().out.count(" 51.2 ") == 3
+
+
 def test_data_that_was_imported_anew_is_refused():
     data = SimpleNamespace(uri="data", fingerprint="other")
     with pytest.raises(DataError, match="is not the data any more"):

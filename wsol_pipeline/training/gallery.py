@@ -1,5 +1,6 @@
 """A picture of what models localize: image, map, predicted box and true boxes, one row per model."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,8 +47,9 @@ def draw_gallery(
             _box(axis, shown[column].box, PREDICTED)
             axis.set_title(f"IoU {shown[column].iou:.2f}", fontsize=8, pad=2)
     for axis, name in zip(axes[:, 0], ["image", *models], strict=True):
-        axis.set_ylabel(name, fontsize=8)
-    figure.suptitle("green: true boxes, red: predicted at the threshold chosen on validation", fontsize=8)
+        axis.set_ylabel("\n".join(textwrap.wrap(name, 20)), fontsize=8)
+    explained = "green: true boxes, red: predicted at the threshold chosen on validation"
+    figure.suptitle(explained, fontsize=8, y=1, va="top")
     figure.tight_layout(pad=0.4)
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -109,12 +109,12 @@ def print_verdict(rows: Sequence[Row], objective: str, protocol: str, images: in
             title_justify="left",
             caption_justify="left",
         )
-        table.add_column("model", no_wrap=True)
-        table.add_column("readout > threshold", no_wrap=True)
+        table.add_column("model", overflow="fold")  # names give way, numbers never do
+        table.add_column("readout > threshold", overflow="fold")
         for name in ("validation", "test transferred", "95 % interval", "test oracle (upper bound)"):
-            table.add_column(name, justify="right", no_wrap="interval" in name)
+            table.add_column(name, justify="right", width=13 if "interval" in name else 11)
         if preset := next((row.preset for row in rows if metric in row.published), None):
-            table.add_column("paper", justify="right")
+            table.add_column("paper", justify="right", min_width=5)
             table.caption = f"paper: {preset}, on its own data"
         for row in (row for row in rows if metric in row.transferred):
             low_high = row.intervals.get("transferred", {}).get(metric)
