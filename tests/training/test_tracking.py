@@ -1,11 +1,10 @@
 """MLflow as a projection: written again it stays the same, and an answer that got lost makes no second run."""
 
 import logging
-import subprocess
-import sys
 
 import mlflow
 import pytest
+from filelock import FileLock, Timeout
 from mlflow.exceptions import MlflowException
 
 from wsol_pipeline.errors import ResourceError
@@ -42,14 +41,18 @@ def connected(database, request, tmp_path):
     return tracking.connect(database, request.node.name, str(tmp_path))
 
 
-def test_two_drivers_may_make_the_database_at_once(tmp_path):
-    """Each process makes the tables of a new SQLite file when it first connects."""
-    code = "import sys; from wsol_pipeline.training.tracking import connect; print(connect(*sys.argv[1:])[1])"
-    arguments = [sys.executable, "-c", code, f"sqlite:///{tmp_path / 'mlflow.db'}", "wsol", str(tmp_path)]
-    drivers = [subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    answers = {driver.communicate(timeout=120)[0].strip() for driver in drivers}
-    assert [driver.returncode for driver in drivers] == [0, 0]
-    assert len(answers) == 1
+def test_tables_are_made_by_one_driver_at_a_time(tmp_path, monkeypatch):
+    """A client makes the tables of a new SQLite file; two that did so at once would break each other."""
+    database = tmp_path / "mlflow.db"
+
+    def client(uri):
+        with pytest.raises(Timeout):
+            FileLock(f"{database}.lock").acquire(timeout=0)
+        raise OSError("locked as it should be")
+
+    monkeypatch.setattr(mlflow, "MlflowClient", client)
+    with pytest.raises(ResourceError, match="locked as it should be"):
+        tracking.connect(f"sqlite:///{database}", "wsol", str(tmp_path))
 
 
 def view(number: int, epochs: int, state: str = "RUNNING") -> TrialView:
