@@ -1,5 +1,6 @@
 """Finished models: what is loaded is what was trained; boxes come in pixels of the image; MLflow serves it."""
 
+import json
 from importlib.metadata import version
 
 import mlflow
@@ -16,7 +17,7 @@ from wsol_pipeline.images import normalize
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training import registry, tracking
 from wsol_pipeline.training.build import build_method
-from wsol_pipeline.training.model import Model, box_in_image, load_model
+from wsol_pipeline.training.model import Model, box_in_image, load_model, load_model_files
 
 
 @pytest.fixture
@@ -42,6 +43,15 @@ def test_an_altered_file_is_refused_and_named(trained, name):
     trained.final.write(name, bytes(data))
     with pytest.raises(DataError, match=f"{name} was altered"):
         load_model(trained.final)
+
+
+def test_a_model_of_another_version_is_refused_with_what_it_lacks(trained, tmp_path):
+    description = json.loads(trained.final.read("model.json"))
+    del description["multilabel"]
+    (tmp_path / "model.json").write_text(json.dumps(description))
+    (tmp_path / "model.safetensors").write_bytes(trained.final.read("model.safetensors"))
+    with pytest.raises(DataError, match="lacks multilabel: another version"):
+        load_model_files(tmp_path)
 
 
 def test_the_weights_of_a_finished_model_start_another_run(trained, make_config):

@@ -12,6 +12,7 @@ import torch
 from torchvision.transforms.v2 import functional as F
 
 from wsol_models import LATER, LocalizationMethod
+from wsol_pipeline.errors import DataError
 from wsol_pipeline.evaluation.maps import normalised_map
 from wsol_pipeline.evaluation.metrics import predicted_box
 from wsol_pipeline.evaluation.protocols import Protocol, protocol
@@ -110,6 +111,11 @@ def load_model_files(folder: Path) -> Model:
 
 
 def _assemble(weights: bytes, description: dict[str, Any], device: torch.device | str) -> Model:
+    if missing := {"train", "classes", "choice", "multilabel"} - description.keys():
+        raise DataError(
+            f"The model's description lacks {', '.join(sorted(missing))}: another version of this code wrote it. "
+            "Train it again, or use that version."
+        )
     config = from_dict(TrainConfig, {**description["train"], "weights": None})
     classes = tuple(description["classes"])
     method = build_method(dataclasses.replace(config, weights=LATER), len(classes))
