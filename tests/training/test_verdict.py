@@ -8,7 +8,7 @@ from wsol_pipeline.errors import DataError
 from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training.terminal import print_verdict
-from wsol_pipeline.training.verdict import Row, _contenders, _require_comparable, published_figures
+from wsol_pipeline.training.verdict import Row, _contenders, _require_comparable, paper_figures
 
 WINNER = {"model": "/runs/a/final", "published": {"model": "/runs/a/first", "preset": "row"}}
 
@@ -20,6 +20,11 @@ def test_others_stand_first_then_the_published_setting_then_the_winner():
         ("a: published", "a", "/runs/a/first", "row"),
         ("a: winner", "a", "/runs/a/final", None),
     ]
+
+
+def test_a_winner_that_is_the_published_setting_is_judged_once():
+    (found,) = _contenders({"a": {"model": "/runs/a", "published": {"model": "/runs/a", "preset": "row"}}})
+    assert (found.label, found.final.uri, found.preset) == ("a: winner, as published", "/runs/a", "row")
 
 
 def model(rules, fingerprint="f"):
@@ -37,10 +42,10 @@ def test_one_table_holds_one_evaluation():
 
 def test_what_a_paper_reports_stands_beside_what_was_measured_alike(tmp_path, capsys):
     preset = "bas-ext/table1/cub/resnet50"
-    figures = published_figures(preset, protocol("bas-ext", 64, 72))
+    figures = paper_figures(preset, protocol("bas-ext", 64, 72))
     assert figures == {"top1_loc": 76.75, "top5_loc": 90.04, "gt_known_loc": 95.41}
-    assert published_figures(preset, protocol("wsol-v1", 64, 72)) == {}
-    assert published_figures(None, protocol("bas-ext", 64, 72)) == {}
+    assert paper_figures(preset, protocol("wsol-v1", 64, 72)) == {}
+    assert paper_figures(None, protocol("bas-ext", 64, 72)) == {}
     measured = dict.fromkeys(("max_box_acc_v2", "gt_known_loc", "top1_loc", "top5_loc"), 51.25)
     ours = Row("a: winner", "1 > 0.1", measured, measured, measured, {})
     theirs = Row("a: published", "4 > 0.1", measured, measured, measured, {}, preset, figures)

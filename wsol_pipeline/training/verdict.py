@@ -146,13 +146,14 @@ def _same_dataset(winners: Mapping[str, Mapping[str, Any]]) -> Dataset:
 
 
 def _contenders(winners: Mapping[str, Mapping[str, Any]]) -> list[Contender]:
-    """Others' winners first, then the first study's published setting, then its winner."""
+    """Others' winners first, then the first study's published setting, then its winner; one line if it is both."""
     first, *others = winners
     found = [Contender(f"{name}: winner", name, Store(winners[name]["model"])) for name in others]
-    main = winners[first]
-    if main["published"]:
-        label = f"{first}: published"
-        found.append(Contender(label, first, Store(main["published"]["model"]), main["published"]["preset"]))
+    main, published = winners[first], winners[first]["published"]
+    if published and published["model"] == main["model"]:
+        return [*found, Contender(f"{first}: winner, as published", first, Store(main["model"]), published["preset"])]
+    if published:
+        found.append(Contender(f"{first}: published", first, Store(published["model"]), published["preset"]))
     return [*found, Contender(f"{first}: winner", first, Store(main["model"]))]
 
 
@@ -177,11 +178,11 @@ def _judged(options: EvaluateOptions, contender: Contender, rules: Protocol) -> 
         result = _score_somewhere(options, contender)
         folder.write(name, json.dumps(result, indent=1).encode())
     kept = json.loads(folder.read(name))
-    beside = {"preset": contender.preset, "published": published_figures(contender.preset, rules)}
+    beside = {"preset": contender.preset, "published": paper_figures(contender.preset, rules)}
     return [Row(**{**row, "label": f"{contender.label}{row['label']}", **beside}) for row in kept["rows"]]
 
 
-def published_figures(preset: str | None, rules: Protocol) -> Mapping[str, float]:
+def paper_figures(preset: str | None, rules: Protocol) -> Mapping[str, float]:
     """What the paper reports for a preset, if under these rules; under others the same name is another measure."""
     row = search_spaces.presets().get(preset or "")
     return row.published if row and row.protocol == rules.name else {}
