@@ -12,6 +12,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SHORT = {
     "evaluation": ["--maps", "4", "--loops", "1"],
     "readout": ["--classes", "5", "--rounds", "1", "--backbone", "tiny"],
+    "dataset": ["--sizes", "64", "128", "--photographs", "20"],
     "step": ["--pairs", "1", "--size", "32", "--batch", "2", "--backbone", "resnet18"],
     "step_bcam": ["--pairs", "1", "--size", "32", "--batch", "2", "--backbone", "resnet18"],
     "study": ["--quick"],
