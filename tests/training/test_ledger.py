@@ -6,7 +6,7 @@ from optuna.trial import TrialState
 
 from wsol_pipeline.errors import ResourceError, UsageError
 from wsol_pipeline.storage import Store
-from wsol_pipeline.training.ledger import ObjectJournal, open_ledger, open_storage, pruner
+from wsol_pipeline.training.ledger import PRUNERS, SAMPLERS, ObjectJournal, open_ledger, open_storage, pruner, sampler
 
 
 def space(trial):
@@ -18,9 +18,8 @@ def ledger(storage, **changes):
         "space": space,
         "contract": {"data": "d1", "train": {"epochs": 4}},
         "published": {"paper/row": {"alpha": 0.5, "beta": 1.5}},
-        "pruner": pruner("none", 1),
-        "seed": 3,
-        "startup_trials": 2,
+        "sampler": sampler("tpe", seed=3, startup_trials=2),
+        "pruner": pruner("none", 1, 4),
     } | changes
     return open_ledger(storage, "s", **settings)
 
@@ -62,19 +61,35 @@ def test_a_driver_killed_between_asking_and_suggesting_loses_no_trial(storage):
     assert values == [again.ask(), again.ask()][1].params  # what it would have proposed had it lived
 
 
-def test_proposals_depend_on_seed_and_number_not_on_restarts(storage, tmp_path):
-    def proposals(restart: bool, name: str) -> list[dict]:
-        where = optuna.storages.RDBStorage(f"sqlite:///{tmp_path / name}.db")
-        book, found = ledger(where, published={}), []
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_proposals_depend_on_seed_and_number_not_on_restarts(name, tmp_path):
+    def proposals(restart: bool, seed: int = 3) -> list[dict]:
+        where = optuna.storages.InMemoryStorage()
+        chosen = sampler(name, seed, startup_trials=2)
+        book, found = ledger(where, published={}, sampler=chosen), []
         for _ in range(6):
             if restart:
-                book = ledger(where, published={})
+                book = ledger(where, published={}, sampler=sampler(name, seed, startup_trials=2))
             trial = book.ask()
             book.complete(trial.number, trial.params["alpha"])
             found.append(trial.params)
         return found
 
-    assert proposals(False, "a") == proposals(True, "b")
+    assert proposals(False) == proposals(True)
+    assert proposals(False) != proposals(False, seed=4)
+    assert len({trial["alpha"] for trial in proposals(False)}) == 6
+
+
+@pytest.mark.parametrize("name", PRUNERS)
+def test_every_pruner_lets_the_best_go_on(storage, name):
+    book = ledger(storage(), published={}, pruner=pruner(name, 2, 4))
+    numbers = [book.ask().number for _ in range(8)]
+    stopped = [book.report(number, 2, 50.0 - number) for number in numbers]
+    assert not stopped[0]
+    for number in numbers:
+        book.complete(number, 1.0)
+    late = [book.report(book.ask().number, 2, 0.0) for _ in range(6)]  # not every bracket of hyperband asks so early
+    assert any(late) == (name != "none")
 
 
 def test_the_books_balance(storage):
@@ -101,7 +116,7 @@ def test_ranking_is_by_value_then_by_number(storage):
 
 
 def test_the_pruner_stops_the_worse_half_but_never_a_published_setting(storage):
-    book = ledger(storage(), pruner=pruner("successive-halving", 2))
+    book = ledger(storage(), pruner=pruner("successive-halving", 2, 4))
     published, good, poor = (book.ask().number for _ in range(3))
     assert not book.report(good, 2, 50.0)
     assert book.report(poor, 2, 40.0)
@@ -137,13 +152,18 @@ def test_a_database_that_cannot_be_opened_is_a_resource_error(tmp_path):
         open_storage(Store.at(tmp_path), f"sqlite:///{tmp_path}/missing/folder/study.db")
 
 
+def test_an_unknown_sampler_is_answered_with_the_known_ones():
+    with pytest.raises(UsageError, match="cma-es"):
+        sampler("cmaes", 0, 4)
+
+
 def test_an_unknown_pruner_is_answered_with_the_known_ones():
     with pytest.raises(UsageError, match="Did you mean 'median'.*successive-halving"):
-        pruner("medain", 1)
+        pruner("medain", 1, 4)
 
 
 def test_a_published_setting_counts_in_the_rung_that_others_have_to_reach(storage):
-    book = ledger(storage(), pruner=pruner("successive-halving", 2))
+    book = ledger(storage(), pruner=pruner("successive-halving", 2, 4))
     published, poor = (book.ask().number for _ in range(2))
     assert not book.report(published, 2, 50.0)
     assert book.report(poor, 2, 40.0)

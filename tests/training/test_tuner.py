@@ -15,7 +15,7 @@ from wsol_pipeline.storage import Store
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position
 from wsol_pipeline.training.config import Job, TrainConfig, from_dict
 from wsol_pipeline.training.lease import Lease
-from wsol_pipeline.training.ledger import open_ledger, pruner
+from wsol_pipeline.training.ledger import open_ledger, pruner, sampler
 from wsol_pipeline.training.tuner import LedgerScheduler, LedgerSearcher, run_trials, trial_folder
 
 EPOCHS, RUNG = 3, 2
@@ -52,9 +52,8 @@ class Driver:
             space=lambda trial: {"alpha": trial.suggest_float("alpha", 0.0, 1.0)},
             contract={},
             published={"paper/row": {"alpha": 0.5}},
-            pruner=pruner(pruning, RUNG),
-            seed=0,
-            startup_trials=2,
+            sampler=sampler("tpe", seed=0, startup_trials=2),
+            pruner=pruner(pruning, RUNG, EPOCHS),
         )
         self.lease = Lease(self.folder / "lease", attempt)
         self.events = []

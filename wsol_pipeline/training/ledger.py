@@ -12,6 +12,7 @@ So `started = complete + pruned + failed` when a job ends, whatever died on the 
 import json
 import logging
 import threading
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ from wsol_pipeline.storage import Store
 
 logger = logging.getLogger(__name__)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # of the constraints file's version
 
 Space = Callable[[BaseTrial], dict[str, Any]]
 CONTRACT = "contract"
@@ -90,18 +92,53 @@ def open_storage(store: Store, database: str | None) -> BaseStorage:
         raise ResourceError(f"The study's database cannot be opened: {str(error).splitlines()[0]}") from error
 
 
-PRUNERS: dict[str, Callable[[int], optuna.pruners.BasePruner]] = {
-    "successive-halving": lambda first: optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=2),
-    "median": lambda first: optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=first - 1),
-    "none": lambda first: optuna.pruners.NopPruner(),
+Sampler = Callable[[int], optuna.samplers.BaseSampler]  # trial number -> what proposes its parameters
+
+SAMPLERS: dict[str, Callable[[int, int, int], optuna.samplers.BaseSampler]] = {  # (seed, trial number, startup trials)
+    "tpe": lambda seed, number, startup: optuna.samplers.TPESampler(
+        seed=_seed_of(seed, number), n_startup_trials=startup, multivariate=True, constant_liar=True
+    ),
+    "gp": lambda seed, number, startup: optuna.samplers.GPSampler(
+        seed=_seed_of(seed, number), n_startup_trials=startup, deterministic_objective=False
+    ),
+    "cma-es": lambda seed, number, startup: optuna.samplers.CmaEsSampler(
+        seed=_seed_of(seed, number), n_startup_trials=startup, warn_independent_sampling=False
+    ),
+    # a sequence of points, of which each trial takes the next: its seed must stay
+    "qmc": lambda seed, number, startup: optuna.samplers.QMCSampler(
+        seed=seed, scramble=True, warn_independent_sampling=False
+    ),
+    "random": lambda seed, number, startup: optuna.samplers.RandomSampler(seed=_seed_of(seed, number)),
+}
+
+PRUNERS: dict[str, Callable[[int, int], optuna.pruners.BasePruner]] = {  # (first rung, epochs)
+    "successive-halving": lambda first, epochs: optuna.pruners.SuccessiveHalvingPruner(
+        min_resource=first, reduction_factor=2
+    ),
+    "hyperband": lambda first, epochs: optuna.pruners.HyperbandPruner(
+        min_resource=first, max_resource=epochs, reduction_factor=2
+    ),
+    "median": lambda first, epochs: optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=first - 1),
+    "none": lambda first, epochs: optuna.pruners.NopPruner(),
 }
 
 
-def pruner(name: str, first_rung: int) -> optuna.pruners.BasePruner:
+def sampler(name: str, seed: int, startup_trials: int) -> Sampler:
+    """Optuna's sampler by name, seeded for each trial by its number, so that proposals don't depend on restarts."""
+    if name not in SAMPLERS:
+        raise unknown("sampler", name, SAMPLERS)
+    return lambda number: SAMPLERS[name](seed, number, startup_trials)
+
+
+def _seed_of(seed: int, number: int) -> int:
+    return (seed * 1_000_003 + number) % 2**32
+
+
+def pruner(name: str, first_rung: int, epochs: int) -> optuna.pruners.BasePruner:
     """Optuna's pruner by name; `first_rung` is the first epoch at which it is asked."""
     if name not in PRUNERS:
         raise unknown("pruner", name, PRUNERS)
-    return PRUNERS[name](first_rung)
+    return PRUNERS[name](first_rung, epochs)
 
 
 @dataclass
@@ -110,14 +147,13 @@ class Ledger:
 
     study: optuna.Study
     space: Space
-    seed: int
-    startup_trials: int
+    sampler: Sampler
     _proposing: threading.Lock = field(default_factory=threading.Lock)  # MLflow's thread reads parameters meanwhile
 
     def ask(self) -> FrozenTrial:
         """Start the next trial: an enqueued one, else the sampler's proposal. It is RUNNING when this returns."""
         with self._proposing:
-            self._seed_sampler(len(self.trials()))
+            self.study.sampler = self.sampler(len(self.trials()))
             trial = self.study.ask()
             self.space(trial)
         return self.get(trial.number)
@@ -125,17 +161,8 @@ class Ledger:
     def parameters(self, number: int) -> dict[str, Any]:
         """What the space makes of trial `number`'s parameters. Completes those of a trial whose driver died asking."""
         with self._proposing:
-            self._seed_sampler(number)
+            self.study.sampler = self.sampler(number)
             return self.space(Trial(self.study, self.get(number)._trial_id))
-
-    def _seed_sampler(self, number: int) -> None:
-        """Seed proposals by (seed, trial number), so that they don't depend on when a driver was restarted."""
-        self.study.sampler = optuna.samplers.TPESampler(
-            seed=(self.seed * 1_000_003 + number) % 2**32,
-            n_startup_trials=self.startup_trials,
-            multivariate=True,
-            constant_liar=True,
-        )
 
     def report(self, number: int, epoch: int, value: float) -> bool:
         """Note the searched objective after `epoch`; True if the pruner would stop the trial.
@@ -193,9 +220,8 @@ def open_ledger(
     space: Space,
     contract: Mapping[str, Any],
     published: Mapping[str, Mapping[str, Any]],
+    sampler: Sampler,
     pruner: optuna.pruners.BasePruner,
-    seed: int,
-    startup_trials: int,
 ) -> Ledger:
     """Open study `name`, creating it with the `published` settings ({preset id: parameters}) as its first trials.
 
@@ -213,7 +239,7 @@ def open_ledger(
         study.set_user_attr(CONTRACT, contract)
     else:
         _check_contract(name, kept, json.loads(json.dumps(contract)))
-    return Ledger(study, space, seed, startup_trials)
+    return Ledger(study, space, sampler)
 
 
 def _check_contract(name: str, kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from wsol_pipeline.training import cluster, tracking
 from wsol_pipeline.training.build import build_method, build_readout
 from wsol_pipeline.training.config import Recipe, TrainConfig, require, to_dict
 from wsol_pipeline.training.embedded import embedded_dataset, embedded_weights
-from wsol_pipeline.training.ledger import PRUNERS, Space
+from wsol_pipeline.training.ledger import PRUNERS, SAMPLERS, Space
 from wsol_pipeline.training.options import RunOptions, resolve
 
 OWN = "own settings"  # the name of a first trial that no paper has published
@@ -38,12 +38,16 @@ class StudyOptions(RunOptions):
     """Trials at once; by default as many as the cluster holds."""
     published: int = 2
     """Settings tried before any is proposed: the run's own (the preset's), then other published ones."""
+    sampler: str = "tpe"
+    """What proposes parameters, by Optuna's names: tpe, gp (Gaussian process), cma-es, qmc (an even cover of the space)
+    or random."""
     pruner: str = "successive-halving"
-    """What stops poor trials early: successive-halving, median or none. Asked at the rungs."""
+    """What stops poor trials early, by Optuna's names: successive-halving, hyperband, median or none. Asked at the
+    rungs."""
     rungs: tuple[int, ...] | None = None
     """Epochs after which the whole readout is searched and the pruner asked. By default a half of the epochs."""
     startup_trials: int = 4
-    """Trials before Optuna's TPE sampler takes over from random proposals."""
+    """Trials before the tpe, gp or cma-es sampler takes over from random proposals."""
     study_db: str | None = None
     """SQLAlchemy URL of the study's database (PostgreSQL for teams). By default SQLite in a local --storage, or a
     journal of objects in an s3:// one."""
@@ -54,8 +58,9 @@ class StudyOptions(RunOptions):
         require(self.concurrent is None or self.concurrent >= 1, "concurrent must be at least 1", self.concurrent)
         require(self.published >= 0, "published cannot be negative", self.published)
         require(self.startup_trials >= 0, "startup_trials cannot be negative", self.startup_trials)
-        if self.pruner not in PRUNERS:
-            raise unknown("pruner", self.pruner, PRUNERS)
+        for option, value, known in (("sampler", self.sampler, SAMPLERS), ("pruner", self.pruner, PRUNERS)):
+            if value not in known:
+                raise unknown(option, value, known)
 
 
 @dataclass(frozen=True)

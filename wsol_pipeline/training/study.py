@@ -18,7 +18,7 @@ from wsol_pipeline.training.charts import draw_study
 from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.config import Job, require
 from wsol_pipeline.training.lease import Lease, acquire
-from wsol_pipeline.training.ledger import FAILURE, PUBLISHED, Ledger, Space, open_ledger, open_storage, pruner
+from wsol_pipeline.training.ledger import FAILURE, PUBLISHED, Ledger, Space, open_ledger, open_storage, pruner, sampler
 from wsol_pipeline.training.options import describe, reading
 from wsol_pipeline.training.plan import Plan, StudyOptions, make_plan, with_parameters
 from wsol_pipeline.training.run import resources_per_worker, trainable
@@ -70,9 +70,8 @@ def execute(plan: Plan, point: Point = lambda name: None) -> Outcome:
             space=plan.space,
             contract=plan.contract,
             published=plan.published,
-            pruner=pruner(options.pruner, min(plan.config.rungs, default=1)),
-            seed=options.seed,
-            startup_trials=options.startup_trials,
+            sampler=sampler(options.sampler, options.seed, options.startup_trials),
+            pruner=pruner(options.pruner, min(plan.config.rungs, default=1), plan.config.recipe.epochs),
         )
         views = functools.partial(trial_views, plan, ledger, lease)
         with tracking.Projection(client, experiment, options.name, study_tags(plan), views) as projection:
