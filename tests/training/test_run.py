@@ -40,7 +40,7 @@ def store_of(job: Job) -> CheckpointStore:
 def test_a_trial_reports_the_numbers_of_each_epoch(make_job, reports):
     run.run_on_one_device(to_dict(make_job()))
     assert [(r["epoch"], r["searched"], r["final"]) for r in reports] == [(1, False, False), (2, True, True)]
-    assert set(reports[0]) == {"epoch", "value", "searched", "final", "loss", "images_per_second"}
+    assert set(reports[0]) == {"epoch", "value", "searched", "final", "loss", "images_per_second", "device_seconds"}
     json.dumps(reports, allow_nan=False)
 
 

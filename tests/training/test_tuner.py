@@ -10,8 +10,9 @@ import ray.tune
 import torch
 from ray.tune.error import TuneError
 
-from wsol_pipeline.errors import ResourceError, WsolError
+from wsol_pipeline.errors import ResourceError, UsageError, WsolError
 from wsol_pipeline.storage import Store
+from wsol_pipeline.training.budget import Budget
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position
 from wsol_pipeline.training.config import Job, TrainConfig, from_dict
 from wsol_pipeline.training.lease import Lease
@@ -44,7 +45,7 @@ def new_study(place):
 class Driver:
     """One life of a driver: a searcher over what its forerunners left, and Ray's part of the conversation."""
 
-    def __init__(self, study, attempt=1, trials=3, die_at=None, pruning="none"):
+    def __init__(self, study, attempt=1, trials=3, die_at=None, pruning="none", budget=None):
         self.folder = study.folder
         self.ledger = open_ledger(
             study.database,
@@ -58,7 +59,9 @@ class Driver:
         self.lease = Lease(self.folder / "lease", attempt)
         self.events = []
         self.ids, self.passed, self.die_at = (f"ray-{attempt}-{n}" for n in itertools.count()), 0, die_at
-        self.searcher = LedgerSearcher(self.ledger, self.lease, self._job, trials, self.folder, self._hear, self._point)
+        self.searcher = LedgerSearcher(
+            self.ledger, self.lease, self._job, trials, self.folder, self._hear, self._point, budget
+        )
 
     def _job(self, parameters, folder):
         return Job(TrainConfig(options=parameters), "data", folder.uri, self.lease.attempt)
@@ -116,6 +119,7 @@ def work(job):
             "searched": final or epoch == RUNG,
             "final": final,
             "attempt": job.attempt,
+            "device_seconds": 1200.0,
         }
         records = [*records, record]
         if final:
@@ -204,6 +208,35 @@ def test_a_pruner_whose_word_a_dead_driver_did_not_hear_is_asked(study):
     assert heir.start() is None
 
 
+def test_nothing_starts_once_the_device_hours_are_spent_and_a_larger_limit_goes_on(study):
+    driver = Driver(study, budget=Budget(max_device_hours=1.5))  # a trial costs three times 20 minutes
+    driver.run()
+    assert driver.states() == ["COMPLETE"] * 2
+    assert driver.searcher.stopped == "2 device hours are spent, of --max-device-hours 1.5"
+    again = Driver(study, attempt=2, budget=Budget(max_device_hours=2))
+    again.run()
+    assert again.states() == ["COMPLETE"] * 2
+    larger = Driver(study, attempt=3, budget=Budget(max_device_hours=9))
+    larger.run()
+    assert larger.states() == ["COMPLETE"] * 3
+    assert larger.searcher.stopped == ""
+    assert larger.ledger.device_seconds() == 3 * EPOCHS * 1200
+
+
+def test_a_trial_of_a_dead_driver_goes_on_though_the_time_is_up(study):
+    Driver(study).start()
+    again = Driver(study, attempt=2, budget=Budget(time_budget=1e-9))
+    again.run()
+    assert again.states() == ["COMPLETE"]
+    assert "of --time-budget 1e-09" in again.searcher.stopped
+
+
+@pytest.mark.parametrize("limits", [{"max_device_hours": 0}, {"time_budget": -1.0}])
+def test_limits_must_leave_something(limits):
+    with pytest.raises(UsageError, match="must be positive hours"):
+        Budget(**limits)
+
+
 def test_the_worker_that_failed_by_itself_fails_its_trial_only(study):
     driver = Driver(study, trials=2)
     trial_id, _ = driver.start()
@@ -227,7 +260,7 @@ def test_pruned_is_told_before_ray_stops_the_trial(study):
     driver = Driver(study, trials=2, pruning="successive-halving")
     driver.train(*driver.start())
     trial_id, _ = driver.start()
-    record = {"epoch": RUNG, "value": -1.0, "searched": True, "final": False}
+    record = {"epoch": RUNG, "value": -1.0, "searched": True, "final": False, "device_seconds": 1.0}
     decision = LedgerScheduler(driver.searcher).on_trial_result(None, SimpleNamespace(trial_id=trial_id), record)
     assert decision == LedgerScheduler.STOP
     assert driver.states() == ["COMPLETE", "PRUNED"]

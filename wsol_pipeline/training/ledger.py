@@ -34,6 +34,7 @@ warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning
 Space = Callable[[BaseTrial], dict[str, Any]]
 CONTRACT = "contract"
 FAILURE = "failure"
+SPENT = "device_seconds"
 PUBLISHED = "published"  # user attribute of an enqueued trial: the id of its preset
 SCHEMA = 1
 
@@ -177,6 +178,16 @@ class Ledger:
         if epoch not in frozen.intermediate_values:
             trial.report(value, step=epoch)
         return trial.should_prune() and PUBLISHED not in frozen.user_attrs
+
+    def spend(self, number: int, device_seconds: float) -> None:
+        """Add to what a running trial has cost; an epoch done again after a crash has cost twice."""
+        trial = self.get(number)
+        spent = trial.user_attrs.get(SPENT, 0.0) + device_seconds
+        self.study._storage.set_trial_user_attr(trial._trial_id, SPENT, spent)
+
+    def device_seconds(self) -> float:
+        """What all trials have cost, as far as their workers could report it."""
+        return sum(trial.user_attrs.get(SPENT, 0.0) for trial in self.trials())
 
     def complete(self, number: int, value: float) -> None:
         self.study.tell(number, value, state=TrialState.COMPLETE)

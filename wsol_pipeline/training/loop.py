@@ -109,9 +109,10 @@ def train(
 ) -> Iterator[Record]:
     """Train from the newest checkpoint, or from the start; yield the record of every epoch that ends here.
 
-    A record holds `epoch` (1-based), `step`, `time` (Unix seconds), `seconds`, `images_per_second`, `learning_rate`,
-    `train` (mean loss and terms), `val` (metrics, percent), `value` (the objective), `searched` (whether `value` is
-    the best of all readout settings) and, when searched, `choice`. The last record, marked `final`, comes after the
+    A record holds `epoch` (1-based), `step`, `time` (Unix seconds), `seconds` of training, `device_seconds` (with
+    validation, over all ranks), `images_per_second`, `learning_rate`, `train` (mean loss and terms), `val` (metrics,
+    percent), `value` (the objective), `searched` (whether `value` is the best of all readout settings) and, when
+    searched, `choice`. The last record, marked `final`, comes after the
     finished model was written. Raises `NonFiniteError` before the optimizer would move on a NaN.
     """
     world = world or World()
@@ -123,7 +124,7 @@ def train(
         for epoch in range(run.progress.position.epoch, config.recipe.epochs):
             started, rows_before = time.monotonic(), run.progress.rows
             _train_epoch(run, reader, epoch, checkpoint_batches)
-            record = _finish_epoch(run, epoch, time.monotonic() - started, run.progress.rows - rows_before)
+            record = _finish_epoch(run, epoch, started, run.progress.rows - rows_before)
             yield record
 
 
@@ -219,8 +220,12 @@ def _finite_gradient_norm(run: Run, terms: dict[str, Tensor], epoch: int) -> Ten
     return norm
 
 
-def _finish_epoch(run: Run, epoch: int, seconds: float, rows: int) -> Record:
-    """Validate, write the checkpoint (and the finished model after the last epoch), return the epoch's record."""
+def _finish_epoch(run: Run, epoch: int, started: float, rows: int) -> Record:
+    """Validate, write the checkpoint (and the finished model after the last epoch), return the epoch's record.
+
+    `rows` is how many this rank has trained on since `started`.
+    """
+    seconds = time.monotonic() - started
     last = epoch + 1 == run.config.recipe.epochs
     searched = last or epoch + 1 in run.config.rungs
     counts = validate(run, search=searched)
@@ -231,6 +236,7 @@ def _finish_epoch(run: Run, epoch: int, seconds: float, rows: int) -> Record:
         "step": (epoch + 1) * run.plan.num_batches,
         "time": time.time(),
         "seconds": round(seconds, 3),
+        "device_seconds": round((time.monotonic() - started) * run.world.size, 3),
         "images_per_second": round(rows * run.world.size / max(seconds, 1e-9), 1),
         "learning_rate": learning_rate(run.config.recipe, epoch, run.progress.records),
         "train": {name: total / all_rows for name, total in sums.items()},

@@ -5,10 +5,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import optuna
 import torch
+import tyro
 
 import search_spaces
 import wsol_models
@@ -18,6 +19,7 @@ from wsol_pipeline.evaluation import selection
 from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training import cluster, tracking
+from wsol_pipeline.training.budget import Budget
 from wsol_pipeline.training.build import build_method, build_readout
 from wsol_pipeline.training.config import Recipe, TrainConfig, require, to_dict
 from wsol_pipeline.training.embedded import embedded_dataset, embedded_weights
@@ -32,8 +34,13 @@ class StudyOptions(RunOptions):
     """Options of every tuning job."""
 
     name: str = "study"
-    trials: int = 8
+    trials: Annotated[int, tyro.conf.arg(aliases=("--max-trials",))] = 8
     """Trials in all, published settings included; a larger number later continues the study."""
+    max_device_hours: float | None = None
+    """Start no more trials once the study has spent this: hours of training and validation x workers, over all runs of
+    the command. What runs is finished."""
+    time_budget: float | None = None
+    """Hours after which this run of the command starts no more trials. What runs is finished."""
     concurrent: int | None = None
     """Trials at once; by default as many as the cluster holds."""
     published: int = 2
@@ -58,9 +65,14 @@ class StudyOptions(RunOptions):
         require(self.concurrent is None or self.concurrent >= 1, "concurrent must be at least 1", self.concurrent)
         require(self.published >= 0, "published cannot be negative", self.published)
         require(self.startup_trials >= 0, "startup_trials cannot be negative", self.startup_trials)
+        self.budget()  # refuses limits that are not positive
         for option, value, known in (("sampler", self.sampler, SAMPLERS), ("pruner", self.pruner, PRUNERS)):
             if value not in known:
                 raise unknown(option, value, known)
+
+    def budget(self) -> Budget:
+        """The limits, with a clock that starts now."""
+        return Budget(self.max_device_hours, self.time_budget)
 
 
 @dataclass(frozen=True)

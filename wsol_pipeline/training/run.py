@@ -149,6 +149,7 @@ def _reportable(record: Record) -> dict[str, Any]:
         "final": record["final"],
         "loss": record["train"]["loss"],
         "images_per_second": record["images_per_second"],
+        "device_seconds": record["device_seconds"],
     }
 
 

@@ -1,5 +1,6 @@
 """A study: trials over a method's hyper-parameters, on one ledger, continued by starting the same command again."""
 
+import dataclasses
 import functools
 import json
 import tempfile
@@ -32,13 +33,15 @@ Ranked = tuple[int, str, dict[str, Any], float]  # number, published setting it 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a study found. `ranking`: the completed trials, best first."""
+    """What a study found. `ranking`: the completed trials, best first; `stopped`: the limit it ran into, if any."""
 
     balance: dict[str, int]
     ranking: list[Ranked]
     best: Store  # the final folder of the best trial
     model_version: str | None
     failures: dict[int, dict[str, str]]
+    device_hours: float
+    stopped: str = ""
 
 
 def run_study(
@@ -75,16 +78,16 @@ def execute(plan: Plan, point: Point = lambda name: None) -> Outcome:
         )
         views = functools.partial(trial_views, plan, ledger, lease)
         with tracking.Projection(client, experiment, options.name, study_tags(plan), views) as projection:
-            _run(plan, ledger, lease, point)
-        return _finish(plan, ledger, projection, point)
+            stopped = _run(plan, ledger, lease, point)
+        return dataclasses.replace(_finish(plan, ledger, projection, point), stopped=stopped)
 
 
-def _run(plan: Plan, ledger: Ledger, lease: Lease, point: Point) -> None:
-    """Run the trials that are not finished, if any."""
+def _run(plan: Plan, ledger: Ledger, lease: Lease, point: Point) -> str:
+    """Run the trials that are not finished, if any; the limit that kept it from starting more, if one did."""
     options = plan.options
     say = TrialLog(plan.config.recipe.epochs, plan.config.objective)
     if not ledger.running() and len(ledger.trials()) >= options.trials:
-        return
+        return ""
     cluster.connect(nested=options.workers > 1)
     cluster.check_storage_reaches_all(plan.folder, options.storage_is_shared)
     device = cluster.pick_device(options.device)
@@ -105,11 +108,12 @@ def _run(plan: Plan, ledger: Ledger, lease: Lease, point: Point) -> None:
 
     sample = make_job({}, plan.folder)
     concurrent = cluster.check_placement(sample, options.concurrent, options.cluster_may_grow)
-    searcher = LedgerSearcher(ledger, lease, make_job, options.trials, plan.folder, say, point)
+    searcher = LedgerSearcher(ledger, lease, make_job, options.trials, plan.folder, say, point, options.budget())
     say.plan(options.trials, ledger.balance(), searcher.orphans, concurrent, sample)
     resources = resources_per_worker(sample) if options.workers == 1 else {"CPU": cluster.TUNE_ACTOR_CPU}
     run_trials(searcher, trainable(sample), concurrent, resources, plan.folder)
     lease.check()
+    return searcher.stopped
 
 
 def _finish(plan: Plan, ledger: Ledger, projection: tracking.Projection, point: Point) -> Outcome:
@@ -132,7 +136,7 @@ def _finish(plan: Plan, ledger: Ledger, projection: tracking.Projection, point: 
     point("registering")
     plan.folder.write(WINNER, json.dumps(winner_record(plan, ledger, final)).encode())
     version = _to_mlflow(plan, ledger, projection, ranking, final)
-    return Outcome(balance, ranking, final, version, failures)
+    return Outcome(balance, ranking, final, version, failures, ledger.device_seconds() / 3600)
 
 
 def _to_mlflow(

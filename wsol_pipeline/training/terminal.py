@@ -80,8 +80,10 @@ def print_outcome(outcome: Outcome, plan: Plan) -> None:
     balance, objective = outcome.balance, plan.config.objective
     console.print(
         f"\n{balance['started']} trials started = {balance['complete']} complete + {balance['pruned']} pruned + "
-        f"{balance['fail']} failed"
+        f"{balance['fail']} failed; {_hours(outcome.device_hours)} of device time"
     )
+    if outcome.stopped:
+        console.print(f"{outcome.stopped}: the same command with a larger limit continues", soft_wrap=True)
     table = Table(title=f"Study {plan.options.name}: {objective} on validation ({plan.config.protocol})")
     for name in ("trial", "", "parameters", objective):
         table.add_column(name, justify="right" if name == objective else "left")
@@ -95,6 +97,13 @@ def print_outcome(outcome: Outcome, plan: Plan) -> None:
         console.print(f"model: models:/{name}/{outcome.model_version}  ({outcome.best.uri})", soft_wrap=True)
     console.print(f"next:  python rayjobs/evaluate.py --study {name} --storage {plan.options.storage}", soft_wrap=True)
     console.print("more:  the same command with a larger --trials continues this study", soft_wrap=True)
+
+
+def _hours(hours: float) -> str:
+    """`41 s`, `12.5 min` or `3.2 h`."""
+    if hours < 1 / 60:
+        return f"{hours * 3600:.0f} s"
+    return f"{hours * 60:.1f} min" if hours < 1 else f"{hours:.1f} h"
 
 
 def print_verdict(rows: Sequence[Row], objective: str, protocol: str, images: int, folder: Store, picture: str) -> None:

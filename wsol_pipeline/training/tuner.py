@@ -14,6 +14,7 @@ from ray.tune.search import Searcher
 
 from wsol_pipeline.errors import ResourceError, WsolError
 from wsol_pipeline.storage import STORAGE_ERRORS, Store, describe_storage_error
+from wsol_pipeline.training.budget import Budget
 from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.config import Job, to_dict
 from wsol_pipeline.training.lease import Lease
@@ -33,6 +34,7 @@ class LedgerSearcher(Searcher):
         trials: how many to start in all, over every life of the study.
         folder: the study's folder; trial `n` works in `trials/<n>`.
         on_event: told about each start, record and end, for the terminal and MLflow.
+        budget: limits beside `trials`; `stopped` says which of them was reached.
     """
 
     def __init__(
@@ -44,10 +46,12 @@ class LedgerSearcher(Searcher):
         folder: Store,
         on_event: Event,
         point: Point = lambda name: None,
+        budget: Budget | None = None,
     ) -> None:
         super().__init__(metric="value", mode="max")
         self.ledger, self.lease, self.make_job, self.trials, self.folder = ledger, lease, make_job, trials, folder
-        self.on_event, self.point = on_event, point
+        self.on_event, self.point, self.budget = on_event, point, budget or Budget()
+        self.stopped = ""
         self.numbers: dict[str, int] = {}  # Ray's trial id -> ours
         self.pruned: set[str] = set()  # Ray's ids of trials that our pruner stopped
         self.orphans = settle_orphans(ledger, self.checkpoints, on_event)
@@ -57,7 +61,7 @@ class LedgerSearcher(Searcher):
         self.lease.check()
         if self.orphans:
             number = self.orphans.pop(0)
-        elif len(self.ledger.trials()) < self.trials:
+        elif self._may_start():
             number = self.ledger.ask().number
         else:
             return Searcher.FINISHED
@@ -67,12 +71,19 @@ class LedgerSearcher(Searcher):
         self.on_event("started", number, {"parameters": parameters, **self.ledger.get(number).user_attrs})
         return to_dict(self.make_job(parameters, trial_folder(self.folder, number)))
 
+    def _may_start(self) -> bool:
+        started = len(self.ledger.trials())
+        if started < self.trials:
+            self.stopped = self.budget.spent(self.ledger.device_seconds())
+        return started < self.trials and not self.stopped
+
     def record(self, trial_id: str, record: dict[str, Any]) -> bool:
         """Take a worker's record; True if the trial should stop now."""
         self.point("checkpointed")
         self.lease.check()
         number = self.numbers[trial_id]
         self.on_event("epoch", number, record)
+        self.ledger.spend(number, record["device_seconds"])
         stop = report(self.ledger, number, record, self.on_event)
         if stop:
             self.pruned.add(trial_id)
