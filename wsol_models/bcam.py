@@ -57,6 +57,8 @@ class Config:
         feature), λ3 (b^o, the background classifier on the object feature), λ4 (b^b).
     heads: M, attention maps per aggregator.
     aggregator_init: "zero", or "xavier" for heads that differ.
+    classifier_std: standard deviation of the classifiers' weights at the start. 0: He's √(2 / classes), as the code,
+        which is 0.1 for 200 classes, but 0.8 for three: then scores start far apart, and a short training unlearns.
     large: 28x28 maps at 224 px (else 14x14); the paper has VGG16 without.
     soft_topk: 0, or the number of classes of soft labels in place of one class; the paper has 5 on ILSVRC. Its code has
         none: an interpretation, see `soft_labels`. The teacher is the network as its weights came, in this layout,
@@ -71,6 +73,7 @@ class Config:
     lambda4: float = 1.0
     heads: int = 100
     aggregator_init: Literal["zero", "xavier"] = "zero"
+    classifier_std: float = 0.0
     large: bool = True
     soft_topk: int = 0
     head_lr_scale: float = 10.0
@@ -79,6 +82,7 @@ class Config:
     def __post_init__(self) -> None:
         require_not_negative(lambda1=self.lambda1, lambda2=self.lambda2, lambda3=self.lambda3, lambda4=self.lambda4)
         require_not_negative(head_lr_scale=self.head_lr_scale, bias_lr_scale=self.bias_lr_scale)
+        require_not_negative(classifier_std=self.classifier_std)
         if self.heads < 1:
             raise ValueError(f"heads must be at least 1 but is {self.heads}.")
         if self.soft_topk < 0:
@@ -188,6 +192,9 @@ class Method(LocalizationMethod):
 
     def _initialise(self) -> None:
         he_(nn.ModuleList([self.classifier_A, self.classifier_B, *self.backbone.new_layers()]))
+        if self.config.classifier_std:
+            for classifier in (self.classifier_A, self.classifier_B):
+                nn.init.normal_(classifier.weight, std=self.config.classifier_std)
         for aggregator in (self.aggregator_A, self.aggregator_B):
             xavier_(aggregator)
             if self.config.aggregator_init == "zero":

@@ -305,6 +305,13 @@ def test_layers_start_as_in_the_code():
     assert 0.99 * limit < drawn <= limit
 
 
+def test_classifiers_of_few_classes_can_start_as_those_of_many():
+    method = build("vgg16", num_classes=3, classifier_std=0.1)
+    for layer in (method.classifier_A, method.classifier_B):
+        assert layer.weight.std().item() == pytest.approx(0.1, rel=0.05)
+    assert not torch.equal(method.classifier_A.weight, method.classifier_B.weight)
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
