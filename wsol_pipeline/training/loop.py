@@ -116,7 +116,7 @@ def train(
     finished model was written. Raises `NonFiniteError` before the optimizer would move on a NaN.
     """
     world = world or World()
-    run = _set_up(config, dataset, checkpoints, world, reading or Reading())
+    run = set_up(config, dataset, checkpoints, world, reading or Reading())
     with TrainReader(
         dataset.train, run.plan, _read_config(config, reading or Reading()), epochs=config.recipe.epochs,
         rank=world.rank, world=world.size,
@@ -128,7 +128,8 @@ def train(
             yield record
 
 
-def _set_up(config: TrainConfig, dataset: Dataset, checkpoints: CheckpointStore, world: World, reading: Reading) -> Run:
+def set_up(config: TrainConfig, dataset: Dataset, checkpoints: CheckpointStore, world: World, reading: Reading) -> Run:
+    """Put a run together, from its newest checkpoint if there is one."""
     torch.manual_seed(config.seed)
     method = build_method(config, len(dataset.classes)).to(world.device)
     if config.channels_last:
@@ -175,7 +176,7 @@ def _train_epoch(run: Run, reader: TrainReader, epoch: int, checkpoint_batches: 
     run.method.train()
     since_checkpoint = 0
     for batch in reader.epoch(epoch, start_sample=run.progress.position.samples):
-        _train_step(run, epoch, batch)
+        train_step(run, epoch, batch)
         run.progress.position = Position(epoch, run.progress.position.samples + batch.global_size)
         since_checkpoint += 1
         if since_checkpoint == checkpoint_batches and run.progress.position.samples < run.plan.samples:
@@ -183,7 +184,8 @@ def _train_epoch(run: Run, reader: TrainReader, epoch: int, checkpoint_batches: 
             since_checkpoint = 0
 
 
-def _train_step(run: Run, epoch: int, batch: Batch) -> None:
+def train_step(run: Run, epoch: int, batch: Batch) -> None:
+    """One step of the optimizer on this rank's part of a batch. Raises `NonFiniteError` before it would move."""
     config, device = run.config, run.world.device
     torch.manual_seed(_fold(config.seed, epoch, run.progress.position.samples))
     done = run.progress.position.samples // config.recipe.batch_size / run.plan.num_batches

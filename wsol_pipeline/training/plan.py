@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import optuna
 import torch
@@ -21,10 +21,10 @@ from wsol_pipeline.storage import Store
 from wsol_pipeline.training import cluster, tracking
 from wsol_pipeline.training.budget import Budget
 from wsol_pipeline.training.build import build_method, build_readout
-from wsol_pipeline.training.config import Recipe, TrainConfig, require, to_dict
+from wsol_pipeline.training.config import Job, Recipe, TrainConfig, require, to_dict
 from wsol_pipeline.training.embedded import embedded_dataset, embedded_weights
 from wsol_pipeline.training.ledger import PRUNERS, SAMPLERS, Space
-from wsol_pipeline.training.options import RunOptions, resolve
+from wsol_pipeline.training.options import RunOptions, reading, resolve
 
 OWN = "own settings"  # the name of a first trial that no paper has published
 
@@ -55,6 +55,9 @@ class StudyOptions(RunOptions):
     """Epochs after which the whole readout is searched and the pruner asked. By default a half of the epochs."""
     startup_trials: int = 4
     """Trials before the tpe, gp or cma-es sampler takes over from random proposals."""
+    dry_run: bool = False
+    """Check configuration, data, storage, MLflow and placement, train a few batches, say what the study would take, and
+    start nothing."""
     study_db: str | None = None
     """SQLAlchemy URL of the study's database (PostgreSQL for teams). By default SQLite in a local --storage, or a
     journal of objects in an s3:// one."""
@@ -90,6 +93,20 @@ class Plan:
     def contract(self) -> dict[str, Any]:
         """What makes the trials comparable: it may not change while the study lives."""
         return {"train": to_dict(self.config), "data": self.dataset.fingerprint, "space": space_of(self.space)}
+
+    def job(self, parameters: Mapping[str, Any], folder: Store, attempt: int, device: Literal["cpu", "cuda"]) -> Job:
+        """What a trial with `parameters` runs, in `folder`."""
+        return Job(
+            train=with_parameters(self.config, parameters),
+            data=self.dataset.uri,
+            trial=folder.uri,
+            attempt=attempt,
+            workers=self.options.workers,
+            cpus_per_worker=self.options.cpus_per_worker,
+            device=device,
+            reading=reading(self.options),
+            checkpoint_batches=self.options.checkpoint_batches,
+        )
 
 
 def make_plan(options: StudyOptions, method: str, space: Space) -> Plan:

@@ -20,8 +20,9 @@ from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.config import Job, require
 from wsol_pipeline.training.lease import Lease, acquire
 from wsol_pipeline.training.ledger import FAILURE, PUBLISHED, Ledger, Space, open_ledger, open_storage, pruner, sampler
-from wsol_pipeline.training.options import describe, reading
-from wsol_pipeline.training.plan import Plan, StudyOptions, make_plan, with_parameters
+from wsol_pipeline.training.options import describe
+from wsol_pipeline.training.plan import Plan, StudyOptions, make_plan
+from wsol_pipeline.training.rehearsal import rehearse
 from wsol_pipeline.training.run import resources_per_worker, trainable
 from wsol_pipeline.training.terminal import TrialLog, print_outcome, ranking_markdown
 from wsol_pipeline.training.tuner import LedgerSearcher, Point, run_trials, trial_folder
@@ -55,6 +56,8 @@ def run_study(
     if options.print_config:
         print(json.dumps(describe(options, plan.config) | {"contract": plan.contract}, indent=2))
         return 0
+    if options.dry_run:
+        return rehearse(plan)
     outcome = execute(plan, point)
     print_outcome(outcome, plan)
     if outcome.failures:
@@ -93,22 +96,12 @@ def _run(plan: Plan, ledger: Ledger, lease: Lease, point: Point) -> str:
     device = cluster.pick_device(options.device)
     require(not options.sync_batch_norm or device == "cuda", "sync_batch_norm needs GPUs", device)
 
-    def make_job(parameters: dict[str, Any], folder: Store) -> Job:
-        return Job(
-            train=with_parameters(plan.config, parameters),
-            data=plan.dataset.uri,
-            trial=folder.uri,
-            attempt=lease.attempt,
-            workers=options.workers,
-            cpus_per_worker=options.cpus_per_worker,
-            device=device,
-            reading=reading(options),
-            checkpoint_batches=options.checkpoint_batches,
-        )
+    def trial_job(parameters: dict[str, Any], folder: Store) -> Job:
+        return plan.job(parameters, folder, lease.attempt, device)
 
-    sample = make_job({}, plan.folder)
+    sample = trial_job({}, plan.folder)
     concurrent = cluster.check_placement(sample, options.concurrent, options.cluster_may_grow)
-    searcher = LedgerSearcher(ledger, lease, make_job, options.trials, plan.folder, say, point, options.budget())
+    searcher = LedgerSearcher(ledger, lease, trial_job, options.trials, plan.folder, say, point, options.budget())
     say.plan(options.trials, ledger.balance(), searcher.orphans, concurrent, sample)
     resources = resources_per_worker(sample) if options.workers == 1 else {"CPU": cluster.TUNE_ACTOR_CPU}
     run_trials(searcher, trainable(sample), concurrent, resources, plan.folder)

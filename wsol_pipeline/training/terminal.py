@@ -80,7 +80,7 @@ def print_outcome(outcome: Outcome, plan: Plan) -> None:
     balance, objective = outcome.balance, plan.config.objective
     console.print(
         f"\n{balance['started']} trials started = {balance['complete']} complete + {balance['pruned']} pruned + "
-        f"{balance['fail']} failed; {_hours(outcome.device_hours)} of device time"
+        f"{balance['fail']} failed; {format_hours(outcome.device_hours)} of device time"
     )
     if outcome.stopped:
         console.print(f"{outcome.stopped}: the same command with a larger limit continues", soft_wrap=True)
@@ -99,7 +99,7 @@ def print_outcome(outcome: Outcome, plan: Plan) -> None:
     console.print("more:  the same command with a larger --trials continues this study", soft_wrap=True)
 
 
-def _hours(hours: float) -> str:
+def format_hours(hours: float) -> str:
     """`41 s`, `12.5 min` or `3.2 h`."""
     if hours < 1 / 60:
         return f"{hours * 3600:.0f} s"
