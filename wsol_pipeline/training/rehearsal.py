@@ -76,20 +76,23 @@ def rehearse(plan: Plan) -> int:
     sample = plan.job({}, plan.folder, attempt=0, device=cluster.pick_device(options.device))
     concurrent = cluster.check_placement(sample, options.concurrent, options.cluster_may_grow)
     console.print("measuring a few batches where a trial would run ...")
-    needs = resources_per_worker(sample)
-    task = ray.remote(measure).options(num_cpus=needs["CPU"], num_gpus=needs.get("GPU", 0), max_retries=0)
-    try:
-        measured = ray.get(task.remote(sample))
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause if isinstance(error.cause, WsolError) else WsolError(_why(error)) from None
+    measured = measure_there(sample)
     estimate = estimated(plan, measured, concurrent)
     _print(console, plan, client.tracking_uri, sample, concurrent, measured, estimate)
     return 0
 
 
-def _why(error: ray.exceptions.RayTaskError) -> str:
-    cause = error.cause
-    return f"A trial would fail at once: {type(cause).__name__}: {str(cause).splitlines()[0][:200]}"
+def measure_there(job: Job) -> Measured:
+    """`measure` where Ray would place a worker of `job`. Raises what it raises there."""
+    needs = resources_per_worker(job)
+    task = ray.remote(measure).options(num_cpus=needs["CPU"], num_gpus=needs.get("GPU", 0), max_retries=0)
+    try:
+        return ray.get(task.remote(job))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, WsolError):
+            raise error.cause from None
+        reason = str(error.cause).splitlines()[0][:200]
+        raise WsolError(f"A trial would fail at once: {type(error.cause).__name__}: {reason}") from error
 
 
 def measure(job: Job) -> Measured:
