@@ -1,12 +1,17 @@
 """`Store`: whole writes and exclusive creation, on a disk and in an object store."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from botocore.exceptions import NoCredentialsError
 
-from wsol_pipeline.errors import ResourceError, UsageError
-from wsol_pipeline.storage import Store, describe_storage_error
+from wsol_pipeline import storage
+from wsol_pipeline.errors import DataError, ResourceError, UsageError
+from wsol_pipeline.storage import STORAGE_ERRORS, Store, describe_storage_error
+from wsol_pipeline.training.checkpoint import read_sealed, write_sealed
+
+PASSING = ("500", "503", "timeout", "cut")  # faults that a later attempt may not meet
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -58,6 +63,86 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ResourceError, match="file/below"):
         Store.at(tmp_path / "file" / "below").check_writable()
+
+
+@pytest.mark.parametrize("fault", PASSING)
+def test_a_fault_that_passes_is_not_seen(s3_proxy, fault):
+    store, data = Store("s3://bucket/faults"), bytes(range(256)) * 40
+    s3_proxy.harm(fault, times=1, method="PUT")
+    store.write(fault, data)
+    s3_proxy.harm(fault, times=1)
+    assert store.read(fault) == data
+    s3_proxy.harm(fault, times=1)
+    assert store.read_range(fault, 5, 700) == data[5:700]
+    s3_proxy.harm(fault, times=1, method="HEAD")
+    assert store.size(fault) == len(data)
+    assert s3_proxy.injected == 4
+
+
+@pytest.mark.parametrize("fault", PASSING)
+def test_a_fault_that_stays_is_told(s3_proxy, fault):
+    store, began = Store("s3://bucket/faults"), time.monotonic()
+    store.write("lasting", bytes(1000))
+    s3_proxy.harm(fault)
+    with pytest.raises(STORAGE_ERRORS):
+        store.read("lasting")
+    s3_proxy.harm(fault, method="PUT")
+    with pytest.raises(ResourceError, match="s3://bucket/faults cannot be reached"):
+        store.check_writable()
+    assert time.monotonic() - began < 20  # twice 3 attempts of a second
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", PASSING)
+def test_a_fault_that_stays_is_told_within_a_minute(s3_proxy, monkeypatch, fault):
+    """With the client's own patience, whatever the fault."""
+    monkeypatch.undo()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{s3_proxy.server_port}")
+    storage._s3.cache_clear()
+    s3_proxy.silence = 60
+    store, began = Store("s3://bucket/faults"), time.monotonic()
+    store.write("lasting", bytes(1000))
+    s3_proxy.harm(fault)
+    with pytest.raises(STORAGE_ERRORS):
+        store.read("lasting")
+    assert 10 < time.monotonic() - began < 60
+
+
+def test_what_asking_again_cannot_mend_is_asked_once(s3_proxy):
+    store = Store("s3://bucket/faults")
+    s3_proxy.harm("403", method="PUT")
+    with pytest.raises(ResourceError, match="s3://bucket/faults was denied: check the credentials"):
+        store.check_writable()
+    assert s3_proxy.injected == 1
+    s3_proxy.requests.clear()
+    with pytest.raises(FileNotFoundError):
+        store.read_range("nothing", 0, 10)
+    assert len(s3_proxy.requests) == 1
+
+
+def test_wrong_bytes_are_read_again_or_told(s3_proxy):
+    store, files = Store("s3://bucket/faults/sealed"), {"state.pt": bytes(5000), "records.json": b"[]"}
+    write_sealed(store, files)
+    s3_proxy.harm("wrong", times=1, path="state.pt")
+    assert read_sealed(store) == files
+    assert s3_proxy.injected == 1
+    s3_proxy.harm("wrong", path="state.pt")
+    with pytest.raises((DataError, *STORAGE_ERRORS)):
+        read_sealed(store)
+
+
+def test_a_creation_whose_answer_is_lost_has_succeeded(s3_proxy):
+    store = Store("s3://bucket/faults")
+    s3_proxy.harm("cut", times=1, method="PUT")
+    assert store.create("lease of one", b"one")
+    assert not store.create("lease of one", b"another")
+
+
+def test_a_range_ends_where_the_file_does(store):
+    store.write("x", b"0123456789")
+    assert store.read_range("x", 3, 7) == b"3456"
+    assert store.read_range("x", 8, 99) == b"89"
+    assert store.read_range("x", 10, 12) == b""
 
 
 @pytest.mark.parametrize(

@@ -13,21 +13,59 @@ from typing import Any
 
 import fsspec
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from s3fs.core import S3_RETRYABLE_ERRORS
+from tenacity import retry, retry_if_exception, stop_after_attempt, stop_after_delay, wait_exponential, wait_random
 
 from wsol_pipeline.errors import ResourceError, UsageError
 
 STORAGE_ERRORS = (OSError, BotoCoreError, ClientError)  # what a read or write raises when its storage is away
 
 
+_TAKEN = ("PreconditionFailed", "ConditionalRequestConflict")  # S3's words for "somebody else was first"
+_CONNECT_SECONDS, _SILENT_SECONDS = 5, 12  # how long a server may take to answer, and to say its next byte
+
+
 @lru_cache(maxsize=8)
 def _s3(pid: int) -> Any:
-    """One S3 client per process (`pid` keeps a forked child from sharing its parent's)."""
-    return fsspec.filesystem(
+    """One S3 client per process (`pid` keeps a forked child from sharing its parent's).
+
+    It asks once: botocore's, s3fs's and our own repetitions would multiply, so `_ask_s3` alone repeats.
+    """
+    timeouts = {"connect_timeout": _CONNECT_SECONDS, "read_timeout": _SILENT_SECONDS}
+    client = fsspec.filesystem(
         "s3",
         use_listings_cache=False,  # other processes write too
         skip_instance_cache=True,
-        config_kwargs={"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 4, "mode": "standard"}},
+        config_kwargs={**timeouts, "retries": {"total_max_attempts": 1, "mode": "standard"}},
     )
+    client.retries = 1
+    return client
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Timeouts, resets and server errors pass; what is missing, forbidden or there already stays so."""
+    lasting = (FileNotFoundError, PermissionError, FileExistsError, NoCredentialsError)
+    if isinstance(error, lasting) or _has_code(error, *_TAKEN, "InvalidRange"):
+        return False
+    return isinstance(error, STORAGE_ERRORS)
+
+
+# A server that says nothing is asked 3 times, one that answers with errors up to 8 times. The longest: 30 s of
+# attempts, 8 s of waiting and a last attempt of 17 s are 55 s.
+@retry(
+    retry=retry_if_exception(_may_pass),
+    stop=stop_after_attempt(8) | (stop_after_attempt(3) & stop_after_delay(30)),
+    wait=wait_exponential(multiplier=0.25, max=7.5) + wait_random(0, 0.5),
+    reraise=True,
+)
+def _ask_s3(verb: str, *args: Any, **options: Any) -> Any:
+    """One call of the S3 client, repeated with back-off: an answer or one of `STORAGE_ERRORS` within a minute."""
+    try:
+        return getattr(_s3(os.getpid()), verb)(*args, **options)
+    except S3_RETRYABLE_ERRORS as error:
+        if isinstance(error, STORAGE_ERRORS):
+            raise
+        raise OSError(f"the answer was cut short ({error})") from error
 
 
 @dataclass(frozen=True)
@@ -71,12 +109,25 @@ class Store:
         """Bytes of `name`. Raises `FileNotFoundError`."""
         if self.is_local:
             return Path(self.path(name)).read_bytes()
-        return _s3(os.getpid()).cat_file(self.path(name))
+        return _ask_s3("cat_file", self.path(name))
+
+    def read_range(self, name: str, begin: int, end: int) -> bytes:
+        """Bytes [begin, end) of `name`, fewer where it ends before. Raises `FileNotFoundError`."""
+        if self.is_local:
+            with Path(self.path(name)).open("rb") as file:
+                file.seek(begin)
+                return file.read(end - begin)
+        try:
+            return _ask_s3("cat_file", self.path(name), start=begin, end=end)
+        except (OSError, ClientError) as error:
+            if not _has_code(error, "InvalidRange"):
+                raise
+            return b""
 
     def write(self, name: str, data: bytes) -> None:
         """Write `name` whole or not at all, over whatever was there."""
         if not self.is_local:
-            _s3(os.getpid()).pipe_file(self.path(name), data)
+            _ask_s3("pipe_file", self.path(name), data)
             return
         aside = self._write_aside(name, data)
         aside.replace(self.path(name))
@@ -88,9 +139,9 @@ class Store:
         """
         if not self.is_local:
             try:
-                _s3(os.getpid()).pipe_file(self.path(name), data, mode="create")  # If-None-Match: *
+                _ask_s3("pipe_file", self.path(name), data, mode="create")  # If-None-Match: *
             except (OSError, ClientError) as error:
-                if not isinstance(error, FileExistsError) and not _is_precondition_failure(error):
+                if not isinstance(error, FileExistsError) and not _has_code(error, *_TAKEN):
                     raise
                 return self.read(name) == data
             return True
@@ -106,7 +157,7 @@ class Store:
     def exists(self, name: str = "") -> bool:
         if self.is_local:
             return Path(self.path(name)).exists()
-        return bool(_s3(os.getpid()).exists(self.path(name)))
+        return bool(_ask_s3("exists", self.path(name)))
 
     def list(self, prefix: str = "") -> list[str]:
         """Names of all files below `prefix` (recursive), relative to this store, sorted; empty if there are none."""
@@ -115,20 +166,20 @@ class Store:
             found = (p for p in base.rglob("*") if p.is_file() and not p.name.startswith(".aside-"))
             return sorted(file.relative_to(root).as_posix() for file in found)
         own = self.uri.removeprefix("s3://")
-        return sorted(key.removeprefix(own).lstrip("/") for key in _s3(os.getpid()).find(self.path(prefix)))
+        return sorted(key.removeprefix(own).lstrip("/") for key in _ask_s3("find", self.path(prefix)))
 
     def size(self, name: str) -> int:
         """Bytes of `name`. Raises `FileNotFoundError`."""
         if self.is_local:
             return Path(self.path(name)).stat().st_size
-        return int(_s3(os.getpid()).size(self.path(name)))
+        return int(_ask_s3("size", self.path(name)))
 
     def remove(self, name: str) -> None:
         """Remove one file; nothing happens if it is gone."""
         if self.is_local:
             Path(self.path(name)).unlink(missing_ok=True)
         elif self.exists(name):
-            _s3(os.getpid()).rm_file(self.path(name))
+            _ask_s3("rm_file", self.path(name))
 
     def check_writable(self) -> "Store":
         """Write, read back and remove a small file. Raises `ResourceError` that says what is wrong with the place."""
@@ -155,10 +206,11 @@ class Store:
         return aside
 
 
-def _is_precondition_failure(error: Exception) -> bool:
+def _has_code(error: BaseException, *codes: str) -> bool:
+    """Whether S3 answered with one of these error codes; s3fs translates many of them to one `OSError`."""
     cause = error if isinstance(error, ClientError) else error.__cause__
     code = cause.response.get("Error", {}).get("Code") if isinstance(cause, ClientError) else None
-    return code in ("PreconditionFailed", "ConditionalRequestConflict") or "PreconditionFailed" in str(error)
+    return code in codes
 
 
 def describe_storage_error(uri: str, error: Exception) -> str:

@@ -44,16 +44,14 @@ class Split:
     def shards(self) -> tuple[Shard, ...]:
         return self.info.shards
 
-    def shard_set(self, cache_dir: str | None = None) -> ShardSet:
-        """The shards as one table; `cache_dir` is where this node remembers which ones it has verified."""
-        return ShardSet(Store(self.uri), self.shards, cache_dir)
+    def shard_set(self, cache_dir: str | None = None, cache_gb: float = 0) -> ShardSet:
+        """The shards as one table; remote ones are kept in `cache_dir` of this node if all fit `cache_gb` GiB."""
+        return ShardSet(Store(self.uri), self.shards, cache_dir, int(cache_gb * 2**30))
 
-    @cached_property
+    @property
     def has_masks(self) -> bool:
         """Whether any row has a mask to be evaluated with."""
-        if self.role is Role.TRAIN:
-            return False
-        return any(table["mask"].null_count < table.num_rows for table in self.shard_set().tables(["mask"]))
+        return self.info.masks > 0
 
     @cached_property
     def ids(self) -> list[str]:

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -24,7 +23,16 @@ from wsol_pipeline.data.augment import hash_ids
 from wsol_pipeline.data.images import IGNORED, decode, probe
 from wsol_pipeline.data.importers import Source
 from wsol_pipeline.data.schema import ROW_GROUP, VERSION, Box, ClassMask, Row, schema
-from wsol_pipeline.data.shards import MANIFEST, QUARANTINE, Manifest, Shard, SplitInfo, read_manifest
+from wsol_pipeline.data.shards import (
+    MANIFEST,
+    QUARANTINE,
+    Manifest,
+    Shard,
+    SplitInfo,
+    describe_shard,
+    encode_shard,
+    read_manifest,
+)
 from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.protocol import Role
 from wsol_pipeline.storage import Store
@@ -58,6 +66,7 @@ class ShardReport:
     per_class: list[int]
     facts: list[str]
     bad: list[dict[str, str]]  # id, split and reason of each row that was left out
+    masks: int  # stored rows that have one
     kept: bool = False  # written by an earlier run
 
 
@@ -195,7 +204,8 @@ def write_shard(job: ShardJob) -> ShardReport:
         counts.update(row.labels)
     shard = _write(job, stored) if stored else None
     per_class = [counts[label] for label in range(job.num_classes)]
-    report = ShardReport(digest, asdict(shard) if shard else None, per_class, facts, bad)
+    masks = sum(row.get("mask") is not None for row in stored)
+    report = ShardReport(digest, asdict(shard) if shard else None, per_class, facts, bad, masks)
     job.store.write(_progress(job), json.dumps(asdict(report)).encode())
     return report
 
@@ -215,15 +225,9 @@ def _earlier(job: ShardJob, digest: str) -> ShardReport | None:
 
 
 def _write(job: ShardJob, stored: list[dict[str, Any]]) -> Shard:
-    sink = io.BytesIO()
-    table = pa.Table.from_pylist(stored, schema=schema(job.role))
-    # JPEG does not shrink further, and every image is another: neither compression nor dictionaries pay.
-    pq.write_table(
-        table, sink, row_group_size=ROW_GROUP, compression="none", use_dictionary=False, write_statistics=False
-    )
-    data = sink.getvalue()
+    data = encode_shard(pa.Table.from_pylist(stored, schema=schema(job.role)))
     job.store.write(job.name, data)
-    return Shard(job.name, len(stored), len(data), _sha256(data))
+    return describe_shard(job.name, len(stored), data)
 
 
 def _sha256(data: bytes) -> str:
@@ -341,7 +345,8 @@ def _manifest(
             raise DataError(f"No row of {role.value!r} is fit to be stored.")
         shards = tuple(Shard(**report.shard) for report in own if report.shard)
         per_class = tuple(np.sum([report.per_class for report in own], axis=0).tolist())
-        splits[role] = SplitInfo(len(facts), per_class, _sha256("\n".join(facts).encode()), shards)
+        fingerprint, masks = _sha256("\n".join(facts).encode()), sum(report.masks for report in own)
+        splits[role] = SplitInfo(len(facts), per_class, fingerprint, shards, masks)
     _require_all_classes(source, Counter(dict(enumerate(splits[Role.TRAIN].per_class))))
     quarantine = {role.value: 0 for role in Role} | Counter(row["split"] for report in reports for row in report.bad)
     return Manifest(

@@ -84,7 +84,7 @@ def cached_pixels(split: Split, size: int, cache_dir: str | None) -> Pixels:
 
     Raises `DataError` for a shard that is missing or altered, `ResourceError` if the disk has no room.
     """
-    shard_set = split.shard_set(cache_dir)
+    shard_set = split.shard_set()  # each byte of it is read once: no copy of the shards is kept
     place = cache_root(cache_dir) / "pixels" / _key(split, shard_set, size)
     place.parent.mkdir(parents=True, exist_ok=True)
     if not place.exists():
@@ -109,8 +109,10 @@ def _build(split: Split, shard_set: ShardSet, size: int, place: Path) -> None:
     aside.mkdir()
     images = _open(aside / IMAGES, (split.num_rows, 3, size, size))
     masks = _open(aside / MASKS, (split.num_rows, size, size)) if split.has_masks else None
+    facts = []
     with decoder(len(os.sched_getaffinity(0))) as pool:
         for first, table in _encoded(split, shard_set):
+            facts.append(table.select(fact_columns(split)))
             for row, image in enumerate(decode_resize(id_and_image(table), size, pool), start=first):
                 images[row] = image
             if masks is not None:
@@ -119,7 +121,7 @@ def _build(split: Split, shard_set: ShardSet, size: int, place: Path) -> None:
     for file in (images, masks):
         if file is not None:
             file.flush()
-    pq.write_table(shard_set.read_all(fact_columns(split)), aside / "rows.parquet")
+    pq.write_table(pa.concat_tables(facts), aside / "rows.parquet")
     aside.rename(place)
 
 
@@ -128,7 +130,7 @@ def _open(path: Path, shape: tuple[int, ...]) -> np.memmap:
 
 
 def _encoded(split: Split, shard_set: ShardSet) -> Iterator[tuple[int, pa.Table]]:
-    columns = ["id", "image", *(("mask", "ignore") if split.has_masks else ())]
+    columns = [*fact_columns(split), "image", *(("mask", "ignore") if split.has_masks else ())]
     for first in range(0, split.num_rows, _CHUNK):
         rows = np.arange(first, min(first + _CHUNK, split.num_rows))
         yield first, shard_set.read(rows, columns)

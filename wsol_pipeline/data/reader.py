@@ -70,7 +70,10 @@ class ReadConfig:
     cache_budget_gb: float = 8.0
     """Disk space in GiB that the decoded pixels of one split may take for mode "auto"."""
     cache_dir: str | None = None
-    """Where this node keeps decoded pixels. Default: `wsol` in the user's cache folder."""
+    """Where this node keeps decoded pixels and shards. Default: `wsol` in the user's cache folder."""
+    shard_cache_gb: float = 64.0
+    """Disk space in GiB for this node's copies of remote shards, of all datasets together. A streamed split that is
+    larger is fetched anew in each epoch, as are all for 0."""
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
@@ -83,6 +86,8 @@ class ReadConfig:
             )
         if not 0 < self.crop_scale <= 1:
             raise UsageError(f"crop_scale must be in (0, 1] but got {self.crop_scale}: it is a share of the area.")
+        if self.shard_cache_gb < 0:
+            raise UsageError(f"shard_cache_gb cannot be negative but got {self.shard_cache_gb}.")
         if self.mode == "cached" and self.augmentation.decoded_size is None:
             raise UsageError(f"{self.train_geometry} cuts stored images, which no cache holds: use mode 'streaming'.")
 
@@ -179,7 +184,8 @@ class TrainReader:
 
     def _start(self, epoch: int, start_sample: int) -> Iterator[Columns]:
         config = self.config
-        work = Work(self.split, self.plan, config.augmentation, config.cache_dir, self.rank, self.world)
+        where = (config.cache_dir, config.shard_cache_gb)
+        work = Work(self.split, self.plan, config.augmentation, *where, self.rank, self.world)
         lengths = (
             end - begin
             for number in range(epoch, self.epochs)
@@ -283,7 +289,7 @@ class EvalRows:
 
     def _read(self, rows: np.ndarray) -> pa.Table:
         columns = [*fact_columns(self.split), "image", *(("mask", "ignore") if self.has_masks else ())]
-        return self.split.shard_set(self.config.cache_dir).read(rows, columns)
+        return self.split.shard_set(self.config.cache_dir, self.config.shard_cache_gb).read(rows, columns)
 
 
 def _batch(

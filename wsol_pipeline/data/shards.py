@@ -1,34 +1,34 @@
 """Shards on disk or in an object store: what the manifest says of them, and how a reader gets only that.
 
-A shard is a Parquet file of encoded images. Its SHA-256 stands in the manifest and is checked before the first row is
-used, once on each node: a shard that is cut, swapped or altered is refused by name.
+A shard is a Parquet file of encoded images. The manifest holds the SHA-256 of its footer, and the footer that of each
+column of each row group. So a reader takes no byte that it does not need and uses none that it has not compared: a
+shard that is cut, swapped or altered is refused by name.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from functools import cache, lru_cache
+from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
-from filelock import FileLock
-from tenacity import retry, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
 from wsol_pipeline.data.schema import BOX_CONVENTIONS, ROW_GROUP, VERSION
+from wsol_pipeline.data.shard_cache import NodeCopy, Piece, node_copy
 from wsol_pipeline.errors import DataError, ResourceError
 from wsol_pipeline.protocol import Role
-from wsol_pipeline.storage import Store, describe_storage_error
+from wsol_pipeline.storage import STORAGE_ERRORS, Store, describe_storage_error
 
 MANIFEST = "manifest.json"
 QUARANTINE = "quarantine.json"
+_DIGESTS = b"sha256"  # in a footer: SHA-256 of [row group][column]
+_AT_ONCE = 16 * 2**20  # bytes of one request: what a fault costs at most
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,12 @@ class Shard:
     rows: int
     bytes: int
     sha256: str
+    footer_bytes: int
+    footer_sha256: str
+
+    @property
+    def footer(self) -> Piece:
+        return Piece(self.bytes - self.footer_bytes, self.bytes, self.footer_sha256)
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,7 @@ class SplitInfo:
     per_class: tuple[int, ...]
     fingerprint: str
     shards: tuple[Shard, ...]
+    masks: int  # rows that have one
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,7 @@ class Manifest:
 
 def _split_info(found: dict[str, Any]) -> SplitInfo:
     shards = tuple(Shard(**shard) for shard in found["shards"])
-    return SplitInfo(found["rows"], tuple(found["per_class"]), found["fingerprint"], shards)
+    return SplitInfo(found["rows"], tuple(found["per_class"]), found["fingerprint"], shards, found["masks"])
 
 
 def read_manifest(store: Store) -> Manifest:
@@ -105,7 +112,7 @@ def read_manifest(store: Store) -> Manifest:
         raise DataError(
             f"There is no dataset at {store.uri} (no {MANIFEST}): give the place that rayjobs/import_dataset.py wrote."
         ) from error
-    except (OSError, BotoCoreError, ClientError) as error:
+    except STORAGE_ERRORS as error:
         raise ResourceError(describe_storage_error(store.uri, error)) from error
 
 
@@ -116,31 +123,89 @@ def cache_root(cache_dir: str | None) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wsol"
 
 
+def encode_shard(table: pa.Table) -> bytes:
+    """A table as the file of a shard."""
+    data = _parquet(table)
+    footer = pq.read_metadata(pa.BufferReader(data))
+    digests = [
+        [_sha256(data[begin:end]) for begin, end in _extents(footer, group)] for group in range(footer.num_row_groups)
+    ]
+    return _parquet(table.replace_schema_metadata({_DIGESTS: json.dumps(digests)}))  # moves none of these bytes
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = BytesIO()
+    # JPEG does not shrink further, and every image is another: neither compression nor dictionaries pay.
+    pq.write_table(
+        table, sink, row_group_size=ROW_GROUP, compression="none", use_dictionary=False, write_statistics=False
+    )
+    return sink.getvalue()
+
+
+def describe_shard(name: str, rows: int, data: bytes) -> Shard:
+    """What the manifest says of a shard."""
+    footer_bytes = int.from_bytes(data[-8:-4], "little") + 8  # as the end of every Parquet file says
+    return Shard(name, rows, len(data), _sha256(data), footer_bytes, _sha256(data[-footer_bytes:]))
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _extents(footer: pq.FileMetaData, group: int) -> list[tuple[int, int]]:
+    """Where the columns of a row group begin and end in the file."""
+    columns = [footer.row_group(group).column(number) for number in range(footer.num_columns)]
+    return [(column.data_page_offset, column.data_page_offset + column.total_compressed_size) for column in columns]
+
+
+def _pieces(footer: pq.FileMetaData, groups: list[int], columns: list[str]) -> list[Piece]:
+    """What must be read for `columns` of row groups."""
+    names = [footer.row_group(0).column(number).path_in_schema.split(".")[0] for number in range(footer.num_columns)]
+    digests = json.loads(footer.metadata[_DIGESTS])
+    return [
+        Piece(*extent, digest)
+        for group in groups
+        for name, extent, digest in zip(names, _extents(footer, group), digests[group], strict=True)
+        if name in columns
+    ]
+
+
 @dataclass(frozen=True)
 class ShardSet:
-    """The shards of one split as one table, read by row number. Picklable; opens files where it is used."""
+    """The shards of one split as one table, read by row number. Picklable; opens files where it is used.
+
+    Remote ones are kept on this node if `cache_bytes`, the limit of all such copies in `cache_dir`, has room for all of
+    them; otherwise each reading fetches what it needs.
+    """
 
     store: Store
     shards: tuple[Shard, ...]
     cache_dir: str | None = None
+    cache_bytes: int = 0
 
     def read(self, rows: np.ndarray, columns: list[str]) -> pa.Table:
-        """The given rows (int64 [N], any order) in their order, reading each row group once."""
+        """The given rows (int64 [N], any order) in their order, reading each row group once.
+
+        Raises `DataError` for a shard that is missing or altered, `ResourceError` if it cannot be reached.
+        """
         shard_of, group_of, offset_of = self._locate(rows)
         keys, inverse = np.unique(np.stack([shard_of, group_of]), axis=1, return_inverse=True)
-        with ThreadPoolExecutor(1 if self.store.is_local else 16) as pool:
-            groups = list(pool.map(lambda key: self._group(int(key[0]), int(key[1]), columns), keys.T))
-        starts = np.cumsum([0, *(group.num_rows for group in groups)])
-        return pa.concat_tables(groups).take(starts[inverse.ravel()] + offset_of)
+        parts = [(int(number), keys[1, keys[0] == number].tolist()) for number in np.unique(keys[0])]
+        copy = self._copy()
+        pool = ThreadPoolExecutor(1 if self.store.is_local else 16)
+        try:
+            tables = list(pool.map(lambda part: self._read(copy, part[0], part[1], columns), parts))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # others wait for the same storage when one has failed
+        lengths = [
+            min(ROW_GROUP, self.shards[number].rows - group * ROW_GROUP) for number, groups in parts for group in groups
+        ]
+        starts = np.cumsum([0, *lengths])
+        return pa.concat_tables(tables).take(starts[inverse.ravel()] + offset_of)
 
     def read_all(self, columns: list[str]) -> pa.Table:
         """Some columns of all rows."""
-        return pa.concat_tables(self.tables(columns))
-
-    def tables(self, columns: list[str]) -> Iterator[pa.Table]:
-        """Some columns of all rows, shard by shard."""
-        for shard in self.shards:
-            yield self._shielded(shard, lambda file: file.read(columns=columns, use_threads=False))
+        return self.read(np.arange(sum(shard.rows for shard in self.shards)), columns)
 
     def _locate(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         starts = np.cumsum([0, *(shard.rows for shard in self.shards)])
@@ -148,95 +213,67 @@ class ShardSet:
         within = rows - starts[shard_of]
         return shard_of, within // ROW_GROUP, within % ROW_GROUP
 
-    def _group(self, number: int, group: int, columns: list[str]) -> pa.Table:
-        return self._shielded(
-            self.shards[number], lambda file: file.read_row_group(group, columns=columns, use_threads=False)
-        )
+    def _copy(self) -> NodeCopy | None:
+        if self.store.is_local or not self.cache_bytes:
+            return None
+        key = _sha256("".join(shard.sha256 for shard in self.shards).encode())[:32]
+        return node_copy(cache_root(self.cache_dir), key, sum(shard.bytes for shard in self.shards), self.cache_bytes)
 
-    def _shielded(self, shard: Shard, read: Any) -> pa.Table:
-        """Verify, open and read with retries; what is wrong with the shard or the place is said by name."""
+    def _read(self, copy: NodeCopy | None, number: int, groups: list[int], columns: list[str]) -> pa.Table:
+        shard, start = self.shards[number], sum(shard.bytes for shard in self.shards[:number])
         path = self.store.path(shard.name)
         try:
-            verify(self.store, shard, str(cache_root(self.cache_dir)))
-            return _read_with_retries(path, shard.sha256, read)
+            footer = _footer(self.store, copy, start, shard)
+            memory = _load(self.store, copy, start, shard, _pieces(footer, groups, columns))
         except FileNotFoundError as error:
             raise DataError(f"Shard {path} is missing: import the dataset again.") from error
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise DataError(f"Shard {path} is not a readable Parquet file: {error}.") from error
-        except (OSError, BotoCoreError, ClientError) as error:
+        except STORAGE_ERRORS as error:
             raise ResourceError(describe_storage_error(path, error)) from error
-
-
-def _is_transient(error: BaseException) -> bool:
-    """A missing or forbidden object stays so; timeouts, resets and server errors pass."""
-    lasting = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, NoCredentialsError)
-    return isinstance(error, OSError | BotoCoreError | ClientError) and not isinstance(error, lasting)
-
-
-_patiently = retry(
-    retry=retry_if_exception(_is_transient),
-    stop=stop_after_attempt(5),
-    wait=wait_exponential_jitter(initial=0.2, max=10),
-    reraise=True,
-)
-
-
-def _filesystem(path: str) -> tuple[Any, str]:
-    options = {"use_listings_cache": False} if path.startswith("s3://") else {}
-    return fsspec.core.url_to_fs(path, **options)
-
-
-@_patiently
-def _read_with_retries(path: str, sha256: str, read: Any) -> pa.Table:
-    filesystem, name = _filesystem(path)
-    with filesystem.open(name, "rb", **({"cache_type": "none"} if path.startswith("s3://") else {})) as handle:
-        return read(pq.ParquetFile(handle, metadata=_footer(path, sha256), pre_buffer=True))
+        file = pq.ParquetFile(pa.BufferReader(memory), metadata=footer)
+        return file.read_row_groups(groups, columns=columns, use_threads=False).replace_schema_metadata(None)
 
 
 @lru_cache(maxsize=4096)
-def _footer(path: str, sha256: str) -> pq.FileMetaData:
-    """The footer of a verified shard, kept for the content it belongs to: row groups are read one at a time."""
-    filesystem, name = _filesystem(path)
-    with filesystem.open(name, "rb") as handle:
-        return pq.read_metadata(handle)
+def _footer(store: Store, copy: NodeCopy | None, start: int, shard: Shard) -> pq.FileMetaData:
+    memory = _load(store, copy, start, shard, [shard.footer])
+    return pq.read_metadata(pa.BufferReader(memory[shard.footer.begin :]))
 
 
-@cache
-def verify(store: Store, shard: Shard, cache_dir: str) -> None:
-    """Compare a shard with its SHA-256 in the manifest: once in a process, and once on a node while it stays the same.
-
-    The node's mark holds the file's time or ETag, so a file that changes later is read and compared again.
-    Raises `DataError` that names the shard, `FileNotFoundError`.
-    """
-    path = store.path(shard.name)
-    size, stamp = _state(path)
-    if size != shard.bytes:
-        raise DataError(f"Shard {path} has {size} bytes but the manifest says {shard.bytes}: it was cut or swapped.")
-    key = hashlib.sha256(json.dumps([path, shard.sha256, stamp]).encode()).hexdigest()
-    mark = Path(cache_dir) / "verified" / key
-    if mark.exists():
-        return
-    mark.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{mark}.lock"):  # several workers of a node wait for one reading
-        if mark.exists():
-            return
-        if _sha256(path) != shard.sha256:
-            raise DataError(f"Shard {path} is not what was imported: its SHA-256 differs from the manifest's.")
-        mark.touch()
+def _load(store: Store, copy: NodeCopy | None, start: int, shard: Shard, pieces: list[Piece]) -> memoryview:
+    """The shard with these pieces in their places; the rest is zero and takes no memory."""
+    memory = np.zeros(shard.bytes, np.uint8).data
+    if copy is None:
+        _fetch(store, shard, memory, pieces)
+    elif missing := copy.fill(memory, start, pieces):
+        with copy.lock(shard.name):
+            missing = copy.fill(memory, start, missing)  # another worker may have fetched them meanwhile
+            _fetch(store, shard, memory, missing)
+            copy.keep(memory, start, missing)
+    return memory
 
 
-@_patiently
-def _state(path: str) -> tuple[int, str]:
-    filesystem, name = _filesystem(path)
-    info = filesystem.info(name)
-    return int(info["size"]), str(info.get("ETag") or info.get("mtime"))
+def _fetch(store: Store, shard: Shard, memory: memoryview, pieces: list[Piece]) -> None:
+    """Read pieces from the store, those that come wrong once more. Raises `DataError` for one that stays wrong."""
+    for _ in range(2):
+        for begin, end in _ranges(pieces):
+            data = store.read_range(shard.name, begin, end)
+            memory[begin : begin + len(data)] = data
+        pieces = [piece for piece in pieces if not piece.is_in(memory)]
+    if pieces:
+        path, size = store.path(shard.name), store.size(shard.name)
+        if size != shard.bytes:
+            raise DataError(
+                f"Shard {path} has {size} bytes but the manifest says {shard.bytes}: it was cut or swapped."
+            )
+        raise DataError(f"Shard {path} is not what was imported: its SHA-256 differs from the manifest's.")
 
 
-@_patiently
-def _sha256(path: str) -> str:
-    filesystem, name = _filesystem(path)
-    digest = hashlib.sha256()
-    with filesystem.open(name, "rb", block_size=16 * 2**20) as handle:
-        while chunk := handle.read(8 * 2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
+def _ranges(pieces: list[Piece]) -> list[tuple[int, int]]:
+    """Pieces that follow each other joined, to at most `_AT_ONCE` unless a piece is longer."""
+    ranges: list[tuple[int, int]] = []
+    for begin, end, _ in pieces:
+        if ranges and ranges[-1][1] == begin and end - ranges[-1][0] <= _AT_ONCE:
+            ranges[-1] = (ranges[-1][0], end)
+        else:
+            ranges.append((begin, end))
+    return ranges

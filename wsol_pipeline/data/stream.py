@@ -35,6 +35,7 @@ class Work:
     plan: EpochPlan
     augmentation: Augmentation
     cache_dir: str | None
+    shard_cache_gb: float
     rank: int
     world: int
 
@@ -51,7 +52,7 @@ class Work:
         for task in table.to_pylist():
             rows = self.rows(**task)
             if len(rows):
-                read = self.split.shard_set(self.cache_dir).read(rows, _READ_COLUMNS)
+                read = self.split.shard_set(self.cache_dir, self.shard_cache_gb).read(rows, _READ_COLUMNS)
                 yield read.append_column("epoch", pa.array(np.full(len(rows), task["epoch"])))
 
     def decode(self, table: pa.Table) -> Iterator[Columns]:

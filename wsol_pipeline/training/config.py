@@ -129,6 +129,7 @@ class Reading:
     mode: Literal["auto", "cached", "streaming"] = "auto"
     cache_dir: str | None = None
     cache_budget_gb: float = 8.0
+    shard_cache_gb: float = 64.0
 
 
 @dataclass(frozen=True)

@@ -319,6 +319,7 @@ def _read_config(config: TrainConfig, reading: Reading) -> ReadConfig:
         mode=reading.mode,
         cache_dir=reading.cache_dir,
         cache_budget_gb=reading.cache_budget_gb,
+        shard_cache_gb=reading.shard_cache_gb,
     )
 
 

@@ -105,6 +105,8 @@ class RunOptions:
     """Where a node keeps decoded pixels; by default below the user's cache folder."""
     cache_budget_gb: float = 8.0
     """Largest decoded split kept on a node, in GB."""
+    shard_cache_gb: float = 64.0
+    """Disk space of a node for copies of streamed s3:// shards, in GB; a larger split is read anew in each epoch."""
     checkpoint_batches: int = 0
     """Also write a checkpoint every so many batches; 0: at the end of epochs only."""
     storage_is_shared: bool = False
@@ -121,6 +123,7 @@ class RunOptions:
         require(self.workers >= 1, "workers must be at least 1", self.workers)
         require(self.cpus_per_worker >= 1, "cpus_per_worker must be at least 1", self.cpus_per_worker)
         require(self.cache_budget_gb > 0, "cache_budget_gb must be positive", self.cache_budget_gb)
+        require(self.shard_cache_gb >= 0, "shard_cache_gb cannot be negative", self.shard_cache_gb)
         require(self.checkpoint_batches >= 0, "checkpoint_batches cannot be negative", self.checkpoint_batches)
 
     @property
@@ -210,7 +213,7 @@ def _plain_value(text: str) -> Any:
 
 def reading(options: RunOptions) -> Reading:
     """How rows reach the workers."""
-    return Reading(options.reading, options.cache_dir, options.cache_budget_gb)
+    return Reading(options.reading, options.cache_dir, options.cache_budget_gb, options.shard_cache_gb)
 
 
 def describe(options: RunOptions, config: TrainConfig) -> dict[str, Any]:
