@@ -50,6 +50,12 @@ def test_training_shards_have_no_place_for_boxes(tiny):
         assert names == ["id", "image", "width", "height", "labels"]
 
 
+def test_the_manifest_knows_of_masks(tiny, write, make_source, png, tmp_path):
+    assert not tiny.val.has_masks
+    masked = write(tmp_path, changed(make_source(), 155, masks=(png(),), image=make_source().rows[0].image, size=None))
+    assert (masked.val.info.masks, masked.val.has_masks, masked.test().has_masks) == (1, True, False)
+
+
 def test_files_are_plain_parquet_in_small_row_groups(tiny):
     footer = pq.read_metadata(f"{tiny.uri}/{tiny.train.shards[0].name}")
     assert footer.row_group(0).num_rows == 32
@@ -98,6 +104,8 @@ def test_a_killed_import_keeps_its_whole_shards(tiny, write, make_source, tmp_pa
         with pytest.raises(KeyboardInterrupt):
             write(tmp_path)
     (tmp_path / written[1]).write_bytes(b"half a shard")
+    of_another_version = {"digest": "", "shard": None}
+    (tmp_path / "progress" / "train-00002.parquet.json").write_text(json.dumps(of_another_version))
     reports = []
     write(tmp_path, on_shard=lambda report, done, total: reports.append(report))
     assert [report.kept for report in reports[:3]] == [True, False, False]

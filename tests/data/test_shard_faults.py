@@ -1,6 +1,7 @@
 """Remote shards while their store fails: the right rows or an error that names the shard, and no byte read twice."""
 
 import os
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -98,6 +99,18 @@ def test_what_is_not_there_is_said_at_once(remote, write, s3_proxy, s3_bucket, t
         open_dataset("s3://nobody-has-this/data")
 
 
+def test_a_cache_that_is_removed_while_it_is_used(remote, right, tmp_path):
+    remote.train.shard_set(str(tmp_path), CACHED).read(ROWS[:3], COLUMNS)
+    shutil.rmtree(tmp_path / "shards")
+    assert read(remote, tmp_path, CACHED).equals(right)
+
+
+def test_a_cache_folder_that_cannot_be_used_is_named(remote, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ResourceError, match=r"in .*file/below .*: choose another cache_dir, or shard_cache_gb 0"):
+        read(remote, tmp_path / "file" / "below", CACHED)
+
+
 def epoch(dataset, tmp_path, cache_gb: float, world: int = 1) -> list[str]:
     """What all ranks of one node read in an epoch of windows of 2 row groups: the ids."""
     plan = replace(dataset.train.plan(10, seed=9), window_rows=64)
@@ -151,7 +164,9 @@ def harm_copy(data: Path) -> None:
         file.write(b"another")
 
 
-@pytest.mark.parametrize("harm", [harm_copy, lambda data: os.truncate(data, 30_000), Path.unlink])
+@pytest.mark.parametrize(
+    "harm", [harm_copy, lambda data: os.truncate(data, 30_000), lambda data: shutil.rmtree(data.parent)]
+)
 def test_a_copy_that_the_disk_lost_or_changed_is_fetched_again(remote, right, s3_proxy, tmp_path, new_process, harm):
     read(remote, tmp_path, CACHED)
     (data,) = tmp_path.glob("shards/*/data")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import ray
 from PIL import Image
+from tenacity import wait_none
 
 from rayjobs import evaluate, import_dataset, train, tune_bas, tune_cam
 from wsol_models import methods
@@ -298,6 +299,7 @@ def use_s3(monkeypatch):
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
+        monkeypatch.setattr(storage._ask_s3.retry, "wait", wait_none())
         storage._s3.cache_clear()
 
     yield use

@@ -219,7 +219,7 @@ def _earlier(job: ShardJob, digest: str) -> ShardReport | None:
     try:
         report = ShardReport(**json.loads(job.store.read(_progress(job))))
         intact = report.shard is None or _sha256(job.store.read(job.name)) == report.shard["sha256"]
-    except FileNotFoundError:
+    except (FileNotFoundError, TypeError):  # of another version
         return None
     return ShardReport(**{**vars(report), "kept": True}) if intact and report.digest == digest else None
 

@@ -216,8 +216,14 @@ class ShardSet:
     def _copy(self) -> NodeCopy | None:
         if self.store.is_local or not self.cache_bytes:
             return None
+        root, size = cache_root(self.cache_dir), sum(shard.bytes for shard in self.shards)
         key = _sha256("".join(shard.sha256 for shard in self.shards).encode())[:32]
-        return node_copy(cache_root(self.cache_dir), key, sum(shard.bytes for shard in self.shards), self.cache_bytes)
+        try:
+            return node_copy(root, key, size, self.cache_bytes)
+        except OSError as error:
+            raise ResourceError(
+                f"No shards can be kept in {root} ({error}): choose another cache_dir, or shard_cache_gb 0."
+            ) from error
 
     def _read(self, copy: NodeCopy | None, number: int, groups: list[int], columns: list[str]) -> pa.Table:
         shard, start = self.shards[number], sum(shard.bytes for shard in self.shards[:number])
@@ -256,7 +262,7 @@ def _fetch(store: Store, shard: Shard, memory: memoryview, pieces: list[Piece]) 
     """Read pieces from the store, those that come wrong once more. Raises `DataError` for one that stays wrong."""
     for _ in range(2):
         for begin, end in _ranges(pieces):
-            data = store.read_range(shard.name, begin, end)
+            data = store.read_range(shard.name, begin, end)[: end - begin]  # not all servers know ranges
             memory[begin : begin + len(data)] = data
         pieces = [piece for piece in pieces if not piece.is_in(memory)]
     if pieces:
