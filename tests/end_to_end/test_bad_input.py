@@ -71,6 +71,7 @@ def tune(refused, dataset, tmp_path):
         ("--batch-size 0", "batch_size must be at least 1"),
         ("--checkpoint-batches -1", "checkpoint_batches cannot be negative"),
         ("--cache-budget-gb 0", "cache_budget_gb must be positive"),
+        ("--shard-cache-gb -1", "shard_cache_gb cannot be negative"),
         ("--image-size 64 --resize-size 32", "image_size <= resize_size is needed but got 64"),
         ("--seed -1", "seed cannot be negative"),
         ("--rungs 5", r"rungs must lie in 1\.\.1 but got \(5,\)"),
