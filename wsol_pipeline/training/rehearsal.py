@@ -8,7 +8,6 @@ shorter than what is said.
 import dataclasses
 import functools
 import itertools
-import logging
 import statistics
 import tempfile
 import time
@@ -97,7 +96,6 @@ def measure_there(job: Job) -> Measured:
 
 def measure(job: Job) -> Measured:
     """Train and validate a few batches of a job's share, in this process."""
-    logging.getLogger().setLevel(logging.ERROR)
     torch.set_num_threads(job.cpus_per_worker)
     dataset, world = open_dataset(job.data), World(device=torch.device(job.device))
     with tempfile.TemporaryDirectory() as folder:
