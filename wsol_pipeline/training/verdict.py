@@ -320,12 +320,17 @@ def _row(label: str, choice: Choice, val: Counts, test: Counts, rules: Protocol)
         weights, test = selection.class_weights(test.image_hits.labels), selection.balanced(test)
     return Row(
         label=label,
-        readout=f"{choice.readout} > {choice.threshold:.3f}",
+        readout=named(choice),
         val=selection.transferred(val, choice),
         transferred=selection.transferred(test, choice),
         oracle=selection.oracle(test, choice),
         intervals=selection.bootstrap(test, choice, weights_N=weights),
     )
+
+
+def named(choice: Choice) -> str:
+    """A readout setting and the threshold of its boxes or masks, as a table shows them."""
+    return f"{choice.readout} > {choice.threshold:.3f}"
 
 
 def _published_choice(contender: Contender, model: Model) -> dict[str, Choice]:
