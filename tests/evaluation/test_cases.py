@@ -86,3 +86,15 @@ def test_the_best_the_middle_and_the_worst():
     found = {group: [case.row for case in some] for group, some in spread(cases, 1).items()}
     assert found == {"best": [1], "median": [2], "worst": [0]}
     assert spread([], 2) == {"best": [], "median": [], "worst": []}
+
+
+def test_masks_are_compared_at_the_threshold_where_no_box_is_scored():
+    rules = protocol("wsol-mask", 4, 4)
+    raw = np.array([[[0, 1, 1, 0]] * 4], np.float32)
+    mask = np.array([[0, 1, 0, 0]] * 4, np.uint8)
+    batch = SimpleNamespace(ids=["a"], labels_B=torch.tensor([2]), sizes_B2=np.array([[9, 9]]))
+    cases = []
+    add_cases(cases, 0.9, rules, [0], batch, raw, [np.zeros((0, 4))], [mask], torch.tensor([0]))
+    (case,) = cases
+    assert (case.iou, case.of_box, case.of_object, case.size, case.box) == (0.5, 0.5, 1, 0.25, ())
+    assert kind(case) == "right"

@@ -1,14 +1,27 @@
 """Who stands in the table of a final evaluation, and who must not."""
 
+import io
+import json
 from types import SimpleNamespace
 
+import pyarrow.parquet as pq
 import pytest
 
 from wsol_pipeline.errors import DataError
+from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.evaluation.protocols import protocol
+from wsol_pipeline.evaluation.selection import Choice, transferred
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training.terminal import print_verdict
-from wsol_pipeline.training.verdict import Row, _require_comparable, contenders, paper_figures
+from wsol_pipeline.training.verdict import (
+    Contender,
+    EvaluateOptions,
+    Row,
+    _require_comparable,
+    contenders,
+    paper_figures,
+    score,
+)
 
 WINNER = {"model": "/runs/a/final", "published": {"model": "/runs/a/first", "preset": "row"}}
 
@@ -69,3 +82,26 @@ def test_data_that_was_imported_anew_is_refused():
     data = SimpleNamespace(uri="data", fingerprint="other")
     with pytest.raises(DataError, match="is not the data any more"):
         _require_comparable(data, contenders({"a": WINNER}), [model(protocol("wsol-v1", 64, 72))] * 2)
+
+
+def test_an_evaluation_keeps_every_image_its_counts_and_some_pictures(fit, make_config, reading):
+    final = fit(make_config()).final
+    options = EvaluateOptions(cache_dir=reading.cache_dir, batch_size=7)
+    result, files = score(Contender("x", "x", final), options, "cpu")
+    (row,) = result["rows"]
+    cases = pq.read_table(io.BytesIO(files["images-0.parquet"])).to_pylist()
+    assert [case["row"] for case in cases] == list(range(24))
+    hits = sum(case["hit"] for case in cases)
+    assert 100 * hits / 24 == pytest.approx(row["transferred"]["gt_known_loc"])
+    assert 0 < hits < 24
+    assert (
+        transferred(
+            Counts.from_dict(json.loads(json.dumps(result["counts"][0]))),
+            Choice.from_dict(result["description"]["choice"]),
+        ).items()
+        <= row["transferred"].items()
+    )
+    pictures = json.loads(files["pictures.json"])
+    assert [picture["group"] for picture in pictures] == ["best"] * 4 + ["median"] * 4 + ["worst"] * 4
+    assert [p["iou"] for p in pictures[:4]] == sorted((case["iou"] for case in cases), reverse=True)[:4]
+    assert pictures[0]["truth"] == cases[pictures[0]["row"]]["truth"]

@@ -51,9 +51,9 @@ class Case:
 def kind(case: Case) -> str:
     """One of `KINDS`, the error analysis of SPA (Pan et al. 2021) and TS-CAM (Gao et al. 2021).
 
-    Their order is not published; ours: a right box (IoU 0.5) is never a failure of the box, so "right" is Top-1 Loc
-    and "right" with "wrong class" GT-known, where they count every wrong class first. A box that is both too large and
-    too small by their shares (IoU 0.41 to 0.5) is always the larger one, so "too large" is asked first.
+    They count every wrong class first. Here the box comes first: "right" and "wrong class" together are GT-known at
+    that threshold, "right" alone is Top-1 localization. A box that is both too large and too small by their shares
+    (IoU 0.41 to 0.5) is always larger than the object, so "too large" is asked first.
     """
     if case.hit:
         return "right" if case.rank < 1 else "wrong class"

@@ -65,12 +65,12 @@ def chart(width: float = 4.2, height: float = 2.7, salt: str = "") -> Iterator[C
 
 
 def themed(svg: str) -> str:
-    """A matplotlib SVG as part of a page: in its colours, without prologue, fixed size and numbered groups."""
+    """A matplotlib SVG as part of a page: in its colours, without prologue, size and numbered ids."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
+    svg = re.sub(r' id="[\w.]+_\d+"', "", svg)
     for shade, colour in PAGE_COLOURS.items():
         svg = svg.replace(shade, colour)
     return svg
@@ -81,15 +81,15 @@ def comparison(lines: Sequence[Line], metric: str) -> str:
     lines = [line for line in lines if metric in line.row.val]
     with chart(4.8, 0.9 + 0.42 * len(lines), "comparison") as made:
         for y, row in enumerate(line.row for line in reversed(lines)):
-            colour = SERIES[0] if y == 0 else INK
-            made.axis.plot(row.val[metric], y, "|", color=colour, markersize=9, label="validation" if y == 0 else None)
-            if metric not in row.transferred:
-                continue
-            low, high = row.intervals.get("transferred", {}).get(metric, (row.transferred[metric],) * 2)
-            made.axis.plot((low, high), (y, y), color=colour, linewidth=2, alpha=0.45, solid_capstyle="round")
-            names = ("test", "test, oracle (upper bound)") if y == 0 else (None, None)
-            made.axis.plot(row.transferred[metric], y, "o", color=colour, markersize=6, label=names[0])
-            made.axis.plot(row.oracle[metric], y, "o", mec=colour, mfc="none", markersize=6, label=names[1])
+            colour = INK if y else SERIES[0]
+            made.axis.plot(row.val[metric], y, "|", color=colour, markersize=9)
+            if metric in row.transferred:
+                low, high = row.intervals.get("transferred", {}).get(metric, (row.transferred[metric],) * 2)
+                made.axis.plot((low, high), (y, y), color=colour, linewidth=2, alpha=0.45, solid_capstyle="round")
+                made.axis.plot(row.transferred[metric], y, "o", color=colour)
+                made.axis.plot(row.oracle[metric], y, "o", mec=colour, mfc="none")
+        for marker, fill, name in (("|", INK, "validation"), ("o", INK, "test"), ("o", "none", "oracle (upper bound)")):
+            made.axis.plot([], [], marker, mec=INK, mfc=fill, linestyle="none", label=name)
         made.axis.set_yticks(range(len(lines)), [wrapped(line.row.label) for line in reversed(lines)])
         made.axis.set_ylim(-0.6, len(lines) - 0.4)
         made.axis.grid(axis="y", visible=False)

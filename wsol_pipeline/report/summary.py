@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from wsol_pipeline.evaluation import selection
 from wsol_pipeline.evaluation.cases import KINDS, Case, kind
 from wsol_pipeline.evaluation.counts import Counts
-from wsol_pipeline.report.facts import Facts, Line, Search
+from wsol_pipeline.report.facts import Facts, Search
 from wsol_pipeline.training.ledger import PUBLISHED
 from wsol_pipeline.training.plan import OWN
 
@@ -48,11 +48,6 @@ def parameter_name(name: str) -> str:
     return name.rstrip("_").replace("_", " ")
 
 
-def value_of(line: Line, metric: str) -> float | None:
-    """A metric on test with the thresholds of validation, or on validation where test was not opened."""
-    return (line.row.transferred or line.row.val).get(metric)
-
-
 def gain(facts: Facts) -> list[tuple[str, float]]:
     """What the objective at each step: as published, readout solved, training searched; empty without a paper's.
 
@@ -60,27 +55,21 @@ def gain(facts: Facts) -> list[tuple[str, float]]:
     """
     study = facts.main.contender.study
     published = next((s for s in facts.subjects if s.contender.study == study and s.contender.preset), None)
-    if published is None or not all(_measured(facts)):
+    judged = {s.evaluation is not None for s in facts.subjects if s.contender.study == study}
+    if published is None or len(judged) > 1:  # figures of two splits make no difference
         return []
     names = ["published setting, published readout", "published setting, readout solved"][-len(published.lines) :]
     steps = list(zip(names, published.lines, strict=True))
     if published is not facts.main:
         steps.append(("searched setting, readout solved", facts.main.lines[-1]))
-    return [(name, value_of(line, facts.objective) or 0.0) for name, line in steps]
-
-
-def _measured(facts: Facts) -> list[bool]:
-    """Whether the steps' lines were measured on one split."""
-    study = facts.main.contender.study
-    own = [subject.evaluation is None for subject in facts.subjects if subject.contender.study == study]
-    return [without == own[0] for without in own]
+    return [(name, (line.row.transferred or line.row.val)[facts.objective]) for name, line in steps]
 
 
 def gain_sentence(facts: Facts) -> str:
     """How much of the gain came from the readout and how much from training, in words."""
     steps = gain(facts)
     if not steps:
-        return "No published setting is among the finished trials: there is nothing to measure a gain from."
+        return "No published setting was measured beside the winner: there is nothing to measure a gain from."
     values = [value for _, value in steps]
     split = "test" if facts.main.evaluation else "validation"
     told = f"{metric_name(facts.objective)} on {split} was {values[0]:.1f} with the {steps[0][0].split(',')[0]}"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from wsol_pipeline.report.facts import Line
-from wsol_pipeline.report.summary import metric_name, value_of
+from wsol_pipeline.report.summary import metric_name
 
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -45,7 +45,8 @@ def comparison_table(lines: Sequence[Line], objective: str) -> Table:
         kinds = ["val"] if not judged else ["val", "test", "oracle"] if metric == objective else ["test", "oracle"]
         kinds += ["paper"] if any(metric in line.row.published for line in lines) else []
         groups.append((metric_name(metric), kinds))
-        marked = max((value for line in lines if (value := value_of(line, metric)) is not None), default=None)
+        rivals = [row.transferred if judged else row.val for row in (line.row for line in lines)]
+        marked = max((values[metric] for values in rivals if metric in values), default=None)
         columns += [
             [_cell(line, metric, kind, "test" if judged else "val", marked) for line in lines] for kind in kinds
         ]
