@@ -91,10 +91,10 @@ def test_the_best_the_middle_and_the_worst():
 def test_masks_are_compared_at_the_threshold_where_no_box_is_scored():
     rules = protocol("wsol-mask", 4, 4)
     raw = np.array([[[0, 1, 1, 0]] * 4], np.float32)
-    mask = np.array([[0, 1, 0, 0]] * 4, np.uint8)
-    batch = SimpleNamespace(ids=["a"], labels_B=torch.tensor([2]), sizes_B2=np.array([[9, 9]]))
+    masks = [np.array([[0, 1, 0, 0]] * 4, np.uint8), np.full((4, 4), 255, np.uint8)]  # the second has no object
+    batch = SimpleNamespace(ids=["a", "b"], labels_B=torch.tensor([2, 2]), sizes_B2=np.full((2, 2), 9))
     cases = []
-    add_cases(cases, 0.9, rules, [0], batch, raw, [np.zeros((0, 4))], [mask], torch.tensor([0]))
+    add_cases(cases, 0.9, rules, [0, 1], batch, raw.repeat(2, 0), [np.zeros((0, 4))] * 2, masks, torch.tensor([0, 0]))
     (case,) = cases
     assert (case.iou, case.of_box, case.of_object, case.size, case.box) == (0.5, 0.5, 1, 0.25, ())
     assert kind(case) == "right"

@@ -82,14 +82,17 @@ def add_cases(
     masks: Sequence[NDArray[np.uint8]] | None,
     ranks_B: Tensor,
 ) -> None:
-    """Append what the maps of a batch show at `threshold`; with the first three bound, `on_maps` of `count`."""
+    """Append what the maps of a batch show at `threshold`; with the first three bound, `on_maps` of `count`.
+
+    An image whose mask shows no object has no case.
+    """
     sizes = [(int(width), int(height)) for width, height in batch.sizes_B2]
     per_image: Any = truth if protocol.ious else masks
     overlaps = in_threads(
         lambda raw_HW, true, size: _overlap(raw_HW, true, size, threshold, protocol), plain(maps_BHW), per_image, sizes
     )
     facts = zip(np.asarray(rows_B).tolist(), batch.ids, batch.labels_B.tolist(), ranks_B.tolist(), strict=True)
-    cases += [Case(*fact, **overlap) for fact, overlap in zip(facts, overlaps, strict=True)]
+    cases += [Case(*fact, **overlap) for fact, overlap in zip(facts, overlaps, strict=True) if overlap["size"] > 0]
 
 
 def _overlap(

@@ -42,7 +42,7 @@ STYLE: dict[str, Any] = {
     "xtick.major.size": 0, "ytick.major.size": 0, "figure.constrained_layout.use": True,
 }  # fmt: skip
 MAP = "viridis"
-MOST_NAMED = 24  # settings that an axis names one by one
+MOST_NAMED = 20  # settings that an axis names one by one
 SURFACE_COLUMNS = 250  # thresholds of a surface's picture
 
 
@@ -100,7 +100,7 @@ def comparison(lines: Sequence[Line], metric: str) -> str:
 
 def wrapped(label: str) -> str:
     """A label on lines that leave room for the chart beside them."""
-    return "\n".join(textwrap.wrap(label, 22))
+    return "\n".join(textwrap.wrap(label, 26, break_on_hyphens=False))
 
 
 def steps(values: Sequence[tuple[str, float]], objective: str) -> str:
@@ -171,7 +171,7 @@ def surface(counts: Counts, choice: Choice | None, objective: str, salt: str, ti
     values_ST, grid = selection.curves(counts, metric).mean(1), selection.grid(counts, metric)
     step = max(1, len(grid) // SURFACE_COLUMNS)
     num = len(counts.settings)
-    with chart(4.2, min(1.3 + 0.17 * num, 5.5), salt) as made:
+    with chart(4.2, min(1.3 + 0.17 * num, 4.4), salt) as made:
         extent = (float(grid[0]), float(grid[-1]), num - 0.5, -0.5)
         image = made.axis.imshow(values_ST[:, ::step], aspect="auto", cmap=MAP, extent=extent, interpolation="nearest")
         if choice:
@@ -186,9 +186,9 @@ def surface(counts: Counts, choice: Choice | None, objective: str, salt: str, ti
 
 
 def _name_settings(axis: Axes, settings: Sequence[Any]) -> None:
-    """Name each setting on the y axis, or some of them, evenly spread, where they are many."""
-    at = np.unique(np.linspace(0, len(settings) - 1, min(len(settings), MOST_NAMED)).astype(int))
-    axis.set_yticks(at, [str(settings[number]) for number in at])
+    """Name each setting on the y axis, or every so many where they are many."""
+    every = -(-len(settings) // MOST_NAMED)
+    axis.set_yticks(range(0, len(settings), every), [str(setting) for setting in settings[::every]])
 
 
 def settings_curve(counts: Counts, choice: Choice, objective: str) -> str:
@@ -223,7 +223,7 @@ def grid_of_parts(counts: Counts, objective: str) -> str:
     values = np.full((len(rows), len(columns)), np.nan)
     for (first, _, rest), value in zip(parts, best_of_settings(counts, objective), strict=True):
         values[rows.index(first), columns.index(rest)] = value
-    with chart(4.2, min(1.3 + 0.2 * len(rows), 6), "grid") as made:
+    with chart(4.2, min(1.3 + 0.17 * len(rows), 4.4), "grid") as made:
         image = made.axis.imshow(values, aspect="auto", cmap=MAP, interpolation="nearest")
         made.axis.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
         _name_settings(made.axis, rows)

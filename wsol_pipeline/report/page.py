@@ -63,7 +63,7 @@ def _context(facts: Facts, storage: str) -> dict[str, Any]:
         "comparison": Markup(charts.comparison(lines, facts.objective)),
         "gain": gain_sentence(facts),
         "steps": Markup(charts.steps(gain(facts), facts.objective)) if gain(facts) else "",
-        "searches": [_search(search, facts.objective) for search in facts.searches],
+        "searches": [_search(s, facts.objective) for s in facts.searches if any(trial.params for trial in s.trials)],
         "readout": _readout(main, facts.objective),
         "images": _images(seen) if seen else None,
         "galleries": [_gallery(subject) for subject in reversed(facts.subjects) if subject.pictures],
@@ -88,7 +88,7 @@ def _headline(facts: Facts) -> str:
 
 
 def _search(search: Search, objective: str) -> dict[str, Any]:
-    """What the page shows of one study; no charts where nothing was searched."""
+    """What the page shows of one study."""
     names = sorted({name for trial in search.trials for name in trial.params})
     states = [trial.state for trial in search.trials]
     complete = [trial for trial in search.trials if trial.state is TrialState.COMPLETE]
