@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import optuna
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,7 +14,7 @@ from wsol_pipeline.report.facts import gather
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training.checkpoint import write_sealed
 from wsol_pipeline.training.config import to_dict
-from wsol_pipeline.training.ledger import open_ledger, open_storage, pruner
+from wsol_pipeline.training.ledger import open_storage
 from wsol_pipeline.training.verdict import CENTRED_BOX, EVALUATIONS, PICTURES, evaluation_name
 
 
@@ -51,18 +52,15 @@ def keep(tmp_path, facts):
     return write
 
 
-def ledger(store, name):
-    """A study with one complete trial of one parameter."""
-    opened = open_ledger(
-        open_storage(store / name, None), name, space=lambda trial: {"alpha": trial.suggest_float("alpha", 0, 1)},
-        contract={}, published={}, pruner=pruner("none", 1), seed=0, startup_trials=4,
-    )  # fmt: skip
-    opened.complete(opened.ask().number, 60.0)
+def one_trial(store, name):
+    """A study with one complete trial."""
+    study = optuna.create_study(study_name=name, storage=open_storage(store / name, None), direction="maximize")
+    study.add_trial(optuna.trial.create_trial(value=60.0))
 
 
 def test_what_was_kept_is_read_back(keep, facts):
     store = keep("a")
-    ledger(store, "a")
+    one_trial(store, "a")
     found = gather(store, ("a",))
     line, kept = found.lines[-1], facts.main.lines[0]
     assert (line.row.label, line.row.transferred) == ("a: winner", kept.row.transferred)

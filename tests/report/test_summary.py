@@ -22,7 +22,7 @@ def test_the_gain_is_split_into_readout_and_training(facts):
     assert [value for _, value in gain(facts)] == [36, 52.5, 71.75]
     assert gain_sentence(facts) == (
         "MaxBoxAccV2 on test was 36.0 with the published setting as the paper reads it; solving readout and threshold "
-        "alone brought it to 52.5 (+16.5 from readout), searching the training to 71.8 (+19.2 from training)."
+        "alone brought it to 52.5 (+16.5 from readout), searching the training to 71.8 (+19.3 from training)."
     )
 
 
@@ -31,7 +31,7 @@ def test_a_paper_whose_readout_is_not_ours(facts):
     facts = replace(facts, subjects=(b, replace(published, lines=published.lines[1:]), winner))
     assert gain_sentence(facts) == (
         "MaxBoxAccV2 on test was 52.5 with the published setting and its readout solved (the paper's own is not one of "
-        "ours), searching the training to 71.8 (+19.2 from training)."
+        "ours), searching the training to 71.8 (+19.3 from training)."
     )
 
 

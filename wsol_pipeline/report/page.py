@@ -29,7 +29,7 @@ from wsol_pipeline.report.summary import (
 )
 from wsol_pipeline.report.tables import comparison_table
 from wsol_pipeline.training.config import to_dict, without_passwords
-from wsol_pipeline.training.ledger import FAILURE, PUBLISHED
+from wsol_pipeline.training.ledger import FAILURE, PUBLISHED, SPENT
 from wsol_pipeline.training.provenance import provenance
 
 SURFACES = 12  # trials whose readout surface is shown, the best first
@@ -96,10 +96,12 @@ def _search(search: Search, objective: str) -> dict[str, Any]:
     enough = len(complete) >= FEW_TRIALS and len({trial.value for trial in complete}) > 1 and len(names) > 1
     best = sorted(complete, key=lambda trial: (-(trial.value or 0), trial.number))
     rest = [trial for trial in search.trials if trial.state is not TrialState.COMPLETE]
+    hours = sum(trial.user_attrs.get(SPENT, 0.0) for trial in search.trials) / 3600
+    spent = f"; {hours:.3g} device hours" if hours else ""
     surfaces = {trial.number: search.counts[trial.number] for trial in best if trial.number in search.counts}
     return {
         "name": search.name,
-        "balance": f"{len(states)} trials: " + ", ".join(f"{states.count(state)} {name}" for state, name in told),
+        "balance": f"{len(states)} trials: {', '.join(f'{states.count(state)} {name}' for state, name in told)}{spent}",
         "sensitivity": [Markup(charts.sensitivity(search, name, objective)) for name in names],
         "importance": Markup(charts.importance(search)) if enough else "",
         "complete": len(complete),
@@ -198,7 +200,8 @@ def _tile(picture: Mapping[str, Any]) -> dict[str, Any]:
 def _as_jpeg(png: bytes) -> str:
     """A large picture in a fifth of the space, in base64."""
     picture = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
-    return base64.b64encode(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()).decode()
+    jpeg = cv2.imencode(".jpg", np.asarray(picture), [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
+    return base64.b64encode(jpeg.tobytes()).decode()
 
 
 def _decoded(file: str, flag: int) -> NDArray[np.uint8]:

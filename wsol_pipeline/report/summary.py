@@ -70,7 +70,7 @@ def gain_sentence(facts: Facts) -> str:
     steps = gain(facts)
     if not steps:
         return "No published setting was measured beside the winner: there is nothing to measure a gain from."
-    values = [value for _, value in steps]
+    values = [round(value, 1) for _, value in steps]  # so that differences are those of the figures shown
     split = "test" if facts.main.evaluation else "validation"
     told = f"{metric_name(facts.objective)} on {split} was {values[0]:.1f} with the {steps[0][0].split(',')[0]}"
     solved = values[1:] if steps[0][0].endswith("published readout") else values

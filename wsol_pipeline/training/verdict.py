@@ -142,6 +142,9 @@ def judge(options: EvaluateOptions) -> int:
     labels = [contender.label for contender in judged]
     picture = _draw(options, dataset, dict(zip(labels, models, strict=True)), folder)
     print_verdict(rows, models[-1].config.objective, rules.name, dataset.test().num_rows, folder, picture)
+    print(
+        f"next:    python rayjobs/report.py --study {' '.join(options.study)} --storage {options.storage}", flush=True
+    )
     _publish(options, judged[-1], rows, folder.read(GALLERY))
     return 0
 
