@@ -17,11 +17,9 @@ from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.evaluation.protocols import Protocol, protocol
 from wsol_pipeline.evaluation.selection import Choice
 from wsol_pipeline.storage import Store
-from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.config import TrainConfig, from_dict
 from wsol_pipeline.training.ledger import open_storage
 from wsol_pipeline.training.model import DESCRIPTION, VAL_COUNTS, load_model
-from wsol_pipeline.training.tuner import trial_folder
 from wsol_pipeline.training.verdict import (
     CENTRED_BOX,
     EVALUATIONS,
@@ -35,6 +33,8 @@ from wsol_pipeline.training.verdict import (
     named,
     rows_of,
 )
+
+SURFACES = 12  # trials whose readout surface is shown
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,13 @@ class Subject:
 
 @dataclass(frozen=True)
 class Search:
-    """A study's trials, and the validation counts of the completed ones: their whole readout surface."""
+    """A study's trials, and the validation counts of the best: their whole readout surface."""
 
     name: str
     study: optuna.Study
     trials: tuple[FrozenTrial, ...]
     winner: int
-    counts: Mapping[int, Counts]
+    counts: Mapping[int, Counts]  # by trial, the best first
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,8 @@ def _search(folder: Store, name: str, winner: int, study_db: str | None) -> Sear
     except KeyError:
         return None
     trials = tuple(t for t in study.get_trials(deepcopy=False) if t.state is not TrialState.WAITING)
-    complete = (t.number for t in trials if t.state is TrialState.COMPLETE)
-    finals = {number: CheckpointStore(trial_folder(folder, number), 0).final() for number in complete}
-    counts = {n: Counts.from_dict(json.loads(final.read(VAL_COUNTS))) for n, final in finals.items() if final}
+    complete = (trial for trial in trials if trial.state is TrialState.COMPLETE)
+    best = [t.number for t in sorted(complete, key=lambda t: (-(t.value or 0.0), t.number))[:SURFACES]]
+    files = {int(file.split("/")[1]): file for file in folder.list("trials") if file.endswith(f"/final/{VAL_COUNTS}")}
+    counts = {n: Counts.from_dict(json.loads(folder.read(files[n]))) for n in best if n in files}
     return Search(name, study, trials, winner, counts)

@@ -32,7 +32,6 @@ from wsol_pipeline.training.config import to_dict, without_passwords
 from wsol_pipeline.training.ledger import FAILURE, PUBLISHED, SPENT
 from wsol_pipeline.training.provenance import provenance
 
-SURFACES = 12  # trials whose readout surface is shown, the best first
 SURFACE = "All settings (down) at all thresholds (across), validation, %; the cross is the choice."
 GROUPS = {"best": "Best", "median": "Median", "worst": "Worst"}
 
@@ -98,7 +97,6 @@ def _search(search: Search, objective: str) -> dict[str, Any]:
     rest = [trial for trial in search.trials if trial.state is not TrialState.COMPLETE]
     hours = sum(trial.user_attrs.get(SPENT, 0.0) for trial in search.trials) / 3600
     spent = f"; {hours:.3g} device hours" if hours else ""
-    surfaces = {trial.number: search.counts[trial.number] for trial in best if trial.number in search.counts}
     return {
         "name": search.name,
         "balance": f"{len(states)} trials: {', '.join(f'{states.count(state)} {name}' for state, name in told)}{spent}",
@@ -111,7 +109,7 @@ def _search(search: Search, objective: str) -> dict[str, Any]:
         "trials": [_trial(trial, names, search.winner) for trial in [*best, *rest]],
         "surfaces": [
             Markup(charts.surface(counts, None, objective, f"{search.name}/{number}", f"trial {number}"))
-            for number, counts in list(surfaces.items())[:SURFACES]
+            for number, counts in search.counts.items()
             if len(counts.settings) > 1
         ],
     }  # fmt: skip
