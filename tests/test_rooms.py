@@ -16,6 +16,7 @@ MAY_KNOW = {
     "wsol_pipeline/training": (
         *COMMON, "wsol_models", "search_spaces", "wsol_pipeline.data", "wsol_pipeline.evaluation", "wsol_pipeline",
     ),
+    "wsol_pipeline/report": (*COMMON, "wsol_pipeline.evaluation", "wsol_pipeline.training"),
     "rayjobs": OURS,
 }  # fmt: skip
 FOREIGN = {

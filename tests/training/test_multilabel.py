@@ -11,6 +11,7 @@ import torch
 
 import wsol_models
 from rayjobs import evaluate as evaluate_job
+from rayjobs import report as report_job
 from wsol_pipeline.data.dataset import open_dataset
 from wsol_pipeline.data.importers import synthetic
 from wsol_pipeline.data.ingest import import_dataset
@@ -71,8 +72,12 @@ def judge(several, reading, tmp_path, monkeypatch, capsys):
     def run(trained, method):
         record = {"method": method, "model": trained.final.uri, "trial": 0, "trials": 1, "published": None}
         Store.at(tmp_path / method).write(WINNER, json.dumps({**record, "data": several.uri}).encode())
-        arguments = ["--study", method, "--storage", str(tmp_path), "--device", "cpu"]
-        assert evaluate_job.main([*arguments, "--cache-dir", reading.cache_dir]) == 0
+        arguments = ["--study", method, "--storage", str(tmp_path)]
+        report_job.main(arguments)
+        assert "test was not opened yet" in (tmp_path / method / "report.html").read_text()
+        assert evaluate_job.main([*arguments, "--device", "cpu", "--cache-dir", reading.cache_dir]) == 0
+        report_job.main(arguments)
+        assert "on 12 test images" in (tmp_path / method / "report.html").read_text()
         assert (tmp_path / method / "gallery.png").stat().st_size > 1000
         (kept,) = (tmp_path / method / "evaluations").glob("*.json")
         return json.loads(kept.read_text())["rows"][0], capsys.readouterr().out

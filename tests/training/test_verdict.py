@@ -1,20 +1,33 @@
 """Who stands in the table of a final evaluation, and who must not."""
 
+import io
+import json
 from types import SimpleNamespace
 
+import pyarrow.parquet as pq
 import pytest
 
 from wsol_pipeline.errors import DataError
+from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.evaluation.protocols import protocol
+from wsol_pipeline.evaluation.selection import Choice, transferred
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training.terminal import print_verdict
-from wsol_pipeline.training.verdict import Row, _contenders, _require_comparable, paper_figures
+from wsol_pipeline.training.verdict import (
+    Contender,
+    EvaluateOptions,
+    Row,
+    _require_comparable,
+    contenders,
+    paper_figures,
+    score,
+)
 
 WINNER = {"model": "/runs/a/final", "published": {"model": "/runs/a/first", "preset": "row"}}
 
 
 def test_others_stand_first_then_the_published_setting_then_the_winner():
-    found = _contenders({"a": WINNER, "b": {"model": "/runs/b/final", "published": None}})
+    found = contenders({"a": WINNER, "b": {"model": "/runs/b/final", "published": None}})
     assert [(c.label, c.study, c.final.uri, c.preset) for c in found] == [
         ("b: winner", "b", "/runs/b/final", None),
         ("a: published", "a", "/runs/a/first", "row"),
@@ -23,7 +36,7 @@ def test_others_stand_first_then_the_published_setting_then_the_winner():
 
 
 def test_a_winner_that_is_the_published_setting_is_judged_once():
-    (found,) = _contenders({"a": {"model": "/runs/a", "published": {"model": "/runs/a", "preset": "row"}}})
+    (found,) = contenders({"a": {"model": "/runs/a", "published": {"model": "/runs/a", "preset": "row"}}})
     assert (found.label, found.final.uri, found.preset) == ("a: winner, as published", "/runs/a", "row")
 
 
@@ -32,12 +45,12 @@ def model(rules, fingerprint="f"):
 
 
 def test_one_table_holds_one_evaluation():
-    contenders = _contenders({"a": WINNER})
+    judged = contenders({"a": WINNER})
     data = SimpleNamespace(uri="data", fingerprint="f")
     same = [model(protocol("wsol-v1", 64, 72))] * 2
-    _require_comparable(data, contenders, same)
+    _require_comparable(data, judged, same)
     with pytest.raises(DataError, match="a was tuned under bas-ext at 64 px, a under wsol-v1 at 64 px"):
-        _require_comparable(data, contenders, [same[0], model(protocol("bas-ext", 64, 72))])
+        _require_comparable(data, judged, [same[0], model(protocol("bas-ext", 64, 72))])
 
 
 def test_what_a_paper_reports_stands_beside_what_was_measured_alike(tmp_path, capsys):
@@ -68,4 +81,27 @@ def test_long_names_leave_the_numbers_whole(tmp_path, capsys):
 def test_data_that_was_imported_anew_is_refused():
     data = SimpleNamespace(uri="data", fingerprint="other")
     with pytest.raises(DataError, match="is not the data any more"):
-        _require_comparable(data, _contenders({"a": WINNER}), [model(protocol("wsol-v1", 64, 72))] * 2)
+        _require_comparable(data, contenders({"a": WINNER}), [model(protocol("wsol-v1", 64, 72))] * 2)
+
+
+def test_an_evaluation_keeps_every_image_its_counts_and_some_pictures(fit, make_config, reading):
+    final = fit(make_config()).final
+    options = EvaluateOptions(cache_dir=reading.cache_dir, batch_size=7)
+    result, files = score(Contender("x", "x", final), options, "cpu")
+    (row,) = result["rows"]
+    cases = pq.read_table(io.BytesIO(files["images-0.parquet"])).to_pylist()
+    assert [case["row"] for case in cases] == list(range(24))
+    hits = sum(case["hit"] for case in cases)
+    assert 100 * hits / 24 == pytest.approx(row["transferred"]["gt_known_loc"])
+    assert 0 < hits < 24
+    assert (
+        transferred(
+            Counts.from_dict(json.loads(json.dumps(result["counts"][0]))),
+            Choice.from_dict(result["description"]["choice"]),
+        ).items()
+        <= row["transferred"].items()
+    )
+    pictures = json.loads(files["pictures.json"])
+    assert [picture["group"] for picture in pictures] == ["best"] * 4 + ["median"] * 4 + ["worst"] * 4
+    assert [p["iou"] for p in pictures[:4]] == sorted((case["iou"] for case in cases), reverse=True)[:4]
+    assert pictures[0]["truth"] == cases[pictures[0]["row"]]["truth"]

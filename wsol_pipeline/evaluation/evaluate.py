@@ -32,6 +32,7 @@ def count(
     keep_images: bool = False,
     ten_crop: bool = False,
     on_batch: Callable[[int], None] | None = None,
+    on_maps: Callable[..., None] | None = None,
     prepare: Callable[..., Tensor] = normalize,
 ) -> Counts:
     """Counts of all `rows` at the given readout settings, by default all there are, from one forward per batch.
@@ -39,13 +40,15 @@ def count(
     `rows` must come in the protocol's geometry. A readout is handed the method's output and runs passes of its own
     only where it needs gradients or other scales. Masks count where protocol and rows have them. `ten_crop`: class
     ranks come from ten crops of each image, ten more forwards; maps still from the centre. `on_batch` is told the
-    number of images done in each batch.
+    number of images done in each batch, `on_maps` row numbers, batch, maps, true boxes, true masks and class ranks of
+    each batch at each setting.
 
     Of multi-label rows each pair of an image and one of its classes is counted, like an image of that class, which is
     predicted first where only other classes of the image have a higher score.
     """
     ids: list[str] = []
     labels: list[int] = []
+    first_row = 0
     masks = bool(protocol.masks) and rows.has_masks
     if not protocol.ious and not masks:
         raise DataError(f"Protocol {protocol.name} scores masks but the {rows.role.value!r} split has none.")
@@ -68,8 +71,11 @@ def count(
             true_masks = batch_masks(batch, protocol) if masks else None
             for index, maps_BHW in _maps(method, readout, images_BCHW, labels_B, output, settings, chosen):
                 metric.update(index, maps_BHW, truth, ranks_B, true_masks, batch.sizes_B2, batch.pairs)
+                if on_maps:
+                    on_maps(first_row + batch.pairs[0], batch, maps_BHW, truth, true_masks, ranks_B)
             ids += batch.ids
             labels += batch.labels_B.tolist()
+            first_row += len(found.ids)
             if on_batch:
                 on_batch(len(found.ids))
     return metric.counts(ids, labels)

@@ -45,9 +45,25 @@ def predicted_box(
     raw_HW: NDArray[Any], threshold: float, protocol: Protocol, size_wh: Size | None = None
 ) -> NDArray[np.int32]:
     """The largest box `x0y0x1y1` of a raw map at one threshold, in evaluation pixels; for predictions and pictures."""
-    levels_HW, mask_of_threshold = level_image(normalised_map(raw_HW, protocol, size_wh), protocol)
-    mask = mask_of_threshold[int(np.argmin(np.abs(protocol.thresholds - threshold)))]
+    levels_HW, mask = _mask_at(raw_HW, threshold, protocol, size_wh)
     return boxes_per_mask(levels_HW, num_masks(protocol), protocol.box_rule)[mask]
+
+
+def predicted_box_and_iou(
+    raw_HW: NDArray[Any], truth_N4: NDArray[np.float64], threshold: float, protocol: Protocol, size_wh: Size
+) -> tuple[NDArray[np.int32], float]:
+    """`predicted_box`, and the IoU that counts: of all boxes at that threshold where the protocol accepts several."""
+    levels_HW, mask = _mask_at(raw_HW, threshold, protocol, size_wh)
+    box = boxes_per_mask(levels_HW, num_masks(protocol), protocol.box_rule)[mask]
+    return box, float(ious_per_mask(levels_HW, num_masks(protocol), truth_N4, protocol.box_rule)[mask])
+
+
+def _mask_at(
+    raw_HW: NDArray[Any], threshold: float, protocol: Protocol, size_wh: Size | None
+) -> tuple[NDArray[Any], int]:
+    """The level image of a raw map, and the mask that is read at a threshold."""
+    levels_HW, mask_of_threshold = level_image(normalised_map(raw_HW, protocol, size_wh), protocol)
+    return levels_HW, int(mask_of_threshold[int(np.argmin(np.abs(protocol.thresholds - threshold)))])
 
 
 def found(ious_T: NDArray[np.float64], protocol: Protocol) -> NDArray[np.bool_]:
@@ -129,7 +145,7 @@ class LocalizationCounts(Metric):
         """
         ranks_B = torch.as_tensor(class_rank_B).cpu().numpy()
         sizes = [None] * len(ranks_B) if sizes is None else sizes
-        scored = in_threads(self._scored, _plain(maps_BHW), sizes, boxes)
+        scored = in_threads(self._scored, plain(maps_BHW), sizes, boxes)
         maps = [map_HW for map_HW, _ in scored]
         self.update_ious(setting, [ious_T for _, ious_T in scored], ranks_B)
         if self.masks or self.class_masks:
@@ -245,7 +261,7 @@ def in_threads(function: Callable[..., Any], *columns: Sequence[Any] | NDArray[A
         return list(pool.map(lambda row: function(*row), rows))
 
 
-def _plain(maps_BHW: Tensor | ArrayLike) -> NDArray[Any]:
+def plain(maps_BHW: Tensor | ArrayLike) -> NDArray[Any]:
     """Maps as an array; those that are not boolean as numbers that numpy has."""
     if not isinstance(maps_BHW, Tensor):
         return np.asarray(maps_BHW)

@@ -2,17 +2,30 @@
 
 Two numbers for every metric, never mixed: *transferred*, with readout and thresholds chosen on validation (the honest
 number), and *oracle*, with thresholds picked on the test split itself (the field's habit: an upper bound).
+
+Kept below a study's folder, for reports, which never open the test split themselves:
+
+    evaluations/MODEL.json               rows, the counts behind them, provenance
+    evaluations/MODEL/images-N.parquet   every single image as row N of them sees it (a `Case` each)
+    evaluations/MODEL/pictures.json      some of these images: best, median and worst
+    centred-box.json                     the baseline's row
 """
 
+import base64
 import dataclasses
+import functools
+import io
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 import torch
 from mlflow.exceptions import MlflowException
@@ -24,6 +37,7 @@ from wsol_pipeline.data.reader import EvalRows, ReadConfig, eval_rows
 from wsol_pipeline.errors import DataError, ResourceError, WsolError
 from wsol_pipeline.evaluation import selection
 from wsol_pipeline.evaluation.baseline import count_centred
+from wsol_pipeline.evaluation.cases import Case, add_cases, spread
 from wsol_pipeline.evaluation.contours import ious_of_boxes
 from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.evaluation.detection import mean_average_precision
@@ -47,6 +61,9 @@ from wsol_pipeline.training.views import connect_mlflow
 
 GALLERY_IMAGES = 8
 GALLERY = "gallery.png"
+EVALUATIONS, PICTURES, CENTRED_BOX = "evaluations", "pictures.json", "centred-box.json"
+PICTURES_OF_A_KIND = 4
+PICTURE_SIZE = 256  # pixels of the longer side, at most
 DETECTION_IOUS = (0.1, 0.3, 0.5)
 
 
@@ -112,18 +129,23 @@ def judge(options: EvaluateOptions) -> int:
     """Evaluate the studies' winners on test, print and keep the result. Returns the exit code."""
     winners = {name: finished_study(options.store, name) for name in options.study}
     dataset = _same_dataset(winners)
-    contenders = _contenders(winners)
-    models = [load_model(contender.final) for contender in contenders]
-    _require_comparable(dataset, contenders, models)
+    judged = contenders(winners)
+    models = [load_model(contender.final) for contender in judged]
+    _require_comparable(dataset, judged, models)
     rules = models[0].protocol
     rows = [_centred_box(options, dataset, rules)]
-    for contender in contenders:
+    for study in options.study:
+        (options.store / study).write(CENTRED_BOX, json.dumps(dataclasses.asdict(rows[0])).encode())
+    for contender in judged:
         rows += _judged(options, contender, rules)
     folder = options.store / options.study[0]
-    labels = [contender.label for contender in contenders]
+    labels = [contender.label for contender in judged]
     picture = _draw(options, dataset, dict(zip(labels, models, strict=True)), folder)
     print_verdict(rows, models[-1].config.objective, rules.name, dataset.test().num_rows, folder, picture)
-    _publish(options, contenders[-1], rows, folder.read(GALLERY))
+    print(
+        f"next:    python rayjobs/report.py --study {' '.join(options.study)} --storage {options.storage}", flush=True
+    )
+    _publish(options, judged[-1], rows, folder.read(GALLERY))
     return 0
 
 
@@ -145,7 +167,7 @@ def _same_dataset(winners: Mapping[str, Mapping[str, Any]]) -> Dataset:
     return open_dataset(places.pop())
 
 
-def _contenders(winners: Mapping[str, Mapping[str, Any]]) -> list[Contender]:
+def contenders(winners: Mapping[str, Mapping[str, Any]]) -> list[Contender]:
     """Others' winners first, then the first study's published setting, then its winner; one line if it is both."""
     first, *others = winners
     found = [Contender(f"{name}: winner", name, Store(winners[name]["model"])) for name in others]
@@ -172,14 +194,24 @@ def _require_comparable(dataset: Dataset, contenders: list[Contender], models: l
 
 def _judged(options: EvaluateOptions, contender: Contender, rules: Protocol) -> list[Row]:
     """The rows of one model: from the kept result if test was opened for it before, else from test, now."""
-    folder = options.store / contender.study / "evaluations"
-    name = f"{registry.model_fingerprint(contender.final)[:16]}{'-published' if contender.preset else ''}.json"
-    if not folder.exists(name):
-        result = _score_somewhere(options, contender)
-        folder.write(name, json.dumps(result, indent=1).encode())
-    kept = json.loads(folder.read(name))
+    folder, name = options.store / contender.study / EVALUATIONS, evaluation_name(contender)
+    if not folder.exists(f"{name}.json"):
+        result, files = _score_somewhere(options, contender)
+        for file, data in files.items():
+            (folder / name).write(file, data)
+        folder.write(f"{name}.json", json.dumps(result, indent=1).encode())
+    return rows_of(contender, json.loads(folder.read(f"{name}.json"))["rows"], rules)
+
+
+def evaluation_name(contender: Contender) -> str:
+    """What a model's kept result is called: a model has one, and another if it is read as published too."""
+    return f"{registry.model_fingerprint(contender.final)[:16]}{'-published' if contender.preset else ''}"
+
+
+def rows_of(contender: Contender, rows: Sequence[Mapping[str, Any]], rules: Protocol) -> list[Row]:
+    """Rows of one model, as they are kept, with its label before theirs and the paper's figures beside them."""
     beside = {"preset": contender.preset, "published": paper_figures(contender.preset, rules)}
-    return [Row(**{**row, "label": f"{contender.label}{row['label']}", **beside}) for row in kept["rows"]]
+    return [Row(**{**row, "label": f"{contender.label}{row['label']}", **beside}) for row in rows]
 
 
 def paper_figures(preset: str | None, rules: Protocol) -> Mapping[str, float]:
@@ -188,7 +220,7 @@ def paper_figures(preset: str | None, rules: Protocol) -> Mapping[str, float]:
     return row.published if row and row.protocol == rules.name else {}
 
 
-def _score_somewhere(options: EvaluateOptions, contender: Contender) -> dict[str, Any]:
+def _score_somewhere(options: EvaluateOptions, contender: Contender) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Score here, or on a node with a GPU if this process runs as a job on a cluster that has one."""
     if not ray.is_initialized():
         device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
@@ -200,26 +232,35 @@ def _score_somewhere(options: EvaluateOptions, contender: Contender) -> dict[str
     return ray.get(ray.remote(score).options(num_gpus=1).remote(contender, options, "cuda"))
 
 
-def score(contender: Contender, options: EvaluateOptions, device: str) -> dict[str, Any]:
-    """Open the test split for one model and count. Everything was chosen before; plain data comes back."""
+def score(contender: Contender, options: EvaluateOptions, device: str) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Open the test split for one model and count. Everything was chosen before.
+
+    The result comes back as plain data, with the files beside it: every image as each row sees it, and pictures of some
+    as the last row does. Class masks are scored together, so that there a single image has no result of its own.
+    """
     model = load_model(contender.final, device)
     val = Counts.from_dict(json.loads(contender.final.read(VAL_COUNTS)))
-    solved = ", readout solved" if contender.preset else ""
-    choices = _published_choice(contender, model) | {solved: model.choice}
     dataset = open_dataset(model.description["data"])
     rows = _test_rows(options, dataset, model.protocol)
-    results = []
-    for label, choice in choices.items():
+    results, kept, files = [], [], {}
+    for number, (label, choice) in enumerate(choices(contender, model).items()):
+        cases: list[Case] = []
+        note = functools.partial(add_cases, cases, choice.threshold, model.protocol)
         counts = count(
             model.method, model.readout, rows, model.protocol, settings=[choice.readout], device=device,
             keep_images=True, ten_crop=model.protocol.ten_crop,
+            on_maps=note if model.protocol.masks != "classes" else None,
         )  # fmt: skip
         row = _row(label, choice, val, counts, model.protocol)
         if model.multilabel and model.protocol.box_rule == "components":
             row.transferred.update(_average_precisions(model, rows, choice, device))
         results.append(row)
-    return {
+        kept.append(counts.to_dict())
+        files[f"images-{number}.parquet"] = _parquet(cases)
+    files[PICTURES] = json.dumps(_pictures(model, rows, dataset.classes, cases, device)).encode()
+    result = {
         "rows": [dataclasses.asdict(row) for row in results],
+        "counts": kept,
         "model": contender.final.uri,
         "description": model.description,
         "test_fingerprint": dataset.test().fingerprint,
@@ -227,6 +268,46 @@ def score(contender: Contender, options: EvaluateOptions, device: str) -> dict[s
         "device": device,
         "provenance": provenance(),
     }
+    return result, files
+
+
+def choices(contender: Contender, model: Model) -> dict[str, Choice]:
+    """How a model is read, by what is added to its label: as published, if its setting is, and as solved."""
+    return _published_choice(contender, model) | {", readout solved" if contender.preset else "": model.choice}
+
+
+def _parquet(cases: Sequence[Case]) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([dataclasses.asdict(case) for case in cases]), file)
+    return file.getvalue()
+
+
+def _pictures(
+    model: Model, rows: EvalRows, classes: Sequence[str], cases: Sequence[Case], device: str
+) -> list[dict[str, Any]]:
+    """Images of best, median and worst IoU as plain data: the image, its map, and what its `Case` says."""
+    found = []
+    for group, some in spread(cases, PICTURES_OF_A_KIND).items():
+        for case in some:
+            (read,) = dataclasses.replace(rows, begin=case.row, end=case.row + 1).batches()
+            batch = class_pairs(read, model.protocol)
+            at = batch.labels_B.tolist().index(case.label)
+            size_wh = model.protocol.map_size(batch.sizes_B2[at])
+            images, labels_B = normalize(batch.images_BCHW[at : at + 1], device), batch.labels_B[at : at + 1].to(device)
+            raw_HW = model.readout.maps(model.method, images, labels_B, model.choice.readout)[0].cpu().numpy()
+            map_HW = np.rint(255 * normalised_map(raw_HW, model.protocol, size_wh)).astype(np.uint8)
+            picture = _picture(batch.images_BCHW[at], size_wh)[..., ::-1]  # OpenCV's order
+            encoded = {"image": _encoded(".jpg", picture), "map": _encoded(".png", map_HW)}
+            seen = dataclasses.asdict(case) | {"group": group, "class": classes[case.label], "pixels": size_wh}
+            found.append(seen | encoded)
+    return found
+
+
+def _encoded(kind: str, picture: np.ndarray) -> str:
+    """A picture as a file of that kind, shrunk to `PICTURE_SIZE`, in base64."""
+    scale = min(1.0, PICTURE_SIZE / max(picture.shape[:2]))
+    small = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    return base64.b64encode(cv2.imencode(kind, small)[1].tobytes()).decode()
 
 
 def _average_precisions(model: Model, rows: EvalRows, choice: Choice, device: str) -> dict[str, float]:
@@ -242,12 +323,17 @@ def _row(label: str, choice: Choice, val: Counts, test: Counts, rules: Protocol)
         weights, test = selection.class_weights(test.image_hits.labels), selection.balanced(test)
     return Row(
         label=label,
-        readout=f"{choice.readout} > {choice.threshold:.3f}",
+        readout=named(choice),
         val=selection.transferred(val, choice),
         transferred=selection.transferred(test, choice),
         oracle=selection.oracle(test, choice),
         intervals=selection.bootstrap(test, choice, weights_N=weights),
     )
+
+
+def named(choice: Choice) -> str:
+    """A readout setting and the threshold of its boxes or masks, as a table shows them."""
+    return f"{choice.readout} > {choice.threshold:.3f}"
 
 
 def _published_choice(contender: Contender, model: Model) -> dict[str, Choice]:

@@ -1,0 +1,62 @@
+"""Show finished studies, or single models, on one page: what won, why, how sure that is, and where it fails.
+
+    python rayjobs/report.py --study bas cam
+    ray job submit --working-dir . -- python rayjobs/report.py --study bas-cub cam-cub --storage s3://bucket/runs
+
+Reads what the jobs have kept and opens no data; figures of the test split are those that evaluate.py has measured.
+Beside the page, which is one file that needs no network, lie its table as Markdown and as LaTeX.
+"""
+
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from wsol_pipeline.errors import run_main
+from wsol_pipeline.report.facts import gather
+from wsol_pipeline.report.page import render
+from wsol_pipeline.report.tables import comparison_table, latex, markdown
+from wsol_pipeline.storage import Store
+from wsol_pipeline.training.config import check_name, require
+from wsol_pipeline.training.options import command_line
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which studies to show, and where."""
+
+    study: tuple[str, ...] = ("bas",)
+    """Names of finished studies (or runs). The first one's winner is the subject; the others stand beside it."""
+    storage: str = "runs"
+    """The --storage of those studies."""
+    out: str | None = None
+    """The page; its tables lie beside it. By default report.html in the first study's folder."""
+    study_db: str | None = None
+    """SQLAlchemy URL of the studies' database, if they were given one."""
+
+    def __post_init__(self) -> None:
+        require(len(self.study) >= 1, "at least one --study is needed", self.study)
+        for name in self.study:
+            check_name("study", name)
+        require(self.out is None or self.out.endswith(".html"), "out must be a name that ends with .html", self.out)
+
+    @property
+    def store(self) -> Store:
+        """Where all studies are kept."""
+        return Store.at(self.storage)
+
+
+def main(args: list[str] | None = None) -> int:
+    options = command_line(Options, args, __doc__)
+    facts = gather(options.store, options.study, options.study_db)
+    table = comparison_table(facts.lines, facts.objective)
+    page = Store.at(options.out) if options.out else options.store / options.study[0] / "report.html"
+    folder, name = Store(page.uri.removesuffix(f"/{page.name}")), PurePosixPath(page.name)
+    for suffix, text in (
+        (".html", render(facts, options.storage)), (".md", markdown(table)), (".tex", latex(table)),
+    ):  # fmt: skip
+        folder.write(str(name.with_suffix(suffix)), text.encode())
+        print(f"{suffix[1:]:<5} {folder.path(str(name.with_suffix(suffix)))}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,101 @@
+"""The page as a browser reads it: whole, closed to the network, and deaf to names that are markup."""
+
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from wsol_pipeline.report import charts
+from wsol_pipeline.report.page import render
+
+EVIL = "<script>alert(1)</script>"
+
+
+class Reader(HTMLParser):
+    """Every element with its attributes, and all text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements, self.text = [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def of(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def page(facts):
+    return Reader(render(facts, "runs"))
+
+
+def test_the_page_needs_nothing_beside_it(page):
+    links = [a[key] for _, a in page.elements for key in ("src", "href", "xlink:href") if key in a]
+    assert links
+    assert all(link.startswith(("#", "data:image/")) for link in links)
+    assert not page.of("link")
+    assert not page.of("script")
+
+
+def test_ids_are_unique_and_anchors_arrive(page):
+    ids = Counter(attributes["id"] for _, attributes in page.elements if "id" in attributes)
+    assert max(ids.values()) == 1
+    assert all(a["href"][1:] in ids for a in page.of("a"))
+
+
+def test_charts_take_the_colours_of_the_page(page, facts):
+    svg = charts.sensitivity(facts.searches[0], "alpha", "max_box_acc_v2")
+    assert "var(--c1)" in svg
+    assert "currentColor" in svg
+    assert not any(shade in svg for shade in charts.PAGE_COLOURS)
+
+
+def test_names_that_are_markup_are_text(facts):
+    winner = facts.main
+    pictures = tuple({**picture, "class": EVIL, "id": f'"{EVIL}'} for picture in winner.pictures)
+    lines = tuple(replace(line, row=replace(line.row, label=EVIL, readout=EVIL)) for line in winner.lines)
+    read = Reader(
+        render(replace(facts, subjects=(*facts.subjects[:2], replace(winner, pictures=pictures, lines=lines))), EVIL)
+    )
+    assert not read.of("script")
+    assert read.text.count(EVIL) >= 6  # label, readout, class, failure, data, storage
+
+
+def test_figures_of_test_are_those_of_the_evaluation(page):
+    assert "The winner of a reaches 71.8 % MaxBoxAccV2 on 6 test images (95 % interval 68.8 to 75.0)" in page.text
+    assert "A centred box has 40.0 %." in page.text
+    assert "+19.3 from training" in page.text
+    assert "Not evaluated on test yet" not in page.text
+
+
+def test_a_model_that_was_not_evaluated_is_told_how(facts, make_subject, make_row):
+    winner = make_subject("a: winner", "a", [make_row("a: winner", 70, judged=False)])
+    read = Reader(render(replace(facts, subjects=(winner,), centred_box=None), "s3://bucket/runs"))
+    assert "Not evaluated on test yet: a: winner. Run" in read.text
+    assert "python rayjobs/evaluate.py --study a --storage s3://bucket/runs" in read.text
+    assert "The winner of a reaches 71.0 % MaxBoxAccV2 on validation; test was not opened yet." in read.text
+    assert not any("failures" in a.values() for a in page_links(read))
+
+
+def page_links(read):
+    return [{"to": a["href"].lstrip("#")} for a in read.of("a")]
+
+
+def test_too_few_trials_have_no_importance(page):
+    assert "Importance needs at least 4 complete trials" in page.text
+
+
+def test_every_kept_picture_is_shown_with_its_boxes(page):
+    assert len(page.of("image")) >= 2 * 3 * 3  # image and map, three pictures, three models
+    assert sum(a["class"] == "found" for a in page.of("rect") if "class" in a) == 9
+
+
+def test_settings_of_layers_and_weightings_are_a_grid(make_counts):
+    assert "var(--line)" in charts.grid_of_parts(make_counts(("l1/a", "l1/b", "l2/a", "l2/b")), "max_box_acc_v2")
+    assert charts.grid_of_parts(make_counts(("cam", "gradcam")), "max_box_acc_v2") == ""

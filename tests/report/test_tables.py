@@ -1,0 +1,65 @@
+"""The comparison as Markdown and as LaTeX, to the letter."""
+
+from dataclasses import replace
+
+from wsol_pipeline.report.facts import Line
+from wsol_pipeline.report.tables import comparison_table, escaped, latex, markdown
+
+
+def test_markdown_to_the_letter(make_row):
+    lines = [Line(replace(make_row("centred | <box>", 40), intervals={})), Line(make_row("a: winner", 71.75))]
+    assert markdown(comparison_table(lines, "max_box_acc_v2")) == (
+        "| model | readout > threshold | MaxBoxAccV2 val | MaxBoxAccV2 test | MaxBoxAccV2 oracle | GT-known Loc test "
+        "| GT-known Loc oracle |\n"
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |\n"
+        "| centred \\| &lt;box> | 1 > 0.500 | 41.0 | 40.0 | 42.0 | 50.0 | 52.0 |\n"
+        "| a: winner | 1 > 0.500 | 72.8 | **71.8** [68.8, 75.0] | 73.8 | **81.8** | 83.8 |\n"
+    )
+
+
+def test_latex_to_the_letter(make_row):
+    lines = [Line(make_row("b_1: winner", 40)), Line(make_row("a: winner", 71.75))]
+    assert latex(comparison_table(lines, "gt_known_loc")) == (
+        "\\begin{tabular}{llrrr}\n"
+        "\\toprule\n"
+        " & & \\multicolumn{3}{c}{GT-known Loc} \\\\\n"
+        "\\cmidrule(lr){3-5}\n"
+        "model & readout \\textgreater{} threshold & val & test & oracle \\\\\n"
+        "\\midrule\n"
+        "b\\_1: winner & 1 \\textgreater{} 0.500 & 51.0 & 50.0 & 52.0 \\\\\n"
+        "a: winner & 1 \\textgreater{} 0.500 & 82.8 & \\textbf{81.8} & 83.8 \\\\\n"
+        "\\bottomrule\n"
+        "\\end{tabular}\n"
+    )
+
+
+def test_intervals_are_small_in_latex(make_row):
+    assert r"\textbf{71.8} {\scriptsize [68.8, 75.0]}" in latex(
+        comparison_table([Line(make_row("a", 71.75))], "max_box_acc_v2")
+    )
+
+
+def test_letters_that_latex_reads_as_commands():
+    assert escaped(r"100 % of a_b & c\d") == r"100 \% of a\_b \& c\textbackslash{}d"
+
+
+def test_before_an_evaluation_there_is_validation_alone(make_row):
+    table = comparison_table(
+        [Line(make_row("b", 30, judged=False)), Line(make_row("a", 20, judged=False))], "gt_known_loc"
+    )
+    assert table.groups == [("GT-known Loc", ["val"])]
+    assert [(cells[0].text, cells[0].best) for _, _, cells in table.rows] == [("41.0", True), ("31.0", False)]
+
+
+def test_a_model_that_was_not_evaluated_is_never_the_best_of_test(make_row):
+    lines = [Line(make_row("b", 90, judged=False)), Line(make_row("a", 20))]
+    rows = comparison_table(lines, "max_box_acc_v2").rows
+    assert [cell.best for cell in rows[0][2]] == [False] * 5
+    assert [cell.best for cell in rows[1][2]] == [False, True, False, True, False]
+
+
+def test_what_a_paper_reports_has_a_column_of_its_own(make_row):
+    row = replace(make_row("a", 20), preset="x", published={"gt_known_loc": 95.41})
+    assert comparison_table([Line(row)], "gt_known_loc").groups == [
+        ("GT-known Loc", ["val", "test", "oracle", "paper"])
+    ]

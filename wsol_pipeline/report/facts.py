@@ -1,0 +1,176 @@
+"""What a report knows: finished models and studies, read from what the jobs have kept. No data is opened."""
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+import pyarrow.parquet as pq
+from optuna.trial import FrozenTrial, TrialState
+
+from wsol_pipeline.errors import DataError
+from wsol_pipeline.evaluation import selection
+from wsol_pipeline.evaluation.cases import Case
+from wsol_pipeline.evaluation.counts import Counts
+from wsol_pipeline.evaluation.protocols import Protocol, protocol
+from wsol_pipeline.evaluation.selection import Choice
+from wsol_pipeline.storage import Store
+from wsol_pipeline.training.config import TrainConfig, from_dict
+from wsol_pipeline.training.ledger import open_storage
+from wsol_pipeline.training.model import DESCRIPTION, VAL_COUNTS, load_model
+from wsol_pipeline.training.verdict import (
+    CENTRED_BOX,
+    EVALUATIONS,
+    PICTURES,
+    Contender,
+    Row,
+    choices,
+    contenders,
+    evaluation_name,
+    finished_study,
+    named,
+    rows_of,
+)
+
+SURFACES = 12  # trials whose readout surface is shown
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the comparison. Without an evaluation on test it has validation's figures alone."""
+
+    row: Row
+    test: Counts | None = None
+    cases: tuple[Case, ...] = ()  # none either where an older version evaluated, or class masks are scored
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A finished model: what was chosen for it on validation, and what its evaluation on test has kept."""
+
+    contender: Contender
+    config: TrainConfig
+    choice: Choice
+    val: Counts
+    lines: tuple[Line, ...]  # as published, if there is such a reading; then as solved
+    pictures: tuple[Mapping[str, Any], ...]
+    description: Mapping[str, Any]
+    evaluation: Mapping[str, Any] | None  # the kept result
+
+    @property
+    def protocol(self) -> Protocol:
+        return protocol(self.config.protocol, self.config.image_size, self.config.resize_size)
+
+
+@dataclass(frozen=True)
+class Search:
+    """A study's trials, and the validation counts of the best: their whole readout surface."""
+
+    name: str
+    study: optuna.Study
+    trials: tuple[FrozenTrial, ...]
+    winner: int
+    counts: Mapping[int, Counts]  # by trial, the best first
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything a report shows. The last of the subjects is the winner of the first study."""
+
+    subjects: tuple[Subject, ...]
+    searches: tuple[Search, ...]
+    centred_box: Row | None
+    gallery: bytes | None  # a PNG, the same test images through every model
+
+    @property
+    def main(self) -> Subject:
+        return self.subjects[-1]
+
+    @property
+    def objective(self) -> str:
+        return self.main.config.objective
+
+    @property
+    def lines(self) -> list[Line]:
+        """The comparison, the winner last."""
+        first = [Line(self.centred_box)] if self.centred_box else []
+        return first + [line for subject in self.subjects for line in subject.lines]
+
+
+def gather(store: Store, studies: tuple[str, ...], study_db: str | None = None) -> Facts:
+    """Read what the jobs have kept of finished `studies`. Raises `DataError` if one is not finished or they differ."""
+    winners = {name: finished_study(store, name) for name in studies}
+    subjects = tuple(_subject(store, contender) for contender in contenders(winners))
+    _require_comparable(subjects)
+    found = [_search(store / name, name, winner["trial"], study_db) for name, winner in winners.items()]
+    folder = store / studies[0]
+    judged = subjects[-1].evaluation is not None
+    centred = folder.read(CENTRED_BOX) if judged and folder.exists(CENTRED_BOX) else None
+    return Facts(
+        subjects,
+        tuple(search for search in found if search),
+        Row(**json.loads(centred)) if centred else None,
+        folder.read("gallery.png") if judged and folder.exists("gallery.png") else None,
+    )
+
+
+def _subject(store: Store, contender: Contender) -> Subject:
+    description = json.loads(contender.final.read(DESCRIPTION))
+    config = from_dict(TrainConfig, description["train"])
+    val = Counts.from_dict(json.loads(contender.final.read(VAL_COUNTS)))
+    folder, name = store / contender.study / EVALUATIONS, evaluation_name(contender)
+    result = json.loads(folder.read(f"{name}.json")) if folder.exists(f"{name}.json") else None
+    rules = protocol(config.protocol, config.image_size, config.resize_size)
+    if result is None:
+        lines = [Line(row) for row in rows_of(contender, _validation_rows(contender, val), rules)]
+    else:
+        kept = result.get("counts", [None] * len(result["rows"]))  # an earlier version kept none
+        counts = [Counts.from_dict(of) if of else None for of in kept]
+        cases = [_cases(folder / name, number) for number in range(len(result["rows"]))]
+        lines = [Line(*of) for of in zip(rows_of(contender, result["rows"], rules), counts, cases, strict=True)]
+    pictures = json.loads((folder / name).read(PICTURES)) if (folder / name).exists(PICTURES) else []
+    choice = Choice.from_dict(description["choice"])
+    return Subject(contender, config, choice, val, tuple(lines), tuple(pictures), description, result)
+
+
+def _validation_rows(contender: Contender, val: Counts) -> list[dict[str, Any]]:
+    readings = choices(contender, load_model(contender.final))
+    nothing: dict[str, Any] = {"transferred": {}, "oracle": {}, "intervals": {}}
+    return [
+        {"label": label, "readout": named(choice), "val": selection.transferred(val, choice), **nothing}
+        for label, choice in readings.items()
+    ]
+
+
+def _cases(folder: Store, number: int) -> tuple[Case, ...]:
+    file = f"images-{number}.parquet"
+    if not folder.exists(file):
+        return ()
+    return tuple(Case(**row) for row in pq.read_table(io.BytesIO(folder.read(file))).to_pylist())
+
+
+def _require_comparable(subjects: tuple[Subject, ...]) -> None:
+    seen = {(subject.protocol, subject.description["dataset"]): subject.contender.study for subject in subjects}
+    if len(seen) > 1:
+        told = "; ".join(
+            f"{study}: {rules.name} at {rules.image_size} px, data {data[:12]}" for (rules, data), study in seen.items()
+        )
+        raise DataError(f"One report holds one evaluation of one dataset but got {told}.")
+
+
+def _search(folder: Store, name: str, winner: int, study_db: str | None) -> Search | None:
+    """The study in `folder`; None for what was solved for a finished model, which has no trials."""
+    if study_db is None and not folder.exists("study.db") and not folder.list("journal"):
+        return None
+    try:
+        study = optuna.load_study(study_name=name, storage=open_storage(folder, study_db))
+    except KeyError:
+        return None
+    trials = tuple(t for t in study.get_trials(deepcopy=False) if t.state is not TrialState.WAITING)
+    complete = (trial for trial in trials if trial.state is TrialState.COMPLETE)
+    best = [t.number for t in sorted(complete, key=lambda t: (-(t.value or 0.0), t.number))[:SURFACES]]
+    files = {int(file.split("/")[1]): file for file in folder.list("trials") if file.endswith(f"/final/{VAL_COUNTS}")}
+    counts = {n: Counts.from_dict(json.loads(folder.read(files[n]))) for n in best if n in files}
+    return Search(name, study, trials, winner, counts)

@@ -1,0 +1,114 @@
+"""The comparison as one grid, and that grid as Markdown and as LaTeX (booktabs)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from wsol_pipeline.report.facts import Line
+from wsol_pipeline.report.summary import metric_name
+
+LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure in percent, with its interval if it has one; empty text where there is no figure."""
+
+    text: str = ""
+    interval: str = ""
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """`groups` are metrics with the names of their columns; `rows` a label, a readout and a cell per column."""
+
+    groups: list[tuple[str, list[str]]]
+    rows: list[tuple[str, str, list[Cell]]]
+
+
+def comparison_table(lines: Sequence[Line], objective: str) -> Table:
+    """The objective, GT-known and Top-1 localization of each line.
+
+    Test is at the thresholds of validation, the best of it marked; oracle is the upper bound beside it. Without an
+    evaluation there is validation alone, the best of it marked.
+    """
+    judged = any(line.row.transferred for line in lines)
+    metrics = [
+        m for m in dict.fromkeys((objective, "gt_known_loc", "top1_loc")) if any(m in _all(line) for line in lines)
+    ]
+    groups: list[tuple[str, list[str]]] = []
+    columns: list[list[Cell]] = []
+    for metric in metrics:
+        kinds = ["val"] if not judged else ["val", "test", "oracle"] if metric == objective else ["test", "oracle"]
+        kinds += ["paper"] if any(metric in line.row.published for line in lines) else []
+        groups.append((metric_name(metric), kinds))
+        rivals = [row.transferred if judged else row.val for row in (line.row for line in lines)]
+        marked = max((values[metric] for values in rivals if metric in values), default=None)
+        columns += [
+            [_cell(line, metric, kind, "test" if judged else "val", marked) for line in lines] for kind in kinds
+        ]
+    rows = [(line.row.label, line.row.readout, [column[n] for column in columns]) for n, line in enumerate(lines)]
+    return Table(groups, rows)
+
+
+def _all(line: Line) -> set[str]:
+    return {*line.row.val, *line.row.transferred}
+
+
+def _cell(line: Line, metric: str, kind: str, marked_kind: str, marked: float | None) -> Cell:
+    row = line.row
+    values = {"val": row.val, "test": row.transferred, "oracle": row.oracle, "paper": row.published}[kind]
+    if metric not in values:
+        return Cell()
+    interval = row.intervals.get("transferred", {}).get(metric) if kind == "test" else None
+    told = f"[{interval[0]:.1f}, {interval[1]:.1f}]" if interval else ""
+    return Cell(f"{values[metric]:.1f}", told, kind == marked_kind and values[metric] == marked)
+
+
+def markdown(table: Table) -> str:
+    """The table as Markdown, the best in bold."""
+    names = [f"{metric} {kind}" for metric, kinds in table.groups for kind in kinds]
+    lines = [_piped(["model", "readout > threshold", *names]), _piped(["---", "---", *["---:"] * len(names)])]
+    lines += [_piped([label, readout, *map(_in_markdown, cells)]) for label, readout, cells in table.rows]
+    return "\n".join(lines) + "\n"
+
+
+def _piped(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |"
+
+
+def _in_markdown(cell: Cell) -> str:
+    figure = f"**{cell.text}**" if cell.best else cell.text
+    return f"{figure} {cell.interval}".strip()
+
+
+def latex(table: Table) -> str:
+    """The table as LaTeX for the packages booktabs; the best in bold, intervals small."""
+    counts = [len(kinds) for _, kinds in table.groups]
+    above = " & ".join(rf"\multicolumn{{{len(kinds)}}}{{c}}{{{escaped(metric)}}}" for metric, kinds in table.groups)
+    starts = [3 + sum(counts[:n]) for n in range(len(counts))]
+    rules = " ".join(rf"\cmidrule(lr){{{s}-{s + c - 1}}}" for s, c in zip(starts, counts, strict=True))
+    names = " & ".join(
+        ["model", r"readout \textgreater{} threshold", *(kind for _, kinds in table.groups for kind in kinds)]
+    )
+    body = [
+        " & ".join([escaped(label), escaped(readout), *map(_in_latex, cells)]) + r" \\"
+        for label, readout, cells in table.rows
+    ]
+    return "\n".join([
+        rf"\begin{{tabular}}{{ll{'r' * sum(counts)}}}", r"\toprule", rf" & & {above} \\", rules, rf"{names} \\",
+        r"\midrule", *body, r"\bottomrule", r"\end{tabular}", "",
+    ])  # fmt: skip
+
+
+def _in_latex(cell: Cell) -> str:
+    figure = rf"\textbf{{{cell.text}}}" if cell.best else cell.text
+    return rf"{figure} {{\scriptsize {cell.interval}}}" if cell.interval else figure
+
+
+def escaped(text: str) -> str:
+    """`text` as LaTeX prints it."""
+    return "".join(LATEX.get(letter, letter) for letter in text)
