@@ -13,6 +13,7 @@ SHORT = {
     "evaluation": ["--maps", "4", "--loops", "1"],
     "readout": ["--classes", "5", "--rounds", "1", "--backbone", "tiny"],
     "dataset": ["--sizes", "64", "128", "--photographs", "20"],
+    "shards": ["--images", "100", "--rounds", "1"],
     "step": ["--pairs", "1", "--size", "32", "--batch", "2", "--backbone", "resnet18"],
     "step_bcam": ["--pairs", "1", "--size", "32", "--batch", "2", "--backbone", "resnet18"],
     "study": ["--quick"],
