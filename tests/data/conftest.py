@@ -9,6 +9,7 @@ import ray
 from PIL import Image
 
 from wsol_pipeline.data.dataset import Dataset, open_dataset
+from wsol_pipeline.data.doctor import examine
 from wsol_pipeline.data.importers import Source
 from wsol_pipeline.data.ingest import import_dataset
 from wsol_pipeline.data.schema import Row
@@ -72,6 +73,16 @@ def make_source(jpeg):
     def make(train: int = 150, val: int = 11, test: int = 7) -> Source:
         counts = {Role.TRAIN: train, Role.VAL: val, Role.TEST: test}
         return Source(("ant", "bee", "cat"), "inclusive0", list(rows(counts)))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def told():
+    """`told(source)`: all that is wrong with a source, one line each, as --check tells it."""
+
+    def make(source: Source) -> str:
+        return "\n".join(item for finding in examine(source) if not finding.is_note for item in finding.items)
 
     return make
 

@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from wsol_pipeline.data.images import probe
-from wsol_pipeline.data.importers import Source, below, hold_out, read_lines
+from wsol_pipeline.data.images import MAX_BYTES, probe
+from wsol_pipeline.data.importers import Source, below, faulty, hold_out, read_file, read_lines
 from wsol_pipeline.data.importers._xml import Annotation, read_annotation
-from wsol_pipeline.data.schema import Row
+from wsol_pipeline.data.schema import Fault, Kind, Row, RowError
 from wsol_pipeline.errors import DataError, UsageError, unknown
 from wsol_pipeline.protocol import Role
 
@@ -65,14 +65,14 @@ class LabelImage:
     def draw(self) -> NDArray[np.uint8]:
         """uint8 [H, W] as `ClassMask.draw`."""
         try:
-            data = self.path.read_bytes()
+            data = read_file(self.path, MAX_BYTES)
             probe(data)
             with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
                 if image.mode not in ("P", "L"):
-                    raise DataError(f"mask has mode {image.mode!r}: it must be a PNG with a palette or grey")
+                    raise RowError(Kind.MASK, f"mask has mode {image.mode!r}: it must be a PNG with a palette or grey")
                 return np.array(image)
         except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(f"mask cannot be read: {error}") from error
+            raise RowError(Kind.MASK, f"mask cannot be read: {error}") from error
 
 
 def read(source: Path, options: Options) -> Source:
@@ -133,29 +133,29 @@ def _listed(sets: Path, name: str) -> Iterator[str]:
             yield PurePosixPath(first).name.removesuffix(".jpg")
 
 
-def _annotation(root: Path, name: str, classes: list[str]) -> Annotation | str:
+def _annotation(root: Path, name: str, classes: list[str]) -> Annotation | Fault:
     """What is known of an image, or why nothing is."""
     try:
         found = read_annotation(below(root, f"Annotations/{name}.xml"))
-    except DataError as error:
-        return str(error)
+    except RowError as error:
+        return error.fault
     if strange := [thing.name for thing in found.objects if thing.name not in classes]:
-        return f"object is a {strange[0]!r}; known classes: {', '.join(classes)}"
+        return Fault(Kind.LABEL, f"object is a {strange[0]!r:.80}; known classes: {', '.join(classes)}")
     return found
 
 
-def _labels(found: Annotation | str, classes: list[str], role: Role) -> tuple[int, ...]:
+def _labels(found: Annotation | Fault, classes: list[str], role: Role) -> tuple[int, ...]:
     """The classes that an image shows; of a held-out one those that can be scored."""
-    if isinstance(found, str):
+    if isinstance(found, Fault):
         return ()
     seen = (thing for thing in found.objects if role is Role.TRAIN or not thing.difficult)
     return tuple(sorted({classes.index(thing.name) for thing in seen}))
 
 
-def _row(root: Path, role: Role, name: str, found: Annotation | str, classes: list[str]) -> Row:
+def _row(root: Path, role: Role, name: str, found: Annotation | Fault, classes: list[str]) -> Row:
+    if isinstance(found, Fault):
+        return faulty(role, name, found)
     image, labels = below(root, f"JPEGImages/{name}.jpg"), _labels(found, classes, role)
-    if isinstance(found, str):
-        return Row(role, name, labels, image, fault=found)
     if role is Role.TRAIN:
         return Row(role, name, labels, image, found.size)
     scored = [thing for thing in found.objects if not thing.difficult]
