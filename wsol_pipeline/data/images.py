@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -51,16 +52,25 @@ def decode(data: bytes) -> torch.Tensor:
     """uint8 RGB [3, H, W]. Grey, palette and CMYK become RGB, alpha is dropped, EXIF rotation is not applied (boxes
     are in stored pixels). Raises `DataError` if the image is refused or cannot be decoded to its end."""
     kind, _, _ = probe(data)
-    if kind == "JPEG":
-        try:
-            return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
-        except RuntimeError:
-            pass  # a colour space or coding that libjpeg's RGB path lacks: PIL has the last word
+    if kind == "PNG":
+        return _decode_png(data)
     try:
-        with Image.open(io.BytesIO(data), formats=(kind,)) as image:
+        return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    except RuntimeError:
+        pass  # a colour space or coding that libjpeg's RGB path lacks: PIL has the last word
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             pixels_HWC = np.array(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"image cannot be decoded: {error}") from error
+    return torch.from_numpy(pixels_HWC).permute(2, 0, 1).contiguous()
+
+
+def _decode_png(data: bytes) -> torch.Tensor:
+    """By OpenCV: PIL makes black rows of those that are missing, torchvision's decoder dies of a broken palette."""
+    pixels_HWC = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    if pixels_HWC is None:
+        raise DataError("image cannot be decoded: it is a broken PNG")
     return torch.from_numpy(pixels_HWC).permute(2, 0, 1).contiguous()
 
 
