@@ -5,6 +5,7 @@ Such a module has `Options`, a frozen dataclass whose documented fields become c
 """
 
 import importlib
+import os
 import pkgutil
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -64,6 +65,8 @@ def below(root: Path, name: str) -> Path:
     """`name` under `root`, links resolved. Raises `RowError` if it leads out of it, or is no name of a file."""
     try:
         path = (root / name).resolve()
+        if max(map(len, map(os.fsencode, path.parts))) > 255 or len(os.fsencode(path)) > 4095:
+            raise ValueError("names have 255 bytes at most, paths 4095")
     except (OSError, RuntimeError, ValueError) as error:  # too long, a loop of links, a zero byte
         raise RowError(Kind.NAME, f"Path {name!a} below {root} leads nowhere: {error}.") from error
     if not path.is_relative_to(root.resolve()):
