@@ -156,7 +156,8 @@ def _unlisted(rows: list[Row]) -> Iterator[Finding]:
     used = images | {mask for row in rows for mask in (*row.masks, row.ignore) if mask}
     folders = sorted({path.parent for path in images if path.parent.is_dir()})
     beside = {path for folder in folders for path in folder.iterdir() if path.suffix.lower() in IMAGE_ENDINGS}
-    if extra := sorted(str(path) for path in beside - used):
+    faulty = {Path(row.id).stem for row in rows if row.fault}  # listed, and told of elsewhere
+    if extra := sorted(str(path) for path in beside - used if path.stem not in faulty):
         yield Finding(
             "image files belong to no split", tuple(extra), "List them, or leave them: they are not read.", True
         )
