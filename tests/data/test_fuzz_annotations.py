@@ -118,10 +118,11 @@ def check_stored(place: str, images: set[bytes]) -> set[str]:
     return ids
 
 
-def listed(text: bytes, name: str) -> int:
-    """How often a list has an id, a part of it as a path, or its file's name without the ending."""
-    words = re.split(rb'[\s,"]+', text)
-    return sum(words.count(form.encode()) for form in {name, Path(name).stem, *Path(name).parts})
+def taken_out(before: bytes, after: bytes, name: str) -> bool:
+    """Whether a list has an id, a part of it as a path, or its file's name without the ending less often."""
+    old, new = (re.split(rb'[\s,"]+', text) for text in (before, after))
+    forms = (form.encode() for form in {name, Path(name).stem, *Path(name).parts})
+    return any(new.count(form) < old.count(form) for form in forms)
 
 
 def attempt(read, out: Path, images: set[bytes]) -> tuple[set[str], set[str]] | None:
@@ -170,7 +171,7 @@ def test_mutated_annotations(layouts, tmp_path, jpeg, name, count):
             continue
         stored, bad = found
         for gone in sound - stored - bad:
-            assert listed(after, gone) < listed(before, gone), (path, after)
+            assert taken_out(before, after, gone), (path, after)
     assert refused < count
     assert {path.name for path in tmp_path.iterdir()} <= {"in", "outside", "out", "sound"}
     assert [path.name for path in secret.parent.iterdir()] == ["secret.jpg"]

@@ -54,7 +54,7 @@ def _training(root: Path, wnid: str, label: int, options: Options, faults: list[
     except DataError as error:
         faults.append(str(error))
         return
-    names = sorted(boxes, key=lambda name: [int(digits) for digits in re.findall(r"\d+", name)])
+    names = sorted(boxes, key=lambda name: [int(digits) for digits in re.findall(r"\d{1,18}", name)])
     for at, name in enumerate(names):
         role = Role.VAL if at >= len(names) - options.val_per_class else Role.TRAIN
         yield _row(role, root, f"train/{wnid}/images/{name}", label, boxes[name])
