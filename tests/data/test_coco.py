@@ -228,14 +228,13 @@ def test_an_annotation_for_another_size_is_quarantined(mini, write):
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
-        ({"annotations": [VAL[0], VAL[0]]}, "1 more than once among the ids of 'annotations'"),
-        ({"annotations": [note(1, 99, 3, GOOD, [])]}, "annotations of image 99, which it does not list"),
         ({"annotations": [7]}, "not in COCO's form: TypeError"),
         ({"annotations": None}, "not in COCO's form: TypeError"),
-        ({"images": [{"id": 1, "file_name": "a.jpg"}] * 2}, "1 more than once among the ids of 'images'"),
         ({"images": [{"id": 11}]}, "not in COCO's form: KeyError: 'file_name'"),
-        ({"images": [{"id": 11, "file_name": "../../a.jpg"}, {"id": 12, "file_name": "a.jpg"}]}, "leads out of"),
-        ({"images": [{"id": 11, "file_name": "\0"}, {"id": 12, "file_name": "a.jpg"}]}, "leads nowhere"),
+        (
+            {"images": [{"id": float("inf"), "file_name": "a.jpg"}], "categories": [{"id": float("inf"), "name": "a"}]},
+            "not in COCO's form: OverflowError",
+        ),
         ({"categories": [{"id": "a", "name": "a"}]}, "not in COCO's form: ValueError"),
         ({"categories": [*CATEGORIES[:2], {"id": 90, "name": "brush"}]}, "differ on category 90: 'brush'"),
     ],
@@ -244,6 +243,30 @@ def test_a_file_that_is_not_in_cocos_form_is_refused(put, mini, more, reason):
     put("val2017", 11, VAL, number=3, **more)
     with pytest.raises(DataError, match=reason):
         coco.read(mini, HALF)
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({"annotations": [VAL[0], VAL[0]]}, "1 more than once among the ids of 'annotations'"),
+        ({"annotations": [note(1, 99, 3, GOOD, [])]}, "annotations of image 99, which it does not list"),
+        ({"annotations": [{"id": 1}]}, "annotations of image None, which it does not list"),
+        ({"images": [{"id": 1, "file_name": "a.jpg"}] * 2}, "1 more than once among the ids of 'images'"),
+    ],
+)
+def test_entries_that_cannot_be_told_apart_are_refused(put, mini, told, write, more, reason):
+    put("val2017", 11, VAL, number=3, **more)
+    source = coco.read(mini, HALF)
+    assert reason in told(source)
+    with pytest.raises(DataError, match=reason):
+        write(mini / "out", source)
+
+
+@pytest.mark.parametrize(("name", "reason"), [("../../a.jpg", "leads out of"), ("\0", "leads nowhere")])
+def test_a_path_that_leads_out_is_quarantined(put, mini, told, name, reason):
+    entry = {"id": 11, "file_name": name, "width": WIDTH, "height": HEIGHT}
+    put("val2017", 11, [VAL[0]], images=[entry, {**entry, "id": 12, "file_name": "000000000012.jpg"}])
+    assert reason in told(coco.read(mini, HALF))
 
 
 def test_a_file_that_is_no_json_is_refused(mini):

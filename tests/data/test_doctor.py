@@ -41,7 +41,7 @@ def test_a_missing_file(source, tmp_path):
 def test_a_cut_image(source):
     image = list(source.rows)[3].image
     finding = only(examine(changed(source, 3, image=image[:-100])))
-    assert finding.what == "images cannot be trusted"
+    assert finding.what == "images cannot be decoded"
     assert finding.items[0].startswith("train-0003: image cannot be decoded")
 
 

@@ -1,10 +1,12 @@
 """The VOC importer on a small faithful copy of its layout."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
 
 from wsol_pipeline.data.importers import voc
 from wsol_pipeline.data.reader import ReadConfig, eval_rows
@@ -203,7 +205,7 @@ def break_mask(labels_HW):
     [
         (
             lambda root: (root / "Annotations/2007_000003.xml").unlink(),
-            "2007_000003.xml cannot be read: FileNotFoundError",
+            "2007_000003.xml: file cannot be read: No such file",
         ),
         (lambda root: (root / "JPEGImages/2007_000003.jpg").unlink(), "file cannot be read"),
         (break_annotation("<annotation>"), "2007_000003.xml cannot be read"),
@@ -234,3 +236,89 @@ def test_what_is_broken_is_quarantined_with_its_reason(devkit, write, harm, reas
 def test_a_share_lies_between_0_and_1(share):
     with pytest.raises(UsageError, match="--val-share must lie between 0 and 1"):
         voc.Options(val_share=share)
+
+
+def matlab(path: Path, labels_HW: np.ndarray) -> Path:
+    """A class mask as SBD has it."""
+    put(path, b"")
+    savemat(
+        path, {"GTcls": {"Segmentation": labels_HW, "CategoriesPresent": np.unique(labels_HW)}}, do_compression=True
+    )
+    return path
+
+
+@pytest.fixture
+def sbd(devkit, jpeg):
+    """SBD beside VOC's 20 classes: image 3 of VOC's val, image 1 of its train, and two more, 8 without VOC's JPEG."""
+    for path in (devkit / "ImageSets/Main").glob("*_train.txt"):
+        path.unlink()
+    folder = devkit / "benchmark_RELEASE/dataset"
+    put(folder / "train.txt", "2007_000001\n2007_000007\n")
+    put(folder / "val.txt", "2007_000003\n2007_000008\n")
+    labels_HW = np.zeros((30, 40), np.uint8)
+    labels_HW[:9], labels_HW[9:12], labels_HW[12] = 8, 12, 255  # cat, dog, neither
+    for number in (1, 3, 7, 8):
+        matlab(folder / f"cls/2007_00000{number}.mat", labels_HW if number != 8 else np.uint8(15) * (labels_HW > 0))
+    put(devkit / "JPEGImages/2007_000007.jpg", jpeg(77))
+    annotate(devkit, "2007_000007", [CAT, HARD_CAT])
+    put(folder / "img/2007_000008.jpg", jpeg(88))
+    return folder
+
+
+@pytest.mark.parametrize("given", ["benchmark_RELEASE", "benchmark_RELEASE/dataset", "benchmark.tar"])
+def test_sbd_adds_training_images_that_no_split_has(devkit, sbd, given, write):
+    if given.endswith("tar"):
+        shutil.make_archive(str(devkit / "benchmark"), "tar", devkit, "benchmark_RELEASE")
+    source = voc.read(devkit, voc.Options(sbd=given))
+    rows = by_id(source)
+    assert len(list(source.rows)) == 8
+    assert rows["2007_000001"].labels == (7,)  # VOC's own
+    assert rows["2007_000003"].role is Role.VAL
+    assert (rows["2007_000007"].role, rows["2007_000007"].labels) == (Role.TRAIN, (7, 11))
+    assert rows["2007_000008"].labels == (14,)
+    assert rows["2007_000008"].image.name == "2007_000008.jpg"
+    assert rows["2007_000008"].image.parent.name == "img"
+
+
+def test_sbd_images_that_are_held_out_have_the_boxes_of_voc_and_the_mask_of_sbd(devkit, sbd):
+    """Images 7 and 9 are alike, and one of these two cats is drawn; image 8 has no boxes."""
+    (devkit / "ImageSets/Main/test.txt").unlink()
+    put(devkit / "ImageSets/Main/train.txt", "2007_000004\n")
+    put(sbd / "val.txt", "")
+    put(sbd / "train.txt", "2007_000007\n2007_000008\n2007_000009\n")
+    for path in [*devkit.rglob("2007_000007.*")]:
+        shutil.copy(path, path.with_stem("2007_000009"))
+    rows = by_id(voc.read(devkit, voc.Options(sbd="benchmark_RELEASE", val_share=0.5)))
+    (row,) = (row for row in rows.values() if row.role is Role.VAL)
+    assert row.id in ("2007_000007", "2007_000009")
+    assert (row.labels, row.boxes) == ((7,), ((1, 1, 20, 30),))  # the difficult cat is not scored, the dog has no box
+    assert np.unique(row.class_mask.draw()).tolist() == [0, 8, 12, 255]
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (lambda path: path.unlink(), "No such file"),
+        (lambda path: path.write_bytes(b"MATLAB 5.0 MAT-file" * 9), "is not of SBD"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-30]), "is not of SBD"),
+        (lambda path: savemat(path, {"GTinst": 1}), "is not of SBD: KeyError"),
+        (lambda path: savemat(path, {"GTcls": {"Segmentation": 1.5}}), "uint8 of two dimensions"),
+        (lambda path: matlab(path, np.full((30, 40), 21, np.uint8)), "value 21; known: 1..20"),
+        (lambda path: matlab(path, np.ones((40, 30), np.uint8)), "image is 40x30 but its annotation is for 30x40"),
+    ],
+)
+def test_sbd_masks_that_are_broken_are_quarantined(devkit, sbd, told, harm, reason):
+    harm(sbd / "cls/2007_000007.mat")
+    (line,) = (line for line in told(voc.read(devkit, voc.Options(sbd=str(sbd)))).splitlines() if "2007" in line)
+    assert line.startswith("2007_000007: ")
+    assert reason in line
+
+
+def test_sbd_is_of_the_classes_of_voc(devkit):
+    with pytest.raises(UsageError, match="SBD has the 20 classes of VOC, but this dataset has cat, dog"):
+        voc.read(devkit, voc.Options(sbd="benchmark_RELEASE"))
+
+
+def test_what_is_not_sbd(devkit, sbd):
+    with pytest.raises(DataError, match=r"JPEGImages is not SBD as it comes: there is no dataset/cls"):
+        voc.read(devkit, voc.Options(sbd="JPEGImages"))

@@ -1,7 +1,9 @@
 """Downloads as they come: a tar or zip is unpacked once; links, devices, names that lead out and bombs are refused."""
 
+import errno
 import hashlib
 import lzma
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -22,6 +24,20 @@ MAX_MEMBERS = 5_000_000  # ImageNet has 1.5 million
 MAX_GROWTH = 20  # bytes unpacked for each byte of the archive: images hardly shrink, text to about a tenth
 MAX_HEADER = 2**20  # bytes of a name or other extended header
 ALLOWANCE = 64 * 2**20  # bytes that any archive may unpack to
+MEMBER = 512  # bytes that a member counts for beside its own: a folder and an empty file are something too
+# What the system says of names and offsets that cannot be, and bz2 of its data (None), but not a disk that is full.
+_IMPOSSIBLE = (None, errno.EINVAL, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EILSEQ)
+_BROKEN = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    BadGzipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    OverflowError,  # of a time
+    ValueError,  # of a number or a name
+)
 
 Member = tuple[
     str, int, bool, Callable[[Path], object]
@@ -58,7 +74,7 @@ def _unpack(source: Path, into: Path, limit: int) -> None:
     total = 0
     try:
         for count, (name, size, plain, extract) in enumerate(_members(source), 1):
-            total += size
+            total += size + MEMBER
             if not plain:
                 raise DataError(f"{source} has a link or device, {name!r}: an archive may have files and folders.")
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
@@ -66,10 +82,14 @@ def _unpack(source: Path, into: Path, limit: int) -> None:
             if total > limit or count > MAX_MEMBERS:
                 raise DataError(f"{source} unpacks to over {limit} bytes or {MAX_MEMBERS} files: unpack it yourself.")
             extract(into)
-    except (tarfile.TarError, zipfile.BadZipFile, BadGzipFile, zlib.error, lzma.LZMAError, EOFError) as error:
+    except _BROKEN as error:
         raise DataError(f"{source} is a broken archive ({type(error).__name__}: {error}): get it again.") from error
     except (RuntimeError, NotImplementedError) as error:  # zipfile: a password, an unknown compression
         raise DataError(f"{source} cannot be unpacked here ({error}): unpack it yourself.") from error
+    except OSError as error:
+        if error.errno not in _IMPOSSIBLE:
+            raise
+        raise DataError(f"{source} has a member that cannot be written ({error}): unpack it yourself.") from error
 
 
 class _TarInfo(tarfile.TarInfo):

@@ -77,7 +77,7 @@ class Augmentation:
 
 def hash_ids(ids: Iterable[str]) -> np.ndarray:
     """A stable 64-bit hash of each id, uint64 [N]."""
-    digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in ids)
+    digests = b"".join(hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=8).digest() for name in ids)
     return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
 
 

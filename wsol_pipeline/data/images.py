@@ -1,11 +1,13 @@
 """Encoded images that may come from strangers: look at the header first, decode within limits, resize one way."""
 
 import io
+import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -18,17 +20,23 @@ from wsol_pipeline.errors import DataError
 IGNORED = 255  # label of mask pixels that count neither way
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 64_000_000  # 192 MB decoded
+MAX_SCANS = 100  # passes over the pixels of a JPEG: an encoder makes about ten, and a hundred bytes ask for one
 # What `convert("RGB")` turns into 8-bit colour without a choice of its own; 16-bit and float images are not among them.
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+# Odd EXIF, palettes with alpha and sizes over a limit that is not ours: all is decoded or refused here.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def probe(data: bytes) -> tuple[str, int, int]:
     """Format ("JPEG" or "PNG"), width and height, from the header alone. Raises `DataError` for all that is refused."""
     if len(data) > MAX_BYTES:
         raise DataError(f"image has {len(data)} bytes, over the limit of {MAX_BYTES}")
+    if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > MAX_SCANS:
+        raise DataError(f"image has more than {MAX_SCANS} scans")
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
             kind, (width, height), mode = str(image.format), image.size, image.mode
+        kind = kind.replace("MPO", "JPEG")  # several JPEGs in a file, as phones write them: the first is the image
     except Image.DecompressionBombError as error:
         raise DataError(f"image is over the limit of {MAX_PIXELS} pixels: {error}") from error
     except (OSError, SyntaxError, ValueError) as error:
@@ -44,16 +52,25 @@ def decode(data: bytes) -> torch.Tensor:
     """uint8 RGB [3, H, W]. Grey, palette and CMYK become RGB, alpha is dropped, EXIF rotation is not applied (boxes
     are in stored pixels). Raises `DataError` if the image is refused or cannot be decoded to its end."""
     kind, _, _ = probe(data)
-    if kind == "JPEG":
-        try:
-            return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
-        except RuntimeError:
-            pass  # a colour space or coding that libjpeg's RGB path lacks: PIL has the last word
+    if kind == "PNG":
+        return _decode_png(data)
     try:
-        with Image.open(io.BytesIO(data), formats=(kind,)) as image:
+        return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    except RuntimeError:
+        pass  # a colour space or coding that libjpeg's RGB path lacks: PIL has the last word
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             pixels_HWC = np.array(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"image cannot be decoded: {error}") from error
+    return torch.from_numpy(pixels_HWC).permute(2, 0, 1).contiguous()
+
+
+def _decode_png(data: bytes) -> torch.Tensor:
+    """By OpenCV: PIL makes black rows of those that are missing, torchvision's decoder dies of a broken palette."""
+    pixels_HWC = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    if pixels_HWC is None:
+        raise DataError("image cannot be decoded: it is a broken PNG")
     return torch.from_numpy(pixels_HWC).permute(2, 0, 1).contiguous()
 
 

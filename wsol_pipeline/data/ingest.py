@@ -10,9 +10,11 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 import numpy as np
 import pyarrow as pa
@@ -20,9 +22,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wsol_pipeline.data.augment import hash_ids
-from wsol_pipeline.data.images import IGNORED, decode, probe
-from wsol_pipeline.data.importers import Source
-from wsol_pipeline.data.schema import ROW_GROUP, VERSION, Box, ClassMask, Row, schema
+from wsol_pipeline.data.images import IGNORED, MAX_BYTES, decode, probe
+from wsol_pipeline.data.importers import Source, read_file
+from wsol_pipeline.data.schema import ROW_GROUP, VERSION, Box, ClassMask, Kind, Row, RowError, schema
 from wsol_pipeline.data.shards import (
     MANIFEST,
     QUARANTINE,
@@ -65,7 +67,7 @@ class ShardReport:
     shard: dict[str, Any] | None  # as `Shard`; None if no row was fit to be stored
     per_class: list[int]
     facts: list[str]
-    bad: list[dict[str, str]]  # id, split and reason of each row that was left out
+    bad: list[dict[str, str]]  # id, split, kind and reason of each row that was left out
     masks: int  # stored rows that have one
     kept: bool = False  # written by an earlier run
 
@@ -89,6 +91,9 @@ def import_dataset(
     """
     if out.exists(MANIFEST):
         return _finished(out, origin)
+    if source.faults:
+        others = f" {len(source.faults) - 1} more: --check tells all." if len(source.faults) > 1 else ""
+        raise DataError(source.faults[0] + others)
     out.check_writable()
     jobs = _plan(_by_role(source), source, out, shard_bytes)
     total, allowed = sum(len(job.rows) for job in jobs), max_bad * sum(len(job.rows) for job in jobs)
@@ -196,8 +201,8 @@ def write_shard(job: ShardJob) -> ShardReport:
     for row in job.rows:
         try:
             columns = checked(row, job.num_classes, job.multilabel)
-        except DataError as error:
-            bad.append({"id": row.id, "split": job.role.value, "reason": str(error)})
+        except RowError as error:
+            bad.append({"id": row.id, "split": job.role.value, **error.fault._asdict()})
             continue
         stored.append({name: columns[name] for name in schema(job.role).names})
         facts.append(_facts(columns))
@@ -235,50 +240,69 @@ def _sha256(data: bytes) -> str:
 
 
 def checked(row: Row, num_classes: int, multilabel: bool) -> dict[str, Any]:
-    """The columns of a row. Raises `DataError` with the reason why it cannot be trusted."""
+    """The columns of a row. Raises `RowError` if it cannot be trusted."""
     if row.fault:
-        raise DataError(row.fault)
+        raise RowError(*row.fault)
+    if any(category(sign) in ("Cc", "Cs") for sign in row.id):
+        raise RowError(Kind.NAME, f"id {row.id!a} has control characters, or is not UTF-8")
     if not row.labels or not all(0 <= label < num_classes for label in row.labels):
-        raise DataError(f"labels {list(row.labels)} are not classes 0..{num_classes - 1}")
+        raise RowError(Kind.LABEL, f"labels {list(row.labels)} are not classes 0..{num_classes - 1}")
     image = _bytes(row.image)
-    _, width, height = probe(image)
-    if row.size and row.size != (width, height):
-        raise DataError(f"image is {width}x{height} but its annotation is for {row.size[0]}x{row.size[1]}")
-    decode(image)  # to its end: a truncated image has a sound header
+    with _of_kind(Kind.IMAGE):
+        _, width, height = probe(image)
+        if row.size and row.size != (width, height):
+            raise RowError(
+                Kind.SIZE, f"image is {width}x{height} but its annotation is for {row.size[0]}x{row.size[1]}"
+            )
+        decode(image)  # to its end: a truncated image has a sound header
     columns = {"id": row.id, "image": image, "width": width, "height": height, "labels": list(row.labels)}
     if row.role is Role.TRAIN:
         return columns
     if not (row.boxes or row.masks or row.class_mask):
-        raise DataError("image has neither a box nor a mask to be evaluated with")
+        raise RowError(Kind.ANNOTATION, "image has neither a box nor a mask to be evaluated with")
     if len(row.box_labels) != len(row.boxes) or not all(0 <= label < num_classes for label in row.box_labels):
-        raise DataError(f"box labels {list(row.box_labels)} are not classes 0..{num_classes - 1}, one for each box")
+        raise RowError(
+            Kind.LABEL, f"box labels {list(row.box_labels)} are not classes 0..{num_classes - 1}, one for each box"
+        )
     for box in row.boxes:
         _check_box(box, width, height)
     boxes = np.array(row.boxes, np.float32).reshape(-1, 4).tolist()
     columns |= {"boxes": boxes, "box_labels": list(row.box_labels)}
-    if row.class_mask:
-        labels_HW = _drawn(row.class_mask, width, height, num_classes)
-        return columns | (_of_classes(labels_HW) if multilabel else _of_one_class(labels_HW, row.labels[0]))
-    ignore = _mask((row.ignore,)) if row.ignore else None
-    return columns | {"mask": _mask(row.masks) if row.masks else None, "ignore": ignore}
+    with _of_kind(Kind.MASK):
+        if row.class_mask:
+            labels_HW = _drawn(row.class_mask, width, height, num_classes)
+            return columns | (_of_classes(labels_HW) if multilabel else _of_one_class(labels_HW, row.labels[0]))
+        ignore = _mask((row.ignore,)) if row.ignore else None
+        return columns | {"mask": _mask(row.masks) if row.masks else None, "ignore": ignore}
+
+
+@contextmanager
+def _of_kind(kind: Kind) -> Iterator[None]:
+    """A `DataError` that says nothing of its kind is one of `kind`."""
+    try:
+        yield
+    except RowError:
+        raise
+    except DataError as error:
+        raise RowError(kind, str(error)) from error
 
 
 def _bytes(image: Path | bytes) -> bytes:
-    try:
-        return image if isinstance(image, bytes) else image.read_bytes()
-    except OSError as error:
-        raise DataError(f"file cannot be read: {error.strerror}") from error
+    return image if isinstance(image, bytes) else read_file(image, MAX_BYTES)
 
 
 def _check_box(box: Box, width: int, height: int) -> None:
-    """Finite, ordered and on the image. One pixel beyond the last is let pass: sources differ on inclusive corners."""
+    """Raises `RowError` unless a box is finite, ordered and on the image.
+
+    One pixel beyond the last is let pass: sources differ on inclusive corners.
+    """
     x0, y0, x1, y1 = box
     if not np.isfinite(box).all():
-        raise DataError(f"box {box} is not finite")
+        raise RowError(Kind.BOX, f"box {box} is not finite")
     if x0 > x1 or y0 > y1:
-        raise DataError(f"box {box} is reversed: it must be x0, y0, x1, y1")
+        raise RowError(Kind.BOX, f"box {box} is reversed: it must be x0, y0, x1, y1")
     if x0 < 0 or y0 < 0 or x1 > width or y1 > height or x0 >= width or y0 >= height:
-        raise DataError(f"box {box} is not on the image of {width}x{height}")
+        raise RowError(Kind.BOX, f"box {box} is not on the image of {width}x{height}")
 
 
 def _mask(pngs: tuple[Path | bytes, ...]) -> bytes:

@@ -1,13 +1,15 @@
 """What a row is: as an importer finds it (`Row`), and as a shard stores it (`schema`)."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from wsol_pipeline.errors import DataError
 from wsol_pipeline.protocol import Role
 
 VERSION = 2  # of the shards and the manifest; a reader refuses another one
@@ -47,8 +49,39 @@ class ClassMask(Protocol):
     def draw(self) -> NDArray[np.uint8]:
         """uint8 [H, W] at the image's size: 0 background, k + 1 class k, 255 counts neither way.
 
-        Raises `DataError` with the reason if it cannot be drawn.
+        Raises `RowError` if it cannot be drawn.
         """
+
+
+class Kind(StrEnum):
+    """What is wrong with a row that is left out."""
+
+    NAME = "name"  # its id, or the name of a file, is none
+    FILE = "file"  # a file is missing, or is not one to be read
+    IMAGE = "image"  # it cannot be decoded, or not within limits
+    ANNOTATION = "annotation"  # it is missing, or is not in its format
+    SIZE = "size"  # the image is not of the size that its annotation is for
+    LABEL = "label"  # of the image or of a box
+    BOX = "box"
+    MASK = "mask"
+
+
+class Fault(NamedTuple):
+    """Why a row is left out."""
+
+    kind: Kind
+    reason: str
+
+
+class RowError(DataError):
+    """A row, or part of it, cannot be trusted."""
+
+    def __init__(self, kind: Kind, reason: str) -> None:
+        super().__init__(kind, reason)
+        self.fault = Fault(kind, reason)
+
+    def __str__(self) -> str:
+        return self.fault.reason
 
 
 @dataclass(frozen=True)
@@ -65,4 +98,4 @@ class Row:
     masks: tuple[Path | bytes, ...] = ()  # one PNG for each instance
     ignore: Path | None = None
     class_mask: ClassMask | None = None  # instead of `masks` and `ignore`
-    fault: str = ""  # why the annotation cannot be used, if the importer found that out: the row is quarantined
+    fault: Fault | None = None  # what the importer found: the row is quarantined

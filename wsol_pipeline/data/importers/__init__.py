@@ -5,20 +5,23 @@ Such a module has `Options`, a frozen dataclass whose documented fields become c
 """
 
 import importlib
+import os
 import pkgutil
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from stat import S_ISREG
 from types import ModuleType
 from typing import Any
 
 from wsol_pipeline.data.augment import hash_ids
-from wsol_pipeline.data.schema import Row
+from wsol_pipeline.data.schema import Fault, Kind, Row, RowError
 from wsol_pipeline.errors import DataError, unknown
 from wsol_pipeline.protocol import Role
 
 IMAGE_ENDINGS = {".jpg", ".jpeg", ".png"}
+MAX_LIST_BYTES = 2**30  # ImageNet's training list has 70 MB
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,11 @@ class Source:
     multilabel: bool = False
     left_out: Mapping[str, int] = field(default_factory=dict)  # what has nothing to learn or score -> how many of it
     counts: Mapping[Role, Count] = field(default_factory=dict)  # where they are known, for the doctor
+    faults: tuple[str, ...] = ()  # what is wrong beside single rows: there is no import before it is mended
+
+    def __post_init__(self) -> None:
+        if odd := [name for name in self.classes if not name.isprintable() or not name.strip()]:
+            raise DataError(f"Class name {odd[0]!a} must have characters that can be printed, and those alone.")
 
 
 def names() -> list[str]:
@@ -54,22 +62,43 @@ def importer(name: str) -> ModuleType:
 
 
 def below(root: Path, name: str) -> Path:
-    """`name` under `root`, links resolved. Raises `DataError` if it leads out of it, or is no name of a file."""
+    """`name` under `root`, links resolved. Raises `RowError` if it leads out of it, or is no name of a file."""
     try:
         path = (root / name).resolve()
+        if max(map(len, map(os.fsencode, path.parts))) > 255 or len(os.fsencode(path)) > 4095:
+            raise ValueError("names have 255 bytes at most, paths 4095")
     except (OSError, RuntimeError, ValueError) as error:  # too long, a loop of links, a zero byte
-        raise DataError(f"Path {name!r} below {root} leads nowhere: {error}.") from error
+        raise RowError(Kind.NAME, f"Path {name!a} below {root} leads nowhere: {error}.") from error
     if not path.is_relative_to(root.resolve()):
-        raise DataError(f"Path {name!r} leads out of {root}.")
+        raise RowError(Kind.NAME, f"Path {name!a} leads out of {root}.")
     return path
+
+
+def read_file(path: Path, limit: int) -> bytes:
+    """A file of `limit` bytes at most. Raises `RowError` for others, and for what is no file: pipes wait for ever."""
+    try:
+        stat = path.stat()
+        if not S_ISREG(stat.st_mode):
+            raise RowError(Kind.FILE, "file cannot be read: it is a folder, pipe or device")
+        if stat.st_size > limit:
+            raise RowError(Kind.FILE, f"file cannot be read: {stat.st_size} bytes, over the limit of {limit}")
+        return path.read_bytes()
+    except OSError as error:
+        raise RowError(Kind.FILE, f"file cannot be read: {error.strerror}") from error
 
 
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file without empty ones. Raises `DataError` if it is missing or no text."""
     try:
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_file(path, MAX_LIST_BYTES).decode()
+    except (RowError, UnicodeDecodeError) as error:
         raise DataError(f"Cannot read {path}: {error}.") from error
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def faulty(role: Role, name: str, fault: Fault) -> Row:
+    """A row of which nothing else is known."""
+    return Row(role, name, (), b"", fault=fault)
 
 
 def images_below(folder: Path) -> list[Path]:

@@ -7,10 +7,18 @@ from typing import Any, NamedTuple
 from defusedxml import ElementTree
 from defusedxml.common import DefusedXmlException
 
-from wsol_pipeline.data.schema import Box
-from wsol_pipeline.errors import DataError
+from wsol_pipeline.data.importers import read_file
+from wsol_pipeline.data.schema import Box, Kind, RowError
 
 MAX_XML_BYTES = 2**20
+_BROKEN = (
+    ElementTree.ParseError,
+    DefusedXmlException,
+    LookupError,  # an encoding that nobody knows
+    AttributeError,  # a box or size that is missing
+    TypeError,
+    ValueError,
+)
 
 
 class Object(NamedTuple):
@@ -30,15 +38,16 @@ class Annotation:
 
 
 def read_annotation(path: Path) -> Annotation:
-    """One annotation file. Raises `DataError` if it is missing, too large or not as it should be."""
+    """One annotation file. Raises `RowError` if it is missing, too large or not as it should be."""
     try:
-        if path.stat().st_size > MAX_XML_BYTES:
-            raise DataError(f"Annotation {path} is over {MAX_XML_BYTES} bytes.")
-        tree = ElementTree.parse(path).getroot()
+        tree = ElementTree.fromstring(read_file(path, MAX_XML_BYTES))
         width, height = (int(tree.findtext(f"size/{side}")) for side in ("width", "height"))
         objects = tuple(_object(node) for node in tree.iter("object"))
-    except (OSError, ElementTree.ParseError, DefusedXmlException, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"Annotation {path} cannot be read: {type(error).__name__}: {error}.") from error
+    except RowError as error:
+        raise RowError(Kind.ANNOTATION, f"annotation {path}: {error}") from error
+    except _BROKEN as error:
+        reason = f"annotation {path} cannot be read: {type(error).__name__}: {error}"
+        raise RowError(Kind.ANNOTATION, reason) from error
     return Annotation((width, height), objects)
 
 

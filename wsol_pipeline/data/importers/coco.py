@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from pycocotools import mask as polygons
 
 from wsol_pipeline.data.images import IGNORED
-from wsol_pipeline.data.importers import Source, below, hold_out
-from wsol_pipeline.data.schema import Box, Row
+from wsol_pipeline.data.importers import Source, below, faulty, hold_out, read_file
+from wsol_pipeline.data.schema import Box, Fault, Kind, Row, RowError
 from wsol_pipeline.errors import DataError, UsageError, unknown
 from wsol_pipeline.protocol import Role
 
@@ -77,6 +77,7 @@ class Set:
     images: list[dict[str, Any]]
     annotations: Mapping[Any, list[dict[str, Any]]]
     categories: dict[int, str]
+    faults: tuple[str, ...]
 
 
 def read(source: Path, options: Options) -> Source:
@@ -95,11 +96,13 @@ def read(source: Path, options: Options) -> Source:
     kept = [row for row in rows if row.labels or row.fault]
     left_out = {NO_INSTANCE: len(rows) - len(kept), UNSEEN: len(named) - len(labels)}
     classes = tuple(named[category] for category in labels)
-    return Source(classes, "exclusive0", kept, True, {what: count for what, count in left_out.items() if count})
+    faults = tuple(fault for part in sets.values() for fault in part.faults)
+    counted = {what: count for what, count in left_out.items() if count}
+    return Source(classes, "exclusive0", kept, True, counted, faults=faults)
 
 
 def _set(source: Path, name: str) -> Set:
-    """One set. Raises `DataError` unless its file is in COCO's form, with ids that tell its entries apart."""
+    """One set. Raises `DataError` unless its file is in COCO's form."""
     path = below(source, f"annotations/instances_{name}.json")
     if not path.exists():
         known = [file.stem.removeprefix("instances_") for file in path.parent.glob("instances_*.json")]
@@ -109,29 +112,28 @@ def _set(source: Path, name: str) -> Set:
     folders = [folder for folder in (source / name, source / "images" / name) if folder.is_dir()]
     if not folders:
         raise DataError(f"The images of {path} are missing: there is neither {name}/ nor images/{name}/ in {source}.")
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise DataError(f"{path} is over {MAX_JSON_BYTES} bytes.")
     try:
-        data = json.loads(path.read_bytes())
-        images, notes, categories = (_by_id(data, kind, path) for kind in ("images", "annotations", "categories"))
+        data = json.loads(read_file(path, MAX_JSON_BYTES))
+        kinds = ("images", "annotations", "categories")
+        images, notes, categories = ({entry["id"]: entry for entry in data[kind]} for kind in kinds)
+        faults = [fault for kind in kinds for fault in _repeated(data, kind, path)]
         grouped = defaultdict(list)
         for note in notes.values():
-            grouped[note["image_id"]].append(note)
+            grouped[note.get("image_id")].append(note)
         names = {int(category): str(entry["name"]) for category, entry in categories.items()}
         for image in images.values():
             image["file_name"] = str(image["file_name"])
-    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (RowError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise DataError(f"{path} is not in COCO's form: {type(error).__name__}: {error}.") from error
-    if strays := grouped.keys() - images.keys():
-        raise DataError(f"{path} has annotations of image {strays.pop()!r}, which it does not list.")
-    return Set(name, folders[0], list(images.values()), grouped, names)
+    strays = [number for number in grouped if number not in images]
+    faults += [f"{path} has annotations of image {number!r}, which it does not list." for number in strays]
+    return Set(name, folders[0], list(images.values()), grouped, names, tuple(faults))
 
 
-def _by_id(data: Any, kind: str, path: Path) -> dict[Any, dict[str, Any]]:
+def _repeated(data: Any, kind: str, path: Path) -> list[str]:
     counts = Counter(entry["id"] for entry in data[kind])
-    if twice := [number for number, count in counts.items() if count > 1]:
-        raise DataError(f"{path} has {twice[0]!r} more than once among the ids of {kind!r}: ids must be unique.")
-    return {entry["id"]: entry for entry in data[kind]}
+    twice = [number for number, count in counts.items() if count > 1]
+    return [f"{path} has {number!r} more than once among the ids of {kind!r}: ids must be unique." for number in twice]
 
 
 def _categories(sets: Iterable[Set]) -> dict[int, str]:
@@ -150,11 +152,15 @@ def _rows(role: Role, part: Set, named: Mapping[int, str], labels: Mapping[int, 
 
 def _row(role: Role, part: Set, image: dict[str, Any], named: Mapping[int, str], labels: Mapping[int, int]) -> Row:
     """One image; its labels are the classes that it shows, of a held-out one those with an instance to score."""
-    name, path = f"{part.name}/{image['file_name']}", below(part.folder, image["file_name"])
+    name = f"{part.name}/{image['file_name']}"
     notes = part.annotations.get(image["id"], [])
     try:
+        path = below(part.folder, image["file_name"])
         if strange := [note for note in notes if note["category_id"] not in named]:
-            raise DataError(f"category {strange[0]['category_id']!r} of annotation {strange[0]['id']!r} is not listed")
+            raise RowError(
+                Kind.LABEL,
+                f"category {strange[0]['category_id']!r} of annotation {strange[0]['id']!r} is not listed",
+            )
         size = int(image["width"]), int(image["height"])
         if role is Role.TRAIN:
             known = {labels[note["category_id"]] for note in notes}
@@ -165,17 +171,19 @@ def _row(role: Role, part: Set, image: dict[str, Any], named: Mapping[int, str],
         return Row(
             role, name, tuple(sorted(set(of_boxes))), path, size, boxes, of_boxes, class_mask=_mask(notes, size, labels)
         )
-    except DataError as error:
-        fault = str(error)
+    except RowError as error:
+        fault = error.fault
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-        fault = f"annotation is not in COCO's form: {type(error).__name__}: {error}"
-    return Row(role, name, (), path, fault=fault)
+        fault = Fault(Kind.ANNOTATION, f"annotation is not in COCO's form: {type(error).__name__}: {error}")
+    return faulty(role, name, fault)
 
 
 def _box(note: dict[str, Any]) -> Box:
     x, y, width, height = map(float, note["bbox"])
     if not (width > 0 and height > 0):
-        raise DataError(f"box {note['bbox']} of annotation {note['id']!r} has no area: it must be x, y, width, height")
+        raise RowError(
+            Kind.BOX, f"box {note['bbox']} of annotation {note['id']!r} has no area: it must be x, y, width, height"
+        )
     return x, y, round(x + width, 2), round(y + height, 2)  # the files' own precision: no 640.0000001 of 640
 
 
@@ -190,7 +198,7 @@ def _mask(notes: list[dict[str, Any]], size: tuple[int, int], labels: Mapping[in
 def segment(shape: Any, width: int, height: int) -> NDArray[np.bool_]:
     """The pixels [H, W] of a segmentation as the files have it: polygons, or the runs of a mask.
 
-    Raises `DataError` if it does not fit the image.
+    Raises `RowError` if it does not fit the image.
     """
     try:
         if isinstance(shape, dict):
@@ -201,16 +209,16 @@ def segment(shape: Any, width: int, height: int) -> NDArray[np.bool_]:
         encoded = polygons.frPyObjects([ring.tolist() for ring in rings], height, width)
         return np.asarray(polygons.decode(polygons.merge(encoded)), bool)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"segmentation cannot be drawn: {type(error).__name__}: {error}") from error
+        raise RowError(Kind.MASK, f"segmentation cannot be drawn: {type(error).__name__}: {error}") from error
 
 
 def _check_ring(ring: NDArray[np.float64], width: int, height: int) -> None:
     """At least a triangle (four numbers would be drawn as a box), and on the image but for a pixel."""
     if ring.ndim != 1 or len(ring) < 6 or len(ring) % 2:
-        raise DataError(f"polygon has the shape {ring.shape}: it must be x, y of at least three points")
+        raise RowError(Kind.MASK, f"polygon has the shape {ring.shape}: it must be x, y of at least three points")
     points = ring.reshape(-1, 2)
     if not ((points >= -1) & (points <= [width + 1, height + 1])).all():
-        raise DataError(f"polygon is not on the image of {width}x{height}")
+        raise RowError(Kind.MASK, f"polygon is not on the image of {width}x{height}")
 
 
 def _filled(shape: dict[str, Any], width: int, height: int) -> NDArray[np.bool_]:
@@ -220,8 +228,9 @@ def _filled(shape: dict[str, Any], width: int, height: int) -> NDArray[np.bool_]
     """
     lengths = _lengths(shape["counts"])
     if list(shape["size"]) != [height, width] or sum(lengths) != height * width or min(lengths) < 0:
-        raise DataError(
-            f"RLE of {sum(lengths)} pixels and size {shape['size']} does not fit the image of {width}x{height}"
+        raise RowError(
+            Kind.MASK,
+            f"RLE of {sum(lengths)} pixels and size {shape['size']} does not fit the image of {width}x{height}",
         )
     return np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(width, height).T
 
@@ -240,7 +249,7 @@ def _lengths(counts: list[int] | str) -> list[int]:
         value |= (code - 48 & 31) << shift
         shift += 5
         if shift > 60:
-            raise DataError("RLE has a number of over 60 bits")
+            raise RowError(Kind.MASK, "RLE has a number of over 60 bits")
         if code - 48 & 32:
             continue
         if code - 48 & 16:

@@ -18,12 +18,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wsol_pipeline.data.archives import unpacked
-from wsol_pipeline.data.importers import Count, Source, below, hold_out, read_lines
+from wsol_pipeline.data.importers import Count, Source, below, faulty, hold_out, read_lines
 from wsol_pipeline.data.importers.wsolevaluation import validation
-from wsol_pipeline.data.schema import Box, Row
+from wsol_pipeline.data.schema import Box, Kind, Row, RowError
 from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.protocol import Role
 
+TABLES = {  # files and the number of words after the number that begins each line
+    "images": 1,
+    "classes": 1,
+    "image_class_labels": 1,
+    "train_test_split": 1,
+    "bounding_boxes": 4,
+}
 ROLES = {"1": Role.TRAIN, "0": Role.TEST}  # of train_test_split.txt
 CUBV2_COUNTS = {Role.TRAIN: Count(5994, (29, 30)), Role.VAL: Count(1000, (3, 6)), Role.TEST: Count(5794, (11, 30))}
 
@@ -55,9 +62,10 @@ def read(source: Path, options: Options) -> Source:
             "their lists, metadata/CUB/val of github.com/clovaai/wsolevaluation (whose README links the images), as "
             "--cubv2-metadata; or give up a share of the training images: --val-share 0.1."
         )
-    numbers = sorted(_table(root / "classes.txt", 1).items(), key=lambda item: int(item[0]))
+    tables = {name: _table(root / f"{name}.txt", width) for name, width in TABLES.items()}
+    numbers = sorted(tables["classes"][0].items(), key=lambda item: int(item[0]))
     labels = {number: label for label, (number, _) in enumerate(numbers)}
-    rows = list(_rows(source, root, labels))
+    rows = list(_rows(source, root, {name: table for name, (table, _) in tables.items()}, labels))
     if options.cubv2:
         images = unpacked(source / options.cubv2)
         lists = source / options.cubv2_metadata if options.cubv2_metadata else images
@@ -66,42 +74,55 @@ def read(source: Path, options: Options) -> Source:
         as_val = (replace(row, role=Role.VAL) for row in rows if row.role is Role.TRAIN)
         rows = hold_out(rows, as_val, options.val_share)
     counts = CUBV2_COUNTS if options.cubv2 else {Role.TEST: CUBV2_COUNTS[Role.TEST]}
-    return Source(tuple(name for _, (name,) in numbers), "inclusive0", rows, counts=counts)
+    faults = tuple(fault for _, found in tables.values() for fault in found)
+    return Source(tuple(name for _, (name,) in numbers), "inclusive0", rows, counts=counts, faults=faults)
 
 
-def _rows(source: Path, root: Path, labels: dict[str, int]) -> Iterator[Row]:
-    """The official training and test images, each with its box."""
-    names = _table(root / "images.txt", 1)
-    classes, splits = _table(root / "image_class_labels.txt", 1), _table(root / "train_test_split.txt", 1)
-    boxes = _table(root / "bounding_boxes.txt", 4)
+def _rows(source: Path, root: Path, tables: dict[str, dict[str, list[str]]], labels: dict[str, int]) -> Iterator[Row]:
+    """The official training and test images, each with its box; one without a split counts as a training image."""
     beside = [folder / "segmentations" for folder in (root, source) if (folder / "segmentations").is_dir()]
-    for number, (name,) in names.items():
-        if any(number not in table for table in (classes, splits, boxes)):
-            raise DataError(f"Image {number} ({name}) of images.txt lacks a class, a split or a box in {root}.")
-        (species,), (split,) = classes[number], splits[number]
-        if species not in labels:
-            raise DataError(f"Image {name} is of class {species!r}, which classes.txt does not list.")
-        if split not in ROLES:
-            raise DataError(f"train_test_split.txt must say 1 (train) or 0 (test) but says {split!r} of image {name}.")
-        masks = tuple(below(folder, str(Path(name).with_suffix(".png"))) for folder in beside[:1])
-        own, box = (labels[species],), _box(boxes[number])
-        yield Row(ROLES[split], name, own, below(root / "images", name), None, (box,), own, masks)
+    for number, (name,) in tables["images"].items():
+        role = Role.TRAIN
+        try:
+            (split,) = _of_image(tables, "train_test_split", number)
+            if split not in ROLES:
+                raise RowError(Kind.ANNOTATION, f"train_test_split.txt must say 1 or 0 but says {split!r}")
+            role = ROLES[split]
+            (species,) = _of_image(tables, "image_class_labels", number)
+            if species not in labels:
+                raise RowError(Kind.LABEL, f"image is of class {species!r}, which classes.txt does not list")
+            masks = tuple(below(folder, str(Path(name).with_suffix(".png"))) for folder in beside[:1])
+            own, box = (labels[species],), _box(_of_image(tables, "bounding_boxes", number))
+            yield Row(role, name, own, below(root / "images", name), None, (box,), own, masks)
+        except RowError as error:
+            yield faulty(role, name, error.fault)
 
 
-def _table(path: Path, fields: int) -> dict[str, list[str]]:
-    """The words after the number that begins each line, by that number."""
-    table = {}
+def _of_image(tables: dict[str, dict[str, list[str]]], table: str, number: str) -> list[str]:
+    if number not in tables[table]:
+        raise RowError(Kind.ANNOTATION, f"{table}.txt has no line of image {number}")
+    return tables[table][number]
+
+
+def _table(path: Path, fields: int) -> tuple[dict[str, list[str]], list[str]]:
+    """The words after the number that begins each line, by that number, and what is wrong with other lines."""
+    table, faults = {}, []
     for line in read_lines(path):
         number, *words = line.split()
-        if len(words) != fields or not number.isdigit():
-            raise DataError(f"{path} has a line that is not a number and {fields} more words: {line[:80]!r}.")
-        table[number] = words
-    return table
+        if len(words) != fields or not number.isdecimal():
+            faults.append(f"{path} has a line that is not a number and {fields} more words: {line[:80]!r}.")
+        elif number in table:
+            faults.append(f"{path} has several lines of number {number}.")
+        else:
+            table[number] = words
+    return table, faults
 
 
 def _box(words: list[str]) -> Box:
     try:
         x, y, width, height = map(float, words)
     except ValueError as error:
-        raise DataError(f"bounding_boxes.txt has {' '.join(words)!r} where four numbers belong.") from error
+        raise RowError(
+            Kind.BOX, f"bounding_boxes.txt has {' '.join(words)[:80]!r} where four numbers belong"
+        ) from error
     return x, y, x + width, y + height

@@ -11,15 +11,15 @@ sorted wnids. Boxes are stored as the XML has them. Ids are paths below `Data/CL
 wsolevaluation lists are.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
-from wsol_pipeline.data.importers import Count, Source, below, by_class_and_hash, images_below, read_lines
+from wsol_pipeline.data.importers import Count, Source, below, by_class_and_hash, faulty, images_below, read_lines
 from wsol_pipeline.data.importers._xml import Annotation, Object, read_annotation
 from wsol_pipeline.data.importers.wsolevaluation import validation
-from wsol_pipeline.data.schema import Row
+from wsol_pipeline.data.schema import Fault, Kind, Row, RowError
 from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.protocol import Role
 
@@ -51,10 +51,12 @@ def read(source: Path, options: Options) -> Source:
         raise DataError(f"{source} is not in the ILSVRC layout: there is no Data/CLS-LOC/train.")
     names = _class_names(source, images)
     labels = {wnid: label for label, wnid in enumerate(names)}
-    rows = _rows(source, root, labels, options)
+    faults: list[str] = []
+    rows = [*_training(images, _train_names(root), labels), *_official_val(source, root, labels, options, faults)]
     if options.imagenetv2:
-        rows = chain(rows, validation(source / options.imagenetv2_metadata, source / options.imagenetv2, len(names)))
-    return Source(tuple(names.values()), "inclusive0", rows, counts=published(source, len(names), options))
+        rows += validation(source / options.imagenetv2_metadata, source / options.imagenetv2, len(names))
+    counts = published(source, len(names), options)
+    return Source(tuple(names.values()), "inclusive0", rows, counts=counts, faults=tuple(faults))
 
 
 def published(source: Path, num_classes: int, options: Options) -> dict[Role, Count]:
@@ -78,75 +80,97 @@ def _class_names(source: Path, images: Path) -> dict[str, str]:
     return {path.name: path.name for path in sorted((images / "train").iterdir()) if path.is_dir()}
 
 
-def _rows(source: Path, root: Path, labels: dict[str, int], options: Options) -> Iterator[Row]:
-    images = root / "Data" / "CLS-LOC"
-    for name in _train_names(root):
+def _training(images: Path, names: list[str], labels: dict[str, int]) -> Iterator[Row]:
+    for name in names:
         wnid = name.split("/")[0]
-        if wnid not in labels:
-            raise DataError(f"Training image {name} is of class {wnid!r}, which LOC_synset_mapping.txt does not list.")
-        path = below(images, f"train/{name}.JPEG")
-        yield Row(Role.TRAIN, f"train/{name}.JPEG", (labels[wnid],), path)
-    notes = _annotations(source, root)
-    for name, role in _roles(source, notes, options).items():
-        known = sorted({labels[thing.name] for thing in notes[name].objects if thing.name in labels})
+        try:
+            if wnid not in labels:
+                raise RowError(Kind.LABEL, f"image is of class {wnid!r}, which LOC_synset_mapping.txt does not list")
+            yield Row(Role.TRAIN, f"train/{name}", (labels[wnid],), below(images, f"train/{name}"))
+        except RowError as error:
+            yield faulty(Role.TRAIN, f"train/{name}", error.fault)
+
+
+def _official_val(
+    source: Path, root: Path, labels: dict[str, int], options: Options, faults: list[str]
+) -> Iterator[Row]:
+    """The official validation images. Puts what is wrong beside rows into `faults`."""
+    images, notes = root / "Data" / "CLS-LOC", _annotations(source, root, faults)
+    for name, role in _roles(source, notes, options, faults).items():
+        found = notes.get(name, Fault(Kind.ANNOTATION, "image has no annotation"))
+        try:
+            if isinstance(found, Fault):
+                raise RowError(*found)
+            path = below(images, f"val/{name}.JPEG")
+        except RowError as error:
+            yield faulty(role, f"val/{name}.JPEG", error.fault)
+            continue
         yield Row(
             role,
             f"val/{name}.JPEG",
-            tuple(known),
-            below(images, f"val/{name}.JPEG"),
-            notes[name].size,
-            tuple(thing.box for thing in notes[name].objects),
-            tuple(labels.get(thing.name, -1) for thing in notes[name].objects),
+            tuple(sorted({labels[thing.name] for thing in found.objects if thing.name in labels})),
+            path,
+            found.size,
+            tuple(thing.box for thing in found.objects),
+            tuple(labels.get(thing.name, -1) for thing in found.objects),
         )
 
 
 def _train_names(root: Path) -> list[str]:
+    """Paths below train/."""
     listed, folder = root / "ImageSets" / "CLS-LOC" / "train_cls.txt", root / "Data" / "CLS-LOC" / "train"
     if listed.exists():
-        return [line.split()[0] for line in read_lines(listed)]
-    return [path.relative_to(folder).with_suffix("").as_posix() for path in images_below(folder)]
+        return [f"{line.split()[0]}.JPEG" for line in read_lines(listed)]
+    return [path.relative_to(folder).as_posix() for path in images_below(folder)]
 
 
-def _annotations(source: Path, root: Path) -> dict[str, Annotation]:
-    """Annotation of each validation image, by name."""
+def _annotations(source: Path, root: Path, faults: list[str]) -> dict[str, Annotation | Fault]:
+    """Annotation of each validation image by name, or why there is none."""
     folder, table = root / "Annotations" / "CLS-LOC" / "val", source / "LOC_val_solution.csv"
     listed = root / "ImageSets" / "CLS-LOC" / "val.txt"
     if folder.is_dir():
         names = [line.split()[0] for line in read_lines(listed)] if listed.exists() else []
-        return {
-            name: read_annotation(below(folder, f"{name}.xml"))
-            for name in names or sorted(p.stem for p in folder.glob("*.xml"))
-        }
+        return {name: _annotation(folder, name) for name in names or sorted(p.stem for p in folder.glob("*.xml"))}
     if table.exists():
-        return dict(_from_csv(line, table) for line in read_lines(table)[1:])
+        return dict(pair for line in read_lines(table)[1:] for pair in _from_csv(line, table, faults))
     raise DataError(f"{source} has neither Annotations/CLS-LOC/val nor LOC_val_solution.csv: validation needs boxes.")
 
 
-def _from_csv(line: str, table: Path) -> tuple[str, Annotation]:
+def _annotation(folder: Path, name: str) -> Annotation | Fault:
+    try:
+        return read_annotation(below(folder, f"{name}.xml"))
+    except RowError as error:
+        return error.fault
+
+
+def _from_csv(line: str, table: Path, faults: list[str]) -> Iterator[tuple[str, Annotation]]:
     """`name,wnid x0 y0 x1 y1 wnid x0 y0 x1 y1 ...`."""
     try:
         name, text = line.split(",")
         words = text.split()
         groups = [words[start : start + 5] for start in range(0, len(words), 5)]
         objects = tuple(Object(wnid, (float(x0), float(y0), float(x1), float(y1))) for wnid, x0, y0, x1, y1 in groups)
-    except ValueError as error:
-        raise DataError(f"{table} has a line that is not `image,wnid x0 y0 x1 y1 ...`: {line[:80]!r}.") from error
-    return name, Annotation(None, objects)
+    except ValueError:
+        faults.append(f"{table} has a line that is not `image,wnid x0 y0 x1 y1 ...`: {line[:80]!r}.")
+    else:
+        yield name, Annotation(None, objects)
 
 
-def _roles(source: Path, notes: dict[str, Annotation], options: Options) -> dict[str, Role]:
+def _roles(source: Path, notes: dict[str, Annotation | Fault], options: Options, faults: list[str]) -> dict[str, Role]:
     """Which of the official validation images are `val`, which are `test`."""
     if options.imagenetv2:
         return dict.fromkeys(notes, Role.TEST)
     lists = {role: source / "splits" / f"{role}.txt" for role in (Role.VAL, Role.TEST)}
     if all(path.exists() for path in lists.values()):
         listed = [(line.strip(), role) for role, path in lists.items() for line in read_lines(path)]
-        if missing := [name for name, _ in listed if name not in notes]:
-            raise DataError(f"splits/ lists {missing[0]!r}, which is not among the {len(notes)} validation images.")
-        if len(dict(listed)) != len(listed):
-            raise DataError("splits/val.txt and splits/test.txt list an image twice: they must not overlap.")
+        twice = [name for name, count in Counter(name for name, _ in listed).items() if count > 1]
+        faults += [f"splits/val.txt and splits/test.txt list {name!r} twice: they must not overlap." for name in twice]
         return dict(listed)
-    class_of = {name: note.objects[0].name if note.objects else "" for name, note in notes.items()}
+    class_of = {name: _first_class(note) for name, note in notes.items()}
     groups = by_class_and_hash(class_of)
     val = {name for members in groups for name in members[: options.val_per_class]}
     return {name: Role.VAL if name in val else Role.TEST for name in notes}
+
+
+def _first_class(note: Annotation | Fault) -> str:
+    return note.objects[0].name if isinstance(note, Annotation) and note.objects else ""

@@ -5,25 +5,36 @@
 
 All of VOC2007 is annotated: Main/train, Main/val and Main/test are the splits. The test annotations of VOC2012 are not
 public: there Main/val is the test split, as it is in papers, and a share of the training images is held out as `val`.
-For segmentation choose --test Segmentation/val, and SBD's list as --train Segmentation/train_aug.
+For segmentation choose --test Segmentation/val, and --train Segmentation/train with --sbd, or a list train_aug.
+
+SBD (Hariharan et al. 2011) has class masks of 11,355 images of VOC2012: those that no other split has become training
+images, 10,582 with the 1,464 of Segmentation/train. Their labels are the classes of these masks; one that is held out
+for `val` has VOC's boxes and SBD's mask.
+
+    benchmark_RELEASE/dataset/{train,val}.txt   cls/<id>.mat, img/<id>.jpg (where JPEGImages has none)
 
 An object marked difficult is not scored, as in VOC's own evaluation, but a training image that shows it has its label,
 as the labels of weakly supervised segmentation do. Images without a mask count in nothing that is read from masks.
 """
 
 import io
+import struct
+import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
 
-from wsol_pipeline.data.images import probe
-from wsol_pipeline.data.importers import Source, below, hold_out, read_lines
+from wsol_pipeline.data.archives import unpacked
+from wsol_pipeline.data.images import IGNORED, MAX_BYTES, probe
+from wsol_pipeline.data.importers import Source, below, faulty, hold_out, read_file, read_lines
 from wsol_pipeline.data.importers._xml import Annotation, read_annotation
-from wsol_pipeline.data.schema import Row
+from wsol_pipeline.data.schema import Fault, Kind, Row, RowError
 from wsol_pipeline.errors import DataError, UsageError, unknown
 from wsol_pipeline.protocol import Role
 
@@ -31,6 +42,21 @@ CLASSES = [
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
     *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 ]
+MAX_MAT_BYTES = 2**24  # SBD's have a few kilobytes
+_NO_MAT = (  # what scipy says of a file that MATLAB did not write
+    MatReadError,
+    IndexError,
+    KeyError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+    OverflowError,
+    RowError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
 NOTHING = "images without an object to score"
 
 
@@ -47,6 +73,9 @@ class Options:
     """List of the test images. Default: Main/test, or Main/val where there is none."""
     val_share: float = 0.1
     """Share (0 to 1) of the training images that becomes `val` where no list does."""
+    sbd: str = ""
+    """Folder or archive of SBD as downloaded (benchmark_RELEASE), absolute or relative to the source: more training
+    images."""
     class_names: str = ""
     """Text file, relative to the source, with a class name on each line in the order of the masks' values. Default:
     the classes that have a list <class>_train in ImageSets/Main, sorted; without such lists the 20 of VOC."""
@@ -65,14 +94,32 @@ class LabelImage:
     def draw(self) -> NDArray[np.uint8]:
         """uint8 [H, W] as `ClassMask.draw`."""
         try:
-            data = self.path.read_bytes()
+            data = read_file(self.path, MAX_BYTES)
             probe(data)
             with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
                 if image.mode not in ("P", "L"):
-                    raise DataError(f"mask has mode {image.mode!r}: it must be a PNG with a palette or grey")
+                    raise RowError(Kind.MASK, f"mask has mode {image.mode!r}: it must be a PNG with a palette or grey")
                 return np.array(image)
         except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(f"mask cannot be read: {error}") from error
+            raise RowError(Kind.MASK, f"mask cannot be read: {error}") from error
+
+
+@dataclass(frozen=True)
+class Sbd:
+    """One image of SBD: what it shows, as MATLAB wrote it."""
+
+    path: Path
+
+    def draw(self) -> NDArray[np.uint8]:
+        """uint8 [H, W] as `ClassMask.draw`."""
+        try:
+            found = loadmat(io.BytesIO(read_file(self.path, MAX_MAT_BYTES)), variable_names=["GTcls"])
+            labels_HW = found["GTcls"]["Segmentation"][0, 0]
+        except _NO_MAT as error:
+            raise RowError(Kind.MASK, f"{self.path} is not of SBD: {type(error).__name__}: {error}") from error
+        if not isinstance(labels_HW, np.ndarray) or labels_HW.dtype != np.uint8 or labels_HW.ndim != 2:
+            raise RowError(Kind.MASK, f"{self.path} is not of SBD: GTcls.Segmentation must be uint8 of two dimensions")
+        return labels_HW
 
 
 def read(source: Path, options: Options) -> Source:
@@ -82,8 +129,13 @@ def read(source: Path, options: Options) -> Source:
     members = _members(root, options)
     found = {name: _annotation(root, name, classes) for names in members.values() for name in names}
     rows = [_row(root, role, name, found[name], classes) for role, names in members.items() for name in names]
+    more = _of_sbd(source, options, classes, set(found))
+    rows += [_sbd_row(root, name, mask, classes) for name, mask in more.items()]
     if Role.VAL not in members:
-        as_val = (_row(root, Role.VAL, name, found[name], classes) for name in members[Role.TRAIN])
+        as_val = [_row(root, Role.VAL, name, found[name], classes) for name in members[Role.TRAIN]]
+        for name, mask in more.items():
+            row = _row(root, Role.VAL, name, _annotation(root, name, classes), classes)
+            as_val.append(replace(row, class_mask=mask))
         rows = hold_out(rows, as_val, options.val_share)
     kept = [row for row in rows if row.labels or row.fault]
     multilabel = any(len(row.labels) > 1 for row in kept)
@@ -118,6 +170,37 @@ def _members(root: Path, options: Options) -> dict[Role, list[str]]:
     return {role: list(_listed(sets, name)) for role, name in named.items() if name}
 
 
+def _of_sbd(source: Path, options: Options, classes: list[str], known: set[str]) -> dict[str, Sbd]:
+    """The images of SBD that no list of VOC has, with their masks."""
+    if not options.sbd:
+        return {}
+    if classes != CLASSES:
+        raise UsageError(f"SBD has the 20 classes of VOC, but this dataset has {', '.join(classes)}.")
+    given = unpacked(source / options.sbd)
+    places = (given, given / "dataset", given / "benchmark_RELEASE/dataset")
+    folder = next((place for place in places if (place / "cls").is_dir()), None)
+    if folder is None:
+        raise DataError(f"{given} is not SBD as it comes: there is no dataset/cls.")
+    names = [line.strip() for part in ("train", "val") for line in read_lines(folder / f"{part}.txt")]
+    return {name: Sbd(folder / "cls" / f"{PurePosixPath(name).name}.mat") for name in names if name not in known}
+
+
+def _sbd_row(root: Path, name: str, mask: Sbd, classes: list[str]) -> Row:
+    """A training image of SBD; what its mask shows are its labels."""
+    try:
+        labels_HW = mask.draw()
+        values = np.unique(labels_HW[(labels_HW > 0) & (labels_HW != IGNORED)])
+        if strange := values[values > len(classes)].tolist():
+            raise RowError(Kind.LABEL, f"SBD's mask has the value {strange[0]}; known: 1..{len(classes)} classes")
+        image = below(root, f"JPEGImages/{name}.jpg")
+    except RowError as error:
+        return faulty(Role.TRAIN, name, error.fault)
+    if not image.exists():
+        image = mask.path.parents[1] / "img" / f"{mask.path.stem}.jpg"
+    height, width = labels_HW.shape
+    return Row(Role.TRAIN, name, tuple((values - 1).tolist()), image, (width, height))
+
+
 def _listed(sets: Path, name: str) -> Iterator[str]:
     """The ids in a list: the first word of each line, or the name of a file.
 
@@ -133,29 +216,29 @@ def _listed(sets: Path, name: str) -> Iterator[str]:
             yield PurePosixPath(first).name.removesuffix(".jpg")
 
 
-def _annotation(root: Path, name: str, classes: list[str]) -> Annotation | str:
+def _annotation(root: Path, name: str, classes: list[str]) -> Annotation | Fault:
     """What is known of an image, or why nothing is."""
     try:
         found = read_annotation(below(root, f"Annotations/{name}.xml"))
-    except DataError as error:
-        return str(error)
+    except RowError as error:
+        return error.fault
     if strange := [thing.name for thing in found.objects if thing.name not in classes]:
-        return f"object is a {strange[0]!r}; known classes: {', '.join(classes)}"
+        return Fault(Kind.LABEL, f"object is a {strange[0]!r:.80}; known classes: {', '.join(classes)}")
     return found
 
 
-def _labels(found: Annotation | str, classes: list[str], role: Role) -> tuple[int, ...]:
+def _labels(found: Annotation | Fault, classes: list[str], role: Role) -> tuple[int, ...]:
     """The classes that an image shows; of a held-out one those that can be scored."""
-    if isinstance(found, str):
+    if isinstance(found, Fault):
         return ()
     seen = (thing for thing in found.objects if role is Role.TRAIN or not thing.difficult)
     return tuple(sorted({classes.index(thing.name) for thing in seen}))
 
 
-def _row(root: Path, role: Role, name: str, found: Annotation | str, classes: list[str]) -> Row:
+def _row(root: Path, role: Role, name: str, found: Annotation | Fault, classes: list[str]) -> Row:
+    if isinstance(found, Fault):
+        return faulty(role, name, found)
     image, labels = below(root, f"JPEGImages/{name}.jpg"), _labels(found, classes, role)
-    if isinstance(found, str):
-        return Row(role, name, labels, image, fault=found)
     if role is Role.TRAIN:
         return Row(role, name, labels, image, found.size)
     scored = [thing for thing in found.objects if not thing.difficult]

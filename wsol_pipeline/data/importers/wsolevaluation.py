@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsol_pipeline.data.importers import Source, below, read_lines
-from wsol_pipeline.data.schema import Box, Row
+from wsol_pipeline.data.importers import Source, below, faulty, read_lines
+from wsol_pipeline.data.schema import Box, Kind, Row, RowError
 from wsol_pipeline.errors import DataError
 from wsol_pipeline.protocol import Role
 
@@ -42,32 +42,42 @@ def read(source: Path, options: Options) -> Source:
         raise DataError(f"There is no folder {metadata}: give --metadata, relative to --source.")
     images, masks = source / options.images, source / options.masks
     rows = [row for role in Role for row in read_split(role, metadata / role, images, masks)]
-    top = max((label for row in rows for label in row.labels), default=-1)
-    classes = read_lines(source / options.class_names) if options.class_names else map(str, range(top + 1))
+    classes = read_lines(source / options.class_names) if options.class_names else _numbered(rows)
     multilabel = any(len(row.labels) > 1 for row in rows)
     return Source(tuple(classes), "inclusive0", rows, multilabel)
 
 
+def _numbered(rows: list[Row]) -> list[str]:
+    """0 to the largest label of the training images, which cannot be more classes than images."""
+    labels = [label for row in rows if row.role is Role.TRAIN for label in row.labels]
+    top = max(labels, default=-1)
+    if top >= len(labels):
+        raise DataError(f"The labels go up to {top} but there are {len(labels)} training images: labels count from 0.")
+    return [str(label) for label in range(top + 1)]
+
+
 def read_split(role: Role, lists: Path, images: Path, masks: Path) -> Iterator[Row]:
-    """The rows that the text files in `lists` name. Raises `DataError` for an image without a label or size."""
+    """The rows that the text files in `lists` name. Raises `DataError` if one of the files cannot be read."""
     labels, given = _by_id(lists / "class_labels.txt"), lists / "image_sizes.txt"
     sizes = _by_id(given) if given.exists() else None
     located = {} if role is Role.TRAIN else _by_id(lists / "localization.txt")
     for name in read_lines(lists / "image_ids.txt"):
-        if name not in labels or (sizes is not None and name not in sizes):
-            raise DataError(f"{lists} lists the image {name!r} without a label or without a size.")
-        own = tuple(_integers([label for (label,) in labels[name]], lists))
-        if name in located and len(own) > 1:
-            raise DataError(
-                f"{lists}/localization.txt has boxes or masks of {name!r}, which is of the classes {list(own)}, but "
-                "does not say of which one each is. Give it one label, or no boxes and masks."
-            )
-        size = None
-        if sizes is not None:
-            width, height = _integers(sizes[name][0], lists)
-            size = width, height
-        boxes, instances, ignore = _located(located.get(name, []), masks, lists)
-        yield Row(role, name, own, below(images, name), size, boxes, own * len(boxes), instances, ignore)
+        try:
+            own = tuple(label for (label,) in _integers(labels.get(name, []), 1, "class_labels.txt"))
+            size = None
+            if sizes is not None:
+                ((width, height),) = _integers(sizes.get(name, [])[:1], 2, "image_sizes.txt")
+                size = width, height
+            if name in located and len(own) > 1:
+                raise RowError(
+                    Kind.LABEL,
+                    f"localization.txt has boxes or masks of this image, which is of the classes {list(own)}, but "
+                    "does not say of which one each is: give it one label, or no boxes and masks",
+                )
+            boxes, instances, ignore = _located(located.get(name, []), masks)
+            yield Row(role, name, own, below(images, name), size, boxes, own * len(boxes), instances, ignore)
+        except RowError as error:
+            yield faulty(role, name, error.fault)
 
 
 def validation(lists: Path, images: Path, num_classes: int) -> list[Row]:
@@ -77,7 +87,7 @@ def validation(lists: Path, images: Path, num_classes: int) -> list[Row]:
     are numbers, and mean the same only among the same classes.
     """
     rows = list(read_split(Role.VAL, lists, images, images))
-    if not rows or not Path(str(rows[0].image)).exists():
+    if not any(isinstance(row.image, Path) and row.image.exists() for row in rows[:10]):
         raise DataError(f"{lists} names the image {rows[0].id if rows else ''!r}, which is not below {images}.")
     if (found := len({label for row in rows for label in row.labels})) != num_classes:
         raise DataError(f"{lists} has images of {found} classes but the training images are of {num_classes}.")
@@ -93,14 +103,19 @@ def _by_id(path: Path) -> dict[str, list[list[str]]]:
     return grouped
 
 
-def _integers(fields: list[str], lists: Path) -> list[int]:
+def _integers(lines: list[list[str]], count: int, file: str) -> list[list[int]]:
+    """Lines of `count` whole numbers. Raises `RowError` for others, and if there is no line."""
     try:
-        return [int(field) for field in fields]
-    except ValueError as error:
-        raise DataError(f"{lists} has {','.join(fields)!r} where whole numbers belong.") from error
+        numbers = [[int(field) for field in fields] for fields in lines]
+    except ValueError:
+        numbers = []
+    if not numbers or any(len(line) != count for line in numbers):
+        said = " and ".join(repr(",".join(fields)) for fields in lines[:3]) or "nothing"
+        raise RowError(Kind.ANNOTATION, f"{file} says {said[:200]} of this image where {count} whole numbers belong")
+    return numbers
 
 
-def _located(lines: list[list[str]], root: Path, lists: Path) -> tuple[tuple[Box, ...], tuple[Path, ...], Path | None]:
+def _located(lines: list[list[str]], root: Path) -> tuple[tuple[Box, ...], tuple[Path, ...], Path | None]:
     """Boxes, masks and the ignore mask of one image: four fields are a box, two are masks."""
     boxes: list[Box] = []
     masks: list[Path] = []
@@ -113,7 +128,9 @@ def _located(lines: list[list[str]], root: Path, lists: Path) -> tuple[tuple[Box
                 continue
             mask, skip = fields
         except ValueError as error:
-            raise DataError(f"{lists}/localization.txt: {fields} is neither a box nor a mask and ignore.") from error
+            raise RowError(
+                Kind.ANNOTATION, f"localization.txt says {fields!a:.200}, which is neither a box nor a mask and ignore"
+            ) from error
         masks.append(below(root, mask))
         ignore = ignore or (below(root, skip) if skip else None)
     return tuple(boxes), tuple(masks), ignore
