@@ -14,6 +14,7 @@ SHORT = {
     "readout": ["--classes", "5", "--rounds", "1", "--backbone", "tiny"],
     "dataset": ["--sizes", "64", "128", "--photographs", "20"],
     "shards": ["--images", "100", "--rounds", "1"],
+    "memory": ["--images", "100"],
     "step": ["--pairs", "1", "--size", "32", "--batch", "2", "--backbone", "resnet18"],
     "step_bcam": ["--pairs", "1", "--size", "32", "--batch", "2", "--backbone", "resnet18"],
     "study": ["--quick"],

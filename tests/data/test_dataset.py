@@ -44,6 +44,16 @@ def test_rows_come_in_the_order_they_are_asked_for(tiny):
     assert read == [tiny.train.ids[row] for row in rows]
 
 
+def test_windows_of_large_images_have_fewer_rows(tiny, monkeypatch):
+    """150 rows of about 0.9 KB: 4096 of them would be 4 MB."""
+    stored = sum(shard.bytes for shard in tiny.train.shards)
+    assert tiny.train.plan(16, seed=0).window_rows == 4096
+    monkeypatch.setattr("wsol_pipeline.data.dataset.WINDOW_BYTES", stored)
+    assert tiny.train.plan(16, seed=0).window_rows == 150
+    monkeypatch.setattr("wsol_pipeline.data.dataset.WINDOW_BYTES", 1000)
+    assert tiny.train.plan(16, seed=0).window_rows == 32  # a row group is read whole
+
+
 def test_a_study_works_without_the_test_shards(copy):
     shutil.rmtree(f"{copy.uri}/test")
     assert len(copy.train.ids) == 150

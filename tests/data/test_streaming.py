@@ -8,6 +8,7 @@ import ray
 import torch
 from torchvision.transforms.v2 import functional
 
+from wsol_pipeline.data import stream
 from wsol_pipeline.data.augment import draw_regions, hash_ids
 from wsol_pipeline.data.dataset import open_dataset
 from wsol_pipeline.data.images import decode
@@ -86,6 +87,19 @@ def test_epochs_in_a_row_are_one_execution_and_others_start_anew(tiny, streaming
         again = [batch.ids for batch in reader.epoch(1)]
     assert starts == [(0, 0), (1, 0)]
     assert again == first[1]
+
+
+def test_a_long_training_is_several_executions(tiny, streaming, monkeypatch):
+    """Of two windows each: three epochs of three windows are five."""
+    plan, both, begun = windows_of(tiny.train, 50), [], []
+    execute = stream._execute
+    monkeypatch.setattr(stream, "_execute", lambda work, tasks: begun.append(len(tasks)) or execute(work, tasks))
+    for at_once in (2, 1024):
+        monkeypatch.setattr(stream, "_WINDOWS", at_once)
+        with TrainReader(tiny.train, plan, streaming, epochs=3) as reader:
+            both.append([batch for epoch in range(3) for batch in reader.epoch(epoch)])
+    assert begun == [2, 2, 2, 2, 1, 9]
+    assert_same(*both)
 
 
 def test_a_harmed_shard_is_refused_by_name_from_a_task(write, tmp_path, streaming):

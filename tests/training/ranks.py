@@ -34,7 +34,7 @@ def run(rank: int, job: Job, rendezvous: str) -> None:
     torch.distributed.init_process_group("gloo", f"file://{rendezvous}", world_size=job.workers, rank=rank)
     world = World(rank, job.workers, wrap=torch.nn.parallel.DistributedDataParallel)
     checkpoints = CheckpointStore(Store.at(job.trial), job.attempt)
-    list(train(job.train, open_dataset(job.data), checkpoints, world, job.reading))
+    list(train(job.train, open_dataset(job.data), checkpoints, world, job.reading, job.checkpoint_batches))
     torch.distributed.destroy_process_group()
 
 

@@ -16,7 +16,7 @@ from wsol_pipeline.evaluation import evaluate, selection
 from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.images import normalize
 from wsol_pipeline.storage import Store
-from wsol_pipeline.training.build import build_method
+from wsol_pipeline.training.build import build_method, build_readout
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position
 from wsol_pipeline.training.loop import NonFiniteError, train
 from wsol_pipeline.training.model import load_model
@@ -295,6 +295,25 @@ def test_a_finished_run_leaves_a_model_that_reads_the_very_counts_it_was_chosen_
     assert choice == model.choice
     assert choice.to_dict() == selection.Choice.from_dict(run.records[-1]["choice"]).to_dict()
     assert model.description["val_split"] == dataset.val.fingerprint
+
+
+def test_counts_of_any_number_of_ranks_add_up_to_those_of_one(dataset, reading, make_config):
+    """25 validation images; of 30 ranks five have none, and bring counts that add nothing."""
+    config = make_config("cam")
+    method, rules = build_method(config, 3), protocol("wsol-v1", 32, 36)
+    read = ReadConfig(36, 32, cache_dir=reading.cache_dir)
+
+    def counts(world: int, **options: bool):
+        ranks = [eval_rows(dataset.val, read, rules.geometry, 4, rank=rank, world=world) for rank in range(world)]
+        parts = [evaluate.count(method, build_readout(config), rows, rules, **options) for rows in ranks]
+        return sum(parts[1:], start=parts[0])
+
+    whole = counts(1)
+    assert whole.images.tolist() == [25]
+    assert counts(30).to_dict() == whole.to_dict()
+    of_three = counts(3, keep_images=True)
+    assert of_three.to_dict() == whole.to_dict()
+    assert of_three.image_hits.ids == tuple(dataset.val.ids)
 
 
 def with_test_as_validation(dataset: Dataset) -> Dataset:

@@ -25,7 +25,7 @@ from wsol_pipeline.data.shards import ShardSet, cache_root
 from wsol_pipeline.errors import ResourceError
 
 _FORMAT = 2
-_CHUNK = 256  # rows decoded between two writes
+CHUNK_ROWS, CHUNK_BYTES = 256, 16 * 2**20  # read and decoded between two writes: whichever is fewer rows
 IMAGES, MASKS = "images.npy", "masks.npy"
 
 
@@ -131,8 +131,9 @@ def _open(path: Path, shape: tuple[int, ...]) -> np.memmap:
 
 def _encoded(split: Split, shard_set: ShardSet) -> Iterator[tuple[int, pa.Table]]:
     columns = [*fact_columns(split), "image", *(("mask", "ignore") if split.has_masks else ())]
-    for first in range(0, split.num_rows, _CHUNK):
-        rows = np.arange(first, min(first + _CHUNK, split.num_rows))
+    chunk = split.rows_within(CHUNK_BYTES, CHUNK_ROWS)
+    for first in range(0, split.num_rows, chunk):
+        rows = np.arange(first, min(first + chunk, split.num_rows))
         yield first, shard_set.read(rows, columns)
 
 

@@ -116,7 +116,7 @@ def _cut(share: tuple[int, int], part: int) -> int:
     return part * each + min(part, longer)
 
 
-@lru_cache(maxsize=4)  # every window's task of an epoch asks for it
+@lru_cache(maxsize=2)  # every window's task of an epoch asks for it, and at its end those of the next one
 def _shuffle(plan: EpochPlan, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng([plan.seed, epoch])
     blocks = rng.permutation(-(-plan.rows // plan.block_rows))

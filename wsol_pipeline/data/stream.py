@@ -3,11 +3,13 @@
 One execution runs over all epochs that are left, since each new one costs seconds before its first batch. A first
 stage reads the row groups of a window of the plan and hands its encoded rows on in the plan's order; a second stage,
 in small tasks on any node with free CPUs, decodes, crops and flips. Images travel as uint8 at the final size, in
-bounded memory: Ray Data stops reading while the trainer is busy.
+bounded memory: Ray Data stops reading while the trainer is busy. docs/design.md adds up what a rank may hold.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +25,9 @@ from wsol_pipeline.errors import WsolError
 
 _BLOCK_BYTES = 8 * 2**20  # of encoded images for one decoding task: some hundred milliseconds of work
 _DECODE_ROWS = 64  # decoded at a time: few enough that their memory is used again
+_STORE_BYTES = 256 * 2**20  # of the object store for one rank's stream, after which Ray Data holds its tasks back
+_READS = 2  # windows that are read at once: one is handed on meanwhile
+_WINDOWS = 1024  # of one execution: each costs its driver a millisecond and 5 KB before the first batch
 _READ_COLUMNS = ["id", "image", "labels", "width", "height"]
 Columns = dict[str, np.ndarray]  # the columns of consecutive rows
 
@@ -48,12 +53,15 @@ class Work:
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
     def read(self, table: pa.Table) -> Iterator[pa.Table]:
-        """Encoded rows of the windows that `table` names."""
+        """Encoded rows of the windows that `table` names, in pieces: Ray copies what it is handed."""
         for task in table.to_pylist():
             rows = self.rows(**task)
             if len(rows):
                 read = self.split.shard_set(self.cache_dir, self.shard_cache_gb).read(rows, _READ_COLUMNS)
-                yield read.append_column("epoch", pa.array(np.full(len(rows), task["epoch"])))
+                read = read.append_column("epoch", pa.array(np.full(len(rows), task["epoch"])))
+                yield from (read.slice(first, _DECODE_ROWS) for first in range(0, len(rows), _DECODE_ROWS))
+                del read
+                pa.default_memory_pool().release_unused()  # else every process that has ever read keeps a window
 
     def decode(self, table: pa.Table) -> Iterator[Columns]:
         """Encoded rows to images at the final size, cropped and flipped as their ids and epochs say."""
@@ -78,22 +86,27 @@ def stream(work: Work, epochs: range, start_sample: int) -> Iterator[Columns]:
 
     Closing the iterator ends the execution. Raises what a task raised, if it is one of our errors.
     """
-    tasks = [
+    tasks = (
         {"epoch": epoch, "window": window, "start_sample": start_sample if epoch == epochs.start else 0}
         for epoch in epochs
         for window in range(work.plan.num_windows)
-    ]
-    context = ray.data.DataContext.get_current().copy()
+    )
+    while part := list(islice(tasks, _WINDOWS)):
+        yield from _execute(work, part)
+
+
+def _execute(work: Work, tasks: list[dict[str, Any]]) -> Iterator[Columns]:
+    windows = ray.data.from_items(tasks, override_num_blocks=len(tasks))
+    context = windows.context  # its own, which `rows` and `images` share
     context.execution_options.preserve_order = True
+    context.execution_options.resource_limits = ray.data.ExecutionResources(object_store_memory=_STORE_BYTES)
     context.target_max_block_size = _BLOCK_BYTES
     context.enable_progress_bars = False
     context.raise_original_map_exception = True
-    with ray.data.DataContext.current(context):
-        windows = ray.data.from_items(tasks, override_num_blocks=len(tasks))
-        # Reading waits for storage: it must not hold a CPU that decoding could use, so it is limited by number.
-        at_once = min(2, len(tasks))
-        rows = windows.map_batches(work.read, batch_size=1, batch_format="pyarrow", num_cpus=0, concurrency=at_once)
-        images = rows.map_batches(work.decode, batch_size=None, batch_format="pyarrow", num_cpus=1)
+    # Reading waits for storage: it must not hold a CPU that decoding could use, so it is limited by number.
+    at_once = min(_READS, len(tasks))
+    rows = windows.map_batches(work.read, batch_size=1, batch_format="pyarrow", num_cpus=0, concurrency=at_once)
+    images = rows.map_batches(work.decode, batch_size=None, batch_format="pyarrow", num_cpus=1)
     try:
         yield from images.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
     except RayTaskError as error:
