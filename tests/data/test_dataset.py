@@ -49,7 +49,7 @@ def test_windows_of_large_images_have_fewer_rows(tiny, monkeypatch):
     stored = sum(shard.bytes for shard in tiny.train.shards)
     assert tiny.train.plan(16, seed=0).window_rows == 4096
     monkeypatch.setattr("wsol_pipeline.data.dataset.WINDOW_BYTES", stored)
-    assert tiny.train.plan(16, seed=0).window_rows == 150
+    assert tiny.train.plan(16, seed=0).window_rows == 144
     monkeypatch.setattr("wsol_pipeline.data.dataset.WINDOW_BYTES", 1000)
     assert tiny.train.plan(16, seed=0).window_rows == 32  # a row group is read whole
 

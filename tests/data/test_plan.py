@@ -94,11 +94,40 @@ def test_the_remainder(rows, sizes):
     assert np.diff(EpochPlan(rows, 10, seed=0).bounds()).tolist() == sizes
 
 
+def pairs(batches: list[np.ndarray]) -> list[np.ndarray]:
+    return [np.concatenate(batches[first : first + 2]) for first in range(0, len(batches), 2)]
+
+
+@given(PLANS, EPOCHS)
+def test_a_batch_draws_on_all_blocks_of_its_window_alike(plan, epoch):
+    order, bounds = plan.windows(epoch)
+    batches = np.searchsorted(plan.bounds(), np.arange(plan.rows), side="right")
+    for low, high in pairwise(bounds):
+        whole = order[low:high] // plan.block_rows != plan.rows // plan.block_rows  # the last block may be short
+        for batch in np.unique(batches[low:high]):
+            drawn = order[low:high][whole & (batches[low:high] == batch)] // plan.block_rows
+            counts = [np.sum(drawn == block) for block in np.unique(order[low:high][whole] // plan.block_rows)]
+            assert max(counts, default=0) - min(counts, default=0) <= 1
+
+
+@pytest.mark.parametrize(("world", "batch", "most"), [(1, 32, 1.0), (8, 256, 1.0), (8, 100, 3.0), (64, 2048, 3.0)])
+def test_ranks_share_few_blocks(world, batch, most):
+    """Row groups that all ranks read in an epoch, over those that there are: 8 and 22 if they took any rows."""
+    plan = EpochPlan(40_960, batch, seed=0, window_rows=1024 if batch < 1000 else 1216)
+    of_ranks = [
+        np.unique(np.concatenate([rows for _, rows in plan.batches(1, rank=rank, world=world)]) // plan.block_rows)
+        for rank in range(world)
+    ]
+    assert sum(map(len, of_ranks)) / (plan.rows / plan.block_rows) <= most
+
+
 def test_seed_and_epoch_change_the_order_and_nothing_else_does():
-    first = EpochPlan(300, 16, seed=1)
-    assert np.array_equal(first.order(3), EpochPlan(300, 32, seed=1).order(3))
+    first = EpochPlan(320, 16, seed=1)
+    doubled = whole_epoch(EpochPlan(320, 32, seed=1), 3, 1)
+    for large, small in zip(doubled, pairs(whole_epoch(first, 3, 1)), strict=True):
+        assert sorted(large) == sorted(small)  # a batch is two of half its size
     assert not np.array_equal(first.order(3), first.order(4))
-    assert not np.array_equal(first.order(3), EpochPlan(300, 16, seed=2).order(3))
+    assert not np.array_equal(first.order(3), EpochPlan(320, 16, seed=2).order(3))
 
 
 def test_a_set_that_fits_a_window_is_shuffled_globally():

@@ -77,9 +77,11 @@ class TrainSplit(Split):
     def plan(self, batch_size: int, seed: int, drop_last: bool = False) -> EpochPlan:
         """The order of this split's rows, with blocks that are the row groups of its shards.
 
-        A window is held in memory while a stream reads it: of large images it has fewer rows, `WINDOW_BYTES` in all.
+        A window is held in memory while a stream reads it: of large images it has fewer rows, `WINDOW_BYTES` in all. It
+        has whole batches where it can, so that a rank's parts of them lie in the same blocks.
         """
         window_rows = self.rows_within(WINDOW_BYTES, EpochPlan.window_rows)
+        window_rows -= window_rows % batch_size if batch_size <= window_rows else 0
         return EpochPlan(self.num_rows, batch_size, seed, ROW_GROUP, window_rows, drop_last)
 
 

@@ -18,8 +18,10 @@ class EpochPlan:
     """Which rows make which batch.
 
     The shuffle has two levels, so that an executor which cannot hold all rows can follow it: blocks of `block_rows`
-    neighbours are permuted, then the rows inside each window of `window_rows`. A set that fits one window gets a plain
-    global permutation. (Shards hold training rows in a random order already, so a block is no batch of one class.)
+    neighbours are permuted, then the rows inside each; a window of `window_rows` deals a row of each of its blocks in
+    turn, so that every batch draws on all of them alike. (Shards hold training rows in a random order already, so a
+    block is no batch of one class.) Inside a batch rows stand by their blocks: the ranks, which get neighbouring parts
+    of it, then share few blocks, and together read little more than one epoch's bytes.
     """
 
     rows: int
@@ -123,8 +125,16 @@ def _shuffle(plan: EpochPlan, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     windows = []
     for first in range(0, len(blocks), plan._window_blocks):
         starts = blocks[first : first + plan._window_blocks, None] * plan.block_rows
-        rows = (starts + np.arange(plan.block_rows)).ravel()
-        windows.append(rng.permutation(rows[rows < plan.rows]))
-    order = np.concatenate(windows).astype(np.int64)
+        dealt = rng.permuted(starts + np.arange(plan.block_rows), axis=1).T.ravel()
+        windows.append(dealt[dealt < plan.rows])
+    order = _by_blocks(plan, np.concatenate(windows).astype(np.int64), blocks)
     order.flags.writeable = False  # shared by all who ask
     return order, np.cumsum([0, *map(len, windows)])
+
+
+def _by_blocks(plan: EpochPlan, order: np.ndarray, blocks: np.ndarray) -> np.ndarray:
+    """The rows of each batch in the order of their blocks, hence of their windows."""
+    place = np.empty_like(blocks)
+    place[blocks] = np.arange(len(blocks))
+    batch = np.searchsorted(plan.bounds(), np.arange(plan.rows), side="right")
+    return order[np.lexsort((place[order // plan.block_rows], batch))]
