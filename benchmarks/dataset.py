@@ -138,7 +138,8 @@ def main(sizes: tuple[int, ...] = (1_000, 10_000, 100_000), photographs: int = 1
     """
     torch.set_num_threads(1)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")  # as in training/cluster.py
+    for name, value in {"RAY_idle_worker_killing_time_threshold_ms": "60000", "MALLOC_ARENA_MAX": "2"}.items():
+        os.environ.setdefault(name, value)  # as in training/cluster.py
     with tempfile.TemporaryDirectory() as folder:
         rates = importing(photographs, Path(folder))
         ray.init(

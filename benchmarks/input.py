@@ -119,7 +119,8 @@ def prepare(root: Path) -> None:
 
 def stream_epochs(split: TrainSplit, plan: EpochPlan, config: ReadConfig) -> Iterator[Epoch]:
     """The epochs of one streaming execution, on a Ray of its own."""
-    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")  # as in training/cluster.py
+    for name, value in {"RAY_idle_worker_killing_time_threshold_ms": "60000", "MALLOC_ARENA_MAX": "2"}.items():
+        os.environ.setdefault(name, value)  # as in training/cluster.py
     ray.init(
         address="local", num_cpus=2, include_dashboard=False, object_store_memory=10**9, logging_level=logging.WARNING
     )

@@ -151,6 +151,7 @@ def evaluating(root: Path, images: int) -> Held:
 def streaming(root: Path, images: int) -> Held:
     """An epoch on a Ray of two cores that has streamed tiny images before: all processes are there."""
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
+    os.environ.setdefault("MALLOC_ARENA_MAX", "2")  # as in training/cluster.py
     ray.init(
         address="local",
         num_cpus=CORES,
