@@ -95,7 +95,7 @@ def test_a_long_training_is_several_executions(tiny, streaming, monkeypatch):
     execute = stream._execute
     monkeypatch.setattr(stream, "_execute", lambda work, tasks: begun.append(len(tasks)) or execute(work, tasks))
     for at_once in (2, 1024):
-        monkeypatch.setattr(stream, "_WINDOWS", at_once)
+        monkeypatch.setattr(stream, "_READ_TASKS", at_once)
         with TrainReader(tiny.train, plan, streaming, epochs=3) as reader:
             both.append([batch for epoch in range(3) for batch in reader.epoch(epoch)])
     assert begun == [2, 2, 2, 2, 1, 9]

@@ -31,7 +31,7 @@ STARTS = [(0, 0), (0, 12), (0, 24), (0, 48), (1, 24), (1, 36)]  # worked out by 
 
 @pytest.fixture(scope="module")
 def config(make_config):
-    return make_config("cam", batch_size=6, learning_rate=0.005)
+    return make_config("cam", batch_size=6, learning_rate=0.001)  # higher rates amplify the last bits of a sum
 
 
 @pytest.fixture(scope="module", params=["cached", "streaming", pytest.param("streaming ranks", marks=pytest.mark.slow)])

@@ -27,7 +27,7 @@ _BLOCK_BYTES = 8 * 2**20  # of encoded images for one decoding task: some hundre
 _DECODE_ROWS = 64  # decoded at a time: few enough that their memory is used again
 _STORE_BYTES = 256 * 2**20  # of the object store for one rank's stream, after which Ray Data holds its tasks back
 _READS = 2  # windows that are read at once: one is handed on meanwhile
-_WINDOWS = 1024  # of one execution: each costs its driver a millisecond and 5 KB before the first batch
+_READ_TASKS = 1024  # of one execution: each costs its driver a millisecond and 5 KB before the first batch
 _READ_COLUMNS = ["id", "image", "labels", "width", "height"]
 Columns = dict[str, np.ndarray]  # the columns of consecutive rows
 
@@ -54,14 +54,17 @@ class Work:
 
     def read(self, table: pa.Table) -> Iterator[pa.Table]:
         """Encoded rows of the windows that `table` names, in pieces: Ray copies what it is handed."""
-        for task in table.to_pylist():
-            rows = self.rows(**task)
-            if len(rows):
-                read = self.split.shard_set(self.cache_dir, self.shard_cache_gb).read(rows, _READ_COLUMNS)
-                read = read.append_column("epoch", pa.array(np.full(len(rows), task["epoch"])))
-                yield from (read.slice(first, _DECODE_ROWS) for first in range(0, len(rows), _DECODE_ROWS))
-                del read
-                pa.default_memory_pool().release_unused()  # else every process that has ever read keeps a window
+        tasks = table.to_pylist()
+        parts = [self.rows(**task) for task in tasks]
+        epochs = np.repeat([task["epoch"] for task in tasks], list(map(len, parts)))
+        rows = np.concatenate(parts)
+        if not len(rows):
+            return
+        read = self.split.shard_set(self.cache_dir, self.shard_cache_gb).read(rows, _READ_COLUMNS)
+        read = read.append_column("epoch", pa.array(epochs))
+        yield from (read.slice(first, _DECODE_ROWS) for first in range(0, len(rows), _DECODE_ROWS))
+        del read
+        pa.default_memory_pool().release_unused()  # else every process that has ever read keeps a window
 
     def decode(self, table: pa.Table) -> Iterator[Columns]:
         """Encoded rows to images at the final size, cropped and flipped as their ids and epochs say."""
@@ -91,12 +94,14 @@ def stream(work: Work, epochs: range, start_sample: int) -> Iterator[Columns]:
         for epoch in epochs
         for window in range(work.plan.num_windows)
     )
-    while part := list(islice(tasks, _WINDOWS)):
+    while part := list(islice(tasks, _READ_TASKS * work.world)):
         yield from _execute(work, part)
 
 
 def _execute(work: Work, tasks: list[dict[str, Any]]) -> Iterator[Columns]:
-    windows = ray.data.from_items(tasks, override_num_blocks=len(tasks))
+    """A task reads its rank's parts of as many windows as there are ranks: of one window's size in all."""
+    blocks = -(-len(tasks) // work.world)
+    windows = ray.data.from_items(tasks, override_num_blocks=blocks)
     context = windows.context  # its own, which `rows` and `images` share
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ray.data.ExecutionResources(object_store_memory=_STORE_BYTES)
@@ -104,8 +109,8 @@ def _execute(work: Work, tasks: list[dict[str, Any]]) -> Iterator[Columns]:
     context.enable_progress_bars = False
     context.raise_original_map_exception = True
     # Reading waits for storage: it must not hold a CPU that decoding could use, so it is limited by number.
-    at_once = min(_READS, len(tasks))
-    rows = windows.map_batches(work.read, batch_size=1, batch_format="pyarrow", num_cpus=0, concurrency=at_once)
+    at_once = min(_READS, blocks)
+    rows = windows.map_batches(work.read, batch_size=None, batch_format="pyarrow", num_cpus=0, concurrency=at_once)
     images = rows.map_batches(work.decode, batch_size=None, batch_format="pyarrow", num_cpus=1)
     try:
         yield from images.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
