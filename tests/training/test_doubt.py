@@ -52,10 +52,11 @@ def test_a_trial_that_hits_more_of_the_same_images_never_loses(keep):
 
 
 def test_seeds_are_redrawn_where_there_are_several():
-    """Of the seeds 10 and 30 two are drawn: 10, 20, 20 or 30, against 19 of a single one."""
+    """Of the seeds 10 and 30 two are drawn: 10, 20, 20 or 30, widened 5.9, 20, 20 or 34.1."""
     redraws = 4000
-    won = winners([np.repeat([[10.0], [30.0]], redraws, 1), np.full((1, redraws), 19.0)])
-    assert np.mean(won == 1) == pytest.approx(0.25, abs=0.02)
+    for rival, share in ((19.0, 0.25), (33.0, 0.75), (35.0, 1.0), (5.0, 0.0)):
+        won = winners([np.repeat([[10.0], [30.0]], redraws, 1), np.full((1, redraws), rival)])
+        assert np.mean(won == 1) == pytest.approx(share, abs=0.03)
 
 
 def test_nothing_is_said_without_a_rival_or_without_single_images(keep):

@@ -57,13 +57,16 @@ def doubts(study: Store, ranking: Sequence[Standing], metric: str, redraws: int 
 def winners(values: Sequence[NDArray[np.float64]], seed: int = 0) -> NDArray[np.int64]:
     """Who is best in each redraw, [R], the first among equals.
 
-    `values`: [seeds, R] of each candidate. As many seeds as there are are drawn from them, with replacement.
+    `values`: [seeds, R] of each candidate. From n seeds n are drawn with replacement, and the deviation of their mean
+    is widened by √(n / (n - 1)): redraws of few values spread less than the values' population by that much.
     """
     rng = np.random.default_rng(seed)
     means = []
     for values_SR in values:
-        drawn_SR = rng.integers(len(values_SR), size=values_SR.shape)
-        means.append(np.take_along_axis(values_SR, drawn_SR, 0).mean(0))
+        mean_R, seeds = values_SR.mean(0), len(values_SR)
+        drawn_SR = rng.integers(seeds, size=values_SR.shape)
+        deviation_R = np.take_along_axis(values_SR, drawn_SR, 0).mean(0) - mean_R
+        means.append(mean_R + deviation_R * np.sqrt(seeds / max(seeds - 1, 1)))
     return np.stack(means).argmax(0)
 
 
