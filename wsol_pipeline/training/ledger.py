@@ -9,7 +9,8 @@
 So `started = complete + pruned + failed` when a job ends, whatever died on the way.
 
 A *confirmation* is a trial that trains another's parameters again with a further seed. It counts in those sums, and
-nowhere as a proposal: not against the number of trials asked for, not in the pruner's rungs.
+nowhere as a proposal: not against the number of trials asked for, not in the pruner's rungs. To the sampler it is one
+more observation of a setting.
 """
 
 import json
