@@ -81,8 +81,8 @@ def test_the_command_of_a_finished_study_changes_nothing(story):
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     "options",
-    ["--concurrent 1 --published 1 --trials 4", "--concurrent 2 --pruner none"],
-    ids=["one at a time, pruned", "two at once"],
+    ["--concurrent 1 --published 1 --trials 4", "--concurrent 2 --pruner none --confirm 1"],
+    ids=["one at a time, pruned", "two at once, confirmed"],
 )
 def test_a_study_killed_at_every_point_ends_as_if_nothing_had_happened(new_study, options):
     undisturbed, study = new_study(*options.split()), new_study(*options.split())

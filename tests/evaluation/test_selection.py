@@ -16,6 +16,7 @@ from wsol_pipeline.evaluation.selection import (
     errors,
     objectives,
     oracle,
+    resampled,
     transferred,
 )
 
@@ -115,6 +116,28 @@ def with_images(hits_NIT, ranks, labels=None):
         hits_NIT[ranks < 5].sum(0)[None], np.array([(ranks < 1).sum()]), np.array([(ranks < 5).sum()]),
         np.array([len(ranks)]), kept,
     )  # fmt: skip
+
+
+def test_redraws_are_recounts_of_the_drawn_images_at_their_own_best_thresholds():
+    full = random_images(30)
+    hits_NIT = np.unpackbits(full.image_hits.bits, axis=-1, count=4)
+    rng = np.random.default_rng(7)
+    recounted = []
+    for _ in range(20):
+        drawn = rng.integers(30, size=30)
+        recounted.append(np.mean([100 * max(hits_NIT[drawn, i, t].mean() for t in range(4)) for i in range(3)]))
+    found = resampled(full, "max_box_acc_v2", samples=20, seed=7)
+    np.testing.assert_allclose(found, recounted)
+    assert len(set(recounted)) > 10
+
+
+def test_the_hits_of_single_images_survive_json():
+    full = random_images(5)
+    again = ImageHits.from_dict(json.loads(json.dumps(full.image_hits.to_dict())))
+    assert again.ids == full.image_hits.ids
+    for name in ("labels", "bits", "ranks"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(full.image_hits, name))
+    assert again.mask_pixels is None
 
 
 def random_images(num_images=400):

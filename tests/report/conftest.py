@@ -88,7 +88,7 @@ def search(name: str = "a") -> Search:
                 intermediate_values={1: value} if value else {},
             )
         )
-    return Search(name, study, tuple(study.trials), 1, {0: counts(), 1: counts()})
+    return Search(name, tuple(study.trials), 1, {0: counts(), 1: counts()})
 
 
 @pytest.fixture

@@ -72,6 +72,19 @@ def test_what_was_kept_is_read_back(keep, facts):
     assert search.counts[0].settings == (1, 2, 3)
 
 
+def test_confirmations_stand_apart_from_the_search(keep):
+    store = keep("a")
+    one_trial(store, "a")
+    study = optuna.load_study(study_name="a", storage=open_storage(store / "a", None))
+    study.add_trial(optuna.trial.create_trial(value=70.0, user_attrs={"confirms": 0, "seed": 1}))
+    winner = json.loads(store.read("a/winner.json")) | {"doubt": "It holds."}
+    store.write("a/winner.json", json.dumps(winner).encode())
+    (search,) = gather(store, ("a",)).searches
+    assert ([t.value for t in search.trials], [t.value for t in search.confirmations]) == ([60.0], [70.0])
+    assert list(search.counts) == [0]
+    assert search.doubt == "It holds."
+
+
 def test_a_model_solved_for_another_has_no_trials_and_makes_no_database(keep):
     store = keep("a")
     assert gather(store, ("a",)).searches == ()

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import optuna
 import pytest
 
 from wsol_pipeline.report import charts
@@ -85,6 +86,19 @@ def test_a_model_that_was_not_evaluated_is_told_how(facts, make_subject, make_ro
 
 def page_links(read):
     return [{"to": a["href"].lstrip("#")} for a in read.of("a")]
+
+
+def test_confirmations_are_shown_as_spread_and_not_as_trials(facts):
+    (search,) = facts.searches
+    again = optuna.trial.create_trial(value=50.0, user_attrs={"confirms": 1, "seed": 1, "device_seconds": 3600.0})
+    again.number = 4
+    doubted = replace(search, confirmations=(again,), doubt=f"{EVIL} would win in 30%.")
+    read = Reader(render(replace(facts, searches=(doubted,)), "runs"))
+    assert not read.of("script")
+    assert f"1 failed; 1 more with further seeds; 1 device hours. {EVIL} would win in 30%." in read.text
+    assert "55.00 ± 7.07 (2)" in read.text  # 60 and 50
+    sensitivity = [charts.sensitivity(of, "alpha", "max_box_acc_v2") for of in (search, doubted)]
+    assert sensitivity[0] == sensitivity[1]
 
 
 def test_too_few_trials_have_no_importance(page):

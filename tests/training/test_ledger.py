@@ -115,6 +115,60 @@ def test_ranking_is_by_value_then_by_number(storage):
     assert [trial.number for trial in book.ranking()] == [1, 2, 0]
 
 
+def finished(book, *values):
+    for value in values:
+        book.complete(book.ask().number, value)
+
+
+def test_the_best_are_confirmed_once_and_a_driver_killed_in_between_adds_the_rest(storage):
+    book = ledger(storage())
+    finished(book, 10.0, 30.0, 20.0)
+    assert book.unconfirmed(2, 2) == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    begun = book.confirm(*book.unconfirmed(2, 2)[0])
+    assert (begun.number, begun.state, begun.params) == (3, TrialState.RUNNING, book.get(1).params)
+    reopened = ledger(storage())
+    assert reopened.running() == [3]
+    assert reopened.get(3).user_attrs == {"confirms": 1, "seed": 1}
+    assert reopened.parameters(3) == reopened.parameters(1)
+    reopened.fail(3, "nan", "the gradient is nan")
+    for pair in reopened.unconfirmed(2, 2):
+        reopened.complete(reopened.confirm(*pair).number, 5.0)
+    assert reopened.unconfirmed(2, 2) == []
+    assert [trial.number for trial in reopened.proposals()] == [0, 1, 2]
+    assert reopened.balance() == {"started": 7, "complete": 6, "pruned": 0, "fail": 1, "running": 0}
+    assert reopened.unconfirmed(3, 2) == [(0, 1), (0, 2)]
+
+
+def test_confirmed_settings_stand_first_by_their_mean(storage):
+    book = ledger(storage())
+    finished(book, 10.0, 30.0, 28.0, 29.0)
+    for number, seed, value in ((1, 2, 22.0), (1, 1, 26.0), (2, 1, 27.0), (3, 1, 0.0)):
+        confirmation = book.confirm(number, seed).number
+        if value:
+            book.complete(confirmation, value)
+        else:
+            book.fail(confirmation, "nan", "the gradient is nan")
+    found = book.ranking()
+    assert [(standing.number, standing.values) for standing in found] == [
+        (2, (28.0, 27.0)),  # mean 27.5
+        (1, (30.0, 26.0, 22.0)),  # mean 26, deviations 4, 0, -4
+        (3, (29.0,)),
+        (0, (10.0,)),
+    ]
+    assert found[1].trials == (1, 5, 4)
+    assert [str(standing) for standing in found[1:3]] == ["26.00 ± 4.00 (3)", "29.00"]
+
+
+def test_a_confirmation_is_neither_pruned_nor_in_the_rungs(storage):
+    book = ledger(storage(), published={}, pruner=pruner("successive-halving", 2, 4))
+    finished(book, 10.0)
+    good = book.confirm(0, 1).number
+    assert not book.report(good, 2, 99.0)
+    assert book.get(good).intermediate_values == {}
+    assert not book.report(book.ask().number, 2, 1.0)  # the first in its rung
+    assert not book.report(book.confirm(0, 2).number, 2, 0.0)
+
+
 def test_the_pruner_stops_the_worse_half_but_never_a_published_setting(storage):
     book = ledger(storage(), pruner=pruner("successive-halving", 2, 4))
     published, good, poor = (book.ask().number for _ in range(3))

@@ -1,8 +1,10 @@
 """The loop: steps against plain PyTorch, restarts bit for bit, stops before harm, no sight of the test split."""
 
+import json
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -13,6 +15,7 @@ from wsol_pipeline.data.dataset import Dataset, open_dataset
 from wsol_pipeline.data.reader import ReadConfig, eval_rows, train_batches
 from wsol_pipeline.errors import DataError, ProtocolError
 from wsol_pipeline.evaluation import evaluate, selection
+from wsol_pipeline.evaluation.counts import Counts, ImageHits
 from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.images import normalize
 from wsol_pipeline.storage import Store
@@ -287,6 +290,7 @@ def test_a_finished_run_leaves_a_model_that_reads_the_very_counts_it_was_chosen_
     run = fit(make_config("bas"))
     assert run.final.list() == [
         "backbone.safetensors", "model.json", "model.safetensors", "records.json", "seal.json", "val_counts.json",
+        "val_images.json",
     ]  # fmt: skip
     model = load_model(run.final)
     read = ReadConfig(resize_size=36, image_size=32, cache_dir=reading.cache_dir)
@@ -314,6 +318,17 @@ def test_counts_of_any_number_of_ranks_add_up_to_those_of_one(dataset, reading, 
     of_three = counts(3, keep_images=True)
     assert of_three.to_dict() == whole.to_dict()
     assert of_three.image_hits.ids == tuple(dataset.val.ids)
+
+
+def test_a_finished_run_leaves_the_hits_of_single_images_at_its_choice(make_config, fit, dataset):
+    run = fit(make_config("bas"))
+    counts = Counts.from_dict(json.loads(run.final.read("val_counts.json")))
+    hits = ImageHits.from_dict(json.loads(run.final.read("val_images.json")))
+    assert len(set(hits.ids)) == dataset.val.num_rows
+    chosen = load_model(run.final).choice.setting
+    hits_NIT = np.unpackbits(hits.bits, axis=-1, count=counts.hits.shape[-1])
+    assert (hits_NIT.sum(0) == counts.hits[chosen]).all()
+    assert (hits.ranks < 1).sum() == counts.top1[chosen]
 
 
 def with_test_as_validation(dataset: Dataset) -> Dataset:

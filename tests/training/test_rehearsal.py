@@ -36,12 +36,13 @@ def test_more_rows_than_the_split_has_start_again(dataset):
 
 def test_the_estimate_is_epochs_of_training_and_validation_and_a_search_at_each_rung(dataset):
     plan = SimpleNamespace(
-        options=SimpleNamespace(trials=5, workers=2),
+        options=SimpleNamespace(trials=3, confirm=1, confirm_seeds=2, workers=2),
         config=SimpleNamespace(recipe=SimpleNamespace(epochs=4), rungs=(2,)),
         dataset=dataset,  # 64 training, 25 validation images
     )
     found = estimated(plan, MEASURED, concurrent=2)
-    trial = (4 * (64 * 0.5 + 25 * 0.25) + 2 * 25 * 1.0) / 2
+    trial = (4 * (64 * 0.5 + 25 * 0.25) + 25 * 0.25 + 2 * 25 * 1.0) / 2
+    assert found.trials == 5
     assert found.trial_seconds == pytest.approx(trial)
     assert found.device_hours == pytest.approx(5 * 2 * trial / 3600)
     assert found.wall_hours == pytest.approx(3 * trial / 3600)  # two at once: the fifth runs alone

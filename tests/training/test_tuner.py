@@ -45,7 +45,7 @@ def new_study(place):
 class Driver:
     """One life of a driver: a searcher over what its forerunners left, and Ray's part of the conversation."""
 
-    def __init__(self, study, attempt=1, trials=3, die_at=None, pruning="none", budget=None):
+    def __init__(self, study, attempt=1, trials=3, die_at=None, pruning="none", budget=None, confirm=(0, 2)):
         self.folder = study.folder
         self.ledger = open_ledger(
             study.database,
@@ -60,11 +60,11 @@ class Driver:
         self.events = []
         self.ids, self.passed, self.die_at = (f"ray-{attempt}-{n}" for n in itertools.count()), 0, die_at
         self.searcher = LedgerSearcher(
-            self.ledger, self.lease, self._job, trials, self.folder, self._hear, self._point, budget
+            self.ledger, self.lease, self._job, trials, self.folder, self._hear, self._point, budget, confirm
         )
 
-    def _job(self, parameters, folder):
-        return Job(TrainConfig(options=parameters), "data", folder.uri, self.lease.attempt)
+    def _job(self, parameters, seed, folder):
+        return Job(TrainConfig(options=parameters, seed=seed), "data", folder.uri, self.lease.attempt)
 
     def _hear(self, event, number, details):
         self.events.append((event, number))
@@ -107,7 +107,7 @@ class Driver:
 
 
 def work(job):
-    """A worker: epochs from the newest checkpoint on, each sealed before it is reported. Its value is 100 alpha."""
+    """A worker: epochs from the newest checkpoint on, each sealed before it is reported. Value: 100 alpha - seed."""
     store = CheckpointStore(Store.at(job.trial), job.attempt)
     saved = store.newest()
     records = saved.records if saved else []
@@ -115,7 +115,7 @@ def work(job):
         final = epoch == EPOCHS
         record = {
             "epoch": epoch,
-            "value": 100 * job.train.options["alpha"],
+            "value": 100 * job.train.options["alpha"] - job.train.seed,
             "searched": final or epoch == RUNG,
             "final": final,
             "attempt": job.attempt,
@@ -136,19 +136,24 @@ def write_rung(checkpoints, value):
 
 
 def ledger_of(driver):
-    return [(t.number, t.state.name, t.params, t.values, t.intermediate_values) for t in driver.ledger.trials()]
+    return [
+        (t.number, t.state.name, t.params, t.values, t.intermediate_values, t.user_attrs.get("confirms"))
+        for t in driver.ledger.trials()
+    ]
 
 
-@pytest.mark.parametrize("pruning", ["none", "successive-halving"])
-def test_a_driver_that_dies_at_any_step_changes_nothing_about_the_study(tmp_path, pruning):
-    undisturbed = Driver(new_study(tmp_path / "undisturbed"), trials=5, pruning=pruning)
+@pytest.mark.parametrize(("pruning", "confirm"), [("none", 0), ("successive-halving", 0), ("successive-halving", 2)])
+def test_a_driver_that_dies_at_any_step_changes_nothing_about_the_study(tmp_path, pruning, confirm):
+    options = {"trials": 5, "pruning": pruning, "confirm": (confirm, 1)}
+    undisturbed = Driver(new_study(tmp_path / "undisturbed"), **options)
     undisturbed.run()
     assert ("PRUNED" in undisturbed.states()) == (pruning != "none")
+    assert len(undisturbed.states()) == 5 + confirm
     for step in range(1, undisturbed.passed + 1):
         study = new_study(tmp_path / f"dies-at-{step}")
         with pytest.raises(Death):
-            Driver(study, trials=5, die_at=step, pruning=pruning).run()
-        heir = Driver(study, attempt=2, trials=5, pruning=pruning)
+            Driver(study, die_at=step, **options).run()
+        heir = Driver(study, attempt=2, **options)
         heir.run()
         assert ledger_of(heir) == ledger_of(undisturbed)
 
@@ -229,6 +234,29 @@ def test_a_trial_of_a_dead_driver_goes_on_though_the_time_is_up(study):
     again.run()
     assert again.states() == ["COMPLETE"]
     assert "of --time-budget 1e-09" in again.searcher.stopped
+
+
+def test_the_best_are_trained_again_with_further_seeds_once_all_have_ended(study):
+    driver = Driver(study, trials=2, confirm=(1, 2))
+    first, second = driver.start(), driver.start()
+    assert driver.searcher.suggest("third") is None  # nobody knows yet who is best
+    driver.train(*second)
+    assert driver.searcher.suggest("third") is None
+    driver.train(*first)
+    driver.run()
+    assert [t.user_attrs.get("confirms") for t in driver.ledger.trials()] == [None, None, 0, 0]
+    assert driver.ledger.ranking()[0].values == (50.0, 49.0, 48.0)  # 100 x 0.5 - seed
+    again = Driver(study, attempt=2, trials=3, confirm=(1, 2))
+    again.run()
+    assert again.ledger.get(4).value > 50.0
+    assert [t.user_attrs.get("confirms") for t in again.ledger.trials()] == [None, None, 0, 0, None, 4, 4]
+
+
+def test_confirmations_start_within_the_limits_too(study):
+    driver = Driver(study, trials=1, confirm=(1, 2), budget=Budget(max_device_hours=1.5))  # a trial costs an hour
+    driver.run()
+    assert driver.states() == ["COMPLETE"] * 2
+    assert "2 device hours are spent" in driver.searcher.stopped
 
 
 @pytest.mark.parametrize("limits", [{"max_device_hours": 0}, {"time_budget": -1.0}])

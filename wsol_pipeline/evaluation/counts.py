@@ -31,6 +31,15 @@ class ImageHits:
         ids = self.ids + other.ids
         return ImageHits(ids, **{n: _both(np.concatenate, pair) for n, pair in pairs.items() if n != "ids"})
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-able values."""
+        arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "ids"}
+        return {"ids": list(self.ids)} | {name: _pack(array) for name, array in arrays.items() if array is not None}
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> "ImageHits":
+        return ImageHits(tuple(data["ids"]), **{name: _unpack(data[name]) for name in data if name != "ids"})
+
 
 @dataclass(frozen=True, eq=False)
 class Counts:

@@ -195,6 +195,15 @@ def bootstrap(
     }
 
 
+def resampled(counts: Counts, metric: str, samples: int = 1000, seed: int = 0) -> NDArray[np.float64]:
+    """A metric at its best thresholds in each of `samples` redraws of the images, percent, float64 [samples].
+
+    The counts must hold `image_hits`. Equal images and seeds give equal redraws, so models can be compared in each.
+    """
+    weights_RN = _resample(_require_images(counts, "A redraw of images"), samples, seed)
+    return curves(_weighted(counts, weights_RN), metric).max(-1).mean(-1)
+
+
 def balanced(counts: Counts) -> Counts:
     """The same counts with every class weighing alike: what is read of them are means over classes ("bas-conf").
 

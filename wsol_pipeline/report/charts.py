@@ -28,6 +28,7 @@ from wsol_pipeline.report.summary import (
     parameter_name,
     training_points,
 )
+from wsol_pipeline.training.ledger import study_of
 
 # Stand for colours of the page, which replace them in the finished SVG.
 INK, FAINT, PAPER = "#010101", "#020202", "#030303"
@@ -152,7 +153,8 @@ def sensitivity(search: Search, name: str, objective: str) -> str:
 def importance(search: Search) -> str:
     """Share of the objective's variance that each hyper-parameter explains (fANOVA), largest on top."""
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    shares = list(optuna.importance.get_param_importances(search.study, evaluator=evaluator).items())[::-1]
+    study = study_of(search.trials)
+    shares = list(optuna.importance.get_param_importances(study, evaluator=evaluator).items())[::-1]
     with chart(4.2, max(1.4, 0.8 + 0.34 * len(shares)), f"{search.name}/importance") as made:
         bars = made.axis.barh([parameter_name(name) for name, _ in shares], [s for _, s in shares], color=SERIES[0])
         made.axis.bar_label(bars, [f"{share:.2f}" for _, share in shares], padding=4)

@@ -18,8 +18,9 @@ from wsol_pipeline.evaluation.protocols import Protocol, protocol
 from wsol_pipeline.evaluation.selection import Choice
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training.config import TrainConfig, from_dict
-from wsol_pipeline.training.ledger import open_storage
+from wsol_pipeline.training.ledger import CONFIRMS, open_storage, standings
 from wsol_pipeline.training.model import DESCRIPTION, VAL_COUNTS, load_model
+from wsol_pipeline.training.tuner import final_files
 from wsol_pipeline.training.verdict import (
     CENTRED_BOX,
     EVALUATIONS,
@@ -69,10 +70,11 @@ class Search:
     """A study's trials, and the validation counts of the best: their whole readout surface."""
 
     name: str
-    study: optuna.Study
-    trials: tuple[FrozenTrial, ...]
+    trials: tuple[FrozenTrial, ...]  # proposals alone
     winner: int
     counts: Mapping[int, Counts]  # by trial, the best first
+    confirmations: tuple[FrozenTrial, ...] = ()
+    doubt: str = ""  # how sure the winner is, in a sentence
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def gather(store: Store, studies: tuple[str, ...], study_db: str | None = None) 
     winners = {name: finished_study(store, name) for name in studies}
     subjects = tuple(_subject(store, contender) for contender in contenders(winners))
     _require_comparable(subjects)
-    found = [_search(store / name, name, winner["trial"], study_db) for name, winner in winners.items()]
+    found = [_search(store / name, name, winner, study_db) for name, winner in winners.items()]
     folder = store / studies[0]
     judged = subjects[-1].evaluation is not None
     centred = folder.read(CENTRED_BOX) if judged and folder.exists(CENTRED_BOX) else None
@@ -160,7 +162,7 @@ def _require_comparable(subjects: tuple[Subject, ...]) -> None:
         raise DataError(f"One report holds one evaluation of one dataset but got {told}.")
 
 
-def _search(folder: Store, name: str, winner: int, study_db: str | None) -> Search | None:
+def _search(folder: Store, name: str, winner: Mapping[str, Any], study_db: str | None) -> Search | None:
     """The study in `folder`; None for what was solved for a finished model, which has no trials."""
     if study_db is None and not folder.exists("study.db") and not folder.list("journal"):
         return None
@@ -168,9 +170,10 @@ def _search(folder: Store, name: str, winner: int, study_db: str | None) -> Sear
         study = optuna.load_study(study_name=name, storage=open_storage(folder, study_db))
     except KeyError:
         return None
-    trials = tuple(t for t in study.get_trials(deepcopy=False) if t.state is not TrialState.WAITING)
-    complete = (trial for trial in trials if trial.state is TrialState.COMPLETE)
-    best = [t.number for t in sorted(complete, key=lambda t: (-(t.value or 0.0), t.number))[:SURFACES]]
-    files = {int(file.split("/")[1]): file for file in folder.list("trials") if file.endswith(f"/final/{VAL_COUNTS}")}
+    started = [t for t in study.get_trials(deepcopy=False) if t.state is not TrialState.WAITING]
+    trials = tuple(trial for trial in started if CONFIRMS not in trial.user_attrs)
+    confirmations = tuple(trial for trial in started if CONFIRMS in trial.user_attrs)
+    best = [standing.number for standing in standings(started)[:SURFACES]]
+    files = final_files(folder, VAL_COUNTS)
     counts = {n: Counts.from_dict(json.loads(folder.read(files[n]))) for n in best if n in files}
-    return Search(name, study, trials, winner, counts)
+    return Search(name, trials, winner["trial"], counts, confirmations, winner.get("doubt", ""))

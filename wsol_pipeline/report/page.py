@@ -29,7 +29,7 @@ from wsol_pipeline.report.summary import (
 )
 from wsol_pipeline.report.tables import comparison_table
 from wsol_pipeline.training.config import to_dict, without_passwords
-from wsol_pipeline.training.ledger import FAILURE, PUBLISHED, SPENT
+from wsol_pipeline.training.ledger import FAILURE, PUBLISHED, SPENT, standings
 from wsol_pipeline.training.provenance import provenance
 
 SURFACE = "All settings (down) at all thresholds (across), validation, %; the cross is the choice."
@@ -93,20 +93,25 @@ def _search(search: Search, objective: str) -> dict[str, Any]:
     complete = [trial for trial in search.trials if trial.state is TrialState.COMPLETE]
     told = [(TrialState.COMPLETE, "complete"), (TrialState.PRUNED, "pruned"), (TrialState.FAIL, "failed")]
     enough = len(complete) >= FEW_TRIALS and len({trial.value for trial in complete}) > 1 and len(names) > 1
-    best = sorted(complete, key=lambda trial: (-(trial.value or 0), trial.number))
+    of = {trial.number: trial for trial in search.trials}
+    ranking = standings([*search.trials, *search.confirmations])
     rest = [trial for trial in search.trials if trial.state is not TrialState.COMPLETE]
-    hours = sum(trial.user_attrs.get(SPENT, 0.0) for trial in search.trials) / 3600
+    hours = sum(trial.user_attrs.get(SPENT, 0.0) for trial in [*search.trials, *search.confirmations]) / 3600
+    counted = ", ".join(f"{states.count(state)} {name}" for state, name in told)
+    again = f"; {len(search.confirmations)} more with further seeds" if search.confirmations else ""
     spent = f"; {hours:.3g} device hours" if hours else ""
     return {
         "name": search.name,
-        "balance": f"{len(states)} trials: {', '.join(f'{states.count(state)} {name}' for state, name in told)}{spent}",
+        "balance": f"{len(states)} trials: {counted}{again}{spent}",
+        "doubt": search.doubt,
         "sensitivity": [Markup(charts.sensitivity(search, name, objective)) for name in names],
         "importance": Markup(charts.importance(search)) if enough else "",
         "complete": len(complete),
         "too_few": f"Importance needs at least {FEW_TRIALS} complete trials that differ, over two or more "
         f"hyper-parameters; here are {len(complete)} and {len(names)}.",
         "names": [parameter_name(name) for name in names],
-        "trials": [_trial(trial, names, search.winner) for trial in [*best, *rest]],
+        "trials": [_trial(of[standing.number], names, search.winner, str(standing)) for standing in ranking]
+        + [_trial(trial, names, search.winner, "" if trial.value is None else f"{trial.value:.2f}") for trial in rest],
         "surfaces": [
             Markup(charts.surface(counts, None, objective, f"{search.name}/{number}", f"trial {number}"))
             for number, counts in search.counts.items()
@@ -115,7 +120,7 @@ def _search(search: Search, objective: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _trial(trial: FrozenTrial, names: Sequence[str], winner: int) -> dict[str, Any]:
+def _trial(trial: FrozenTrial, names: Sequence[str], winner: int, value: str) -> dict[str, Any]:
     notes = ["winner"] if trial.number == winner else []
     notes += [str(trial.user_attrs[PUBLISHED])] if PUBLISHED in trial.user_attrs else []
     notes += ["{kind}: {message}".format(**trial.user_attrs[FAILURE])[:160]] if FAILURE in trial.user_attrs else []
@@ -124,7 +129,7 @@ def _trial(trial: FrozenTrial, names: Sequence[str], winner: int) -> dict[str, A
         "number": trial.number,
         "state": trial.state.name.lower(),
         "values": [f"{value:.3g}" if isinstance(value, float) else value for value in values],
-        "value": "" if trial.value is None else f"{trial.value:.2f}",
+        "value": value,
         "note": "; ".join(notes),
     }
 

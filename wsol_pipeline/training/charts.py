@@ -9,18 +9,23 @@ import matplotlib.pyplot as plt
 import optuna
 from optuna.trial import TrialState
 
+from wsol_pipeline.training.ledger import CONFIRMS, study_of
+
 
 def draw_study(study: optuna.Study, folder: Path) -> list[Path]:
     """Draw sensitivity (as in BAS extension Fig. 9, for the user's data) and importance into `folder` as PNG files.
 
+    Of proposals alone: the best settings, trained again for confirmation, would weigh more than others.
+
     Importance needs at least four completed trials that differ; with fewer there is only the sensitivity picture.
     """
-    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state is TrialState.COMPLETE]
+    started = study.get_trials(deepcopy=False)
+    trials = [t for t in started if t.state is TrialState.COMPLETE and CONFIRMS not in t.user_attrs]
     if not any(trial.params for trial in trials):
         return []
     pictures = [_sensitivity(trials, folder / "sensitivity.png")]
     if len(trials) >= 4 and len({trial.value for trial in trials}) > 1:
-        pictures.append(_importance(study, folder / "importance.png"))
+        pictures.append(_importance(study_of(trials), folder / "importance.png"))
     return pictures
 
 

@@ -7,13 +7,18 @@
     FAIL      with a reason in its user attributes
 
 So `started = complete + pruned + failed` when a job ends, whatever died on the way.
+
+A *confirmation* is a trial that trains another's parameters again with a further seed. It counts in those sums, and
+nowhere as a proposal: not against the number of trials asked for, not in the pruner's rungs. To the sampler it is one
+more observation of a setting.
 """
 
 import json
 import logging
+import statistics
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +41,7 @@ CONTRACT = "contract"
 FAILURE = "failure"
 SPENT = "device_seconds"
 PUBLISHED = "published"  # user attribute of an enqueued trial: the id of its preset
+CONFIRMS, SEED = "confirms", "seed"  # of a confirmation: whose parameters it repeats; what is added to the study's seed
 SCHEMA = 1
 
 
@@ -142,6 +148,55 @@ def pruner(name: str, first_rung: int, epochs: int) -> optuna.pruners.BasePruner
     return PRUNERS[name](first_rung, epochs)
 
 
+@dataclass(frozen=True)
+class Standing:
+    """What is known of a proposal's setting: values of its own trial, then of its completed confirmations by seed."""
+
+    trials: tuple[int, ...]
+    values: tuple[float, ...]
+
+    @property
+    def number(self) -> int:
+        return self.trials[0]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @property
+    def std(self) -> float:
+        """Over seeds (n - 1); 0 of a single one."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
+
+    def __str__(self) -> str:
+        """`61.25`, or `61.25 ± 0.80 (3)` of three seeds."""
+        spread = f" ± {self.std:.2f} ({len(self.values)})" if len(self.values) > 1 else ""
+        return f"{self.mean:.2f}{spread}"
+
+
+def standings(trials: Iterable[FrozenTrial]) -> list[Standing]:
+    """The completed proposals, best first: those with confirmations by their mean, then the others by their value.
+
+    A single value is no match for a mean: the best of many single values is mostly a lucky one. The earliest comes
+    first among equals; a confirmation that failed does not count.
+    """
+    runs: dict[int, list[tuple[int, int, float]]] = {}
+    for trial in trials:
+        if trial.state is TrialState.COMPLETE:
+            attrs = trial.user_attrs
+            run = attrs.get(SEED, 0), trial.number, trial.value or 0.0
+            runs.setdefault(attrs.get(CONFIRMS, trial.number), []).append(run)
+    found = [Standing(tuple(n for _, n, _ in of), tuple(v for _, _, v in of)) for of in map(sorted, runs.values())]
+    return sorted(found, key=lambda standing: (len(standing.values) == 1, -standing.mean, standing.number))
+
+
+def study_of(trials: Iterable[FrozenTrial]) -> optuna.Study:
+    """A study in memory of these trials alone, numbered anew, for what Optuna says of a whole study."""
+    study = optuna.create_study(direction="maximize")
+    study.add_trials(trials)
+    return study
+
+
 @dataclass
 class Ledger:
     """One study's ledger, held by the driver. Numbers are Optuna's trial numbers, from 0."""
@@ -171,9 +226,12 @@ class Ledger:
         The first value of an epoch stands. The verdict is given once: asked again, Optuna's successive halving counts
         the trial as past its rung, so the caller tells it at once (a driver killed in between lets the trial go on).
         Published settings are never pruned: they are what the winner is compared with. The pruner is asked for them
-        too, because only values it was asked about stand in the rung that other trials have to reach.
+        too, because only values it was asked about stand in the rung that other trials have to reach. Confirmations
+        are neither pruned nor noted: their setting stands in the rungs already.
         """
         frozen = self.get(number)
+        if CONFIRMS in frozen.user_attrs:
+            return False
         trial = Trial(self.study, frozen._trial_id)
         if epoch not in frozen.intermediate_values:
             trial.report(value, step=epoch)
@@ -188,6 +246,25 @@ class Ledger:
     def device_seconds(self) -> float:
         """What all trials have cost, as far as their workers could report it."""
         return sum(trial.user_attrs.get(SPENT, 0.0) for trial in self.trials())
+
+    def unconfirmed(self, count: int, seeds: int) -> list[tuple[int, int]]:
+        """The (trial, seed) that are missing of `seeds` confirmations for each of the best `count` proposals."""
+        begun = {(t.user_attrs[CONFIRMS], t.user_attrs[SEED]) for t in self.trials() if CONFIRMS in t.user_attrs}
+        own = [standing.number for standing in standings(self.proposals())][:count]
+        return [pair for number in own for pair in ((number, seed + 1) for seed in range(seeds)) if pair not in begun]
+
+    def confirm(self, number: int, seed: int) -> FrozenTrial:
+        """Start a confirmation of trial `number`. It is RUNNING when this returns."""
+        of = self.get(number)
+        self.study.add_trial(
+            optuna.trial.create_trial(
+                state=TrialState.RUNNING,
+                params=of.params,
+                distributions=of.distributions,
+                user_attrs={CONFIRMS: number, SEED: seed},
+            )
+        )
+        return self.trials(waiting=True)[-1]
 
     def complete(self, number: int, value: float) -> None:
         self.study.tell(number, value, state=TrialState.COMPLETE)
@@ -209,6 +286,10 @@ class Ledger:
         trials = self.study.get_trials(deepcopy=False)
         return [trial for trial in trials if waiting or trial.state is not TrialState.WAITING]
 
+    def proposals(self) -> list[FrozenTrial]:
+        """The started trials that confirm none, by number: what a study's number of trials counts."""
+        return [trial for trial in self.trials() if CONFIRMS not in trial.user_attrs]
+
     def running(self) -> list[int]:
         return [trial.number for trial in self.trials() if trial.state is TrialState.RUNNING]
 
@@ -218,10 +299,9 @@ class Ledger:
         kinds = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING)
         return {"started": len(states)} | {kind.name.lower(): states.count(kind) for kind in kinds}
 
-    def ranking(self) -> list[FrozenTrial]:
-        """The completed trials, highest value first, the earliest first among equals."""
-        complete = [trial for trial in self.trials() if trial.state is TrialState.COMPLETE]
-        return sorted(complete, key=lambda trial: (-(trial.value or 0.0), trial.number))
+    def ranking(self) -> list[Standing]:
+        """The completed proposals, best first, as `standings` says."""
+        return standings(self.trials())
 
 
 def open_ledger(

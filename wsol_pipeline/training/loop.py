@@ -25,14 +25,14 @@ from wsol_pipeline.data.plan import EpochPlan
 from wsol_pipeline.data.reader import Batch, EvalRows, ReadConfig, TrainReader, eval_rows
 from wsol_pipeline.errors import DataError, WsolError
 from wsol_pipeline.evaluation import evaluate, selection
-from wsol_pipeline.evaluation.counts import Counts
+from wsol_pipeline.evaluation.counts import Counts, ImageHits
 from wsol_pipeline.evaluation.protocols import Protocol, protocol
 from wsol_pipeline.images import normalize
 from wsol_pipeline.protocol import require_searchable
 from wsol_pipeline.training.build import build_method, build_readout, fixed_setting
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position
 from wsol_pipeline.training.config import Reading, TrainConfig, config_hash, to_dict
-from wsol_pipeline.training.model import BACKBONE, DESCRIPTION, VAL_COUNTS, WEIGHTS
+from wsol_pipeline.training.model import BACKBONE, DESCRIPTION, VAL_COUNTS, VAL_IMAGES, WEIGHTS
 from wsol_pipeline.training.optim import build_optimizer, learning_rate, set_learning_rate
 
 Record = dict[str, Any]
@@ -232,6 +232,7 @@ def _finish_epoch(run: Run, epoch: int, started: float, rows: int) -> Record:
     searched = last or epoch + 1 in run.config.rungs
     counts = validate(run, search=searched)
     choice = selection.choose(counts, run.config.objective)
+    images = validate_images(run, choice) if last else None
     sums, all_rows = run.progress.over_ranks(run.world)
     record = {
         "epoch": epoch + 1,
@@ -250,7 +251,7 @@ def _finish_epoch(run: Run, epoch: int, started: float, rows: int) -> Record:
     }
     run.progress = Progress(Position(epoch + 1), [*run.progress.records, record], {})
     if last:
-        _finish(run, counts, choice)
+        _finish(run, counts, choice, images)
     else:
         _save(run)
     return record
@@ -259,8 +260,24 @@ def _finish_epoch(run: Run, epoch: int, started: float, rows: int) -> Record:
 def validate(run: Run, search: bool) -> Counts:
     """Validation counts over all ranks: of every readout setting, or of the one setting scored each epoch."""
     run.method.eval()
-    settings = None if search else [fixed_setting(run.config.fixed_setting, run.readout.settings(run.method))]
-    counts = evaluate.count(run.method, run.readout, run.val, run.protocol, settings=settings, device=run.world.device)
+    return _count(run, None if search else [fixed_setting(run.config.fixed_setting, run.readout.settings(run.method))])
+
+
+def validate_images(run: Run, choice: selection.Choice) -> ImageHits | None:
+    """The hits of every validation image at the chosen setting, in one order for any number of ranks.
+
+    None where class masks are scored: they are counted over the whole split alone.
+    """
+    if choice.metric in selection.SEGMENTATION_METRICS:
+        return None
+    return _count(run, [choice.readout], keep_images=True).image_hits
+
+
+def _count(run: Run, settings: list[Any] | None, keep_images: bool = False) -> Counts:
+    counts = evaluate.count(
+        run.method, run.readout, run.val, run.protocol, settings=settings, device=run.world.device,
+        keep_images=keep_images,
+    )  # fmt: skip
     merged = run.world.gather(counts)
     return sum(merged[1:], start=merged[0])
 
@@ -278,10 +295,12 @@ def _save(run: Run) -> None:
         run.checkpoints.save(run.progress.position, state, run.progress.records)
 
 
-def _finish(run: Run, counts: Counts, choice: selection.Choice) -> None:
+def _finish(run: Run, counts: Counts, choice: selection.Choice, images: ImageHits | None) -> None:
     """Write the finished model."""
     if run.world.rank == 0:
         files = model_files(run.method, run.config, run.dataset, choice, counts)
+        if images:
+            files[VAL_IMAGES] = json.dumps(images.to_dict()).encode()
         run.checkpoints.finish(files, run.progress.records)
 
 

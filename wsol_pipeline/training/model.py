@@ -26,6 +26,7 @@ from wsol_pipeline.training.config import TrainConfig, from_dict
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 BACKBONE = "backbone.safetensors"  # --weights of another run
 VAL_COUNTS = "val_counts.json"  # what readout and thresholds were chosen from
+VAL_IMAGES = "val_images.json"  # hits of single images at the chosen readout; none where class masks are scored
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,11 @@ class StudyOptions(RunOptions):
     sampler: str = "tpe"
     """What proposes parameters, by Optuna's names: tpe, gp (Gaussian process), cma-es, qmc (an even cover of the space)
     or random."""
+    confirm: int = 0
+    """How many of the best settings are trained again with further seeds, once all trials have ended: a winner is then
+    the best mean."""
+    confirm_seeds: int = 2
+    """Further seeds for each setting that is confirmed."""
     pruner: str = "successive-halving"
     """What stops poor trials early, by Optuna's names: successive-halving, hyperband, median or none. Asked at the
     rungs."""
@@ -68,6 +73,8 @@ class StudyOptions(RunOptions):
         require(self.concurrent is None or self.concurrent >= 1, "concurrent must be at least 1", self.concurrent)
         require(self.published >= 0, "published cannot be negative", self.published)
         require(self.startup_trials >= 0, "startup_trials cannot be negative", self.startup_trials)
+        require(self.confirm >= 0, "confirm cannot be negative", self.confirm)
+        require(self.confirm_seeds >= 1, "confirm_seeds must be at least 1", self.confirm_seeds)
         self.budget()  # refuses limits that are not positive
         for option, value, known in (("sampler", self.sampler, SAMPLERS), ("pruner", self.pruner, PRUNERS)):
             if value not in known:
@@ -94,10 +101,12 @@ class Plan:
         """What makes the trials comparable: it may not change while the study lives."""
         return {"train": to_dict(self.config), "data": self.dataset.fingerprint, "space": space_of(self.space)}
 
-    def job(self, parameters: Mapping[str, Any], folder: Store, attempt: int, device: Literal["cpu", "cuda"]) -> Job:
-        """What a trial with `parameters` runs, in `folder`."""
+    def job(
+        self, parameters: Mapping[str, Any], seed: int, folder: Store, attempt: int, device: Literal["cpu", "cuda"]
+    ) -> Job:
+        """What a trial with `parameters` runs, in `folder`; `seed` is added to the study's."""
         return Job(
-            train=with_parameters(self.config, parameters),
+            train=with_parameters(self.config, parameters, seed),
             data=self.dataset.uri,
             trial=folder.uri,
             attempt=attempt,
@@ -123,8 +132,11 @@ def make_plan(options: StudyOptions, method: str, space: Space) -> Plan:
     return Plan(options, config, dataset, space, published, store / options.name)
 
 
-def with_parameters(config: TrainConfig, parameters: Mapping[str, Any]) -> TrainConfig:
-    """`config` with a trial's parameters: recipe fields by their names, all others are the method's own options."""
+def with_parameters(config: TrainConfig, parameters: Mapping[str, Any], seed: int = 0) -> TrainConfig:
+    """`config` with a trial's parameters: recipe fields by their names, all others are the method's own options.
+
+    `seed` is added to that of `config`.
+    """
     recipe_names = {field.name for field in dataclasses.fields(Recipe)}
     recipe = {name: value for name, value in parameters.items() if name in recipe_names}
     method_options = {name: value for name, value in parameters.items() if name not in recipe_names}
@@ -132,6 +144,7 @@ def with_parameters(config: TrainConfig, parameters: Mapping[str, Any]) -> Train
         config,
         recipe=dataclasses.replace(config.recipe, **recipe),
         options={**config.options, **method_options},
+        seed=config.seed + seed,
     )
 
 

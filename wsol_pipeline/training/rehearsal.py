@@ -57,6 +57,7 @@ class Measured:
 class Estimate:
     """What the study would take: at most, since pruning shortens it."""
 
+    trials: int
     trial_seconds: float
     device_hours: float
     wall_hours: float
@@ -72,7 +73,7 @@ def rehearse(plan: Plan) -> int:
     client, _ = connect_mlflow(options.store, options.experiment)
     cluster.connect(nested=False)
     cluster.check_storage_reaches_all(plan.folder, options.storage_is_shared)
-    sample = plan.job({}, plan.folder, attempt=0, device=cluster.pick_device(options.device))
+    sample = plan.job({}, 0, plan.folder, attempt=0, device=cluster.pick_device(options.device))
     concurrent = cluster.check_placement(sample, options.concurrent, options.cluster_may_grow)
     console.print("measuring a few batches where a trial would run ...")
     measured = measure_there(sample)
@@ -135,18 +136,20 @@ def first_rows(split: TrainSplit, count: int, size: int, cache_dir: str | None) 
 
 
 def estimated(plan: Plan, measured: Measured, concurrent: int) -> Estimate:
-    """The whole study, if no trial is pruned."""
+    """The whole study, confirmations included, if no trial is pruned."""
     options, config = plan.options, plan.config
     train, val = plan.dataset.train.num_rows, plan.dataset.val.num_rows
     searches = len(config.rungs) + 1
+    trials = options.trials + min(options.confirm, options.trials) * options.confirm_seeds
     seconds = (
         config.recipe.epochs * (train * measured.train_seconds + val * measured.one_setting_seconds)
+        + val * measured.one_setting_seconds  # the hits of single images, at the end
         + searches * val * (measured.search_seconds - measured.one_setting_seconds)
     ) / options.workers
-    hours = options.trials * seconds * options.workers / 3600
-    rounds = -(-options.trials // concurrent)
-    stored = options.trials * (KEEP * measured.checkpoint_bytes + 2 * measured.model_bytes)
-    return Estimate(seconds, hours, rounds * seconds / 3600, stored)
+    hours = trials * seconds * options.workers / 3600
+    rounds = -(-trials // concurrent)
+    stored = trials * (KEEP * measured.checkpoint_bytes + 2 * measured.model_bytes)
+    return Estimate(trials, seconds, hours, rounds * seconds / 3600, stored)
 
 
 def _few(val: EvalRows) -> EvalRows:
@@ -191,7 +194,7 @@ def _print(
         ("a trial", f"{config.recipe.epochs} epochs: {format_hours(estimate.trial_seconds / 3600)}"),
         (
             "the study",
-            f"{options.trials} trials: at most {format_hours(estimate.device_hours)} of device time, "
+            f"{estimate.trials} trials: at most {format_hours(estimate.device_hours)} of device time, "
             f"{format_hours(estimate.wall_hours)} on the clock",
         ),
         ("kept", f"at most {estimate.storage_bytes / MEBI:,.0f} MiB of checkpoints and models"),

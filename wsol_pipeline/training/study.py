@@ -18,8 +18,19 @@ from wsol_pipeline.training import cluster, registry, tracking
 from wsol_pipeline.training.charts import draw_study
 from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.config import Job, require
+from wsol_pipeline.training.doubt import Doubt, doubts, sentence
 from wsol_pipeline.training.lease import Lease, acquire
-from wsol_pipeline.training.ledger import FAILURE, PUBLISHED, Ledger, Space, open_ledger, open_storage, pruner, sampler
+from wsol_pipeline.training.ledger import (
+    FAILURE,
+    PUBLISHED,
+    Ledger,
+    Space,
+    Standing,
+    open_ledger,
+    open_storage,
+    pruner,
+    sampler,
+)
 from wsol_pipeline.training.options import describe
 from wsol_pipeline.training.plan import Plan, StudyOptions, make_plan
 from wsol_pipeline.training.rehearsal import rehearse
@@ -29,12 +40,16 @@ from wsol_pipeline.training.tuner import LedgerSearcher, Point, run_trials, tria
 from wsol_pipeline.training.views import connect_mlflow, study_tags, trial_views
 
 WINNER = "winner.json"
-Ranked = tuple[int, str, dict[str, Any], float]  # number, published setting it is, parameters, value
+Ranked = tuple[Standing, str, dict[str, Any]]  # of one setting: how it stands, which published one it is, parameters
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a study found. `ranking`: the completed trials, best first; `stopped`: the limit it ran into, if any."""
+    """What a study found.
+
+    `ranking`: the completed proposals, best first; `doubt`: how sure the first is, in a sentence or none; `stopped`:
+    the limit it ran into, if any.
+    """
 
     balance: dict[str, int]
     ranking: list[Ranked]
@@ -42,6 +57,7 @@ class Outcome:
     model_version: str | None
     failures: dict[int, dict[str, str]]
     device_hours: float
+    doubt: str = ""
     stopped: str = ""
 
 
@@ -89,20 +105,24 @@ def _run(plan: Plan, ledger: Ledger, lease: Lease, point: Point) -> str:
     """Run the trials that are not finished, if any; the limit that kept it from starting more, if one did."""
     options = plan.options
     say = TrialLog(plan.config.recipe.epochs, plan.config.objective)
-    if not ledger.running() and len(ledger.trials()) >= options.trials:
+    proposed, confirm = ledger.proposals(), (options.confirm, options.confirm_seeds)
+    if not ledger.running() and len(proposed) >= options.trials and not ledger.unconfirmed(*confirm):
         return ""
     cluster.connect(nested=options.workers > 1)
     cluster.check_storage_reaches_all(plan.folder, options.storage_is_shared)
     device = cluster.pick_device(options.device)
     require(not options.sync_batch_norm or device == "cuda", "sync_batch_norm needs GPUs", device)
 
-    def trial_job(parameters: dict[str, Any], folder: Store) -> Job:
-        return plan.job(parameters, folder, lease.attempt, device)
+    def trial_job(parameters: dict[str, Any], seed: int, folder: Store) -> Job:
+        return plan.job(parameters, seed, folder, lease.attempt, device)
 
-    sample = trial_job({}, plan.folder)
+    sample = trial_job({}, 0, plan.folder)
     concurrent = cluster.check_placement(sample, options.concurrent, options.cluster_may_grow)
-    searcher = LedgerSearcher(ledger, lease, trial_job, options.trials, plan.folder, say, point, options.budget())
-    say.plan(options.trials, ledger.balance(), searcher.orphans, concurrent, sample)
+    searcher = LedgerSearcher(
+        ledger, lease, trial_job, options.trials, plan.folder, say, point, options.budget(), confirm
+    )
+    done = sum(trial.state.is_finished() for trial in ledger.proposals())
+    say.plan(options.trials, done, searcher.orphans, concurrent, sample)
     resources = resources_per_worker(sample) if options.workers == 1 else {"CPU": cluster.TUNE_ACTOR_CPU}
     run_trials(searcher, trainable(sample), concurrent, resources, plan.folder)
     lease.check()
@@ -123,24 +143,27 @@ def _finish(plan: Plan, ledger: Ledger, projection: tracking.Projection, point: 
     if final is None:
         raise DataError(f"The model of trial {best.number} in {plan.folder.uri} is gone or altered.")
     ranking = [
-        (trial.number, trial.user_attrs.get(PUBLISHED, ""), ledger.parameters(trial.number), trial.value or 0.0)
-        for trial in ledger.ranking()
+        (standing, ledger.get(standing.number).user_attrs.get(PUBLISHED, ""), ledger.parameters(standing.number))
+        for standing in ledger.ranking()
     ]
     point("registering")
-    plan.folder.write(WINNER, json.dumps(winner_record(plan, ledger, final)).encode())
-    version = _to_mlflow(plan, ledger, projection, ranking, final)
-    return Outcome(balance, ranking, final, version, failures, ledger.device_seconds() / 3600)
+    doubt = doubts(plan.folder, ledger.ranking(), plan.config.objective)
+    plan.folder.write(WINNER, json.dumps(winner_record(plan, ledger, final, doubt)).encode())
+    told = sentence(doubt) if doubt else ""
+    version = _to_mlflow(plan, ledger, projection, ranking, final, told)
+    return Outcome(balance, ranking, final, version, failures, ledger.device_seconds() / 3600, told)
 
 
 def _to_mlflow(
-    plan: Plan, ledger: Ledger, projection: tracking.Projection, ranking: list[Ranked], final: Store
+    plan: Plan, ledger: Ledger, projection: tracking.Projection, ranking: list[Ranked], final: Store, doubt: str
 ) -> str | None:
     """Write what is missing, the study's pictures and table, and register the winner; its version, None if away."""
     try:
         if not tracking.wait_for_flush(projection, seconds=30):
             raise ResourceError("it does not answer")
-        version = registry.register(projection, plan.options.name, ranking[0][0], final)
-        projection.add_text("ranking.md", ranking_markdown(ranking, plan.config.objective, published_figures(ranking)))
+        version = registry.register(projection, plan.options.name, ranking[0][0].number, final)
+        table = ranking_markdown(ranking, plan.config.objective, published_figures(ranking), doubt)
+        projection.add_text("ranking.md", table)
         with tempfile.TemporaryDirectory() as folder:
             projection.add_pictures(draw_study(ledger.study, Path(folder)))
         projection.close_parent()
@@ -150,19 +173,28 @@ def _to_mlflow(
     return version
 
 
-def winner_record(plan: Plan, ledger: Ledger, final: Store) -> dict[str, Any]:
-    """What the final evaluation needs to know of a study: the winner, and the published setting it is compared with."""
+def winner_record(plan: Plan, ledger: Ledger, final: Store, doubt: Doubt | None) -> dict[str, Any]:
+    """What the final evaluation needs to know of a study: the winner, and the published setting it is compared with.
+
+    With how sure the winner is: values over seeds where there are several, and how often which trial wins redraws.
+    """
     rows, compared = search_spaces.presets(), None
     for trial in ledger.trials():
         folder = CheckpointStore(trial_folder(plan.folder, trial.number), 0).final()
         if trial.user_attrs.get(PUBLISHED) in rows and folder is not None:
             compared = {"model": folder.uri, "preset": trial.user_attrs[PUBLISHED], "trial": trial.number}
             break
-    return {
+    best = ledger.ranking()[0]
+    sure: dict[str, Any] = {}
+    if len(best.values) > 1:
+        sure["confirmed"] = {"values": best.values, "mean": best.mean, "std": best.std, "n": len(best.values)}
+    if doubt:
+        sure |= {"wins": doubt.wins, "doubt": sentence(doubt)}
+    return sure | {
         "method": plan.config.method,
         "model": final.uri,
-        "trial": ledger.ranking()[0].number,
-        "trials": ledger.balance()["started"],
+        "trial": best.number,
+        "trials": len(ledger.proposals()),
         "published": compared,
         "data": plan.dataset.uri,
     }
@@ -171,4 +203,4 @@ def winner_record(plan: Plan, ledger: Ledger, final: Store) -> dict[str, Any]:
 def published_figures(ranking: Sequence[Ranked]) -> dict[str, Mapping[str, float]]:
     """What the papers report for the published settings among the trials, by preset id."""
     rows = search_spaces.presets()
-    return {note: rows[note].published for _, note, _, _ in ranking if note in rows}
+    return {note: rows[note].published for _, note, _ in ranking if note in rows}

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from wsol_pipeline.training.ledger import CONFIRMS, SEED
+
 if TYPE_CHECKING:
     from wsol_pipeline.storage import Store
     from wsol_pipeline.training.config import Job
@@ -23,9 +25,8 @@ class TrialLog:
     def __init__(self, epochs: int, objective: str) -> None:
         self.epochs, self.objective, self.started = epochs, objective, time.monotonic()
 
-    def plan(self, trials: int, balance: Mapping[str, int], adopted: list[int], concurrent: int, job: Job) -> None:
+    def plan(self, trials: int, done: int, adopted: list[int], concurrent: int, job: Job) -> None:
         """Say what is about to happen."""
-        done = balance["started"] - balance["running"]
         place = f"{job.workers} worker(s) on {job.device}"
         self._line(f"{trials} trials, {done} done; {concurrent} at once, {place} each, {self.epochs} epochs")
         if adopted:
@@ -33,7 +34,7 @@ class TrialLog:
 
     def __call__(self, event: str, number: int, details: Mapping[str, Any]) -> None:
         text = {
-            "started": lambda: f"starts: {format_parameters(details['parameters'])}",
+            "started": lambda: f"{_beginning(details)}: {format_parameters(details['parameters'])}",
             "epoch": lambda: self._epoch(details),
             "complete": lambda: f"complete: {self.objective} {details['record']['value']:.1f}",
             "pruned": lambda: "pruned",
@@ -52,6 +53,12 @@ class TrialLog:
         print(f"[{time.monotonic() - self.started:5.0f} s] {text}", flush=True)
 
 
+def _beginning(details: Mapping[str, Any]) -> str:
+    if CONFIRMS not in details:
+        return "starts"
+    return f"starts, confirming trial {details[CONFIRMS]} with seed {details[SEED]}"
+
+
 def format_parameters(parameters: Mapping[str, Any]) -> str:
     """`lambda 0.91, alpha 0.5`: floats with three significant digits."""
     return ", ".join(
@@ -60,14 +67,18 @@ def format_parameters(parameters: Mapping[str, Any]) -> str:
     )
 
 
-def ranking_markdown(ranking: Sequence[Ranked], objective: str, published: Mapping[str, Mapping[str, float]]) -> str:
+def ranking_markdown(
+    ranking: Sequence[Ranked], objective: str, published: Mapping[str, Mapping[str, float]], doubt: str = ""
+) -> str:
     """The study's table as Markdown, with what the papers report for the settings among its trials below it.
 
     Args:
         published: preset id -> the paper's figures, measured on its own data and protocol.
+        doubt: how sure the first is, in a sentence.
     """
     lines = ["| trial | setting | parameters | " + objective + " (validation) |", "|---|---|---|---|"]
-    lines += [f"| {number} | {note} | {format_parameters(p)} | {value:.2f} |" for number, note, p, value in ranking]
+    lines += [f"| {standing.number} | {note} | {format_parameters(p)} | {standing} |" for standing, note, p in ranking]
+    lines += ["", doubt] if doubt else []
     if published:
         lines += ["", "Published, on the paper's own data and protocol:", "", "| setting | figures |", "|---|---|"]
         lines += [f"| {name} | {format_parameters(figures)} |" for name, figures in published.items()]
@@ -87,9 +98,11 @@ def print_outcome(outcome: Outcome, plan: Plan) -> None:
     table = Table(title=f"Study {plan.options.name}: {objective} on validation ({plan.config.protocol})")
     for name in ("trial", "", "parameters", objective):
         table.add_column(name, justify="right" if name == objective else "left")
-    for number, note, parameters, value in outcome.ranking[:8]:
-        table.add_row(str(number), note, format_parameters(parameters), f"{value:.2f}")
+    for standing, note, parameters in outcome.ranking[:8]:
+        table.add_row(str(standing.number), note, format_parameters(parameters), str(standing))
     console.print(table)
+    if outcome.doubt:
+        console.print(outcome.doubt)
     for number, failure in outcome.failures.items():
         console.print(f"trial {number} failed: {failure['kind']}: {failure['message'][:200]}")
     name = plan.options.name

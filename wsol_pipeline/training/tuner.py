@@ -18,7 +18,7 @@ from wsol_pipeline.training.budget import Budget
 from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.config import Job, to_dict
 from wsol_pipeline.training.lease import Lease
-from wsol_pipeline.training.ledger import Ledger
+from wsol_pipeline.training.ledger import SEED, Ledger
 
 Event = Callable[[str, int, dict[str, Any]], None]  # (what happened, trial number, details)
 Point = Callable[[str], None]  # called with the name of each step passed; tests kill the driver there
@@ -30,52 +30,63 @@ class LedgerSearcher(Searcher):
     Args:
         ledger: the study.
         lease: checked before each write.
-        make_job: (parameters, trial folder) -> the job to run.
-        trials: how many to start in all, over every life of the study.
+        make_job: (parameters, what to add to the study's seed, trial folder) -> the job to run.
+        trials: how many to propose in all, over every life of the study.
         folder: the study's folder; trial `n` works in `trials/<n>`.
         on_event: told about each start, record and end, for the terminal and MLflow.
         budget: limits beside `trials`; `stopped` says which of them was reached.
+        confirm: how many of the best to train again, with how many further seeds each.
     """
 
     def __init__(
         self,
         ledger: Ledger,
         lease: Lease,
-        make_job: Callable[[dict[str, Any], Store], Job],
+        make_job: Callable[[dict[str, Any], int, Store], Job],
         trials: int,
         folder: Store,
         on_event: Event,
         point: Point = lambda name: None,
         budget: Budget | None = None,
+        confirm: tuple[int, int] = (0, 0),
     ) -> None:
         super().__init__(metric="value", mode="max")
         self.ledger, self.lease, self.make_job, self.trials, self.folder = ledger, lease, make_job, trials, folder
-        self.on_event, self.point, self.budget = on_event, point, budget or Budget()
+        self.on_event, self.point, self.budget, self.confirm = on_event, point, budget or Budget(), confirm
         self.stopped = ""
         self.numbers: dict[str, int] = {}  # Ray's trial id -> ours
         self.pruned: set[str] = set()  # Ray's ids of trials that our pruner stopped
         self.orphans = settle_orphans(ledger, self.checkpoints, on_event)
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]  # Ray's FINISHED is a str
-        """The next job as plain data: an orphan of a dead driver first, else the next of the study."""
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # Ray's FINISHED: a str
+        """The next job as plain data: an orphan of a dead driver first, else the next of the study.
+
+        None while there is none but may be: which trials to confirm is known once every proposal has ended.
+        """
         self.lease.check()
-        if self.orphans:
-            number = self.orphans.pop(0)
-        elif self._may_start():
-            number = self.ledger.ask().number
-        else:
-            return Searcher.FINISHED
+        number = self._next()
+        if number is None:
+            return None if self._waits() else Searcher.FINISHED
         self.point("suggested")
         self.numbers[trial_id] = number
-        parameters = self.ledger.parameters(number)
-        self.on_event("started", number, {"parameters": parameters, **self.ledger.get(number).user_attrs})
-        return to_dict(self.make_job(parameters, trial_folder(self.folder, number)))
+        parameters, attrs = self.ledger.parameters(number), self.ledger.get(number).user_attrs
+        self.on_event("started", number, {"parameters": parameters, **attrs})
+        return to_dict(self.make_job(parameters, attrs.get(SEED, 0), trial_folder(self.folder, number)))
 
-    def _may_start(self) -> bool:
-        started = len(self.ledger.trials())
-        if started < self.trials:
+    def _next(self) -> int | None:
+        if self.orphans:
+            return self.orphans.pop(0)
+        proposes = len(self.ledger.proposals()) < self.trials
+        missing = [] if proposes or self._waits() else self.ledger.unconfirmed(*self.confirm)
+        if proposes or missing:
             self.stopped = self.budget.spent(self.ledger.device_seconds())
-        return started < self.trials and not self.stopped
+        if self.stopped or not (proposes or missing):
+            return None
+        return (self.ledger.ask() if proposes else self.ledger.confirm(*missing[0])).number
+
+    def _waits(self) -> bool:
+        running = any(not trial.state.is_finished() for trial in self.ledger.proposals())
+        return self.confirm[0] > 0 and not self.stopped and running
 
     def record(self, trial_id: str, record: dict[str, Any]) -> bool:
         """Take a worker's record; True if the trial should stop now."""
@@ -147,6 +158,11 @@ class Launches(ray.tune.Callback):
 def trial_folder(study: Store, number: int) -> Store:
     """The folder of trial `number`."""
     return study / f"trials/{number:04d}"
+
+
+def final_files(study: Store, name: str) -> dict[int, str]:
+    """File `name` of every trial's finished model, by the trial's number, found without reading any model."""
+    return {int(file.split("/")[1]): file for file in study.list("trials") if file.endswith(f"/final/{name}")}
 
 
 def report(ledger: Ledger, number: int, record: dict[str, Any], on_event: Event) -> bool:

@@ -13,7 +13,7 @@ from wsol_pipeline.training import tracking
 from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.config import TrainConfig, to_dict
 from wsol_pipeline.training.lease import Lease
-from wsol_pipeline.training.ledger import FAILURE, PUBLISHED, Ledger
+from wsol_pipeline.training.ledger import CONFIRMS, FAILURE, PUBLISHED, SEED, Ledger
 from wsol_pipeline.training.plan import Plan, with_parameters
 from wsol_pipeline.training.provenance import provenance
 from wsol_pipeline.training.tuner import trial_folder
@@ -45,8 +45,11 @@ def trial_views(plan: Plan, ledger: Ledger, lease: Lease) -> Iterator[tracking.T
     for trial in ledger.trials():
         if lease.lost.is_set():
             return
-        config = with_parameters(plan.config, ledger.parameters(trial.number))
+        seed = trial.user_attrs.get(SEED, 0)
+        config = with_parameters(plan.config, ledger.parameters(trial.number), seed)
         tags = {"wsol.published": str(trial.user_attrs.get(PUBLISHED, ""))}
+        if CONFIRMS in trial.user_attrs:
+            tags["wsol.confirms"] = str(trial.user_attrs[CONFIRMS])
         if FAILURE in trial.user_attrs:
             tags["wsol.failure"] = "{kind}: {message}".format(**trial.user_attrs[FAILURE])
         records = CheckpointStore(trial_folder(plan.folder, trial.number), 0).records()

@@ -1,0 +1,114 @@
+"""How often another trial would win, and how that is said."""
+
+import json
+
+import numpy as np
+import pytest
+
+from wsol_pipeline.evaluation.counts import Counts, ImageHits
+from wsol_pipeline.storage import Store
+from wsol_pipeline.training.doubt import Doubt, doubts, sentence, winners
+from wsol_pipeline.training.ledger import Standing
+from wsol_pipeline.training.terminal import TrialLog, ranking_markdown
+
+METRIC = "gt_known_loc"
+
+
+@pytest.fixture
+def keep(tmp_path):
+    """`keep(trial, hit images)`: what a trial leaves that hits these of ten images, at its only threshold."""
+
+    def write(number, hit):
+        hits_NIT = np.isin(np.arange(10), hit)[:, None, None]
+        hits = ImageHits(tuple("abcdefghij"), np.zeros(10, int), np.packbits(hits_NIT, axis=-1), np.zeros(10, int))
+        one, sums = np.array([10]), hits_NIT.sum(0)[None]
+        counts = Counts("wsol-v1", ("s",), (0.5,), np.zeros(1), sums, sums, sums, one, one, one)
+        final = study / f"trials/{number:04d}/attempt-0001/final"
+        final.write("val_counts.json", json.dumps(counts.to_dict()).encode())
+        final.write("val_images.json", json.dumps(hits.to_dict()).encode())
+        return study
+
+    study = Store.at(tmp_path)
+    return write
+
+
+def test_wins_are_counted_over_the_same_redraws_of_images_for_every_trial(keep):
+    """Trials 0 and 1 hit four images each, one of which differs: whichever of the two is drawn more often decides."""
+    keep(0, [0, 1, 2, 3])
+    study = keep(1, [0, 1, 2, 4])
+    found = doubts(study, [Standing((0,), (40.0,)), Standing((1,), (40.0,))], METRIC, redraws=300)
+    rng = np.random.default_rng(0)
+    times = [np.bincount(rng.integers(10, size=10), minlength=10) for _ in range(300)]
+    second = np.mean([of[4] > of[3] for of in times])
+    assert found == Doubt({0: pytest.approx(1 - second), 1: pytest.approx(second)}, {0: 1, 1: 1}, 10, 300)
+    assert 0.2 < second < 0.5
+
+
+def test_a_trial_that_hits_more_of_the_same_images_never_loses(keep):
+    keep(3, [0, 1])
+    study = keep(5, [0, 1, 2])
+    found = doubts(study, [Standing((5,), (30.0,)), Standing((3,), (20.0,))], METRIC)
+    assert found.wins == {5: 1.0, 3: 0.0}
+
+
+def test_seeds_are_redrawn_where_there_are_several():
+    """Of the seeds 10 and 30 two are drawn: 10, 20, 20 or 30, widened 5.9, 20, 20 or 34.1."""
+    redraws = 4000
+    for rival, share in ((19.0, 0.25), (33.0, 0.75), (35.0, 1.0), (5.0, 0.0)):
+        won = winners([np.repeat([[10.0], [30.0]], redraws, 1), np.full((1, redraws), rival)])
+        assert np.mean(won == 1) == pytest.approx(share, abs=0.03)
+
+
+def test_nothing_is_said_without_a_rival_or_without_single_images(keep):
+    study = keep(0, [0])
+    one, other = Standing((0,), (10.0,)), Standing((1,), (5.0,))
+    assert doubts(study, [one], METRIC) is None
+    assert doubts(study, [one, other], METRIC) is None
+
+
+def test_confirmations_bring_their_images(keep):
+    for number, hit in ((0, [0, 1]), (1, [0]), (2, [2, 3])):
+        study = keep(number, hit)
+    found = doubts(study, [Standing((0, 2), (20.0, 20.0)), Standing((1,), (10.0,))], METRIC)
+    assert found.seeds == {0: 2, 1: 1}
+    assert 0 < found.wins[1] < 0.5  # where image 0 is drawn often and the seed of trial 2 is
+
+
+@pytest.mark.parametrize(
+    ("wins", "seeds", "said"),
+    [
+        (
+            {3: 0.95, 5: 0.05},
+            {3: 1, 5: 1},
+            "In 1,000 redraws of the 150 validation images, trial 3 stays first in 95%: it holds. "
+            "One seed each: training noise is not in this.",
+        ),
+        (
+            {3: 0.62, 7: 0.06, 5: 0.3, 1: 0.02},
+            {3: 3, 7: 1, 5: 3, 1: 1},
+            "In 1,000 redraws of the 150 validation images and of seeds, trial 3 stays first in 62%, trial 5 would win "
+            "in 30%, trial 7 (one seed) would win in 6%: the search has not settled between them.",
+        ),
+        (
+            {3: 0.92, 5: 0.04, 7: 0.04},
+            {3: 2, 5: 2, 7: 2},
+            "In 1,000 redraws of the 150 validation images and of seeds, trial 3 stays first in 92%, no other in more "
+            "than 5%: the search has not settled.",
+        ),
+    ],
+)
+def test_the_sentence_names_who_would_win_too_often(wins, seeds, said):
+    assert sentence(Doubt(wins, seeds, 150, 1000)) == said
+
+
+def test_the_table_shows_mean_deviation_and_number_of_seeds(capsys):
+    ranking = [(Standing((1, 4, 5), (60.0, 62.0, 64.0)), "", {"alpha": 0.5}), (Standing((0,), (61.0,)), "row", {})]
+    table = ranking_markdown(ranking, METRIC, {}, "It holds.")
+    assert table.splitlines()[2:] == [
+        "| 1 |  | alpha 0.5 | 62.00 ± 2.00 (3) |",
+        "| 0 | row |  | 61.00 |",
+        "",
+        "It holds.",
+    ]
+    TrialLog(2, METRIC)("started", 4, {"parameters": {"alpha": 0.5}, "confirms": 1, "seed": 2})
+    assert capsys.readouterr().out.endswith("trial   4 starts, confirming trial 1 with seed 2: alpha 0.5\n")
