@@ -1,6 +1,6 @@
 """Whole epochs of training input: cached pixels and streaming beside a torch `DataLoader`.
 
-    python benchmarks/input.py            # about three minutes, 2 cores
+    python benchmarks/input.py            # about four minutes, 2 cores
 
 Everybody gets the same 256 px JPEGs, decoder, resize, crop, flip and batches of 32 uint8 images of 224 px, and the
 same two cores with one thread for each process. The DataLoader reads loose files with two persistent workers. All is
@@ -44,7 +44,7 @@ from wsol_pipeline.data.schema import Row
 from wsol_pipeline.protocol import Role
 from wsol_pipeline.storage import Store
 
-IMAGES, EPOCHS, TURNS, BATCH, SIDE = 2000, 6, 2, 32, 256
+IMAGES, EPOCHS, TURNS, BATCH, SIDE = 2000, 16, 2, 32, 256
 
 
 def textured_jpeg(number: int) -> bytes:

@@ -130,7 +130,7 @@ def caching(root: Path, images: int) -> Held:
     epoch(open_dataset(str(root / "tiny")).train)
 
     rows = split.rows_within(pixels.CHUNK_BYTES, pixels.CHUNK_ROWS)
-    return Held(peak_over_start(lambda: epoch(split)), int(rows * (10 * stored / images + 2 * DECODED)), stored)
+    return Held(peak_over_start(lambda: epoch(split)), int(rows * (11 * stored / images + 2 * DECODED)), stored)
 
 
 def evaluating(root: Path, images: int) -> Held:

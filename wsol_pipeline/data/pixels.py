@@ -118,6 +118,7 @@ def _build(split: Split, shard_set: ShardSet, size: int, place: Path) -> None:
             if masks is not None:
                 sizes = np.full((table.num_rows, 2), size)
                 masks[first : first + table.num_rows] = read_masks(table, split, sizes)
+            del table  # before the next one is read
     for file in (images, masks):
         if file is not None:
             file.flush()

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from io import BytesIO
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -246,8 +247,11 @@ def _footer(store: Store, copy: NodeCopy | None, start: int, shard: Shard) -> pq
 
 
 def _load(store: Store, copy: NodeCopy | None, start: int, shard: Shard, pieces: list[Piece]) -> memoryview:
-    """The shard with these pieces in their places; the rest is zero and takes no memory."""
-    memory = np.zeros(shard.bytes, np.uint8).data
+    """The shard with these pieces in their places; the rest is zero and takes no memory.
+
+    Mapped by hand: a heap would keep what is given back.
+    """
+    memory = memoryview(mmap(-1, shard.bytes))
     if copy is None:
         _fetch(store, shard, memory, pieces)
     elif missing := copy.fill(memory, start, pieces):
