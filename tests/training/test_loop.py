@@ -315,9 +315,12 @@ def test_counts_of_any_number_of_ranks_add_up_to_those_of_one(dataset, reading, 
     whole = counts(1)
     assert whole.images.tolist() == [25]
     assert counts(30).to_dict() == whole.to_dict()
-    of_three = counts(3, keep_images=True)
-    assert of_three.to_dict() == whole.to_dict()
-    assert of_three.image_hits.ids == tuple(dataset.val.ids)
+    alone = counts(1, keep_images=True)
+    for world in (3, 30):
+        of_ranks = counts(world, keep_images=True)
+        assert of_ranks.to_dict() == whole.to_dict()
+        assert of_ranks.image_hits.ids == tuple(dataset.val.ids)
+        assert np.array_equal(of_ranks.image_hits.bits, alone.image_hits.bits)
 
 
 def test_a_finished_run_leaves_the_hits_of_single_images_at_its_choice(make_config, fit, dataset):

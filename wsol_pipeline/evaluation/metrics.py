@@ -241,10 +241,19 @@ class LocalizationCounts(Metric):
         return ("mask_pixels", "mask_levels") if self.masks else ()
 
     def _kept(self, ids: tuple[str, ...], labels_N: NDArray[np.int64]) -> ImageHits:
-        states = [self.image_bits, self.image_ranks]
+        ious, thresholds = len(self.protocol.ious), -(-self.protocol.num_thresholds // 8)
+        shapes: list[tuple[Any, tuple[int, ...], Any]] = [
+            (self.image_bits, (ious, thresholds), np.uint8),
+            (self.image_ranks, (), np.int64),
+        ]
         if self.masks:
-            states += [self.image_mask_pixels, self.image_mask_levels]
-        bits, *rest = (dim_zero_cat(state).cpu().numpy() for state in states)
+            shapes.append((self.image_mask_pixels, (2, len(self.protocol.mask_cuts)), np.int32))
+            shapes.append((self.image_mask_levels, (2, NUM_LEVELS), np.int32))
+        # a rank may have had no rows
+        bits, *rest = (
+            dim_zero_cat(state).cpu().numpy() if len(state) else np.empty((0, *shape), dtype)
+            for state, shape, dtype in shapes
+        )
         return ImageHits(ids, labels_N, bits, *rest)
 
 
