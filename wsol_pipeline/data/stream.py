@@ -25,7 +25,7 @@ from wsol_pipeline.errors import WsolError
 
 _BLOCK_BYTES = 8 * 2**20  # of encoded images for one decoding task: some hundred milliseconds of work
 _DECODE_ROWS = 64  # decoded at a time: few enough that their memory is used again
-_STORE_BYTES = 256 * 2**20  # of the object store for one rank's stream, after which Ray Data holds its tasks back
+_STORE_BYTES = 512 * 2**20  # of the object store for one rank's stream, after which Ray Data holds its tasks back
 _READS = 2  # windows that are read at once: one is handed on meanwhile
 _READ_TASKS = 1024  # of one execution: each costs its driver a millisecond and 5 KB before the first batch
 _READ_COLUMNS = ["id", "image", "labels", "width", "height"]
