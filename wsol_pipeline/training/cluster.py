@@ -41,9 +41,8 @@ def connect(nested: bool) -> None:
     else:
         # Ray ends task workers that were idle for a second; one that streams rows imports for seconds when it is needed
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
-        os.environ.setdefault(
-            "MALLOC_ARENA_MAX", "2"
-        )  # else glibc keeps freed images, a heap for each of Ray's threads
+        # glibc keeps freed images, a heap for each of Ray's threads
+        os.environ.setdefault("MALLOC_ARENA_MAX", "2")
         ray.init(
             address="local", logging_level=logging.ERROR, log_to_driver=False, include_dashboard=nested,
             object_store_memory=500_000_000,

@@ -172,9 +172,10 @@ def _print(
     console: Console, plan: Plan, mlflow_uri: str, job: Job, concurrent: int, measured: Measured, estimate: Estimate
 ) -> None:
     options, config, data = plan.options, plan.config, plan.dataset
-    cached = sum(pixel_bytes(split, config.resize_size) for split in (data.train, data.val))
-    budget = options.cache_budget_gb * 2**30
-    pixels = "streamed: more than --cache-budget-gb" if cached > budget else f"{cached / MEBI:,.0f} MiB a node, cached"
+    decoded = pixel_bytes(data.train, config.resize_size)
+    over = options.reading == "auto" and decoded > options.cache_budget_gb * 2**30
+    streamed = over or options.reading == "streaming"
+    pixels = f"{decoded / MEBI:,.0f} MiB of training images: {'streamed' if streamed else 'cached on each node'}"
     gpu = f", {measured.peak_gpu_bytes / MEBI:,.0f} MiB of GPU memory at most" if measured.peak_gpu_bytes else ""
     each = f"{options.workers} worker{'s' * (options.workers > 1)} on {job.device}"
     table = Table(title=f"Dry run of {options.name!r}: nothing was started", show_header=False, title_justify="left")
