@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
+from wsol_pipeline import interrupts
+
 
 class WsolError(Exception):
     """A failure a user can act on. `exit_code`: 1 run failed (docs: README, "Exit codes")."""
@@ -55,7 +57,11 @@ def unknown(kind: str, name: object, known: Iterable[object]) -> UsageError:
 
 
 def run_main(main: Callable[[], int | None]) -> NoReturn:
-    """Run a job's `main` and leave with its exit code; a `WsolError` becomes one line on stderr, Ctrl+C becomes 130."""
+    """Run a job's `main` and leave with its exit code; a `WsolError` becomes one line on stderr.
+
+    Ctrl+C becomes 130, SIGTERM 143; a second one ends everything at once.
+    """
+    interrupts.listen()
     try:
         code = main()
     except WsolError as error:
@@ -63,5 +69,5 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
         code = error.exit_code
     except KeyboardInterrupt:
         print("interrupted: the same command continues", file=sys.stderr, flush=True)
-        code = 130
+        code = interrupts.exit_code()
     sys.exit(code or 0)

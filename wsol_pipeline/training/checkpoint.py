@@ -113,6 +113,10 @@ class CheckpointStore:
         state = torch.load(io.BytesIO(files["state.pt"]), map_location=device, weights_only=True)
         return Checkpoint(folder, _position(folder)[0], state, json.loads(files["records.json"]))
 
+    def position(self) -> Position | None:
+        """Where the newest checkpoint stands, unread; None without one."""
+        return next((_position(folder)[0] for folder in self._sealed()), None)
+
     def records(self) -> list[dict[str, Any]]:
         """The records of the newest checkpoint, or of the final record: the trial's curve so far; maybe empty."""
         for folder in [*self._finals(), *self._sealed()]:

@@ -8,6 +8,7 @@ from typing import Literal
 
 import ray
 
+from wsol_pipeline import interrupts
 from wsol_pipeline.errors import ResourceError, UsageError
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training.config import Job
@@ -27,7 +28,7 @@ def connect(nested: bool) -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")  # a report waits for it; polling costs the workers
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")  # an autoscaler adds nodes meanwhile
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl+C ends the job: the same command continues
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # the study ends its trials itself
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the study prints its own lines
     logging.getLogger("ray").setLevel(logging.ERROR)
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
@@ -47,6 +48,7 @@ def connect(nested: bool) -> None:
             address="local", logging_level=logging.ERROR, log_to_driver=False, include_dashboard=nested,
             object_store_memory=500_000_000,
         )  # fmt: skip
+    interrupts.listen()  # `ray.init` has taken SIGTERM
 
 
 def pick_device(wanted: str) -> Literal["cpu", "cuda"]:

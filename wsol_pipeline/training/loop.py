@@ -50,6 +50,7 @@ class World:
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     wrap: Callable[[nn.Module], nn.Module] = lambda module: module  # into DDP, where there is more than one
+    pulse: Callable[[Position], bool] | None = None  # rank 0's is told where training stands; True: stop there
 
     def gather(self, value: Any) -> list[Any]:
         """`value` of every rank, in rank order, on every rank."""
@@ -58,6 +59,17 @@ class World:
         gathered: list[Any] = [None] * self.size
         torch.distributed.all_gather_object(gathered, value)
         return gathered
+
+    def should_stop(self, position: Position) -> bool:
+        """Whether rank 0 was asked to stop: the same answer on every rank, so that all stop after the same batch."""
+        if self.pulse is None:
+            return False
+        stop = self.rank == 0 and self.pulse(position)
+        if self.size == 1:
+            return stop
+        told = torch.tensor([stop], dtype=torch.uint8, device=self.device)
+        torch.distributed.broadcast(told, src=0)
+        return bool(told.item())
 
 
 @dataclass
@@ -113,7 +125,8 @@ def train(
     validation, over all ranks), `images_per_second`, `learning_rate`, `train` (mean loss and terms), `val` (metrics,
     percent), `value` (the objective), `searched` (whether `value` is the best of all readout settings) and, when
     searched, `choice`. The last record, marked `final`, comes after the
-    finished model was written. Raises `NonFiniteError` before the optimizer would move on a NaN.
+    finished model was written. Ends without it when the world is asked to stop, after a checkpoint at the batch it was
+    at. Raises `NonFiniteError` before the optimizer would move on a NaN.
     """
     world = world or World()
     run = set_up(config, dataset, checkpoints, world, reading or Reading())
@@ -123,7 +136,8 @@ def train(
     ) as reader:  # fmt: skip
         for epoch in range(run.progress.position.epoch, config.recipe.epochs):
             started, rows_before = time.monotonic(), run.progress.rows
-            _train_epoch(run, reader, epoch, checkpoint_batches)
+            if not _train_epoch(run, reader, epoch, checkpoint_batches):
+                return
             record = _finish_epoch(run, epoch, started, run.progress.rows - rows_before)
             yield record
 
@@ -172,16 +186,21 @@ def _resume(
     return Progress(saved.position, saved.records, sums, saved.state["rows"])
 
 
-def _train_epoch(run: Run, reader: TrainReader, epoch: int, checkpoint_batches: int) -> None:
+def _train_epoch(run: Run, reader: TrainReader, epoch: int, checkpoint_batches: int) -> bool:
+    """Train on what is left of the epoch; False if the world was asked to stop, at a checkpoint that is written."""
     run.method.train()
     since_checkpoint = 0
     for batch in reader.epoch(epoch, start_sample=run.progress.position.samples):
         train_step(run, epoch, batch)
         run.progress.position = Position(epoch, run.progress.position.samples + batch.global_size)
         since_checkpoint += 1
+        if run.world.should_stop(run.progress.position):
+            _save(run)
+            return False
         if since_checkpoint == checkpoint_batches and run.progress.position.samples < run.plan.samples:
             _save(run)
             since_checkpoint = 0
+    return True
 
 
 def train_step(run: Run, epoch: int, batch: Batch) -> None:

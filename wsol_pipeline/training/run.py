@@ -24,6 +24,7 @@ from wsol_pipeline.storage import Store
 from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.config import Job, from_dict
 from wsol_pipeline.training.loop import NonFiniteError, Record, World, train
+from wsol_pipeline.training.pulse import Pulse
 
 # Kinds of failure that belong to the trial: the study notes them and goes on. Whatever else happens to a worker (its
 # machine, its network, the storage) is infrastructure: Ray starts the trial again from its checkpoint, a few times.
@@ -41,7 +42,7 @@ def run_on_one_device(payload: dict[str, Any]) -> None:
     job = from_dict(Job, payload)
     _reset_process(job)
     with _own_failures(job):
-        for record in _epochs(job, World(device=torch.device(job.device))):
+        for record in _epochs(job, World(device=torch.device(job.device), pulse=_pulse(job))):
             ray.tune.report(_reportable(record))
 
 
@@ -81,6 +82,7 @@ def worker_loop(payload: dict[str, Any]) -> None:
         size=context.get_world_size(),
         device=ray.train.torch.get_device(),
         wrap=lambda module: _distribute(module, job),
+        pulse=_pulse(job),
     )
     if CheckpointStore(Store.at(job.trial), job.attempt).failed():
         return  # Ray started the group again after a failure of the trial's own: it would only fail again
@@ -100,6 +102,10 @@ def resources_per_worker(job: Job) -> dict[str, float]:
 def _epochs(job: Job, world: World) -> Iterator[Record]:
     checkpoints = CheckpointStore(Store.at(job.trial), job.attempt)
     return train(job.train, open_dataset(job.data), checkpoints, world, job.reading, job.checkpoint_batches)
+
+
+def _pulse(job: Job) -> Pulse:
+    return Pulse(CheckpointStore(Store.at(job.trial), job.attempt))
 
 
 def _distribute(module: torch.nn.Module, job: Job) -> torch.nn.Module:

@@ -12,6 +12,7 @@ from typing import Any
 from mlflow.exceptions import MlflowException
 
 import search_spaces
+from wsol_pipeline import interrupts
 from wsol_pipeline.errors import DataError, PartialError, ResourceError, WsolError
 from wsol_pipeline.storage import STORAGE_ERRORS, Store
 from wsol_pipeline.training import cluster, registry, tracking
@@ -35,7 +36,7 @@ from wsol_pipeline.training.options import describe
 from wsol_pipeline.training.plan import Plan, StudyOptions, make_plan
 from wsol_pipeline.training.rehearsal import rehearse
 from wsol_pipeline.training.run import resources_per_worker, trainable
-from wsol_pipeline.training.terminal import TrialLog, print_outcome, ranking_markdown
+from wsol_pipeline.training.terminal import print_interrupted, print_outcome, ranking_markdown, trial_view
 from wsol_pipeline.training.tuner import LedgerSearcher, Point, run_trials, trial_folder
 from wsol_pipeline.training.views import connect_mlflow, study_tags, trial_views
 
@@ -97,14 +98,16 @@ def execute(plan: Plan, point: Point = lambda name: None) -> Outcome:
         )
         views = functools.partial(trial_views, plan, ledger, lease)
         with tracking.Projection(client, experiment, options.name, study_tags(plan), views) as projection:
-            stopped = _run(plan, ledger, lease, point)
+            stopped = _run(plan, ledger, lease, projection, point)
         return dataclasses.replace(_finish(plan, ledger, projection, point), stopped=stopped)
 
 
-def _run(plan: Plan, ledger: Ledger, lease: Lease, point: Point) -> str:
-    """Run the trials that are not finished, if any; the limit that kept it from starting more, if one did."""
+def _run(plan: Plan, ledger: Ledger, lease: Lease, projection: tracking.Projection, point: Point) -> str:
+    """Run the trials that are not finished, if any; the limit that kept it from starting more, if one did.
+
+    Raises `KeyboardInterrupt` once the trials have ended, if a signal asked for that.
+    """
     options = plan.options
-    say = TrialLog(plan.config.recipe.epochs, plan.config.objective)
     proposed, confirm = ledger.proposals(), (options.confirm, options.confirm_seeds)
     if not ledger.running() and len(proposed) >= options.trials and not ledger.unconfirmed(*confirm):
         return ""
@@ -118,13 +121,20 @@ def _run(plan: Plan, ledger: Ledger, lease: Lease, point: Point) -> str:
 
     sample = trial_job({}, 0, plan.folder)
     concurrent = cluster.check_placement(sample, options.concurrent, options.cluster_may_grow)
+    resources = resources_per_worker(sample) if options.workers == 1 else {"CPU": cluster.TUNE_ACTOR_CPU}
+    say = trial_view(plan, ledger, lambda: projection.away)
     searcher = LedgerSearcher(
         ledger, lease, trial_job, options.trials, plan.folder, say, point, options.budget(), confirm
     )
     done = sum(trial.state.is_finished() for trial in ledger.proposals())
     say.plan(options.trials, done, searcher.orphans, concurrent, sample)
-    resources = resources_per_worker(sample) if options.workers == 1 else {"CPU": cluster.TUNE_ACTOR_CPU}
-    run_trials(searcher, trainable(sample), concurrent, resources, plan.folder)
+    try:
+        with say, interrupts.gently():
+            run_trials(searcher, trainable(sample), concurrent, resources, plan.folder)
+    except KeyboardInterrupt:
+        kept = {number: searcher.checkpoints(number).position() for number in ledger.running()}
+        print_interrupted(ledger.balance(), kept, searcher.ended_at_request, plan.folder)
+        raise
     lease.check()
     return searcher.stopped
 

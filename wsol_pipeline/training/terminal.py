@@ -1,22 +1,70 @@
-"""What a study says on the terminal: one line per event, and a last screen that says what was found."""
+"""What a job says on the terminal: a live table or one line per event, and a last screen that says what was found."""
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import MofNCompleteColumn, Progress
+from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
-from wsol_pipeline.training.ledger import CONFIRMS, SEED
+from wsol_pipeline.training.ledger import CONFIRMS, SEED, Ledger
 
 if TYPE_CHECKING:
     from wsol_pipeline.storage import Store
+    from wsol_pipeline.training.checkpoint import Position
     from wsol_pipeline.training.config import Job
     from wsol_pipeline.training.plan import Plan
     from wsol_pipeline.training.study import Outcome, Ranked
     from wsol_pipeline.training.verdict import Row
+
+FINISHED_SHOWN = 5
+
+
+def is_live() -> bool:
+    """Whether somebody looks at a terminal that can be redrawn; else lines are printed."""
+    return sys.stdout.isatty() and not Console().is_dumb_terminal
+
+
+@contextmanager
+def progress(what: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
+    """Tell how a long pass goes on; what it gives is called with how many more are done.
+
+    A bar that vanishes on a terminal, else a line every few seconds.
+    """
+    if is_live():
+        columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+        with Progress(*columns, transient=True) as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda more: bar.advance(task, more)
+        return
+    done, said = 0, time.monotonic()
+
+    def add(more: int) -> None:
+        nonlocal done, said
+        done += more
+        if time.monotonic() - said > 5:
+            said = time.monotonic()
+            print(f"  {what}: {done}/{total} {unit}", flush=True)
+
+    yield add
+
+
+def trial_view(plan: Plan, ledger: Ledger, mlflow_away: Callable[[], bool]) -> TrialLog:
+    """How the trials of a study are shown: a live table on a terminal, else lines."""
+    epochs, objective = plan.config.recipe.epochs, plan.config.objective
+    if not is_live():
+        return TrialLog(epochs, objective)
+    return TrialTable(plan, ledger, mlflow_away)
 
 
 class TrialLog:
@@ -24,6 +72,12 @@ class TrialLog:
 
     def __init__(self, epochs: int, objective: str) -> None:
         self.epochs, self.objective, self.started = epochs, objective, time.monotonic()
+
+    def __enter__(self) -> TrialLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is left to close."""
 
     def plan(self, trials: int, done: int, adopted: list[int], concurrent: int, job: Job) -> None:
         """Say what is about to happen."""
@@ -39,8 +93,10 @@ class TrialLog:
             "complete": lambda: f"complete: {self.objective} {details['record']['value']:.1f}",
             "pruned": lambda: "pruned",
             "failed": lambda: f"failed: {details['kind']}: {details.get('message', '')[:160]}",
-        }[event]()
-        self._line(f"trial {number:>3} {text}")
+            "stopping": lambda: "writes a checkpoint and ends; the same signal again leaves at once",
+        }.get(event)
+        if text:
+            self._line(f"trial {number:>3} {text()}")
 
     def _epoch(self, record: Mapping[str, Any]) -> str:
         how = "all settings" if record["searched"] else "one setting"
@@ -51,6 +107,168 @@ class TrialLog:
 
     def _line(self, text: str) -> None:
         print(f"[{time.monotonic() - self.started:5.0f} s] {text}", flush=True)
+
+
+@dataclass
+class _Shown:
+    """A trial as a row of the table. Epochs count from 0; `rate` is in images a second."""
+
+    number: int
+    parameters: str
+    confirms: bool = False
+    state: str = "waits"
+    epoch: int = 0
+    samples: int = 0
+    value: str = ""
+    rate: float = 0.0
+    began: float = field(default_factory=time.monotonic)  # waiting; then the open epoch, as far as it was seen
+    began_at: int = 0  # samples at that time
+
+    def move(self, position: Position) -> None:
+        """Take the position that workers tell while they train."""
+        now = time.monotonic()
+        if self.state != "trains" or position.epoch != self.epoch:
+            self.state, self.began, self.began_at = "trains", now, position.samples
+        self.epoch, self.samples = position.epoch, position.samples
+        if now - self.began >= 1 and self.samples > self.began_at:
+            self.rate = (self.samples - self.began_at) / (now - self.began)
+
+
+class TrialTable(TrialLog):
+    """Shows a study's trials as a table that lives: those that run, the last that ended, counts, best, time left.
+
+    It keeps what it shows, however many trials there are. Its thread draws while the study's changes it.
+    """
+
+    def __init__(self, plan: Plan, ledger: Ledger, mlflow_away: Callable[[], bool]) -> None:
+        super().__init__(plan.config.recipe.epochs, plan.config.objective)
+        options = plan.options
+        self.title = f"Study {options.name}: {self.objective} on validation ({plan.config.protocol})"
+        self.total = options.trials + options.confirm * options.confirm_seeds
+        self.rows, self.workers, self.mlflow_away = plan.dataset.train.num_rows, options.workers, mlflow_away
+        self.counts, self.device_seconds = ledger.balance(), ledger.device_seconds()
+        self.best = max(((s.mean, s.number) for s in ledger.ranking()), default=None)
+        self.running: dict[int, _Shown] = {}
+        self.finished: deque[_Shown] = deque(maxlen=FINISHED_SHOWN)
+        self.epoch_seconds: deque[float] = deque(maxlen=50)
+        self.concurrent, self.note = 1, ""
+        self.console = Console()
+        self.size = self.console.size
+        self.live = Live(get_renderable=self.draw, console=self.console, refresh_per_second=2, transient=True)
+
+    def __enter__(self) -> TrialTable:
+        self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.live.stop()
+
+    def plan(self, trials: int, done: int, adopted: list[int], concurrent: int, job: Job) -> None:
+        self.concurrent = concurrent
+        if adopted:
+            self._line(f"going on with trial {', '.join(map(str, adopted))} of a driver that died")
+
+    def __call__(self, event: str, number: int, details: Mapping[str, Any]) -> None:
+        if event == "started":
+            confirms = CONFIRMS in details
+            text = f"confirms trial {details[CONFIRMS]} with seed {details[SEED]}: " if confirms else ""
+            self.running[number] = _Shown(number, text + format_parameters(details["parameters"]), confirms)
+        elif event in ("complete", "pruned", "failed"):
+            self._end(event, number, details)
+        elif row := self.running.get(number):
+            self._change(row, event, details)
+
+    def _change(self, row: _Shown, event: str, details: Mapping[str, Any]) -> None:
+        if event == "launched":
+            row.state = "starts"
+        elif event == "position":
+            row.move(details["position"])
+        elif event == "stopping":
+            self.note = "stopping: trials write a checkpoint and end; Ctrl+C again leaves at once"
+        elif event == "epoch":
+            row.state, row.epoch, row.samples, row.rate = "", details["epoch"], 0, details["images_per_second"]
+            row.value = f"{details['value']:.1f}" if details["searched"] else f"({details['value']:.1f})"
+            self.device_seconds += details["device_seconds"]
+            self.epoch_seconds.append(details["device_seconds"] / self.workers)
+
+    def _end(self, event: str, number: int, details: Mapping[str, Any]) -> None:
+        row = self.running.pop(number, None) or _Shown(number, "")  # none: its driver died before it was told
+        row.state = f"failed: {details['kind']}" if event == "failed" else event
+        self.counts["fail" if event == "failed" else event] += 1
+        self.finished.append(row)
+        if event == "complete":
+            value = details["record"]["value"]
+            row.value, row.epoch = f"{value:.1f}", self.epochs
+            if not row.confirms and (self.best is None or value > self.best[0]):
+                self.best = value, number
+
+    def draw(self) -> Group:
+        """The table as it stands, in what the terminal has room for."""
+        if self.console.size != self.size:  # a narrower terminal has wrapped what stood there: begin again
+            self.size = self.console.size
+            self.console.clear()
+        width, height = self.size
+        running = list(self.running.values())
+        shown = running[: max(1, height - 9 - min(len(self.finished), FINISHED_SHOWN))]
+        # two columns stay free at the end of the last line, for the ^C that a terminal echoes
+        table = Table(box=None, width=width - 2, padding=(0, 2, 0, 0), header_style="bold")
+        for name, fixed, justify in (
+            ("trial", 5, "right"), ("", 20 if width >= 100 else 10, "left"), ("epoch", 7, "right"),
+            ("images/s", 8, "right"), ("value", 6, "right"), ("parameters", None, "left"),
+        ):  # fmt: skip
+            table.add_column(name, width=fixed, justify=justify, no_wrap=True, overflow="ellipsis")  # type: ignore[arg-type]
+        for row in shown:
+            table.add_row(*self._cells(row))
+        if len(shown) < len(running):
+            table.add_row("", f"+ {len(running) - len(shown)} more")
+        for row in reversed(self.finished):
+            table.add_row(*self._cells(row), style="dim")
+        lines = [self.title, *self._summary(len(running)), *self._waiting(running)]
+        return Group(*(Text(line, no_wrap=True, overflow="ellipsis") for line in lines), table)
+
+    def _cells(self, row: _Shown) -> tuple[Any, ...]:
+        done = (row.epoch + row.samples / self.rows) / self.epochs
+        epoch = f"{min(row.epoch + (row.samples > 0), self.epochs)}/{self.epochs}"
+        rate = f"{row.rate:,.0f}" if row.rate and row.number in self.running else ""
+        state: Any = row.state
+        if row.state == "waits":
+            state = f"waits {time.monotonic() - row.began:.0f} s"
+        elif row.state == "trains" and row.samples >= self.rows:
+            state = "validates"
+        elif row.state in ("", "trains"):
+            state = ProgressBar(total=1.0, completed=done)
+        return str(row.number), state, epoch, rate, row.value, row.parameters
+
+    def _summary(self, running: int) -> tuple[str, str]:
+        ended = self.counts["complete"] + self.counts["pruned"] + self.counts["fail"]
+        to_go = max(0, self.total - ended - running)
+        counts = (
+            f"{self.counts['complete']} complete, {self.counts['pruned']} pruned, {self.counts['fail']} failed, "
+            f"{running} running, {to_go} to go"
+        )
+        told = [f"{format_hours((time.monotonic() - self.started) / 3600)} passed"]
+        if left := self._seconds_left(to_go):
+            told.append(f"at most {format_hours(left / 3600)} left")
+        told.append(f"{format_hours(self.device_seconds / 3600)} of device time")
+        best = f"best {self.best[0]:.1f} (trial {self.best[1]}); " if self.best else ""
+        return counts, best + ", ".join(told)
+
+    def _seconds_left(self, to_go: int) -> float:
+        """If every trial ran all its epochs, at the speed of the last ones; 0 before any has ended."""
+        if not self.epoch_seconds:
+            return 0.0
+        each = sum(self.epoch_seconds) / len(self.epoch_seconds)
+        open_epochs = sum(self.epochs - row.epoch - row.samples / self.rows for row in list(self.running.values()))
+        return (open_epochs + to_go * self.epochs) * each / self.concurrent
+
+    def _waiting(self, running: Sequence[_Shown]) -> list[str]:
+        waits = sum(row.state == "waits" and time.monotonic() - row.began > 60 for row in running)
+        found = [f"{waits} waiting for a place in the cluster"] if waits else []
+        found += ["MLflow is away: it is written when it is back"] if self.mlflow_away() else []
+        return [*found, *([self.note] if self.note else [])]
+
+    def _line(self, text: str) -> None:
+        self.console.print(text, highlight=False)
 
 
 def _beginning(details: Mapping[str, Any]) -> str:
@@ -83,6 +301,26 @@ def ranking_markdown(
         lines += ["", "Published, on the paper's own data and protocol:", "", "| setting | figures |", "|---|---|"]
         lines += [f"| {name} | {format_parameters(figures)} |" for name, figures in published.items()]
     return "\n".join(lines) + "\n"
+
+
+def print_interrupted(
+    balance: Mapping[str, int], kept: Mapping[int, Position | None], asked: Collection[int], folder: Store
+) -> None:
+    """The last screen of an interrupted study.
+
+    Args:
+        kept: where the checkpoint of each trial that did not end stands, None without one.
+        asked: trials that wrote theirs when they were asked to end; others' is of their last interval.
+    """
+    ended = f"{balance['complete']} complete, {balance['pruned']} pruned, {balance['fail']} failed"
+    print(f"\ninterrupted: trials that ended ({ended}) and checkpoints are kept in {folder.uri}")
+    for number, position in kept.items():
+        where, when = "nothing is trained yet", ""
+        if position:
+            samples = f" + {position.samples} images" if position.samples else ""
+            where = f"checkpoint after {position.epoch} epochs{samples}"
+            when = ", written now" if number in asked else ", the last one it wrote"
+        print(f"trial {number:>3} goes on: {where}{when}", flush=True)
 
 
 def print_outcome(outcome: Outcome, plan: Plan) -> None:

@@ -64,10 +64,15 @@ class Projection:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stop.set()
-        if self._thread:
-            self._thread.join(timeout=60)
+        if self._thread:  # who is interrupted waits a few seconds for a last turn, not for a server that is away
+            self._thread.join(timeout=60 if kind is None else 5)
+
+    @property
+    def away(self) -> bool:
+        """Whether MLflow could not be reached the last time."""
+        return self._warned
 
     def flush(self) -> bool:
         """Write what is not written yet; False if MLflow could not be reached."""
@@ -108,6 +113,7 @@ class Projection:
     def _loop(self) -> None:
         while not self._stop.wait(SECONDS_BETWEEN):
             self.flush()
+        self.flush()
 
     def _write(self, trial: TrialView) -> None:
         state, delivered = self._written.get(trial.number, ("", 0))

@@ -4,6 +4,7 @@ Ray Tune only executes; its own state is disposable. The searcher hands out the 
 scheduler is FIFO and stops what the ledger's pruner says; a trial is COMPLETE only when a worker's final record exists.
 """
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +13,10 @@ from ray.tune.error import TuneError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from wsol_pipeline import interrupts
 from wsol_pipeline.errors import ResourceError, WsolError
 from wsol_pipeline.storage import STORAGE_ERRORS, Store, describe_storage_error
+from wsol_pipeline.training import pulse
 from wsol_pipeline.training.budget import Budget
 from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.config import Job, to_dict
@@ -22,6 +25,8 @@ from wsol_pipeline.training.ledger import SEED, Ledger
 
 Event = Callable[[str, int, dict[str, Any]], None]  # (what happened, trial number, details)
 Point = Callable[[str], None]  # called with the name of each step passed; tests kill the driver there
+
+STOP_WITHIN = 30.0  # seconds that trials have to write a checkpoint and end, once the study is interrupted
 
 
 class LedgerSearcher(Searcher):
@@ -56,6 +61,9 @@ class LedgerSearcher(Searcher):
         self.stopped = ""
         self.numbers: dict[str, int] = {}  # Ray's trial id -> ours
         self.pruned: set[str] = set()  # Ray's ids of trials that our pruner stopped
+        self.launched: set[int] = set()  # trials whose actor has started and not ended
+        self.ended_at_request: set[int] = set()  # trials that wrote a checkpoint and ended when they were asked to
+        self.stop_by = self.asked_at = 0.0  # by when to end, once interrupted; when positions were asked for last
         self.orphans = settle_orphans(ledger, self.checkpoints, on_event)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # Ray's FINISHED: a str
@@ -64,6 +72,8 @@ class LedgerSearcher(Searcher):
         None while there is none but may be: which trials to confirm is known once every proposal has ended.
         """
         self.lease.check()
+        if interrupts.asked():
+            return Searcher.FINISHED
         number = self._next()
         if number is None:
             return None if self._waits() else Searcher.FINISHED
@@ -105,7 +115,12 @@ class LedgerSearcher(Searcher):
         self.lease.check()
         self.point("completing")
         number = self.numbers[trial_id]
-        if trial_id not in self.pruned and not settle(self.ledger, number, self.checkpoints(number), self.on_event):
+        self.launched.discard(number)
+        if trial_id in self.pruned or settle(self.ledger, number, self.checkpoints(number), self.on_event):
+            return
+        if self.stop_by:  # it stays RUNNING, to be adopted
+            self.ended_at_request.add(number)
+        else:
             self.ledger.fail(number, "infrastructure", "its worker died again and again; see Ray's logs")
             self.on_event("failed", number, {"kind": "infrastructure"})
 
@@ -113,8 +128,30 @@ class LedgerSearcher(Searcher):
         return CheckpointStore(trial_folder(self.folder, number), self.lease.attempt)
 
     def on_trial_start(self, trial_id: str) -> None:
-        """Nothing but its point: the trial's actor lives and is about to train."""
+        """The trial's actor lives and is about to train."""
         self.point("launched")
+        self.launched.add(self.numbers[trial_id])
+        self.on_event("launched", self.numbers[trial_id], {})
+
+    def step(self) -> None:
+        """Tell where the trials stand, every second; end them all once the study is interrupted.
+
+        Raises `KeyboardInterrupt` when they have not ended within `STOP_WITHIN`.
+        """
+        now = time.monotonic()
+        if now - self.asked_at < pulse.SECONDS:
+            return
+        self.asked_at = now
+        stands = {n: at for n in sorted(self.launched) if (at := pulse.position(self.checkpoints(n)))}
+        for number, position in stands.items():
+            self.on_event("position", number, {"position": position})
+        if interrupts.asked() and not self.stop_by:
+            self.stop_by = now + STOP_WITHIN
+            for number in stands:
+                pulse.ask_to_stop(self.checkpoints(number))
+                self.on_event("stopping", number, {})
+        if self.stop_by and (now > self.stop_by or not stands):  # who has not trained loses nothing
+            raise KeyboardInterrupt
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing: the scheduler, which Ray asks first, has taken the record."""
@@ -145,14 +182,20 @@ class LedgerScheduler(FIFOScheduler):
         return {}
 
 
-class Launches(ray.tune.Callback):
-    """Tells the searcher when a trial's actor has started, which Ray tells nobody else."""
+class Steps(ray.tune.Callback):
+    """Tells the searcher when a trial's actor has started, which Ray tells nobody else, and when time has passed."""
 
     def __init__(self, searcher: LedgerSearcher) -> None:
         self.searcher = searcher
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.searcher.on_trial_start(trial.trial_id)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        pulse.forget(self.searcher.checkpoints(self.searcher.numbers[trial.trial_id]))
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self.searcher.step()
 
 
 def trial_folder(study: Store, number: int) -> Store:
@@ -222,7 +265,7 @@ def run_trials(searcher: LedgerSearcher, trainable: Any, concurrent: int, resour
             name=f"tune-{searcher.lease.attempt:04d}",
             storage_path=folder.path("ray"),
             failure_config=ray.tune.FailureConfig(max_failures=3),
-            callbacks=[Launches(searcher)],
+            callbacks=[Steps(searcher)],
             verbose=0,
         ),
     )
