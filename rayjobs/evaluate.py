@@ -1,7 +1,8 @@
-"""Judge finished studies on the test split, once: the honest number, beside the field's habit and the centred box.
+r"""Judge finished studies on the test split, once: the honest number, beside the field's habit and the centred box.
 
     python rayjobs/evaluate.py --study bas cam
-    ray job submit --working-dir . -- python rayjobs/evaluate.py --study bas-cub cam-cub --storage s3://bucket/runs
+    ray job submit --working-dir . -- python rayjobs/evaluate.py \
+        --study bas-cub cam-cub --storage s3://bucket/runs
 
 Readout and thresholds were chosen on validation and are only read here. A model that was judged before is not judged
 again: its kept result is shown.

@@ -1,9 +1,12 @@
-"""Bring a dataset into the form that all jobs read: Parquet shards with a manifest, on a disk or in an object store.
+r"""Bring a dataset into the form that all jobs read: Parquet shards with a manifest, on a disk or in an object store.
 
-    python rayjobs/import_dataset.py                                     # a generated dataset, in seconds
-    python rayjobs/import_dataset.py --dataset ilsvrc --source ~/ILSVRC --out s3://bucket/ilsvrc --workers 16
-    python rayjobs/import_dataset.py --dataset folder --help             # the options of one layout
-    python rayjobs/import_dataset.py --dataset cub --source ~/CUB --check    # what is wrong with it; writes nothing
+    python rayjobs/import_dataset.py  # a generated dataset, in seconds
+    python rayjobs/import_dataset.py --dataset ilsvrc --source ~/ILSVRC \
+        --out s3://bucket/ilsvrc --workers 16
+    # the options of one layout
+    python rayjobs/import_dataset.py --dataset folder --help
+    # what is wrong with it; writes nothing
+    python rayjobs/import_dataset.py --dataset cub --source ~/CUB --check
 
 The same command again continues an import that was cut short, and leaves a finished one alone. Rows that cannot be
 trusted are left out with a reason in quarantine.json beside the manifest; more of them than --max-bad, and it stops.
@@ -31,6 +34,7 @@ from wsol_pipeline.data.ingest import ShardReport, import_dataset
 from wsol_pipeline.errors import DataError, UsageError, run_main
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training.options import command_line
+from wsol_pipeline.training.terminal import is_live
 
 OptionsT = TypeVar("OptionsT")
 
@@ -77,7 +81,7 @@ def parse(argv: list[str]) -> ImportConfig[Any]:
 
 def reporter() -> tuple[AbstractContextManager[Any], Callable[[ShardReport, int, int], None]]:
     """How progress is told: a bar for a person at a terminal, a line for each shard otherwise."""
-    if not sys.stdout.isatty():
+    if not is_live():
         return nullcontext(), lambda report, done, total: print(describe(report, done, total), flush=True)
     bar = Progress(*Progress.get_default_columns(), MofNCompleteColumn())
     task = bar.add_task("shards")
@@ -93,7 +97,7 @@ def describe(report: ShardReport, done: int, total: int) -> str:
 
 def check(source: Source, threads: int) -> int:
     """Print what is wrong with a source; the exit code is that of bad data if anything but a note is."""
-    with Progress(disable=not sys.stdout.isatty()) as bar:
+    with Progress(disable=not is_live()) as bar:
         task = bar.add_task("images")
         findings = examine(source, threads, lambda done, total: bar.update(task, completed=done, total=total))
     for finding in findings:

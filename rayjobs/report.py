@@ -1,7 +1,8 @@
-"""Show finished studies, or single models, on one page: what won, why, how sure that is, and where it fails.
+r"""Show finished studies, or single models, on one page: what won, why, how sure that is, and where it fails.
 
     python rayjobs/report.py --study bas cam
-    ray job submit --working-dir . -- python rayjobs/report.py --study bas-cub cam-cub --storage s3://bucket/runs
+    ray job submit --working-dir . -- python rayjobs/report.py \
+        --study bas-cub cam-cub --storage s3://bucket/runs
 
 Reads what the jobs have kept and opens no data; figures of the test split are those that evaluate.py has measured.
 Beside the page, which is one file that needs no network, lie its table as Markdown and as LaTeX.

@@ -1,8 +1,10 @@
-"""Train one method once, with the settings given: a study of a single trial, so it is tracked and continued alike.
+r"""Train one method once, with the settings given: a study of a single trial, so it is tracked and continued alike.
 
     python rayjobs/train.py --method cam
-    ray job submit --working-dir . -- python rayjobs/train.py --method bas --preset bas-ext/table1/cub/resnet50 \
-        --weights imagenet --data s3://bucket/cub --storage s3://bucket/runs --name bas-cub-published --workers 4
+    ray job submit --working-dir . -- python rayjobs/train.py --method bas \
+        --preset bas-ext/table1/cub/resnet50 --weights imagenet \
+        --data s3://bucket/cub --storage s3://bucket/runs \
+        --name bas-cub-published --workers 4
 
 The finished model, its backbone (`--weights` of another run) and its validation counts lie in the trial's final folder.
 """

@@ -1,8 +1,10 @@
-"""Tune ACoL: Optuna searches the erasing threshold and the learning rate; the map threshold is solved in each trial.
+r"""Tune ACoL: Optuna searches the erasing threshold and the learning rate; the map threshold is solved in each trial.
 
     python rayjobs/tune_acol.py
-    ray job submit --working-dir . -- python rayjobs/tune_acol.py --data s3://bucket/cub --storage s3://bucket/runs \
-        --name acol-cub --preset b-cam/table1/cub/resnet50/acol --weights imagenet --trials 30 --workers 4
+    ray job submit --working-dir . -- python rayjobs/tune_acol.py \
+        --data s3://bucket/cub --storage s3://bucket/runs --name acol-cub \
+        --preset b-cam/table1/cub/resnet50/acol --weights imagenet \
+        --trials 30 --workers 4
 
 The same command again continues: finished trials stay, those that a dead driver left go on from their checkpoints.
 """

@@ -1,8 +1,10 @@
-"""Tune ADL: Optuna searches drop rate, threshold and learning rate; the map threshold is solved in each trial.
+r"""Tune ADL: Optuna searches drop rate, threshold and learning rate; the map threshold is solved in each trial.
 
     python rayjobs/tune_adl.py
-    ray job submit --working-dir . -- python rayjobs/tune_adl.py --data s3://bucket/cub --storage s3://bucket/runs \
-        --name adl-cub --preset bagcams/table2/cub/resnet50/adl --weights imagenet --trials 30 --workers 4
+    ray job submit --working-dir . -- python rayjobs/tune_adl.py \
+        --data s3://bucket/cub --storage s3://bucket/runs --name adl-cub \
+        --preset bagcams/table2/cub/resnet50/adl --weights imagenet \
+        --trials 30 --workers 4
 
 The same command again continues: finished trials stay, those that a dead driver left go on from their checkpoints.
 """

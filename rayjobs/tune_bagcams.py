@@ -1,7 +1,8 @@
-"""Tune BagCAMs, which needs no training: its layer and weighting are solved on validation for a finished model.
+r"""Tune BagCAMs, which needs no training: its layer and weighting are solved on validation for a finished model.
 
     python rayjobs/tune_cam.py && python rayjobs/tune_bagcams.py --study cam
-    ray job submit --working-dir . -- python rayjobs/tune_bagcams.py --study bas-cub --storage s3://bucket/runs
+    ray job submit --working-dir . -- python rayjobs/tune_bagcams.py \
+        --study bas-cub --storage s3://bucket/runs
 
 Without --readout-options every layer is tried with every weighting. Any readout is solved this way:
 `--readout pyramid --readout-options scales "[1, 1.5, 2]" over bagcams`. The result is a study of its own

@@ -1,8 +1,11 @@
-"""Tune BAS: Optuna searches the loss weights λ, α and β; top-k and threshold are solved inside each trial.
+r"""Tune BAS: Optuna searches the loss weights λ, α and β; top-k and threshold are solved inside each trial.
 
-    python rayjobs/tune_bas.py                                       # embedded data, local Ray, SQLite: about a minute
-    ray job submit --working-dir . -- python rayjobs/tune_bas.py --data s3://bucket/cub --storage s3://bucket/runs \
-        --name bas-cub --preset bas-ext/table1/cub/resnet50 --weights imagenet --trials 30 --workers 4
+    # embedded data, local Ray, SQLite: about a minute
+    python rayjobs/tune_bas.py
+    ray job submit --working-dir . -- python rayjobs/tune_bas.py \
+        --data s3://bucket/cub --storage s3://bucket/runs --name bas-cub \
+        --preset bas-ext/table1/cub/resnet50 --weights imagenet --trials 30 \
+        --workers 4
 
 The same command again continues: finished trials stay, those that a dead driver left go on from their checkpoints.
 """

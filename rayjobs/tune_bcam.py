@@ -1,8 +1,10 @@
-"""Tune B-CAM: Optuna searches λ1 to λ4 and M; map rule, map or mask, and threshold are solved inside each trial.
+r"""Tune B-CAM: Optuna searches λ1 to λ4 and M; map rule, map or mask, and threshold are solved inside each trial.
 
     python rayjobs/tune_bcam.py
-    ray job submit --working-dir . -- python rayjobs/tune_bcam.py --data s3://bucket/cub --storage s3://bucket/runs \
-        --name bcam-cub --preset b-cam/table1/cub/resnet50/bcam-p --weights imagenet --trials 30 --workers 4
+    ray job submit --working-dir . -- python rayjobs/tune_bcam.py \
+        --data s3://bucket/cub --storage s3://bucket/runs --name bcam-cub \
+        --preset b-cam/table1/cub/resnet50/bcam-p --weights imagenet \
+        --trials 30 --workers 4
 
 The same command again continues: finished trials stay, those that a dead driver left go on from their checkpoints.
 """

@@ -1,8 +1,11 @@
-"""Tune CAM, the baseline of every comparison: Optuna searches the learning rate, the threshold is solved in each trial.
+r"""Tune CAM, the baseline of every comparison: Optuna searches the learning rate, the threshold is solved
+in each trial.
 
     python rayjobs/tune_cam.py
-    ray job submit --working-dir . -- python rayjobs/tune_cam.py --data s3://bucket/cub --storage s3://bucket/runs \
-        --name cam-cub --preset bagcams/table2/cub/resnet50/cam --weights imagenet --trials 30 --workers 4
+    ray job submit --working-dir . -- python rayjobs/tune_cam.py \
+        --data s3://bucket/cub --storage s3://bucket/runs --name cam-cub \
+        --preset bagcams/table2/cub/resnet50/cam --weights imagenet \
+        --trials 30 --workers 4
 
 Give it trials, epochs and --protocol of the method it is compared with: `evaluate.py --study bas-cub cam-cub`.
 """

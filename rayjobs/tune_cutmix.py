@@ -1,8 +1,10 @@
-"""Tune CutMix: Optuna searches β, the share of mixed batches and the rate; the threshold is solved in each trial.
+r"""Tune CutMix: Optuna searches β, the share of mixed batches and the rate; the threshold is solved in each trial.
 
     python rayjobs/tune_cutmix.py
-    ray job submit --working-dir . -- python rayjobs/tune_cutmix.py --data s3://bucket/cub --storage s3://bucket/runs \
-        --name cutmix-cub --preset bagcams/table2/cub/resnet50/cutmix --weights imagenet --trials 30 --workers 4
+    ray job submit --working-dir . -- python rayjobs/tune_cutmix.py \
+        --data s3://bucket/cub --storage s3://bucket/runs --name cutmix-cub \
+        --preset bagcams/table2/cub/resnet50/cutmix --weights imagenet \
+        --trials 30 --workers 4
 
 The same command again continues: finished trials stay, those that a dead driver left go on from their checkpoints.
 """

@@ -1,8 +1,10 @@
-"""Tune DA-WSOL: Optuna searches both weights and the learning rate; the threshold is solved inside each trial.
+r"""Tune DA-WSOL: Optuna searches both weights and the learning rate; the threshold is solved inside each trial.
 
     python rayjobs/tune_dawsol.py
-    ray job submit --working-dir . -- python rayjobs/tune_dawsol.py --data s3://bucket/cub --storage s3://bucket/runs \
-        --name dawsol-cub --preset bagcams/table2/cub/resnet50/daol --weights imagenet --trials 30 --workers 4
+    ray job submit --working-dir . -- python rayjobs/tune_dawsol.py \
+        --data s3://bucket/cub --storage s3://bucket/runs --name dawsol-cub \
+        --preset bagcams/table2/cub/resnet50/daol --weights imagenet \
+        --trials 30 --workers 4
 
 The same command again continues: finished trials stay, those that a dead driver left go on from their checkpoints.
 """

@@ -1,8 +1,10 @@
-"""Tune HaS: Optuna searches cell size, share of hidden cells and learning rate; the threshold is solved in each trial.
+r"""Tune HaS: Optuna searches cell size, share of hidden cells and learning rate; the threshold is solved in each trial.
 
     python rayjobs/tune_has.py
-    ray job submit --working-dir . -- python rayjobs/tune_has.py --data s3://bucket/cub --storage s3://bucket/runs \
-        --name has-cub --preset bagcams/table2/cub/resnet50/has --weights imagenet --trials 30 --workers 4
+    ray job submit --working-dir . -- python rayjobs/tune_has.py \
+        --data s3://bucket/cub --storage s3://bucket/runs --name has-cub \
+        --preset bagcams/table2/cub/resnet50/has --weights imagenet \
+        --trials 30 --workers 4
 
 The same command again continues: finished trials stay, those that a dead driver left go on from their checkpoints.
 """

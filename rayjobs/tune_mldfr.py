@@ -1,9 +1,11 @@
-"""Tune mLDFR: Optuna searches its recalibrations, kernel sizes, learning rate and batch; scales and threshold are
+r"""Tune mLDFR: Optuna searches its recalibrations, kernel sizes, learning rate and batch; scales and threshold are
 solved inside each trial.
 
     python rayjobs/tune_mldfr.py
-    ray job submit --working-dir . -- python rayjobs/tune_mldfr.py --data s3://bucket/cub --storage s3://bucket/runs \
-        --name mldfr-cub --preset mldfr/table13/cub/resnet50 --weights imagenet --trials 30 --workers 4
+    ray job submit --working-dir . -- python rayjobs/tune_mldfr.py \
+        --data s3://bucket/cub --storage s3://bucket/runs --name mldfr-cub \
+        --preset mldfr/table13/cub/resnet50 --weights imagenet --trials 30 \
+        --workers 4
 
 The same command again continues: finished trials stay, those that a dead driver left go on from their checkpoints.
 """

@@ -1,8 +1,10 @@
-"""Tune SPG: Optuna searches the pseudo masks' thresholds and the learning rate; the map's is solved in each trial.
+r"""Tune SPG: Optuna searches the pseudo masks' thresholds and the learning rate; the map's is solved in each trial.
 
     python rayjobs/tune_spg.py
-    ray job submit --working-dir . -- python rayjobs/tune_spg.py --data s3://bucket/cub --storage s3://bucket/runs \
-        --name spg-cub --preset b-cam/table1/cub/resnet50/spg --weights imagenet --trials 30 --workers 4
+    ray job submit --working-dir . -- python rayjobs/tune_spg.py \
+        --data s3://bucket/cub --storage s3://bucket/runs --name spg-cub \
+        --preset b-cam/table1/cub/resnet50/spg --weights imagenet --trials 30 \
+        --workers 4
 
 The same command again continues: finished trials stay, those that a dead driver left go on from their checkpoints.
 """

@@ -62,7 +62,7 @@ def test_what_a_paper_reports_stands_beside_what_was_measured_alike(tmp_path, ca
     measured = dict.fromkeys(("max_box_acc_v2", "gt_known_loc", "top1_loc", "top5_loc"), 51.25)
     ours = Row("a: winner", "1 > 0.1", measured, measured, measured, {})
     theirs = Row("a: published", "4 > 0.1", measured, measured, measured, {}, preset, figures)
-    print_verdict([theirs, ours], "max_box_acc_v2", "bas-ext", 9, Store.at(tmp_path), "gallery.png")
+    print_verdict([theirs, ours], "max_box_acc_v2", "bas-ext", 9, Store.at(tmp_path), "gallery.png", "runs")
     v2, gt_known, top1, top5 = capsys.readouterr().out.split("test images")[1:]
     assert "paper" not in v2  # the row has no figure for it
     for table, figure in ((gt_known, "95.4"), (top1, "76.8"), (top5, "90.0")):
@@ -74,7 +74,7 @@ def test_what_a_paper_reports_stands_beside_what_was_measured_alike(tmp_path, ca
 
 def test_long_names_leave_the_numbers_whole(tmp_path, capsys):
     row = Row("a-long-name-of-a-study" * 3, "a-long-readout" * 5, *[{"gt_known_loc": 51.25}] * 3, {})
-    print_verdict([row], "gt_known_loc", "wsol-v1", 9, Store.at(tmp_path), "gallery.png")
+    print_verdict([row], "gt_known_loc", "wsol-v1", 9, Store.at(tmp_path), "gallery.png", "runs")
     assert capsys.readouterr().out.count(" 51.2 ") == 3
 
 

@@ -30,12 +30,37 @@ OWN = "own settings"  # the name of a first trial that no paper has published
 
 
 @dataclass(frozen=True)
-class StudyOptions(RunOptions):
-    """Options of every tuning job."""
+class SearchOptions:
+    """Which parameters are tried, how often, and what is stopped early."""
 
-    name: str = "study"
     trials: Annotated[int, tyro.conf.arg(aliases=("--max-trials",))] = 8
     """Trials in all, published settings included; a larger number later continues the study."""
+    sampler: str = "tpe"
+    """What proposes parameters, by Optuna's names: tpe, gp (Gaussian process), cma-es, qmc (an even cover of the space)
+    or random."""
+    startup_trials: int = 4
+    """Trials before the tpe, gp or cma-es sampler takes over from random proposals."""
+    published: int = 2
+    """Settings tried before any is proposed: the run's own (the preset's), then other published ones."""
+    pruner: str = "successive-halving"
+    """What stops poor trials early, by Optuna's names: successive-halving, hyperband, median or none. Asked at the
+    rungs."""
+    rungs: tuple[int, ...] | None = None
+    """Epochs after which the whole readout is searched and the pruner asked. By default a half of the epochs."""
+    confirm: int = 0
+    """How many of the best settings are trained again with further seeds, once all trials have ended: a winner is then
+    the best mean."""
+    confirm_seeds: int = 2
+    """Further seeds for each setting that is confirmed."""
+    study_db: str | None = None
+    """SQLAlchemy URL of the study's database (PostgreSQL for teams). By default SQLite in a local --storage, or a
+    journal of objects in an s3:// one."""
+
+
+@dataclass(frozen=True)
+class LimitsOptions:
+    """What a study may spend. What runs when a limit is reached is finished."""
+
     max_device_hours: float | None = None
     """Start no more trials once the study has spent this: hours of training and validation x workers, over all runs of
     the command. What runs is finished."""
@@ -43,29 +68,13 @@ class StudyOptions(RunOptions):
     """Hours after which this run of the command starts no more trials. What runs is finished."""
     concurrent: int | None = None
     """Trials at once; by default as many as the cluster holds."""
-    published: int = 2
-    """Settings tried before any is proposed: the run's own (the preset's), then other published ones."""
-    sampler: str = "tpe"
-    """What proposes parameters, by Optuna's names: tpe, gp (Gaussian process), cma-es, qmc (an even cover of the space)
-    or random."""
-    confirm: int = 0
-    """How many of the best settings are trained again with further seeds, once all trials have ended: a winner is then
-    the best mean."""
-    confirm_seeds: int = 2
-    """Further seeds for each setting that is confirmed."""
-    pruner: str = "successive-halving"
-    """What stops poor trials early, by Optuna's names: successive-halving, hyperband, median or none. Asked at the
-    rungs."""
-    rungs: tuple[int, ...] | None = None
-    """Epochs after which the whole readout is searched and the pruner asked. By default a half of the epochs."""
-    startup_trials: int = 4
-    """Trials before the tpe, gp or cma-es sampler takes over from random proposals."""
-    dry_run: bool = False
-    """Check configuration, data, storage, MLflow and placement, train a few batches, say what the study would take, and
-    start nothing."""
-    study_db: str | None = None
-    """SQLAlchemy URL of the study's database (PostgreSQL for teams). By default SQLite in a local --storage, or a
-    journal of objects in an s3:// one."""
+
+
+@dataclass(frozen=True)
+class StudyOptions(LimitsOptions, SearchOptions, RunOptions):
+    """Options of every tuning job."""
+
+    name: str = "study"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -28,6 +28,7 @@ from wsol_pipeline.training.model import Model, load_model
 from wsol_pipeline.training.options import plain_values
 from wsol_pipeline.training.provenance import provenance
 from wsol_pipeline.training.study import WINNER
+from wsol_pipeline.training.terminal import progress
 from wsol_pipeline.training.tuner import trial_folder
 from wsol_pipeline.training.verdict import finished_study
 from wsol_pipeline.training.views import connect_mlflow, flat_parameters
@@ -123,27 +124,12 @@ def _search(options: SolveOptions, model: Model, config: TrainConfig) -> tuple[C
     except ValueError as error:
         raise UsageError(str(error)) from error
     print(f"{options.readout}: {len(settings)} settings on {rows.num_rows} validation images", flush=True)
-    progress = Progress(rows.num_rows)
-    choice, counts = evaluate.solve(
-        model.method, readout, rows, rules, config.objective, device=_device(options), on_batch=progress.add
-    )
+    with progress("solving", rows.num_rows) as add:
+        choice, counts = evaluate.solve(
+            model.method, readout, rows, rules, config.objective, device=_device(options), on_batch=add
+        )
     _print_settings(counts, config.objective)
     return choice, counts
-
-
-@dataclass
-class Progress:
-    """A line every few seconds of a long validation pass."""
-
-    rows: int
-    done: int = 0
-    said: float = field(default_factory=time.monotonic)
-
-    def add(self, rows: int) -> None:
-        self.done += rows
-        if time.monotonic() - self.said > 5 or self.done == self.rows:
-            print(f"  {self.done}/{self.rows} images", flush=True)
-            self.said = time.monotonic()
 
 
 def _validated_dataset(model: Model) -> Dataset:

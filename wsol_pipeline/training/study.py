@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,7 @@ class Outcome:
     model_version: str | None
     failures: dict[int, dict[str, str]]
     device_hours: float
+    hours: float = 0.0  # that this run of the command took
     doubt: str = ""
     stopped: str = ""
 
@@ -84,7 +86,7 @@ def run_study(
 
 def execute(plan: Plan, point: Point = lambda name: None) -> Outcome:
     """Take the lease, run what is not finished, register the winner. Safe to kill and start again anywhere."""
-    options = plan.options
+    options, started = plan.options, time.monotonic()
     with acquire(plan.folder / "lease") as lease:
         client, experiment = connect_mlflow(options.store, options.experiment)
         ledger = open_ledger(
@@ -99,7 +101,8 @@ def execute(plan: Plan, point: Point = lambda name: None) -> Outcome:
         views = functools.partial(trial_views, plan, ledger, lease)
         with tracking.Projection(client, experiment, options.name, study_tags(plan), views) as projection:
             stopped = _run(plan, ledger, lease, projection, point)
-        return dataclasses.replace(_finish(plan, ledger, projection, point), stopped=stopped)
+        found = _finish(plan, ledger, projection, point)
+        return dataclasses.replace(found, stopped=stopped, hours=(time.monotonic() - started) / 3600)
 
 
 def _run(plan: Plan, ledger: Ledger, lease: Lease, projection: tracking.Projection, point: Point) -> str:
@@ -161,7 +164,7 @@ def _finish(plan: Plan, ledger: Ledger, projection: tracking.Projection, point: 
     plan.folder.write(WINNER, json.dumps(winner_record(plan, ledger, final, doubt)).encode())
     told = sentence(doubt) if doubt else ""
     version = _to_mlflow(plan, ledger, projection, ranking, final, told)
-    return Outcome(balance, ranking, final, version, failures, ledger.device_seconds() / 3600, told)
+    return Outcome(balance, ranking, final, version, failures, ledger.device_seconds() / 3600, doubt=told)
 
 
 def _to_mlflow(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 import time
 from collections import deque
@@ -17,6 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from wsol_pipeline.training.config import without_passwords
 from wsol_pipeline.training.ledger import CONFIRMS, SEED, Ledger
 
 if TYPE_CHECKING:
@@ -326,10 +329,11 @@ def print_interrupted(
 def print_outcome(outcome: Outcome, plan: Plan) -> None:
     """The last screen of a study."""
     console = Console(width=None if Console().is_terminal else 110)
+    name, where = plan.options.name, plan.options.storage
     balance, objective = outcome.balance, plan.config.objective
     console.print(
         f"\n{balance['started']} trials started = {balance['complete']} complete + {balance['pruned']} pruned + "
-        f"{balance['fail']} failed; {format_hours(outcome.device_hours)} of device time"
+        f"{balance['fail']} failed"
     )
     if outcome.stopped:
         console.print(f"{outcome.stopped}: the same command with a larger limit continues", soft_wrap=True)
@@ -343,11 +347,27 @@ def print_outcome(outcome: Outcome, plan: Plan) -> None:
         console.print(outcome.doubt)
     for number, failure in outcome.failures.items():
         console.print(f"trial {number} failed: {failure['kind']}: {failure['message'][:200]}")
-    name = plan.options.name
-    if outcome.model_version:
-        console.print(f"model: models:/{name}/{outcome.model_version}  ({outcome.best.uri})", soft_wrap=True)
-    console.print(f"next:  python rayjobs/evaluate.py --study {name} --storage {plan.options.storage}", soft_wrap=True)
-    console.print("more:  the same command with a larger --trials continues this study", soft_wrap=True)
+    lines = {
+        "spent": f"{format_hours(outcome.device_hours)} of device time in all, {format_hours(outcome.hours)} just now",
+        "model": outcome.best.uri,
+        "study": plan.folder.uri,
+        "MLflow": f"models:/{name}/{outcome.model_version}" if outcome.model_version else "not written in full",
+        "": how_to_open_mlflow(where),
+        "next": f"python rayjobs/evaluate.py --study {name} --storage {shlex.quote(where)}",
+        "more": "the same command with a larger --trials continues this study",
+    }
+    for title, line in lines.items():
+        console.print(f"{title:<7} {line}", soft_wrap=True, highlight=False, markup=False)
+
+
+def how_to_open_mlflow(storage: str) -> str:
+    """What to type or to open to see what is tracked."""
+    server = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if server.startswith("http"):
+        return f"open {without_passwords(server)}"
+    if server:
+        return f"mlflow server --backend-store-uri {shlex.quote(without_passwords(server))}"
+    return f"make mlflow RUNS={shlex.quote(storage)}, then open http://127.0.0.1:5000"
 
 
 def format_hours(hours: float) -> str:
@@ -357,7 +377,9 @@ def format_hours(hours: float) -> str:
     return f"{hours * 60:.1f} min" if hours < 1 else f"{hours:.1f} h"
 
 
-def print_verdict(rows: Sequence[Row], objective: str, protocol: str, images: int, folder: Store, picture: str) -> None:
+def print_verdict(
+    rows: Sequence[Row], objective: str, protocol: str, images: int, folder: Store, picture: str, storage: str
+) -> None:
     """A table per metric of a final evaluation: validation, test transferred with its interval, test oracle; beside
     rows of a preset what its paper reports."""
     console = Console(width=None if Console().is_terminal else 126)
@@ -387,6 +409,4 @@ def print_verdict(rows: Sequence[Row], objective: str, protocol: str, images: in
         console.print(table)
     console.print(f"gallery: {picture}", soft_wrap=True)
     console.print(f"results: {folder.path('evaluations')}", soft_wrap=True)
-    console.print(
-        "MLflow:  make mlflow, then http://127.0.0.1:5000 (or the server of MLFLOW_TRACKING_URI)", soft_wrap=True
-    )
+    console.print(f"MLflow:  {how_to_open_mlflow(storage)}", soft_wrap=True)

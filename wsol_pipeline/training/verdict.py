@@ -55,7 +55,7 @@ from wsol_pipeline.training.gallery import Shown, draw_gallery
 from wsol_pipeline.training.model import VAL_COUNTS, Model, load_model
 from wsol_pipeline.training.provenance import provenance
 from wsol_pipeline.training.study import WINNER
-from wsol_pipeline.training.terminal import print_verdict
+from wsol_pipeline.training.terminal import print_verdict, progress
 from wsol_pipeline.training.tracking import Projection
 from wsol_pipeline.training.views import connect_mlflow
 
@@ -141,7 +141,9 @@ def judge(options: EvaluateOptions) -> int:
     folder = options.store / options.study[0]
     labels = [contender.label for contender in judged]
     picture = _draw(options, dataset, dict(zip(labels, models, strict=True)), folder)
-    print_verdict(rows, models[-1].config.objective, rules.name, dataset.test().num_rows, folder, picture)
+    print_verdict(
+        rows, models[-1].config.objective, rules.name, dataset.test().num_rows, folder, picture, options.storage
+    )
     print(
         f"next:    python rayjobs/report.py --study {' '.join(options.study)} --storage {options.storage}", flush=True
     )
@@ -246,11 +248,12 @@ def score(contender: Contender, options: EvaluateOptions, device: str) -> tuple[
     for number, (label, choice) in enumerate(choices(contender, model).items()):
         cases: list[Case] = []
         note = functools.partial(add_cases, cases, choice.threshold, model.protocol)
-        counts = count(
-            model.method, model.readout, rows, model.protocol, settings=[choice.readout], device=device,
-            keep_images=True, ten_crop=model.protocol.ten_crop,
-            on_maps=note if model.protocol.masks != "classes" else None,
-        )  # fmt: skip
+        with progress(f"{contender.label}{label} on test", rows.num_rows) as add:
+            counts = count(
+                model.method, model.readout, rows, model.protocol, settings=[choice.readout], device=device,
+                keep_images=True, ten_crop=model.protocol.ten_crop, on_batch=add,
+                on_maps=note if model.protocol.masks != "classes" else None,
+            )  # fmt: skip
         row = _row(label, choice, val, counts, model.protocol)
         if model.multilabel and model.protocol.box_rule == "components":
             row.transferred.update(_average_precisions(model, rows, choice, device))
