@@ -2,10 +2,11 @@
 
     python tests/training/ranks.py 3 cases.json
 
-A case is a plain dict: `job` (as `to_dict(Job)`; trained by as many ranks as its `workers`) and `rendezvous` (a file
-of its own). Ranks are forked after the imports, which take longer than all cases.
+A case is a plain dict: `job` (as `to_dict(Job)`; trained by as many ranks as its `workers`), `rendezvous` (a file of
+its own) and `stop_at` ([epoch, samples] at which rank 0 is asked to stop before all go on, or null). Ranks are forked after the imports, which take longer than all cases.
 """
 
+import dataclasses
 import json
 import multiprocessing
 import sys
@@ -17,7 +18,7 @@ import torch.distributed
 
 from wsol_pipeline.data.dataset import open_dataset
 from wsol_pipeline.storage import Store
-from wsol_pipeline.training.checkpoint import CheckpointStore
+from wsol_pipeline.training.checkpoint import CheckpointStore, Position
 from wsol_pipeline.training.config import Job, from_dict
 from wsol_pipeline.training.loop import World, train
 
@@ -25,16 +26,18 @@ from wsol_pipeline.training.loop import World, train
 def run_all(rank: int, cases: list[dict[str, Any]]) -> None:
     torch.set_num_threads(1)
     for case in cases:
-        run(rank, from_dict(Job, case["job"]), case["rendezvous"])
+        run(rank, from_dict(Job, case["job"]), case["rendezvous"], case["stop_at"])
 
 
-def run(rank: int, job: Job, rendezvous: str) -> None:
+def run(rank: int, job: Job, rendezvous: str, stop_at: list[int] | None) -> None:
     if rank >= job.workers:
         return
     torch.distributed.init_process_group("gloo", f"file://{rendezvous}", world_size=job.workers, rank=rank)
     world = World(rank, job.workers, wrap=torch.nn.parallel.DistributedDataParallel)
     checkpoints = CheckpointStore(Store.at(job.trial), job.attempt)
-    list(train(job.train, open_dataset(job.data), checkpoints, world, job.reading, job.checkpoint_batches))
+    stopped = dataclasses.replace(world, pulse=lambda position: position >= Position(*stop_at or ()))
+    for life in [stopped, world] if stop_at else [world]:
+        list(train(job.train, open_dataset(job.data), checkpoints, life, job.reading, job.checkpoint_batches))
     torch.distributed.destroy_process_group()
 
 

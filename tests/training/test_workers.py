@@ -37,7 +37,9 @@ CASES = {
     "spg-3": ("spg", 3, SLOW),
     "dawsol-2": ("dawsol", 2, SLOW),
     "resumed-2": ("bas", 2, SLOW),
+    "stopped-2": ("bas", 2, SLOW),
 }
+STOPS = {"stopped-2": (1, 28)}  # where rank 0 is asked to stop: the other one stops there too, and both go on
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,10 @@ def folders(dataset, reading, make_config, mortal_store, tmp_path_factory) -> di
     mortal = mortal_store(Store.at(root / "resumed-2"), Position(1, 28))
     with pytest.raises(BaseException, match="killed"):
         list(train(jobs["resumed-2"].train, dataset, mortal, reading=reading, checkpoint_batches=2))
-    cases = [{"job": to_dict(job), "rendezvous": str(root / f"{name}.meet")} for name, job in jobs.items()]
+    cases = [
+        {"job": to_dict(job), "rendezvous": str(root / f"{name}.meet"), "stop_at": STOPS.get(name)}
+        for name, job in jobs.items()
+    ]
     (root / "cases.json").write_text(json.dumps(cases))
     command = [sys.executable, str(Path(__file__).with_name("ranks.py")), str(RANKS), str(root / "cases.json")]
     subprocess.run(command, check=True, timeout=240)
