@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from wsol_pipeline.training.checkpoint import Position
+
 TRIALS, EPOCHS = 3, 3
 
 
@@ -118,18 +120,47 @@ def test_a_driver_that_was_replaced_writes_nothing_more_and_leaves(new_study, en
     assert set(study.states()) <= {"RUNNING", "WAITING"}
 
 
-@pytest.mark.chaos
+@pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_an_interrupted_study_says_so_and_continues(new_study, end):
-    study = new_study("--pruner", "none")
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_study_keeps_a_checkpoint_and_continues(new_study, end, signum):
+    options = ("--pruner", "none", "--concurrent", "1", "--epochs", "20", "--checkpoint-batches", "0")
+    undisturbed, study = new_study(*options), new_study(*options)
     driver = study.start()
-    wait_for_line(driver, "epoch 1/3")
-    driver.send_signal(signal.SIGINT)
+    wait_for_line(driver, "epoch 2/20")
+    driver.send_signal(signum)
     ended = end(driver)
-    assert ended.returncode == 130, ended.stdout + ended.stderr
+    assert ended.returncode == 128 + signum, ended.stdout + ended.stderr
     assert ended.stderr.splitlines()[-1] == "interrupted: the same command continues"
+    assert "trial   0 goes on: checkpoint after" in ended.stdout
+    assert "written now" in ended.stdout
+    assert (study.storage / study.name / "lease/000001.released").exists()
+    assert study.states()[0] == "RUNNING"
+    assert study.checkpoints(0).position() > Position(2)
+    assert {run.info.status for run in study.runs()} == {"RUNNING"}  # MLflow knows of the trial
     study.run()
-    assert study.states() == ["COMPLETE"] * TRIALS
+    undisturbed.run()
+    assert [(t.state, t.params, t.values) for t in study.trials()] == [
+        (t.state, t.params, t.values) for t in undisturbed.trials()
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_second_signal_leaves_no_process(new_study, end):
+    study = new_study("--epochs", "200")
+    driver = study.start()
+    wait_for_line(driver, "epoch 1/200")
+    processes = psutil.Process(driver.pid).children(recursive=True)
+    assert processes, "Ray runs in the driver's own process?"
+    driver.send_signal(signal.SIGINT)
+    time.sleep(0.05)
+    driver.send_signal(signal.SIGINT)
+    sent = time.monotonic()
+    assert end(driver).returncode == 130
+    assert time.monotonic() - sent < 10  # a busy machine; it takes a second
+    assert not psutil.wait_procs(processes, timeout=10)[1]
+    assert study.states()[0] == "RUNNING"
 
 
 def wait_for_line(process, text: str) -> None:

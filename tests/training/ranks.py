@@ -3,7 +3,8 @@
     python tests/training/ranks.py 3 cases.json
 
 A case is a plain dict: `job` (as `to_dict(Job)`; trained by as many ranks as its `workers`), `rendezvous` (a file of
-its own) and `stop_at` ([epoch, samples] at which rank 0 is asked to stop before all go on, or null). Ranks are forked after the imports, which take longer than all cases.
+its own) and `stop_at` ([epoch, samples] at which rank 0 is asked to stop before all go on, or null). Ranks are forked
+after the imports, which take longer than all cases.
 """
 
 import dataclasses

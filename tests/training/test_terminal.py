@@ -1,5 +1,6 @@
 """The live table in terminals of several sizes, without a terminal, and the help of every job."""
 
+import importlib
 import io
 import re
 from pathlib import Path
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from rayjobs import train
 from wsol_pipeline.training import terminal
 from wsol_pipeline.training.checkpoint import Position
 from wsol_pipeline.training.terminal import TrialLog, TrialTable, format_hours
@@ -119,7 +121,7 @@ def test_a_resized_terminal_is_cleared_once(table):
 
 
 @pytest.mark.parametrize(
-    ("terminal_name", "tty", "live"), [("xterm", True, True), ("dumb", True, False), ("", False, False)]
+    ("terminal_name", "tty", "live"), [("xterm", True, True), ("dumb", True, False), ("xterm", False, False)]
 )
 def test_it_lives_on_a_terminal_that_can_be_redrawn(monkeypatch, terminal_name, tty, live):
     monkeypatch.setenv("TERM", terminal_name)
@@ -159,24 +161,21 @@ def test_hours_are_told_in_a_unit_that_suits(hours, text):
 @pytest.mark.parametrize("job", ["tune_bas", "train", "evaluate", "import_dataset", "report", "tune_bagcams"])
 @pytest.mark.parametrize("width", [80, 120])
 def test_help_fits_the_terminal_and_says_what_happens_by_default(monkeypatch, capsys, job, width):
-    import importlib
-
     monkeypatch.setenv("COLUMNS", str(width))
     with pytest.raises(SystemExit, match="0"):
         importlib.import_module(f"rayjobs.{job}").main(["--help"])
     told = capsys.readouterr().out
-    assert max(map(len, told.splitlines())) <= width
+    _usage, *rest = told.splitlines()
+    assert max(map(len, rest)) <= width
     assert f"python rayjobs/{job}.py" in told
     assert "None" not in told
 
 
 def test_help_groups_options_by_what_they_are_about(monkeypatch, capsys):
-    from rayjobs import train
-
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit):
         train.main(["--help"])
     told = capsys.readouterr().out
-    groups = re.findall(r"╭─ (\w*) ?options", told)
-    assert groups == ["", "what", "training", "readout", "reading", "machine", "search", "limits"]
+    groups = re.findall(r"^\W+((?:\w+ )?)options \W+$", told, re.MULTILINE)
+    assert groups == ["", "what ", "training ", "readout ", "reading ", "machine ", "search ", "limits "]
     assert re.search(r"--name STR .*?\(default: train\)", told, re.DOTALL)  # the job's own, in the group of all jobs

@@ -211,20 +211,22 @@ class TrialTable(TrialLog):
             self.size = self.console.size
             self.console.clear()
         width, height = self.size
-        running = list(self.running.values())
-        shown = running[: max(1, height - 9 - min(len(self.finished), FINISHED_SHOWN))]
+        running, room = list(self.running.values()), height - 9  # lines that trials may take
+        ended = list(reversed(self.finished))[: room // 2]
+        shown = running[: max(1, room - len(ended))]
         # two columns stay free at the end of the last line, for the ^C that a terminal echoes
         table = Table(box=None, width=width - 2, padding=(0, 2, 0, 0), header_style="bold")
         for name, fixed, justify in (
             ("trial", 5, "right"), ("", 20 if width >= 100 else 10, "left"), ("epoch", 7, "right"),
             ("images/s", 8, "right"), ("value", 6, "right"), ("parameters", None, "left"),
         ):  # fmt: skip
-            table.add_column(name, width=fixed, justify=justify, no_wrap=True, overflow="ellipsis")  # type: ignore[arg-type]
+            ratio = None if fixed else 1
+            table.add_column(name, width=fixed, ratio=ratio, justify=justify, no_wrap=True, overflow="ellipsis")  # type: ignore[arg-type]
         for row in shown:
             table.add_row(*self._cells(row))
         if len(shown) < len(running):
             table.add_row("", f"+ {len(running) - len(shown)} more")
-        for row in reversed(self.finished):
+        for row in ended:
             table.add_row(*self._cells(row), style="dim")
         lines = [self.title, *self._summary(len(running)), *self._waiting(running)]
         return Group(*(Text(line, no_wrap=True, overflow="ellipsis") for line in lines), table)
