@@ -48,10 +48,10 @@ class ImportConfig(Generic[OptionsT]):
     """Layout of the source: a file name in wsol_pipeline/data/importers (cub, coco, folder, ...)."""
     source: Path = Path()
     """Folder of the raw dataset, or its tar or zip archive. The synthetic one needs none."""
-    out: str = ""
-    """Where the dataset goes: a folder or s3://bucket/prefix. Default: ./runs/data/<dataset>."""
-    name: str = ""
-    """Name of the dataset in tables and tracking. Default: the layout's name."""
+    out: Annotated[str, tyro.conf.arg(help_behavior_hint="")] = ""
+    """Where the dataset goes: a folder or s3://bucket/prefix. By default ./runs/data/<dataset>."""
+    name: Annotated[str, tyro.conf.arg(help_behavior_hint="")] = ""
+    """Name of the dataset in tables and tracking. By default the layout's name."""
     max_bad: float = 0.001
     """Share of rows (0 to 1) that may be left out as bad before the import is refused."""
     workers: int = 1

@@ -57,7 +57,7 @@ class SolveOptions:
     batch_size: int = 32
     """Images a pass."""
     cache_dir: str | None = None
-    """Where a node keeps decoded pixels."""
+    """Where a node keeps decoded pixels; by default below the user's cache folder."""
     experiment: str = "wsol"
     """MLflow experiment."""
 

@@ -82,7 +82,7 @@ class EvaluateOptions:
     batch_size: int = 64
     """Images a forward pass."""
     cache_dir: str | None = None
-    """Where a node keeps decoded pixels."""
+    """Where a node keeps decoded pixels; by default below the user's cache folder."""
     experiment: str = "wsol"
     """MLflow experiment of the studies."""
 
