@@ -49,10 +49,9 @@ def is_paper_data(manifest: Manifest, name: str) -> bool:
 
 
 def data_deviations(manifest: Manifest, name: str) -> list[Deviation]:
-    """What an import has otherwise than the dataset `name`, the name first if it is another."""
+    """What an import has otherwise than the dataset `name`, the whole first if it is another."""
     paper, splits = PAPER_DATA[name], manifest.splits
     kinds = {False: "one class an image", True: "several classes an image"}
-    drawn = " (generated)" if manifest.source.get("importer") == "synthetic" else ""
     compared = [
         Deviation("classes", str(paper.classes), str(len(manifest.classes))),
         Deviation("labels", kinds[paper.multilabel], kinds[manifest.multilabel]),
@@ -60,5 +59,8 @@ def data_deviations(manifest: Manifest, name: str) -> list[Deviation]:
         Deviation("test images", f"{paper.test:,}", f"{splits[Role.TEST].rows:,}"),
     ]
     found = [deviation for deviation in compared if deviation.published != deviation.here]
-    other = [] if is_paper_data(manifest, name) else [Deviation("data", name, f"{manifest.name}{drawn}")]
-    return other + found
+    if is_paper_data(manifest, name):
+        return found
+    drawn = "generated, " if manifest.source.get("importer") == "synthetic" else ""
+    images = sum(split.rows for split in splits.values())
+    return [Deviation("data", name, f"{manifest.name} ({drawn}{images:,} images in all)"), *found]
