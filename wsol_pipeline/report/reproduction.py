@@ -111,8 +111,8 @@ def verdict(found: Reproduction, measured: Spread, published: float) -> str:
 
 def why_not(metric: str, found: Reproduction) -> str:
     """Why a published metric is not measured."""
-    if "top1_loc" in metric:
-        return "Top-1 localization is counted at IoU 0.5, at thresholds of the whole split"
+    if metric.startswith("ois_top1"):
+        return "the best threshold of every single image is looked for without regard to its class"
     if metric in ("pxap", "piou"):
         return "the test split has no object masks, or its protocol reads none"
     return f"protocol {found.config.protocol} does not measure it on these data"
