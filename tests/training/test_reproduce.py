@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from types import SimpleNamespace
 
+import mlflow
 import pytest
 
 from rayjobs import reproduce as reproduce_job
@@ -11,7 +12,6 @@ from search_spaces import ALIASES, preset, presets
 from wsol_pipeline.data.published import Deviation
 from wsol_pipeline.errors import UsageError
 from wsol_pipeline.report.reproduction import compare, markdown
-from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.config import TrainConfig
 from wsol_pipeline.training.ledger import Standing
 from wsol_pipeline.training.options import RunOptions, resolve
@@ -165,8 +165,11 @@ def test_the_job_from_end_to_end(dataset, reading, tmp_path, monkeypatch, capsys
              "--backbone tiny --image-size 32 --resize-size 36 --epochs 1 --batch-size 16").split()  # fmt: skip
     for seeds in ("2", "2", "3"):
         assert reproduce_job.main([*given, "--seeds", seeds]) == 0
-        assert f"trained here with seed {', '.join('012'[: int(seeds)])}" in capsys.readouterr().out.replace("\n", " ")
+        assert f"Run here: seed {', '.join('012'[: int(seeds)])}" in capsys.readouterr().out.replace("\n", " ")
         assert len(list((tmp_path / "r/evaluations").glob("*.json"))) == int(seeds)
-    finals = [CheckpointStore(plan_folder, 0).final() for plan_folder in (tmp_path / "r/trials").iterdir()]
-    assert len(finals) == 3
+    assert len(list((tmp_path / "r/trials").iterdir())) == 3
     assert "NOT THE PAPER'S DATA" in (tmp_path / "r/reproduction.html").read_text().replace("&#39;", "'")
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("wsol").experiment_id], "tags.`wsol.trial` = 'study'")
+    assert run.data.tags["wsol.reproduces"] == BAS
+    assert {"test/as published/gt_known_loc", "test/transferred/top1_loc"} <= run.data.metrics.keys()

@@ -203,9 +203,9 @@ def label(found: Reproduction) -> str:
 
 
 def headline(found: Reproduction) -> str:
-    """The row in a sentence, and on which data if they are not its own."""
+    """What was published, what was run, and on which data if they are not the row's."""
     row, seeds = found.row, ", ".join(str(run.seed) for run in found.runs)
-    told = f"{row.method} on {row.backbone}, published on {row.dataset}; trained here with seed {seeds}, "
+    told = f"Published: {row.method}, {row.backbone}, {row.dataset}. Run here: seed {seeds}, "
     told += f"{len(found.deviations)} things otherwise than published." if found.deviations else "as published."
     data = {deviation.what: deviation.here for deviation in found.deviations}.get("data")
     return told if found.is_paper_data else f"{told} The data are {data}: no difference is one to the paper."
