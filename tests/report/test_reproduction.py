@@ -30,7 +30,7 @@ def run(seed, *gt_known):
     metrics = {
         reading: {"gt_known_loc": value, "top1_loc": value - 20} for reading, value in zip(READ, gt_known, strict=True)
     }
-    return SeedRun(seed, f"/runs/{seed}/final", "200 > 0.100", 80.5, metrics)
+    return SeedRun(seed, seed, "200 > 0.100", 80.5, metrics)
 
 
 RUNS = (run(0, 94, 96, 93), run(1, 95, 97, 94), run(2, 96, 98, 95))

@@ -141,7 +141,7 @@ def test_two_seeds_are_judged_once_each_and_stand_beside_the_row(
     finals = [fit(replace(study.config, seed=seed), f"{study.options.name}/trials/{seed:04d}").final for seed in (0, 1)]
     outcome = SimpleNamespace(ranking=[(Standing((0, 1), (1.0, 2.0)), row, {})], best=finals[0])
     found = judge_seeds(study, preset(row), outcome)
-    assert [(run.seed, run.model) for run in found.runs] == [(0, finals[0].uri), (1, finals[1].uri)]
+    assert [(run.seed, run.trial) for run in found.runs] == [(0, 0), (1, 1)]
     compared = compare(found)
     assert {tuple(one.readings) for one in compared} == {tuple(readings)}
     kept = sorted((tmp_path / study.options.name / "evaluations").glob("*.json"))

@@ -179,16 +179,16 @@ def _seeds(found: Reproduction) -> Section:
     name = metric.metric if metric else ""
     rows = [
         (
-            str(run.seed), run.readout, f"{run.validation:.2f}",
-            *(f"{run.metrics[kind][name]:.2f}" for kind in kinds), run.model,
+            str(run.seed), str(run.trial), run.readout, f"{run.validation:.2f}",
+            *(f"{run.metrics[kind][name]:.2f}" for kind in kinds),
         )
         for run in found.runs
     ]  # fmt: skip
     head = (
-        "seed", "readout > threshold", f"{metric_name(found.config.objective)}, val",
-        *(f"{metric_name(name)}, {kind}" for kind in kinds), "model",
+        "seed", "trial", "readout > threshold", f"{metric_name(found.config.objective)}, val",
+        *(f"{metric_name(name)}, {kind}" for kind in kinds),
     )  # fmt: skip
-    return Section("Seeds", "", head, rows, tuple(range(2, 3 + len(kinds))))
+    return Section("Seeds", "", head, rows, (0, 1, *range(3, 4 + len(kinds))))
 
 
 def _provenance(found: Reproduction) -> Section:

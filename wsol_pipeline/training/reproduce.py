@@ -78,13 +78,13 @@ class ReproduceOptions(RunOptions):
 
 @dataclass(frozen=True)
 class SeedRun:
-    """A judged model: its seed, how it is read, and every metric (percent) by reading, as the final evaluation has it.
+    """A judged model: its seed and trial, how it is read, and every metric (percent) by reading, as it was judged.
 
     "as published" is there if the row names a threshold and the run reads maps as the row does.
     """
 
     seed: int
-    model: str
+    trial: int
     readout: str
     validation: float  # the objective
     metrics: Mapping[str, Mapping[str, float]]
@@ -182,7 +182,7 @@ def _judged(plan: Plan, row: Preset, number: int) -> SeedRun:
     read = {AS_PUBLISHED: published[0].transferred} if published and is_read_alike(row, plan.config) else {}
     read |= {ORACLE: with_ois(solved.oracle), TRANSFERRED: solved.transferred}
     metrics = {reading: {**values, **errors(values)} for reading, values in read.items()}
-    return SeedRun(seed, final.uri, solved.readout, solved.val[plan.config.objective], metrics)
+    return SeedRun(seed, number, solved.readout, solved.val[plan.config.objective], metrics)
 
 
 def is_read_alike(row: Preset, config: TrainConfig) -> bool:
@@ -241,6 +241,7 @@ def _provenance(plan: Plan, final: Store) -> dict[str, str]:
     kept = evaluation_name(Contender("", plan.options.name, final, plan.options.preset))
     result = json.loads((plan.folder / EVALUATIONS).read(f"{kept}.json"))
     told = {
+        "folder": plan.folder.uri,
         "data": dataset.uri,
         "fingerprint of the data": dataset.fingerprint,
         "fingerprint of test": result["test_fingerprint"],
