@@ -33,6 +33,7 @@ class Preset:
     source: where the values stand.
     image_size: pixels a side of what the network sees.
     resize_size: pixels a side of the image that training crops are cut from; 32 more than image_size if None.
+    notes: where text and code of the paper differ or say nothing, and what the row has.
     """
 
     id: str
@@ -47,6 +48,20 @@ class Preset:
     source: str
     image_size: int = 224
     resize_size: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+# Names that tables of published figures have for rows that stand here under another: a table repeats a model of another
+# one, or leaves out the network.
+ALIASES = {
+    **{f"bagcams/table4/cub/resnet50/{model}": f"bagcams/table2/cub/resnet50/{model}"
+       for model in ("cam", "has", "cutmix", "adl", "daol")},
+    "bagcams/table8/cub/resnet50/cam": "bagcams/table2/cub/resnet50/cam",
+    **{f"b-cam/table5/voc12-{split}/{variant}": f"b-cam/table5/voc12-{split}/resnet50/{variant}"
+       for split in ("train", "val") for variant in ("bcam-p", "bcam-m")},
+    **{f"bas-ext/table15/voc12/bas/{threshold}": f"bas-ext/table15/voc12/resnet50/{threshold}"
+       for threshold in ("global", "image-specific")},
+}  # fmt: skip
 
 
 def spaces() -> tuple[str, ...]:

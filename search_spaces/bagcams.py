@@ -103,6 +103,20 @@ TABLE_8 = [
     ("ours3", 70.89, 87.44, 76.22, None, 84.38),
 ]
 
+# Where text and code of the maps differ, by readout.
+NOTES: dict[str, tuple[str, ...]] = {
+    "bagcams": (
+        "Maps: by the text's formula they are those of PCS without ReLU; the code weighs each channel by its own mean. "
+        "Here: as the code.",
+        "Gradients: the code lets none that are negative through a ReLU, which the text does not say. Here: as the "
+        "code.",
+        "Log: the code takes it of the raw logit, not of a probability. Here: as the code.",
+    ),
+    "gradcampp": ("Weights: the text's table leaves out the exponential and the ReLU of GradCAM++. Here: with them.",),
+    "gradcam": (),
+    "pcs": (),
+}
+
 Figures = tuple[float | None, ...]
 
 
@@ -121,7 +135,9 @@ def reading(id: str, model: str, readout: Mapping[str, Any], figures: Figures) -
         return []
     published = {name: value for name, value in zip(METRICS, figures, strict=True) if value is not None}
     protocol = "wsol-v2" if "gt_known_loc" in published else "wsol-mask"
-    return [dataclasses.replace(MODELS[model], id=id, readout=readout, protocol=protocol, published=published)]
+    trained = MODELS[model]
+    notes = (*NOTES[readout["name"]], *trained.notes)
+    return [dataclasses.replace(trained, id=id, readout=readout, protocol=protocol, published=published, notes=notes)]
 
 
 def at(readout: str, *stages: str, **options: Any) -> dict[str, Any]:

@@ -29,6 +29,9 @@ BOX_METRICS = {
     "gt_known_loc": ("hits", (GT_KNOWN,)),
     "top1_loc": ("top1_hits", (GT_KNOWN,)),
     "top5_loc": ("top5_hits", (GT_KNOWN,)),
+    "top1_loc_30": ("top1_hits", (0.3,)),  # B-CAM's tables have these three too
+    "top1_loc_70": ("top1_hits", (0.7,)),
+    "top1_loc_mean": ("top1_hits", (0.3, 0.5, 0.7)),
 }
 # name: the same as a mean over classes, at the thresholds of the mean over images
 CLASS_METRICS = {"corloc": "gt_known_loc", "corloc_v2": "max_box_acc_v2"}

@@ -71,12 +71,13 @@ def _cell(line: Line, metric: str, kind: str, marked_kind: str, marked: float | 
 def markdown(table: Table) -> str:
     """The table as Markdown, the best in bold."""
     names = [f"{metric} {kind}" for metric, kinds in table.groups for kind in kinds]
-    lines = [_piped(["model", "readout > threshold", *names]), _piped(["---", "---", *["---:"] * len(names)])]
-    lines += [_piped([label, readout, *map(_in_markdown, cells)]) for label, readout, cells in table.rows]
+    lines = [piped(["model", "readout > threshold", *names]), piped(["---", "---", *["---:"] * len(names)])]
+    lines += [piped([label, readout, *map(_in_markdown, cells)]) for label, readout, cells in table.rows]
     return "\n".join(lines) + "\n"
 
 
-def _piped(cells: Sequence[str]) -> str:
+def piped(cells: Sequence[str]) -> str:
+    """Cells as a row of a Markdown table."""
     return "| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |"
 
 

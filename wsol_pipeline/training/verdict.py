@@ -137,7 +137,7 @@ def judge(options: EvaluateOptions) -> int:
     for study in options.study:
         (options.store / study).write(CENTRED_BOX, json.dumps(dataclasses.asdict(rows[0])).encode())
     for contender in judged:
-        rows += _judged(options, contender, rules)
+        rows += judged_rows(options, contender, rules)
     folder = options.store / options.study[0]
     labels = [contender.label for contender in judged]
     picture = _draw(options, dataset, dict(zip(labels, models, strict=True)), folder)
@@ -194,7 +194,7 @@ def _require_comparable(dataset: Dataset, contenders: list[Contender], models: l
             raise DataError(f"{dataset.uri} is not the data any more that {contender.study} was tuned on.")
 
 
-def _judged(options: EvaluateOptions, contender: Contender, rules: Protocol) -> list[Row]:
+def judged_rows(options: EvaluateOptions, contender: Contender, rules: Protocol) -> list[Row]:
     """The rows of one model: from the kept result if test was opened for it before, else from test, now."""
     folder, name = options.store / contender.study / EVALUATIONS, evaluation_name(contender)
     if not folder.exists(f"{name}.json"):

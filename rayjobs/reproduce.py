@@ -1,0 +1,59 @@
+"""Reproduce a published row: train it as its paper did, with several seeds, and put what it reaches beside the paper.
+
+    python rayjobs/reproduce.py --list cub resnet50
+    ray job submit --working-dir . -- python rayjobs/reproduce.py --row bas-ext/table1/cub/resnet50 \
+        --data s3://bucket/cub --storage s3://bucket/runs --weights imagenet --seeds 3
+
+Nothing is searched but what the protocol solves on validation. Test is opened once for each model, when all seeds have
+ended. The same command again continues, or shows the same. What is given beside the row (`--epochs 1`) is told as a
+deviation. The report lies in the reproduction's folder, as a page and as Markdown.
+"""
+
+import json
+import shlex
+import sys
+
+from wsol_pipeline.errors import PartialError, run_main
+from wsol_pipeline.report.reproduction import compare, html, markdown, show, show_rows
+from wsol_pipeline.training.config import without_passwords
+from wsol_pipeline.training.options import command_line, describe
+from wsol_pipeline.training.rehearsal import rehearse
+from wsol_pipeline.training.reproduce import ReproduceOptions, find_row, find_rows, judge_seeds, plan_row, to_mlflow
+from wsol_pipeline.training.study import execute
+
+
+def main(args: list[str] | None = None) -> int:
+    options = command_line(ReproduceOptions, args, __doc__)
+    if options.listed is not None:
+        show_rows(find_rows(options.listed))
+        return 0
+    row = find_row(options.row)
+    plan = plan_row(options, row)
+    if options.print_config:
+        print(json.dumps(describe(plan.options, plan.config), indent=2))
+        return 0
+    if options.dry_run:
+        return rehearse(plan)
+    outcome = execute(plan)
+    if outcome.stopped:
+        print(
+            f"{outcome.stopped}: the same command with a larger limit continues; test stays closed until all seeds end"
+        )
+        return 0
+    found = judge_seeds(plan, row, outcome)
+    command = f"python rayjobs/reproduce.py {without_passwords(shlex.join(sys.argv[1:] if args is None else args))}"
+    report = markdown(found, command)
+    plan.folder.write("reproduction.md", report.encode())
+    plan.folder.write("reproduction.html", html(found, command).encode())
+    to_mlflow(plan, row, report, means={
+        f"{reading}/{one.metric}": spread.mean for one in compare(found) for reading, spread in one.readings.items()
+    })  # fmt: skip
+    show(found)
+    print(f"report: {plan.folder.path('reproduction.html')} and reproduction.md", flush=True)
+    if outcome.failures:
+        raise PartialError(f"{len(outcome.failures)} of {options.seeds} seeds failed; the report has the others.")
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)
