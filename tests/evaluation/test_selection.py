@@ -122,12 +122,13 @@ def test_redraws_are_recounts_of_the_drawn_images_at_their_own_best_thresholds()
     full = random_images(30)
     hits_NIT = np.unpackbits(full.image_hits.bits, axis=-1, count=4)
     rng = np.random.default_rng(7)
-    recounted = []
+    recounted, classified = [], []
     for _ in range(20):
         drawn = rng.integers(30, size=30)
         recounted.append(np.mean([100 * max(hits_NIT[drawn, i, t].mean() for t in range(4)) for i in range(3)]))
-    found = resampled(full, "max_box_acc_v2", samples=20, seed=7)
-    np.testing.assert_allclose(found, recounted)
+        classified.append(100 * (full.image_hits.ranks[drawn] == 0).mean())
+    found = resampled(full, ["max_box_acc_v2", "cls_top1"], samples=20, seed=7)
+    np.testing.assert_allclose(found, [recounted, classified])
     assert len(set(recounted)) > 10
 
 

@@ -85,6 +85,20 @@ def test_confirmations_stand_apart_from_the_search(keep):
     assert search.doubt == "It holds."
 
 
+def test_a_study_of_several_objectives_is_read_with_its_front(keep):
+    store = keep("a")
+    database = open_storage(store / "a", None)
+    study = optuna.create_study(study_name="a", storage=database, directions=["maximize", "minimize"])
+    for values in ((60.0, 3.0), (59.5, 1.0), (59.5, 2.0)):
+        study.add_trial(optuna.trial.create_trial(values=values))
+    several = {"objectives": ["max_box_acc_v2", "device_hours"], "tolerance": 1.0, "rule": "Trial 1 wins.", "trial": 1}
+    store.write("a/winner.json", json.dumps(json.loads(store.read("a/winner.json")) | several).encode())
+    (search,) = gather(store, ("a",)).searches
+    assert [trial.value for trial in search.trials] == [60.0, 59.5, 59.5]
+    assert [standing.number for standing in search.several.ranking] == [1, 2, 0]
+    assert search.several.sentence == "Trial 1 wins."
+
+
 def test_a_model_solved_for_another_has_no_trials_and_makes_no_database(keep):
     store = keep("a")
     assert gather(store, ("a",)).searches == ()

@@ -8,7 +8,10 @@ import optuna
 import pytest
 
 from wsol_pipeline.report import charts
+from wsol_pipeline.report.facts import Several
 from wsol_pipeline.report.page import render
+from wsol_pipeline.training.ledger import Standing
+from wsol_pipeline.training.pareto import Rule
 
 EVIL = "<script>alert(1)</script>"
 
@@ -99,6 +102,25 @@ def test_confirmations_are_shown_as_spread_and_not_as_trials(facts):
     assert "55.00 ± 7.07 (2)" in read.text  # 60 and 50
     sensitivity = [charts.sensitivity(of, "alpha", "max_box_acc_v2") for of in (search, doubted)]
     assert sensitivity[0] == sensitivity[1]
+
+
+def test_the_front_of_several_objectives_has_a_section(facts):
+    """Trials 0 and 1 of the search, of which 1 is better in everything; the failed one has no value."""
+    rule = Rule(("max_box_acc_v2", "cls_top1", "device_hours"), 1.0)
+    ranking = (Standing((1,), (60.0,), ((70.0,), (0.001234,))), Standing((0,), (50.0,), ((65.0,), (2.0,))))
+    several = Several(rule, ranking, f"{EVIL}: trial 1 wins.")
+    read = Reader(render(replace(facts, searches=(replace(facts.searches[0], several=several),)), "runs"))
+    assert not read.of("script")
+    assert f"better in one. {EVIL}: trial 1 wins." in read.text
+    assert read.text.count("60.0070.000.00123") == 2  # cells in the table of the front, and in that of all
+    assert read.text.count("50.0065.002") == 1
+    svg = charts.front(facts.searches[0], several, 2)
+    assert "device hours" in svg
+    assert "var(--c1)" in svg
+
+
+def test_a_study_of_one_objective_has_no_front(page):
+    assert "Pareto" not in page.text
 
 
 def test_too_few_trials_have_no_importance(page):

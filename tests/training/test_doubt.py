@@ -7,8 +7,9 @@ import pytest
 
 from wsol_pipeline.evaluation.counts import Counts, ImageHits
 from wsol_pipeline.storage import Store
-from wsol_pipeline.training.doubt import Doubt, doubts, sentence, winners
+from wsol_pipeline.training.doubt import Doubt, doubts, means, sentence, winners, winners_by
 from wsol_pipeline.training.ledger import Standing
+from wsol_pipeline.training.pareto import Rule
 from wsol_pipeline.training.terminal import TrialLog, ranking_markdown
 
 METRIC = "gt_known_loc"
@@ -49,6 +50,33 @@ def test_a_trial_that_hits_more_of_the_same_images_never_loses(keep):
     study = keep(5, [0, 1, 2])
     found = doubts(study, [Standing((5,), (30.0,)), Standing((3,), (20.0,))], METRIC)
     assert found.wins == {5: 1.0, 3: 0.0}
+
+
+def test_the_same_rule_decides_each_redraw(keep):
+    """Trial 0 hits images 0 to 3, trial 1 only 0 to 2 at half the cost: it wins where image 3 was drawn at most once
+    of ten, within the tolerance of 10 points."""
+    keep(0, [0, 1, 2, 3])
+    study = keep(1, [0, 1, 2])
+    rule = Rule((METRIC, "device_hours"), 10.0)
+    ranking = [Standing((1,), (30.0,), ((1.0,),)), Standing((0,), (40.0,), ((2.0,),))]
+    found = doubts(study, ranking, METRIC, redraws=300, rule=rule)
+    rng = np.random.default_rng(0)
+    cheap = np.mean([np.count_nonzero(rng.integers(10, size=10) == 3) <= 1 for _ in range(300)])
+    assert found.wins == {1: pytest.approx(cheap), 0: pytest.approx(1 - cheap)}
+    assert 0.6 < cheap < 0.9
+    assert "trial 1 stays first by the same rule in" in sentence(found)
+    assert sentence(found).endswith("One seed each: training noise is not in this. Costs are as measured.")
+
+
+def test_seeds_are_drawn_alike_for_every_objective():
+    """Of seeds (10, 3) and (30, 1) one or both: never the value of one with the cost of the other."""
+    redraws, rule = 400, Rule((METRIC, "device_hours"), 0.0)
+    seeds = [np.repeat([[value], [other]], redraws, 1) for value, other in ((10.0, 30.0), (3.0, 1.0))]
+    rival = [np.full((1, redraws), value) for value in (20.0, 2.0)]
+    won = winners_by(rule, [[of, other] for of, other in zip(seeds, rival, strict=True)])
+    assert set(won) == {0, 1}
+    first = means([seeds[0]], 0)[0]
+    np.testing.assert_array_equal(won == 0, first >= 20.0)
 
 
 def test_seeds_are_redrawn_where_there_are_several():
@@ -103,7 +131,7 @@ def test_the_sentence_names_who_would_win_too_often(wins, seeds, said):
 
 def test_the_table_shows_mean_deviation_and_number_of_seeds(capsys):
     ranking = [(Standing((1, 4, 5), (60.0, 62.0, 64.0)), "", {"alpha": 0.5}), (Standing((0,), (61.0,)), "row", {})]
-    table = ranking_markdown(ranking, METRIC, {}, "It holds.")
+    table = ranking_markdown(ranking, [METRIC], {}, "It holds.")
     assert table.splitlines()[2:] == [
         "| 1 |  | alpha 0.5 | 62.00 ± 2.00 (3) |",
         "| 0 | row |  | 61.00 |",

@@ -7,7 +7,8 @@ import pytest
 from search_spaces import bas, cam
 from wsol_pipeline.errors import UsageError
 from wsol_pipeline.training.options import RunOptions, resolve
-from wsol_pipeline.training.plan import OWN, first_trials, with_parameters
+from wsol_pipeline.training.pareto import Rule
+from wsol_pipeline.training.plan import OWN, StudyOptions, first_trials, make_plan, with_parameters
 
 PRESET = "bas-ext/table1/cub/resnet50"
 
@@ -95,3 +96,46 @@ def test_no_more_are_tried_than_asked_for(count):
 def test_parameters_go_to_the_recipe_or_to_the_method():
     config = with_parameters(resolve(RunOptions(name="s"), "bas"), {"learning_rate": 0.5, "alpha": 0.25})
     assert (config.recipe.learning_rate, config.options) == (0.5, {"alpha": 0.25})
+
+
+@pytest.fixture
+def plan(dataset, tmp_path):
+    """`plan(**options)`: of a BAS study on the tiny dataset, whose protocol's objects have no masks."""
+    small = {"name": "s", "data": dataset.uri, "storage": str(tmp_path), "image_size": 32, "resize_size": 36}
+    return lambda **options: make_plan(StudyOptions(**small, **options), "bas", bas.space)
+
+
+def test_one_objective_has_the_contract_it_always_had(plan):
+    one, several = plan(), plan(also=("device_hours", "cls_top1"))
+    assert list(one.contract) == ["train", "data", "space"]
+    assert one.rule is None
+    assert several.rule == Rule(("max_box_acc_v2", "cls_top1", "device_hours"), 1.0)  # cost stands last
+    more = {"also": ("cls_top1", "device_hours"), "tolerance": 1.0}
+    assert several.contract == {**one.contract, "train": several.contract["train"], **more}
+
+
+def test_what_prunes_is_said(plan):
+    assert plan(epochs=4).pruning == "successive-halving prunes by the searched max_box_acc_v2 after epoch 2"
+    assert plan(epochs=4, pruner="median", rungs=(1, 3)).pruning.endswith("after epoch 1, 3")
+    assert plan(epochs=4, pruner="none").pruning == "nothing is pruned"
+    several = plan(epochs=4, also=("cls_top1",))
+    assert several.pruning.startswith("nothing is pruned: what is poor in one objective")
+    assert several.config.rungs == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"also": ("top1_los",)}, "further objective under wsol-v1 'top1_los'. Did you mean 'top1_loc'?.*device_hours"),
+        ({"also": ("pxap",)}, "further objective under wsol-v1 'pxap'"),  # without masks
+        ({"also": ("max_box_acc_v2",)}, "--also must differ from --objective"),
+        ({"also": ("cls_top1", "cls_top1")}, "name each once"),
+        ({"also": ("cls_top1",), "pruner": "median"}, "pruner must be none or auto but got 'median'"),
+        ({"also": ("cls_top1",), "sampler": "cma-es"}, "with --also the sampler cannot be cma-es"),
+        ({"sampler": "nsga2"}, "nsga2 needs --also"),
+        ({"also": ("cls_top1",), "tolerance": -1.0}, "tolerance cannot be negative"),
+    ],
+)
+def test_objectives_that_do_not_go_together_are_refused(plan, options, message):
+    with pytest.raises(UsageError, match=message):
+        plan(**options)

@@ -17,9 +17,11 @@ from wsol_pipeline.training.checkpoint import CheckpointStore, Position
 from wsol_pipeline.training.config import Job, TrainConfig, from_dict
 from wsol_pipeline.training.lease import Lease
 from wsol_pipeline.training.ledger import open_ledger, pruner, sampler
+from wsol_pipeline.training.pareto import Rule
 from wsol_pipeline.training.tuner import LedgerScheduler, LedgerSearcher, run_trials, trial_folder
 
 EPOCHS, RUNG = 3, 2
+RULE = Rule(("gt_known_loc", "cls_top1", "device_hours"), 1.0)
 
 
 class Death(BaseException):
@@ -45,7 +47,7 @@ def new_study(place):
 class Driver:
     """One life of a driver: a searcher over what its forerunners left, and Ray's part of the conversation."""
 
-    def __init__(self, study, attempt=1, trials=3, die_at=None, pruning="none", budget=None, confirm=(0, 2)):
+    def __init__(self, study, attempt=1, trials=3, die_at=None, pruning="none", budget=None, confirm=(0, 2), rule=None):
         self.folder = study.folder
         self.ledger = open_ledger(
             study.database,
@@ -55,6 +57,7 @@ class Driver:
             published={"paper/row": {"alpha": 0.5}},
             sampler=sampler("tpe", seed=0, startup_trials=2),
             pruner=pruner(pruning, RUNG, EPOCHS),
+            rule=rule,
         )
         self.lease = Lease(self.folder / "lease", attempt)
         self.events = []
@@ -120,6 +123,7 @@ def work(job):
             "final": final,
             "attempt": job.attempt,
             "device_seconds": 1200.0,
+            "val": {"cls_top1": 80 - 60 * job.train.options["alpha"]},
         }
         records = [*records, record]
         if final:
@@ -142,9 +146,12 @@ def ledger_of(driver):
     ]
 
 
-@pytest.mark.parametrize(("pruning", "confirm"), [("none", 0), ("successive-halving", 0), ("successive-halving", 2)])
-def test_a_driver_that_dies_at_any_step_changes_nothing_about_the_study(tmp_path, pruning, confirm):
-    options = {"trials": 5, "pruning": pruning, "confirm": (confirm, 1)}
+@pytest.mark.parametrize(
+    ("pruning", "confirm", "rule"),
+    [("none", 0, None), ("successive-halving", 0, None), ("successive-halving", 2, None), ("none", 2, RULE)],
+)
+def test_a_driver_that_dies_at_any_step_changes_nothing_about_the_study(tmp_path, pruning, confirm, rule):
+    options = {"trials": 5, "pruning": pruning, "confirm": (confirm, 1), "rule": rule}
     undisturbed = Driver(new_study(tmp_path / "undisturbed"), **options)
     undisturbed.run()
     assert ("PRUNED" in undisturbed.states()) == (pruning != "none")
@@ -156,6 +163,27 @@ def test_a_driver_that_dies_at_any_step_changes_nothing_about_the_study(tmp_path
         heir = Driver(study, attempt=2, **options)
         heir.run()
         assert ledger_of(heir) == ledger_of(undisturbed)
+        assert heir.ledger.ranking() == undisturbed.ledger.ranking()
+
+
+def test_a_trial_of_several_objectives_is_told_with_all_of_them(study):
+    """alpha 0.5: 50, 80 - 30, and three epochs of 20 minutes, whatever died in between."""
+    with pytest.raises(Death):
+        Driver(study, trials=1, rule=RULE, die_at=4).run()
+    heir = Driver(study, attempt=2, trials=1, rule=RULE)
+    heir.run()
+    assert heir.ledger.get(0).values == [50.0, 50.0, 1.0]
+    assert [direction.name for direction in heir.ledger.study.directions] == ["MAXIMIZE", "MAXIMIZE", "MINIMIZE"]
+
+
+def test_an_objective_that_is_not_defined_fails_its_trial_only(study):
+    driver = Driver(study, trials=1, rule=RULE)
+    trial_id, job = driver.start()
+    record = {"value": 50.0, "val": {"cls_top1": float("nan")}, "device_seconds": 1.0}
+    CheckpointStore(Store.at(job.trial), 1).finish({"model.safetensors": b"weights"}, [record])
+    driver.searcher.on_trial_complete(trial_id)
+    assert driver.states() == ["FAIL"]
+    assert driver.ledger.get(0).user_attrs["failure"]["message"] == "cls_top1 is not defined for these maps"
 
 
 def test_drivers_that_die_after_every_epoch_get_there_all_the_same(study, tmp_path):

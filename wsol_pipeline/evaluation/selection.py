@@ -5,7 +5,7 @@ one. `choose` picks on validation counts, `transferred` reads other counts at wh
 `oracle` picks the thresholds again on the counts it reports (the field's habit: an upper bound).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -39,6 +39,7 @@ MASK_METRICS = ("pxap", "piou", "peak_iou")
 # of class masks; all are read at the background threshold that is best for the first
 SEGMENTATION_METRICS = ("miou", "mean_recall", "mean_precision", "mean_specificity")
 METRICS = (*BOX_METRICS, *MASK_METRICS, "miou")  # those that can be an objective
+CLASSIFICATION = ("cls_top1", "cls_top5")
 _THRESHOLD_OF = CLASS_METRICS | dict.fromkeys(SEGMENTATION_METRICS[1:], "miou")
 
 
@@ -71,6 +72,16 @@ def objectives(protocol: Protocol) -> tuple[str, ...]:
     """The metrics that a study can maximise under `protocol`; those of masks need a split that has masks."""
     masks = {"": (), "classes": ("miou",)}.get(protocol.masks, MASK_METRICS)
     return (*(BOX_METRICS if protocol.ious else ()), *masks)
+
+
+def measured(protocol: Protocol, masks: bool) -> tuple[str, ...]:
+    """The metrics that validation under `protocol` yields beside the objective, classification's included.
+
+    `masks`: whether the split has any.
+    """
+    known = [name for name in objectives(protocol) if name in BOX_METRICS or masks]
+    segmentation = SEGMENTATION_METRICS[1:] if "miou" in known else ()
+    return (*known, *segmentation, *CLASSIFICATION)
 
 
 def metrics_of(counts: Counts) -> tuple[str, ...]:
@@ -198,13 +209,14 @@ def bootstrap(
     }
 
 
-def resampled(counts: Counts, metric: str, samples: int = 1000, seed: int = 0) -> NDArray[np.float64]:
-    """A metric at its best thresholds in each of `samples` redraws of the images, percent, float64 [samples].
+def resampled(counts: Counts, metrics: Sequence[str], samples: int = 1000, seed: int = 0) -> NDArray[np.float64]:
+    """Metrics at their best thresholds in each of `samples` redraws of the images, percent, float64 [metrics, samples].
 
     The counts must hold `image_hits`. Equal images and seeds give equal redraws, so models can be compared in each.
     """
-    weights_RN = _resample(_require_images(counts, "A redraw of images"), samples, seed)
-    return curves(_weighted(counts, weights_RN), metric).max(-1).mean(-1)
+    redrawn = _weighted(counts, _resample(_require_images(counts, "A redraw of images"), samples, seed))
+    known = _classification(redrawn)
+    return np.stack([known[m] if m in known else curves(redrawn, m).max(-1).mean(-1) for m in metrics])
 
 
 def balanced(counts: Counts) -> Counts:
@@ -273,7 +285,7 @@ def _read(curves_SCT: NDArray[np.float64], at_C: list[int]) -> NDArray[np.float6
 
 
 def _classification(counts: Counts) -> dict[str, NDArray[np.float64]]:
-    return {"cls_top1": counts.top1 * 100.0 / counts.images, "cls_top5": counts.top5 * 100.0 / counts.images}
+    return {n: v * 100.0 / counts.images for n, v in zip(CLASSIFICATION, (counts.top1, counts.top5), strict=True)}
 
 
 def _resample(kept: ImageHits, samples: int, seed: int) -> NDArray[Any]:

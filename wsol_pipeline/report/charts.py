@@ -19,7 +19,7 @@ from wsol_pipeline.evaluation import selection
 from wsol_pipeline.evaluation.cases import HIT
 from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.evaluation.selection import Choice
-from wsol_pipeline.report.facts import Line, Search, Subject
+from wsol_pipeline.report.facts import Line, Search, Several, Subject
 from wsol_pipeline.report.summary import (
     Share,
     best_of_settings,
@@ -28,7 +28,9 @@ from wsol_pipeline.report.summary import (
     parameter_name,
     training_points,
 )
-from wsol_pipeline.training.ledger import study_of
+from wsol_pipeline.training.ledger import Standing, study_of
+from wsol_pipeline.training.ledger import front as pareto_front
+from wsol_pipeline.training.pareto import COST
 
 # Stand for colours of the page, which replace them in the finished SVG.
 INK, FAINT, PAPER = "#010101", "#020202", "#030303"
@@ -148,6 +150,33 @@ def sensitivity(search: Search, name: str, objective: str) -> str:
         made.axis.set_ylabel(f"{metric_name(objective)}, val (%)")
         made.figure.legend(loc="outside upper center", ncols=4, handletextpad=0.2, columnspacing=1)
     return made.svg
+
+
+def front(search: Search, several: Several, k: int) -> str:
+    """The first objective over objective `k`: every setting, those on the Pareto front filled and numbered."""
+    rule, best = several.rule, pareto_front(several.ranking, several.rule)
+    groups: dict[str, tuple[Sequence[Standing], dict[str, Any]]] = {
+        "others": ([s for s in several.ranking if s not in best], {"mec": SERIES[0], "mfc": "none"}),
+        "Pareto front": (best, {"color": SERIES[0]}),
+        "winner": (several.ranking[:1], {"mec": INK, "mfc": "none", "markersize": 13}),
+    }
+    with chart(salt=f"{search.name}/front/{k}") as made:
+        for name, (settings, style) in groups.items():
+            x, y = [s.means[k] for s in settings], [s.means[0] for s in settings]
+            made.axis.plot(x, y, "o", linestyle="none", label=name, **style)
+        for s in best:
+            made.axis.annotate(str(s.number), (s.means[k], s.means[0]), xytext=(6, 5), textcoords="offset points")
+        made.axis.margins(0.12)
+        made.axis.locator_params(axis="x", nbins=5)
+        made.axis.set_xlabel(objective_name(rule.objectives[k]))
+        made.axis.set_ylabel(objective_name(rule.objectives[0]))
+        made.figure.legend(loc="outside upper center", ncols=3, handletextpad=0.2, columnspacing=1)
+    return made.svg
+
+
+def objective_name(objective: str) -> str:
+    """An objective with where it was measured, and its unit."""
+    return metric_name(objective) if objective == COST else f"{metric_name(objective)}, val (%)"
 
 
 def importance(search: Search) -> str:

@@ -18,8 +18,9 @@ from wsol_pipeline.evaluation.protocols import Protocol, protocol
 from wsol_pipeline.evaluation.selection import Choice
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training.config import TrainConfig, from_dict
-from wsol_pipeline.training.ledger import CONFIRMS, open_storage, standings
+from wsol_pipeline.training.ledger import CONFIRMS, Standing, first_objective, open_storage, standings
 from wsol_pipeline.training.model import DESCRIPTION, VAL_COUNTS, load_model
+from wsol_pipeline.training.pareto import Rule
 from wsol_pipeline.training.tuner import final_files
 from wsol_pipeline.training.verdict import (
     CENTRED_BOX,
@@ -66,6 +67,15 @@ class Subject:
 
 
 @dataclass(frozen=True)
+class Several:
+    """What a study of several objectives found: its settings, best first, and how the first was picked, in words."""
+
+    rule: Rule
+    ranking: tuple[Standing, ...]
+    sentence: str
+
+
+@dataclass(frozen=True)
 class Search:
     """A study's trials, and the validation counts of the best: their whole readout surface."""
 
@@ -75,6 +85,7 @@ class Search:
     counts: Mapping[int, Counts]  # by trial, the best first
     confirmations: tuple[FrozenTrial, ...] = ()
     doubt: str = ""  # how sure the winner is, in a sentence
+    several: Several | None = None  # of several objectives; `trials` and `confirmations` hold the first alone
 
 
 @dataclass(frozen=True)
@@ -171,9 +182,13 @@ def _search(folder: Store, name: str, winner: Mapping[str, Any], study_db: str |
     except KeyError:
         return None
     started = [t for t in study.get_trials(deepcopy=False) if t.state is not TrialState.WAITING]
-    trials = tuple(trial for trial in started if CONFIRMS not in trial.user_attrs)
-    confirmations = tuple(trial for trial in started if CONFIRMS in trial.user_attrs)
-    best = [standing.number for standing in standings(started)[:SURFACES]]
+    rule = Rule(tuple(winner["objectives"]), winner["tolerance"]) if "objectives" in winner else None
+    ranking = standings(started, rule)
+    several = Several(rule, tuple(ranking), winner["rule"]) if rule else None
+    of_first = first_objective(started)
+    trials = tuple(trial for trial in of_first if CONFIRMS not in trial.user_attrs)
+    confirmations = tuple(trial for trial in of_first if CONFIRMS in trial.user_attrs)
+    best = [standing.number for standing in ranking[:SURFACES]]
     files = final_files(folder, VAL_COUNTS)
     counts = {n: Counts.from_dict(json.loads(folder.read(files[n]))) for n in best if n in files}
-    return Search(name, trials, winner["trial"], counts, confirmations, winner.get("doubt", ""))
+    return Search(name, trials, winner["trial"], counts, confirmations, winner.get("doubt", ""), several)

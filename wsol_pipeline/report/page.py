@@ -30,6 +30,7 @@ from wsol_pipeline.report.summary import (
 from wsol_pipeline.report.tables import comparison_table
 from wsol_pipeline.training.config import to_dict, without_passwords
 from wsol_pipeline.training.ledger import FAILURE, PUBLISHED, SPENT, standings
+from wsol_pipeline.training.ledger import front as pareto_front
 from wsol_pipeline.training.provenance import provenance
 
 SURFACE = "All settings (down) at all thresholds (across), validation, %; the cross is the choice."
@@ -94,8 +95,16 @@ def _search(search: Search, objective: str) -> dict[str, Any]:
     told = [(TrialState.COMPLETE, "complete"), (TrialState.PRUNED, "pruned"), (TrialState.FAIL, "failed")]
     enough = len(complete) >= FEW_TRIALS and len({trial.value for trial in complete}) > 1 and len(names) > 1
     of = {trial.number: trial for trial in search.trials}
-    ranking = standings([*search.trials, *search.confirmations])
-    rest = [trial for trial in search.trials if trial.state is not TrialState.COMPLETE]
+    several = search.several
+    ranking = several.ranking if several else standings([*search.trials, *search.confirmations])
+    objectives = several.rule.objectives if several else (objective,)
+    best = pareto_front(several.ranking, several.rule) if several else []
+    rows = {s.number: _trial(of[s.number], names, search.winner, s.cells(objectives)) for s in ranking}
+    rest = [
+        _trial(trial, names, search.winner, ["" if trial.value is None else f"{trial.value:.2f}"])
+        for trial in search.trials
+        if trial.state is not TrialState.COMPLETE
+    ]
     hours = sum(trial.user_attrs.get(SPENT, 0.0) for trial in [*search.trials, *search.confirmations]) / 3600
     counted = ", ".join(f"{states.count(state)} {name}" for state, name in told)
     again = f"; {len(search.confirmations)} more with further seeds" if search.confirmations else ""
@@ -110,8 +119,11 @@ def _search(search: Search, objective: str) -> dict[str, Any]:
         "too_few": f"Importance needs at least {FEW_TRIALS} complete trials that differ, over two or more "
         f"hyper-parameters; here are {len(complete)} and {len(names)}.",
         "names": [parameter_name(name) for name in names],
-        "trials": [_trial(of[standing.number], names, search.winner, str(standing)) for standing in ranking]
-        + [_trial(trial, names, search.winner, "" if trial.value is None else f"{trial.value:.2f}") for trial in rest],
+        "objectives": [charts.objective_name(name) for name in objectives],
+        "rule": several.sentence if several else "",
+        "front": [rows[standing.number] for standing in best],
+        "front_charts": [Markup(charts.front(search, several, k)) for k in range(1, len(objectives)) if several],
+        "trials": [*rows.values(), *rest],
         "surfaces": [
             Markup(charts.surface(counts, None, objective, f"{search.name}/{number}", f"trial {number}"))
             for number, counts in search.counts.items()
@@ -120,7 +132,7 @@ def _search(search: Search, objective: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _trial(trial: FrozenTrial, names: Sequence[str], winner: int, value: str) -> dict[str, Any]:
+def _trial(trial: FrozenTrial, names: Sequence[str], winner: int, reached: Sequence[str]) -> dict[str, Any]:
     notes = ["winner"] if trial.number == winner else []
     notes += [str(trial.user_attrs[PUBLISHED])] if PUBLISHED in trial.user_attrs else []
     notes += ["{kind}: {message}".format(**trial.user_attrs[FAILURE])[:160]] if FAILURE in trial.user_attrs else []
@@ -129,7 +141,7 @@ def _trial(trial: FrozenTrial, names: Sequence[str], winner: int, value: str) ->
         "number": trial.number,
         "state": trial.state.name.lower(),
         "values": [f"{value:.3g}" if isinstance(value, float) else value for value in values],
-        "value": value,
+        "reached": reached,
         "note": "; ".join(notes),
     }
 

@@ -1,5 +1,6 @@
 """Pictures of a study: what each hyper-parameter did to the objective, and which mattered."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -9,17 +10,19 @@ import matplotlib.pyplot as plt
 import optuna
 from optuna.trial import TrialState
 
-from wsol_pipeline.training.ledger import CONFIRMS, study_of
+from wsol_pipeline.training.ledger import CONFIRMS, Standing, first_objective, front, study_of
+from wsol_pipeline.training.pareto import Rule
 
 
 def draw_study(study: optuna.Study, folder: Path) -> list[Path]:
     """Draw sensitivity (as in BAS extension Fig. 9, for the user's data) and importance into `folder` as PNG files.
 
-    Of proposals alone: the best settings, trained again for confirmation, would weigh more than others.
+    Of proposals alone: the best settings, trained again for confirmation, would weigh more than others. Of several
+    objectives the first.
 
     Importance needs at least four completed trials that differ; with fewer there is only the sensitivity picture.
     """
-    started = study.get_trials(deepcopy=False)
+    started = first_objective(study.get_trials(deepcopy=False))
     trials = [t for t in started if t.state is TrialState.COMPLETE and CONFIRMS not in t.user_attrs]
     if not any(trial.params for trial in trials):
         return []
@@ -27,6 +30,27 @@ def draw_study(study: optuna.Study, folder: Path) -> list[Path]:
     if len(trials) >= 4 and len({trial.value for trial in trials}) > 1:
         pictures.append(_importance(study_of(trials), folder / "importance.png"))
     return pictures
+
+
+def draw_front(ranking: Sequence[Standing], rule: Rule, folder: Path) -> Path:
+    """Draw a study of several objectives into `folder` as pareto.png: the first over each other, settings on the front
+    filled and numbered, the winner (the first of `ranking`) as a star. Means over seeds."""
+    first, *others = rule.objectives
+    best = front(ranking, rule)
+    figure, axes = plt.subplots(1, len(others), figsize=(4.2 * len(others), 3.6), sharey=True, squeeze=False)
+    for k, (axis, name) in enumerate(zip(axes[0], others, strict=True), start=1):
+        at = lambda standings, k=k: ([s.means[k] for s in standings], [s.means[0] for s in standings])  # noqa: E731
+        axis.plot(*at(ranking), "o", color="tab:gray", fillstyle="none", label="others")
+        axis.plot(*at(best), "o", color="tab:blue", label="Pareto front")
+        axis.plot(*at(ranking[:1]), "*", color="tab:orange", markersize=13, label="winner")
+        for standing, x, y in zip(best, *at(best), strict=True):
+            axis.annotate(str(standing.number), (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
+        axis.locator_params(axis="x", nbins=5)
+        axis.set_xlabel(name)
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel(f"{first} on validation (%)")
+    axes[0][-1].legend()
+    return _save(figure, folder / "pareto.png")
 
 
 def _sensitivity(trials: list[optuna.trial.FrozenTrial], path: Path) -> Path:

@@ -16,6 +16,7 @@ from wsol_pipeline.evaluation.counts import Counts, ImageHits
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training.ledger import Standing
 from wsol_pipeline.training.model import VAL_COUNTS, VAL_IMAGES
+from wsol_pipeline.training.pareto import COST, Rule
 from wsol_pipeline.training.tuner import final_files
 
 CANDIDATES = 20  # settings that may win a redraw
@@ -30,44 +31,62 @@ class Doubt:
     seeds: dict[int, int]  # trial -> how many were drawn from
     images: int
     redraws: int
+    rule: Rule | None = None  # of several objectives
 
 
-def doubts(study: Store, ranking: Sequence[Standing], metric: str, redraws: int = 1000) -> Doubt | None:
-    """Redraw the best of `ranking`, whose trials lie in the folder `study`.
+def doubts(
+    study: Store, ranking: Sequence[Standing], metric: str, redraws: int = 1000, rule: Rule | None = None
+) -> Doubt | None:
+    """Redraw the best of `ranking`, whose trials lie in the folder `study`; `rule` says what wins, else `metric`.
 
-    None where there is no rival, or a trial has kept no single images: class masks have none.
+    None where there is no rival, or a trial has kept no single images: class masks have none. Costs stay as measured.
     """
     candidates = ranking[:CANDIDATES]
     counts, images = final_files(study, VAL_COUNTS), final_files(study, VAL_IMAGES)
     trials = [number for standing in candidates for number in standing.trials]
     if len(candidates) < 2 or not images.keys() >= set(trials):
         return None
-    num_images = 0
+    num_images, objectives = 0, rule.objectives if rule else (metric,)
+    metrics = [name for name in objectives if name != COST]
     values: dict[int, NDArray[np.float64]] = {}
     for number in trials:
         hits = ImageHits.from_dict(json.loads(study.read(images[number])))
         of_trial = replace(Counts.from_dict(json.loads(study.read(counts[number]))), image_hits=hits)
-        values[number] = selection.resampled(of_trial, metric, redraws)
+        values[number] = selection.resampled(of_trial, metrics, redraws)
         num_images = len(set(hits.ids))
-    won = winners([np.stack([values[n] for n in standing.trials]) for standing in candidates])
+    drawn = [[np.stack([values[n][k] for n in s.trials]) for s in candidates] for k in range(len(metrics))]
+    if COST in objectives:
+        drawn.append([np.repeat(np.array(s.others)[-1, :, None], redraws, axis=1) for s in candidates])
+    won = winners(drawn[0]) if rule is None else winners_by(rule, drawn)
     wins = {standing.number: float(np.mean(won == c)) for c, standing in enumerate(candidates)}
-    return Doubt(wins, {standing.number: len(standing.trials) for standing in candidates}, num_images, redraws)
+    return Doubt(wins, {standing.number: len(standing.trials) for standing in candidates}, num_images, redraws, rule)
 
 
 def winners(values: Sequence[NDArray[np.float64]], seed: int = 0) -> NDArray[np.int64]:
-    """Who is best in each redraw, [R], the first among equals.
+    """Who is best in each redraw, [R], the first among equals. `values`: [seeds, R] of each candidate."""
+    return means(values, seed).argmax(0)
 
-    `values`: [seeds, R] of each candidate. From n seeds n are drawn with replacement, and the deviation of their mean
+
+def winners_by(rule: Rule, values: Sequence[Sequence[NDArray[np.float64]]], seed: int = 0) -> NDArray[np.int64]:
+    """Who wins by `rule` in each redraw, [R]. `values`: of each objective what `winners` takes, of the same seeds."""
+    means_RCK = np.stack([means(of_objective, seed) for of_objective in values], axis=-1).swapaxes(0, 1)
+    return np.array([rule.pick(means_CK) for means_CK in means_RCK])
+
+
+def means(values: Sequence[NDArray[np.float64]], seed: int) -> NDArray[np.float64]:
+    """The mean over seeds of each candidate in each redraw, [C, R]. `values`: [seeds, R] of each candidate.
+
+    From n seeds n are drawn with replacement, and the deviation of their mean
     is widened by √(n / (n - 1)): redraws of few values spread less than the values' population by that much.
     """
     rng = np.random.default_rng(seed)
-    means = []
+    found = []
     for values_SR in values:
         mean_R, seeds = values_SR.mean(0), len(values_SR)
         drawn_SR = rng.integers(seeds, size=values_SR.shape)
         deviation_R = np.take_along_axis(values_SR, drawn_SR, 0).mean(0) - mean_R
-        means.append(mean_R + deviation_R * np.sqrt(seeds / max(seeds - 1, 1)))
-    return np.stack(means).argmax(0)
+        found.append(mean_R + deviation_R * np.sqrt(seeds / max(seeds - 1, 1)))
+    return np.stack(found)
 
 
 def sentence(doubt: Doubt) -> str:
@@ -77,7 +96,7 @@ def sentence(doubt: Doubt) -> str:
     rivals = sorted((n for n, s in others if s > NAMED), key=lambda n: -doubt.wins[n])
     one_seed = {n: " (one seed)" if confirmed and doubt.seeds[n] == 1 else "" for n in doubt.wins}
     told = f"In {doubt.redraws:,} redraws of the {doubt.images:,} validation images{' and of seeds' * confirmed}, "
-    told += f"trial {best} stays first in {share:.0%}"
+    told += f"trial {best} stays first {'by the same rule ' * bool(doubt.rule)}in {share:.0%}"
     if share >= HOLDS:
         told += ": it holds."
     elif rivals:
@@ -85,4 +104,5 @@ def sentence(doubt: Doubt) -> str:
         told += ": the search has not settled between them."
     else:
         told += f", no other in more than {NAMED:.0%}: the search has not settled."
-    return told if confirmed else f"{told} One seed each: training noise is not in this."
+    told += "" if confirmed else " One seed each: training noise is not in this."
+    return f"{told} Costs are as measured." if doubt.rule and COST in doubt.rule.objectives else told

@@ -13,12 +13,13 @@ nowhere as a proposal: not against the number of trials asked for, not in the pr
 more observation of a setting.
 """
 
+import copy
 import json
 import logging
 import statistics
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,13 @@ from typing import Any
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import BaseJournalBackend
+from optuna.study import StudyDirection
 from optuna.trial import BaseTrial, FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from wsol_pipeline.errors import ResourceError, UsageError, unknown
 from wsol_pipeline.storage import Store
+from wsol_pipeline.training.pareto import Rule, cell
 
 logger = logging.getLogger(__name__)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -116,7 +119,12 @@ SAMPLERS: dict[str, Callable[[int, int, int], optuna.samplers.BaseSampler]] = { 
         seed=seed, scramble=True, warn_independent_sampling=False
     ),
     "random": lambda seed, number, startup: optuna.samplers.RandomSampler(seed=_seed_of(seed, number)),
+    # its parents are its own proposals alone: Optuna counts enqueued trials to no generation
+    "nsga2": lambda seed, number, startup: optuna.samplers.NSGAIISampler(
+        seed=_seed_of(seed, number), population_size=max(2, startup)
+    ),
 }
+FOR_ONE, FOR_SEVERAL = ("cma-es",), ("nsga2",)  # samplers of studies with one objective, with several
 
 PRUNERS: dict[str, Callable[[int, int], optuna.pruners.BasePruner]] = {  # (first rung, epochs)
     "successive-halving": lambda first, epochs: optuna.pruners.SuccessiveHalvingPruner(
@@ -150,10 +158,14 @@ def pruner(name: str, first_rung: int, epochs: int) -> optuna.pruners.BasePruner
 
 @dataclass(frozen=True)
 class Standing:
-    """What is known of a proposal's setting: values of its own trial, then of its completed confirmations by seed."""
+    """What is known of a proposal's setting: values of its own trial, then of its completed confirmations by seed.
+
+    `others`: of each further objective the same.
+    """
 
     trials: tuple[int, ...]
     values: tuple[float, ...]
+    others: tuple[tuple[float, ...], ...] = ()
 
     @property
     def number(self) -> int:
@@ -168,26 +180,60 @@ class Standing:
         """Over seeds (n - 1); 0 of a single one."""
         return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
 
+    @property
+    def means(self) -> tuple[float, ...]:
+        """Of every objective."""
+        return tuple(statistics.fmean(values) for values in (self.values, *self.others))
+
+    def cells(self, objectives: Sequence[str]) -> list[str]:
+        """Of each of the study's objectives what a table shows."""
+        return [cell(name, values) for name, values in zip(objectives, (self.values, *self.others), strict=True)]
+
     def __str__(self) -> str:
         """`61.25`, or `61.25 ± 0.80 (3)` of three seeds."""
-        spread = f" ± {self.std:.2f} ({len(self.values)})" if len(self.values) > 1 else ""
-        return f"{self.mean:.2f}{spread}"
+        return cell("", self.values)
 
 
-def standings(trials: Iterable[FrozenTrial]) -> list[Standing]:
+def standings(trials: Iterable[FrozenTrial], rule: Rule | None = None) -> list[Standing]:
     """The completed proposals, best first: those with confirmations by their mean, then the others by their value.
 
     A single value is no match for a mean: the best of many single values is mostly a lucky one. The earliest comes
-    first among equals; a confirmation that failed does not count.
+    first among equals; a confirmation that failed does not count. Of several objectives `rule` says what is best.
     """
-    runs: dict[int, list[tuple[int, int, float]]] = {}
+    runs: dict[int, list[tuple[int, int, list[float]]]] = {}
     for trial in trials:
         if trial.state is TrialState.COMPLETE:
             attrs = trial.user_attrs
-            run = attrs.get(SEED, 0), trial.number, trial.value or 0.0
+            run = attrs.get(SEED, 0), trial.number, trial.values
             runs.setdefault(attrs.get(CONFIRMS, trial.number), []).append(run)
-    found = [Standing(tuple(n for _, n, _ in of), tuple(v for _, _, v in of)) for of in map(sorted, runs.values())]
-    return sorted(found, key=lambda standing: (len(standing.values) == 1, -standing.mean, standing.number))
+    found = []
+    for of in map(sorted, runs.values()):
+        values, *others = zip(*(values for _, _, values in of), strict=True)
+        found.append(Standing(tuple(number for _, number, _ in of), values, tuple(others)))
+    if rule is None:
+        return sorted(found, key=lambda standing: (len(standing.values) == 1, -standing.mean, standing.number))
+    found.sort(key=lambda standing: standing.number)
+    confirmed, single = ([s for s in found if (len(s.values) > 1) is several] for several in (True, False))
+    return [pool[n] for pool in (confirmed, single) if pool for n in rule.order([s.means for s in pool])]
+
+
+def compared(ranking: Sequence[Standing]) -> list[Standing]:
+    """Those of a ranking that the winner was picked from: the settings with confirmations, if there are any."""
+    return [standing for standing in ranking if len(standing.values) > 1] or list(ranking)
+
+
+def front(ranking: Sequence[Standing], rule: Rule) -> list[Standing]:
+    """The settings on the Pareto front of those compared, in the order of `ranking`."""
+    rivals = compared(ranking)
+    return [rivals[n] for n in rule.front([standing.means for standing in rivals])]
+
+
+def first_objective(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials as a study of their first objective would hold them, for charts of a single value."""
+    copies = [copy.copy(trial) for trial in trials]
+    for trial in copies:
+        trial.values = trial.values[:1] if trial.values else None
+    return copies
 
 
 def study_of(trials: Iterable[FrozenTrial]) -> optuna.Study:
@@ -204,6 +250,7 @@ class Ledger:
     study: optuna.Study
     space: Space
     sampler: Sampler
+    rule: Rule | None = None  # of a study of several objectives
     _proposing: threading.Lock = field(default_factory=threading.Lock)  # MLflow's thread reads parameters meanwhile
 
     def ask(self) -> FrozenTrial:
@@ -227,10 +274,11 @@ class Ledger:
         the trial as past its rung, so the caller tells it at once (a driver killed in between lets the trial go on).
         Published settings are never pruned: they are what the winner is compared with. The pruner is asked for them
         too, because only values it was asked about stand in the rung that other trials have to reach. Confirmations
-        are neither pruned nor noted: their setting stands in the rungs already.
+        are neither pruned nor noted: their setting stands in the rungs already. Nor are trials of several objectives:
+        what is poor in one may be the best of another.
         """
         frozen = self.get(number)
-        if CONFIRMS in frozen.user_attrs:
+        if CONFIRMS in frozen.user_attrs or self.rule:
             return False
         trial = Trial(self.study, frozen._trial_id)
         if epoch not in frozen.intermediate_values:
@@ -250,7 +298,7 @@ class Ledger:
     def unconfirmed(self, count: int, seeds: int) -> list[tuple[int, int]]:
         """The (trial, seed) that are missing of `seeds` confirmations for each of the best `count` proposals."""
         begun = {(t.user_attrs[CONFIRMS], t.user_attrs[SEED]) for t in self.trials() if CONFIRMS in t.user_attrs}
-        own = [standing.number for standing in standings(self.proposals())][:count]
+        own = [standing.number for standing in standings(self.proposals(), self.rule)][:count]
         return [pair for number in own for pair in ((number, seed + 1) for seed in range(seeds)) if pair not in begun]
 
     def confirm(self, number: int, seed: int) -> FrozenTrial:
@@ -266,8 +314,9 @@ class Ledger:
         )
         return self.trials(waiting=True)[-1]
 
-    def complete(self, number: int, value: float) -> None:
-        self.study.tell(number, value, state=TrialState.COMPLETE)
+    def complete(self, number: int, *values: float) -> None:
+        """Tell the end of a trial with its value of each objective."""
+        self.study.tell(number, values, state=TrialState.COMPLETE)
 
     def prune(self, number: int) -> None:
         self.study.tell(number, state=TrialState.PRUNED)
@@ -301,7 +350,7 @@ class Ledger:
 
     def ranking(self) -> list[Standing]:
         """The completed proposals, best first, as `standings` says."""
-        return standings(self.trials())
+        return standings(self.trials(), self.rule)
 
 
 def open_ledger(
@@ -313,14 +362,16 @@ def open_ledger(
     published: Mapping[str, Mapping[str, Any]],
     sampler: Sampler,
     pruner: optuna.pruners.BasePruner,
+    rule: Rule | None = None,
 ) -> Ledger:
     """Open study `name`, creating it with the `published` settings ({preset id: parameters}) as its first trials.
 
     `contract` is everything that makes its trials comparable (data, objective, space, recipe). Raises `UsageError` that
-    says what differs if the study was begun under another one.
+    says what differs if the study was begun under another one. `rule` is that of several objectives.
     """
+    directions = rule.directions if rule else [StudyDirection.MAXIMIZE]
     study = optuna.create_study(
-        study_name=name, storage=storage, direction="maximize", load_if_exists=True, pruner=pruner
+        study_name=name, storage=storage, directions=directions, load_if_exists=True, pruner=pruner
     )
     contract = {"schema": SCHEMA, **contract}
     kept = study.user_attrs.get(CONTRACT)
@@ -330,7 +381,7 @@ def open_ledger(
         study.set_user_attr(CONTRACT, contract)
     else:
         _check_contract(name, kept, json.loads(json.dumps(contract)))
-    return Ledger(study, space, sampler)
+    return Ledger(study, space, sampler, rule)
 
 
 def _check_contract(name: str, kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -23,8 +23,9 @@ from wsol_pipeline.training.budget import Budget
 from wsol_pipeline.training.build import build_method, build_readout
 from wsol_pipeline.training.config import Job, Recipe, TrainConfig, require, to_dict
 from wsol_pipeline.training.embedded import embedded_dataset, embedded_weights
-from wsol_pipeline.training.ledger import PRUNERS, SAMPLERS, Space
+from wsol_pipeline.training.ledger import FOR_ONE, FOR_SEVERAL, PRUNERS, SAMPLERS, Space
 from wsol_pipeline.training.options import RunOptions, reading, resolve
+from wsol_pipeline.training.pareto import COST, Rule
 
 OWN = "own settings"  # the name of a first trial that no paper has published
 
@@ -35,16 +36,23 @@ class SearchOptions:
 
     trials: Annotated[int, tyro.conf.arg(aliases=("--max-trials",))] = 8
     """Trials in all, published settings included; a larger number later continues the study."""
+    also: tuple[str, ...] = ()
+    """Further objectives beside --objective, for which readout and thresholds are solved: any metric of validation,
+    e.g. cls_top1, and device_hours, what a trial's training and validation cost. The study then seeks the Pareto front.
+    By default none."""
+    tolerance: float = 1.0
+    """With --also: of the front, settings within so many percentage points of the best of an objective go on to the
+    next one; the last decides. device_hours always is the last."""
     sampler: str = "tpe"
-    """What proposes parameters, by Optuna's names: tpe, gp (Gaussian process), cma-es, qmc (an even cover of the space)
-    or random."""
+    """What proposes parameters, by Optuna's names: tpe, gp (Gaussian process), qmc (an even cover of the space) or
+    random; cma-es for one objective, nsga2 for several."""
     startup_trials: int = 4
-    """Trials before the tpe, gp or cma-es sampler takes over from random proposals."""
+    """Trials before the tpe, gp or cma-es sampler takes over from random proposals; nsga2: its population."""
     published: int = 2
     """Settings tried before any is proposed: the run's own (the preset's), then other published ones."""
-    pruner: str = "successive-halving"
-    """What stops poor trials early, by Optuna's names: successive-halving, hyperband, median or none. Asked at the
-    rungs."""
+    pruner: str = "auto"
+    """What stops trials early that are poor in --objective at the rungs, by Optuna's names: successive-halving (auto),
+    hyperband, median or none. With --also nothing does: what is poor in one objective may be the best of another."""
     rungs: tuple[int, ...] | None = None
     """Epochs after which the whole readout is searched and the pruner asked. By default a half of the epochs."""
     confirm: int = 0
@@ -84,10 +92,25 @@ class StudyOptions(LimitsOptions, SearchOptions, RunOptions):
         require(self.startup_trials >= 0, "startup_trials cannot be negative", self.startup_trials)
         require(self.confirm >= 0, "confirm cannot be negative", self.confirm)
         require(self.confirm_seeds >= 1, "confirm_seeds must be at least 1", self.confirm_seeds)
+        require(self.tolerance >= 0, "tolerance cannot be negative", self.tolerance)
         self.budget()  # refuses limits that are not positive
-        for option, value, known in (("sampler", self.sampler, SAMPLERS), ("pruner", self.pruner, PRUNERS)):
+        for option, value, known in (("sampler", self.sampler, SAMPLERS), ("pruner", self.pruner, {"auto", *PRUNERS})):
             if value not in known:
                 raise unknown(option, value, known)
+        unfit = FOR_ONE if self.also else FOR_SEVERAL
+        rule = f"with --also the sampler cannot be {unfit[0]}" if self.also else f"{unfit[0]} needs --also"
+        require(self.sampler not in unfit, rule, self.sampler)
+        require(
+            not self.also or self.pruning == "none",
+            "pruners compare one value, so with --also the pruner must be none or auto",
+            self.pruner,
+        )
+
+    @property
+    def pruning(self) -> str:
+        """The pruner's name."""
+        by_default = "none" if self.also else "successive-halving"
+        return by_default if self.pruner == "auto" else self.pruner
 
     def budget(self) -> Budget:
         """The limits, with a clock that starts now."""
@@ -108,7 +131,25 @@ class Plan:
     @property
     def contract(self) -> dict[str, Any]:
         """What makes the trials comparable: it may not change while the study lives."""
-        return {"train": to_dict(self.config), "data": self.dataset.fingerprint, "space": space_of(self.space)}
+        several = {"also": self.rule.objectives[1:], "tolerance": self.rule.tolerance} if self.rule else {}
+        data, space = self.dataset.fingerprint, space_of(self.space)
+        return {"train": to_dict(self.config), "data": data, "space": space, **several}
+
+    @property
+    def rule(self) -> Rule | None:
+        """How a winner is picked among several objectives; None of one."""
+        also = sorted(self.options.also, key=lambda name: name == COST)
+        return Rule((self.config.objective, *also), self.options.tolerance) if also else None
+
+    @property
+    def pruning(self) -> str:
+        """What stops trials early, in words."""
+        if self.rule:
+            return "nothing is pruned: what is poor in one objective may be the best of another"
+        if self.options.pruning == "none" or not self.config.rungs:
+            return "nothing is pruned"
+        rungs = ", ".join(map(str, self.config.rungs))
+        return f"{self.options.pruning} prunes by the searched {self.config.objective} after epoch {rungs}"
 
     def job(
         self, parameters: Mapping[str, Any], seed: int, folder: Store, attempt: int, device: Literal["cpu", "cuda"]
@@ -137,6 +178,7 @@ def make_plan(options: StudyOptions, method: str, space: Space) -> Plan:
     if not options.data and not config.weights and config.backbone == "tiny" and store.is_local:
         config = dataclasses.replace(config, weights=embedded_weights(store, dataset))
     check_buildable(config, dataset)
+    check_also(options.also, config, dataset)
     published = first_trials(config, space, options.published, options.preset)
     return Plan(options, config, dataset, space, published, store / options.name)
 
@@ -227,6 +269,17 @@ def check_buildable(config: TrainConfig, dataset: Dataset) -> None:
         )
 
 
+def check_also(also: tuple[str, ...], config: TrainConfig, dataset: Dataset) -> None:
+    """Raise `UsageError` for a further objective that validation does not yield, or that is there already."""
+    rules = protocol(config.protocol, image_size=config.image_size, resize_size=config.resize_size)
+    known = (*selection.measured(rules, dataset.val.has_masks), COST)
+    for name in also:
+        if name not in known:
+            raise unknown(f"further objective under {rules.name}", name, known)
+    names = (config.objective, *also)
+    require(len(set(names)) == len(names), "--also must differ from --objective and name each once", names)
+
+
 def check_image_size(method: wsol_models.LocalizationMethod, config: TrainConfig) -> None:
     """Raise `UsageError` if images of this size shrink to nothing on the way through the network."""
     try:
@@ -241,6 +294,6 @@ def check_image_size(method: wsol_models.LocalizationMethod, config: TrainConfig
 
 def _rungs(options: StudyOptions, epochs: int) -> tuple[int, ...]:
     if options.rungs is None:
-        return (max(1, epochs // 2),) if epochs > 1 and options.pruner != "none" else ()
+        return (max(1, epochs // 2),) if epochs > 1 and options.pruning != "none" else ()
     require(all(0 < rung < epochs for rung in options.rungs), f"rungs must lie in 1..{epochs - 1}", options.rungs)
     return options.rungs

@@ -17,7 +17,7 @@ from wsol_pipeline import interrupts
 from wsol_pipeline.errors import DataError, PartialError, ResourceError, WsolError
 from wsol_pipeline.storage import STORAGE_ERRORS, Store
 from wsol_pipeline.training import cluster, registry, tracking
-from wsol_pipeline.training.charts import draw_study
+from wsol_pipeline.training.charts import draw_front, draw_study
 from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.config import Job, require
 from wsol_pipeline.training.doubt import Doubt, doubts, sentence
@@ -28,12 +28,15 @@ from wsol_pipeline.training.ledger import (
     Ledger,
     Space,
     Standing,
+    compared,
+    front,
     open_ledger,
     open_storage,
     pruner,
     sampler,
 )
 from wsol_pipeline.training.options import describe
+from wsol_pipeline.training.pareto import Rule
 from wsol_pipeline.training.plan import Plan, StudyOptions, make_plan
 from wsol_pipeline.training.rehearsal import rehearse
 from wsol_pipeline.training.run import resources_per_worker, trainable
@@ -50,7 +53,7 @@ class Outcome:
     """What a study found.
 
     `ranking`: the completed proposals, best first; `doubt`: how sure the first is, in a sentence or none; `stopped`:
-    the limit it ran into, if any.
+    the limit it ran into, if any; `rule`: of several objectives, how the first was picked, in a sentence.
     """
 
     balance: dict[str, int]
@@ -61,6 +64,7 @@ class Outcome:
     device_hours: float
     hours: float = 0.0  # that this run of the command took
     doubt: str = ""
+    rule: str = ""
     stopped: str = ""
 
 
@@ -96,7 +100,8 @@ def execute(plan: Plan, point: Point = lambda name: None) -> Outcome:
             contract=plan.contract,
             published=plan.published,
             sampler=sampler(options.sampler, options.seed, options.startup_trials),
-            pruner=pruner(options.pruner, min(plan.config.rungs, default=1), plan.config.recipe.epochs),
+            pruner=pruner(options.pruning, min(plan.config.rungs, default=1), plan.config.recipe.epochs),
+            rule=plan.rule,
         )
         views = functools.partial(trial_views, plan, ledger, lease)
         with tracking.Projection(client, experiment, options.name, study_tags(plan), views) as projection:
@@ -130,7 +135,7 @@ def _run(plan: Plan, ledger: Ledger, lease: Lease, projection: tracking.Projecti
         ledger, lease, trial_job, options.trials, plan.folder, say, point, options.budget(), confirm
     )
     done = sum(trial.state.is_finished() for trial in ledger.proposals())
-    say.plan(options.trials, done, searcher.orphans, concurrent, sample)
+    say.plan(options.trials, done, searcher.orphans, concurrent, sample, plan.pruning)
     try:
         with say, interrupts.gently():
             run_trials(searcher, trainable(sample), concurrent, resources, plan.folder)
@@ -160,25 +165,32 @@ def _finish(plan: Plan, ledger: Ledger, projection: tracking.Projection, point: 
         for standing in ledger.ranking()
     ]
     point("registering")
-    doubt = doubts(plan.folder, ledger.ranking(), plan.config.objective)
-    plan.folder.write(WINNER, json.dumps(winner_record(plan, ledger, final, doubt)).encode())
-    told = sentence(doubt) if doubt else ""
-    version = _to_mlflow(plan, ledger, projection, ranking, final, told)
-    return Outcome(balance, ranking, final, version, failures, ledger.device_seconds() / 3600, doubt=told)
+    doubt = doubts(plan.folder, ledger.ranking(), plan.config.objective, rule=plan.rule)
+    record = winner_record(plan, ledger, final, doubt)
+    plan.folder.write(WINNER, json.dumps(record).encode())
+    told, rule = (record.get(name, "") for name in ("doubt", "rule"))
+    version = _to_mlflow(plan, ledger, projection, ranking, final, f"{rule} {told}".strip())
+    return Outcome(balance, ranking, final, version, failures, ledger.device_seconds() / 3600, doubt=told, rule=rule)
 
 
 def _to_mlflow(
-    plan: Plan, ledger: Ledger, projection: tracking.Projection, ranking: list[Ranked], final: Store, doubt: str
+    plan: Plan, ledger: Ledger, projection: tracking.Projection, ranking: list[Ranked], final: Store, sure: str
 ) -> str | None:
-    """Write what is missing, the study's pictures and table, and register the winner; its version, None if away."""
+    """Write what is missing, the study's pictures and table, and register the winner; its version, None if away.
+
+    `sure`: by what rule the winner was picked and how sure that is, in sentences.
+    """
     try:
         if not tracking.wait_for_flush(projection, seconds=30):
             raise ResourceError("it does not answer")
         version = registry.register(projection, plan.options.name, ranking[0][0].number, final)
-        table = ranking_markdown(ranking, plan.config.objective, published_figures(ranking), doubt)
+        names = plan.rule.objectives if plan.rule else (plan.config.objective,)
+        table = ranking_markdown(ranking, names, published_figures(ranking), sure)
         projection.add_text("ranking.md", table)
         with tempfile.TemporaryDirectory() as folder:
             projection.add_pictures(draw_study(ledger.study, Path(folder)))
+            if plan.rule:
+                projection.add_pictures([draw_front(ledger.ranking(), plan.rule, Path(folder))])
         projection.close_parent()
     except (ResourceError, MlflowException, *STORAGE_ERRORS) as error:
         print(f"MLflow was not written in full ({str(error)[:160]}): the same command writes the rest.", flush=True)
@@ -203,6 +215,8 @@ def winner_record(plan: Plan, ledger: Ledger, final: Store, doubt: Doubt | None)
         sure["confirmed"] = {"values": best.values, "mean": best.mean, "std": best.std, "n": len(best.values)}
     if doubt:
         sure |= {"wins": doubt.wins, "doubt": sentence(doubt)}
+    if plan.rule:
+        sure |= several_objectives(ledger.ranking(), plan.rule)
     return sure | {
         "method": plan.config.method,
         "model": final.uri,
@@ -210,6 +224,18 @@ def winner_record(plan: Plan, ledger: Ledger, final: Store, doubt: Doubt | None)
         "trials": len(ledger.proposals()),
         "published": compared,
         "data": plan.dataset.uri,
+    }
+
+
+def several_objectives(ranking: Sequence[Standing], rule: Rule) -> dict[str, Any]:
+    """What `winner.json` says of a study of several objectives: names, values, rule and front, means over seeds."""
+    kind = "settings" if len(ranking[0].values) == 1 else "confirmed settings"
+    return {
+        "objectives": rule.objectives,
+        "tolerance": rule.tolerance,
+        "values": dict(zip(rule.objectives, ranking[0].means, strict=True)),
+        "rule": rule.sentence({standing.number: standing.means for standing in compared(ranking)}, kind),
+        "front": [{"trial": s.number, "seeds": len(s.trials), "values": s.means} for s in front(ranking, rule)],
     }
 
 

@@ -20,7 +20,8 @@ from rich.table import Table
 from rich.text import Text
 
 from wsol_pipeline.training.config import without_passwords
-from wsol_pipeline.training.ledger import CONFIRMS, SEED, Ledger
+from wsol_pipeline.training.ledger import CONFIRMS, SEED, Ledger, front
+from wsol_pipeline.training.pareto import COST, Rule, cell
 
 if TYPE_CHECKING:
     from wsol_pipeline.storage import Store
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from wsol_pipeline.training.verdict import Row
 
 FINISHED_SHOWN = 5
+FRONT_ROWS = 20  # of a Pareto front on the last screen, the best
 
 
 def is_live() -> bool:
@@ -82,10 +84,11 @@ class TrialLog:
     def __exit__(self, *_: object) -> None:
         """Nothing is left to close."""
 
-    def plan(self, trials: int, done: int, adopted: list[int], concurrent: int, job: Job) -> None:
+    def plan(self, trials: int, done: int, adopted: list[int], concurrent: int, job: Job, pruning: str) -> None:
         """Say what is about to happen."""
         place = f"{job.workers} worker(s) on {job.device}"
         self._line(f"{trials} trials, {done} done; {concurrent} at once, {place} each, {self.epochs} epochs")
+        self._line(pruning)
         if adopted:
             self._line(f"going on with trial {', '.join(map(str, adopted))} of a driver that died")
 
@@ -93,13 +96,17 @@ class TrialLog:
         text = {
             "started": lambda: f"{_beginning(details)}: {format_parameters(details['parameters'])}",
             "epoch": lambda: self._epoch(details),
-            "complete": lambda: f"complete: {self.objective} {details['record']['value']:.1f}",
+            "complete": lambda: f"complete: {self._reached(details)}",
             "pruned": lambda: "pruned",
             "failed": lambda: f"failed: {details['kind']}: {details.get('message', '')[:160]}",
             "stopping": lambda: "writes a checkpoint and ends; the same signal again leaves at once",
         }.get(event)
         if text:
             self._line(f"trial {number:>3} {text()}")
+
+    def _reached(self, details: Mapping[str, Any]) -> str:
+        value, *others = details["values"].items()
+        return ", ".join([f"{self.objective} {value[1]:.1f}", *(f"{name} {cell(name, [of])}" for name, of in others)])
 
     def _epoch(self, record: Mapping[str, Any]) -> str:
         how = "all settings" if record["searched"] else "one setting"
@@ -166,8 +173,9 @@ class TrialTable(TrialLog):
     def __exit__(self, *_: object) -> None:
         self.live.stop()
 
-    def plan(self, trials: int, done: int, adopted: list[int], concurrent: int, job: Job) -> None:
+    def plan(self, trials: int, done: int, adopted: list[int], concurrent: int, job: Job, pruning: str) -> None:
         self.concurrent = concurrent
+        self._line(pruning)
         if adopted:
             self._line(f"going on with trial {', '.join(map(str, adopted))} of a driver that died")
 
@@ -291,17 +299,21 @@ def format_parameters(parameters: Mapping[str, Any]) -> str:
 
 
 def ranking_markdown(
-    ranking: Sequence[Ranked], objective: str, published: Mapping[str, Mapping[str, float]], doubt: str = ""
+    ranking: Sequence[Ranked], objectives: Sequence[str], published: Mapping[str, Mapping[str, float]], sure: str = ""
 ) -> str:
     """The study's table as Markdown, with what the papers report for the settings among its trials below it.
 
     Args:
         published: preset id -> the paper's figures, measured on its own data and protocol.
-        doubt: how sure the first is, in a sentence.
+        sure: by what rule the first was picked, and how sure that is, in sentences.
     """
-    lines = ["| trial | setting | parameters | " + objective + " (validation) |", "|---|---|---|---|"]
-    lines += [f"| {standing.number} | {note} | {format_parameters(p)} | {standing} |" for standing, note, p in ranking]
-    lines += ["", doubt] if doubt else []
+    heads = " | ".join(name if name == COST else f"{name} (validation)" for name in objectives)
+    lines = [f"| trial | setting | parameters | {heads} |", "|---" * (3 + len(objectives)) + "|"]
+    lines += [
+        f"| {standing.number} | {note} | {format_parameters(p)} | {' | '.join(standing.cells(objectives))} |"
+        for standing, note, p in ranking
+    ]
+    lines += ["", sure] if sure else []
     if published:
         lines += ["", "Published, on the paper's own data and protocol:", "", "| setting | figures |", "|---|---|"]
         lines += [f"| {name} | {format_parameters(figures)} |" for name, figures in published.items()]
@@ -339,12 +351,19 @@ def print_outcome(outcome: Outcome, plan: Plan) -> None:
     )
     if outcome.stopped:
         console.print(f"{outcome.stopped}: the same command with a larger limit continues", soft_wrap=True)
-    table = Table(title=f"Study {plan.options.name}: {objective} on validation ({plan.config.protocol})")
-    for name in ("trial", "", "parameters", objective):
-        table.add_column(name, justify="right" if name == objective else "left")
-    for standing, note, parameters in outcome.ranking[:8]:
-        table.add_row(str(standing.number), note, format_parameters(parameters), str(standing))
+    objectives = plan.rule.objectives if plan.rule else (objective,)
+    what, shown = objective, outcome.ranking[:8]
+    if plan.rule:
+        found = on_front(outcome.ranking, plan.rule)
+        what, shown = f"the Pareto front ({len(found)} settings)", found[:FRONT_ROWS]
+    table = Table(title=f"Study {plan.options.name}: {what} on validation ({plan.config.protocol})")
+    for name in ("trial", "", "parameters", *objectives):
+        table.add_column(name, justify="right" if name in objectives else "left")
+    for standing, note, parameters in shown:
+        table.add_row(str(standing.number), note, format_parameters(parameters), *standing.cells(objectives))
     console.print(table)
+    if outcome.rule:
+        console.print(outcome.rule)
     if outcome.doubt:
         console.print(outcome.doubt)
     for number, failure in outcome.failures.items():
@@ -370,6 +389,12 @@ def how_to_open_mlflow(storage: str) -> str:
     if server:
         return f"mlflow server --backend-store-uri {shlex.quote(without_passwords(server))}"
     return f"make mlflow RUNS={shlex.quote(storage)}, then open http://127.0.0.1:5000"
+
+
+def on_front(ranking: Sequence[Ranked], rule: Rule) -> list[Ranked]:
+    """The settings of a study of several objectives that no other beats, best first."""
+    found = front([standing for standing, _, _ in ranking], rule)
+    return [row for row in ranking if row[0] in found]
 
 
 def format_hours(hours: float) -> str:

@@ -4,6 +4,7 @@ Ray Tune only executes; its own state is disposable. The searcher hands out the 
 scheduler is FIFO and stops what the ledger's pruner says; a trial is COMPLETE only when a worker's final record exists.
 """
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,7 @@ from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.config import Job, to_dict
 from wsol_pipeline.training.lease import Lease
 from wsol_pipeline.training.ledger import SEED, Ledger
+from wsol_pipeline.training.pareto import COST, Rule
 
 Event = Callable[[str, int, dict[str, Any]], None]  # (what happened, trial number, details)
 Point = Callable[[str], None]  # called with the name of each step passed; tests kill the driver there
@@ -225,15 +227,34 @@ def report(ledger: Ledger, number: int, record: dict[str, Any], on_event: Event)
 def settle(ledger: Ledger, number: int, checkpoints: CheckpointStore, on_event: Event) -> bool:
     """Tell COMPLETE or FAIL if the trial's worker has written its end; False if it has not."""
     if final := checkpoints.final():
-        record = checkpoints.records()[-1]
-        ledger.complete(number, record["value"])
-        on_event("complete", number, {"record": record, "folder": final.uri})
-        return True
-    if failure := checkpoints.failure():
+        records = checkpoints.records()
+        values = reached(records, ledger.rule)
+        undefined = [name for name, value in values.items() if not math.isfinite(value)]
+        if not undefined:
+            ledger.complete(number, *values.values())
+            on_event("complete", number, {"record": records[-1], "folder": final.uri, "values": values})
+            return True
+        failure = {"kind": "configuration", "message": f"{undefined[0]} is not defined for these maps"}  # PxAP of masks
+    else:
+        failure = checkpoints.failure() or {}
+    if failure:
         ledger.fail(number, failure["kind"], failure["message"])
         on_event("failed", number, failure)
         return True
     return False
+
+
+def reached(records: list[dict[str, Any]], rule: Rule | None) -> dict[str, float]:
+    """A finished trial's value of each objective, from the records of its epochs; the first is the one solved for.
+
+    Cost counts every epoch once: what died and was done again is no fault of the setting.
+    """
+    last = records[-1]
+    if rule is None:
+        return {"value": last["value"]}
+    first, *others = rule.objectives
+    known = {**last["val"], COST: sum(record["device_seconds"] for record in records) / 3600}
+    return {first: last["value"]} | {name: known[name] for name in others}
 
 
 def settle_orphans(ledger: Ledger, checkpoints: Callable[[int], CheckpointStore], on_event: Event) -> list[int]:

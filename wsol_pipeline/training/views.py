@@ -35,7 +35,7 @@ def study_tags(plan: Plan) -> dict[str, str]:
         "wsol.data_fingerprint": plan.dataset.fingerprint,
         "wsol.val_fingerprint": plan.dataset.val.fingerprint,
         "wsol.protocol": plan.config.protocol,
-        "wsol.objective": plan.config.objective,
+        "wsol.objective": ", ".join(plan.rule.objectives) if plan.rule else plan.config.objective,
         **provenance(),
     }
 
