@@ -536,12 +536,24 @@ def test_synthetic_objects_stand_side_by_side_each_with_its_box_and_class_mask()
         assert all(left[2] <= right[0] for left, right in pairwise(row.boxes))
 
 
+def test_synthetic_emblems_come_again_in_other_colours():
+    assert synthetic.class_names(14)[5:8] == ("dots", "cross-2", "ring-2")
+    assert synthetic.class_names(14)[-1] == "ring-3"
+    ring, again = Image.new("RGB", (48, 48)), Image.new("RGB", (48, 48))
+    for image, label in ((ring, 1), (again, 7)):
+        synthetic._emblem(image, label, classes=12, centre=(24, 24), radius=20, saturation=1.0)
+    ring_HW3, again_HW3 = np.array(ring), np.array(again)
+    lit_HW = ring_HW3.max(-1) > 20
+    np.testing.assert_array_equal(lit_HW, again_HW3.max(-1) > 20)
+    assert (ring_HW3 != again_HW3)[lit_HW].any(-1).all()
+
+
 def test_synthetic_makes_a_dataset_without_bad_rows(write, tmp_path):
     dataset = write(tmp_path, synthetic.read(Path(), SMALL))
     assert dataset.manifest.quarantine == {"train": 0, "val": 0, "test": 0}
 
 
-@pytest.mark.parametrize("options", [{"classes": 7}, {"size": 16}, {"val": 1}, {"objects": 6}])
+@pytest.mark.parametrize("options", [{"classes": 25}, {"size": 16}, {"val": 1}, {"objects": 6}])
 def test_synthetic_refuses_what_it_cannot_draw(options):
     with pytest.raises(UsageError, match=next(iter(options))):
         synthetic.Options(**options)

@@ -24,6 +24,7 @@ from wsol_pipeline.errors import UsageError
 from wsol_pipeline.protocol import Role
 
 EMBLEMS = ("cross", "ring", "triangle", "square", "bars", "dots")
+MOST_CLASSES = 4 * len(EMBLEMS)  # further colours of one emblem would hardly differ
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Options:
     test: int = 400
     """Test images."""
     classes: int = 5
-    """Classes, 2 to 6."""
+    """Classes, 2 to 24: from the seventh on the emblems come again, in other colours."""
     objects: int = 1
     """Largest number of objects in an image, each of another class. From 2 on the dataset is multi-label and has class
     masks."""
@@ -47,8 +48,8 @@ class Options:
     """Another seed draws other images."""
 
     def __post_init__(self) -> None:
-        if not 2 <= self.classes <= len(EMBLEMS):
-            raise UsageError(f"classes must be in 2..{len(EMBLEMS)} but got {self.classes}.")
+        if not 2 <= self.classes <= MOST_CLASSES:
+            raise UsageError(f"classes must be in 2..{MOST_CLASSES} but got {self.classes}.")
         if not 1 <= self.objects <= self.classes:
             raise UsageError(f"objects must be in 1..{self.classes}, the classes, but got {self.objects}.")
         if self.size < 32:
@@ -60,7 +61,13 @@ class Options:
 
 def read(source: Path, options: Options) -> Source:
     """Generate the images; `source` is not looked at."""
-    return Source(EMBLEMS[: options.classes], "exclusive0", _rows(options), multilabel=options.objects > 1)
+    return Source(class_names(options.classes), "exclusive0", _rows(options), multilabel=options.objects > 1)
+
+
+def class_names(classes: int) -> tuple[str, ...]:
+    """Emblems; those that come again with a number: cross, ..., dots, cross-2, ..."""
+    rounds = (divmod(label, len(EMBLEMS)) for label in range(classes))
+    return tuple(EMBLEMS[emblem] + (f"-{turn + 1}" if turn else "") for turn, emblem in rounds)
 
 
 def _rows(options: Options) -> Iterator[Row]:
@@ -160,7 +167,7 @@ def _emblem(
     colour = tuple(round(255 * part) for part in colorsys.hsv_to_rgb(label / classes, saturation, 1.0))
     pen.ellipse((x - r, y - r, x + r, y + r), fill=(20, 20, 20))
     s = 0.72 * r
-    sign = EMBLEMS[label]
+    sign = EMBLEMS[label % len(EMBLEMS)]
     if sign == "cross":
         pen.line((x - s, y, x + s, y), fill=colour, width=round(0.6 * r))
         pen.line((x, y - s, x, y + s), fill=colour, width=round(0.6 * r))
