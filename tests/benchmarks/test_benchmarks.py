@@ -17,6 +17,7 @@ SHORT = {
     "memory": ["--images", "100"],
     "step": ["--pairs", "1", "--size", "32", "--batch", "2", "--backbone", "resnet18"],
     "step_bcam": ["--pairs", "1", "--size", "32", "--batch", "2", "--backbone", "resnet18"],
+    "solving": ["--quick"],
     "study": ["--quick"],
     "training": ["--quick"],
 }
