@@ -39,7 +39,7 @@ from wsol_pipeline.training.ledger import sampler
 SOLVED, K_SAMPLED, BOTH_SAMPLED = KINDS = ("k and threshold solved", "k sampled", "k and threshold sampled")
 SAMPLERS = ("tpe", "random")
 TARGETS = (0.90, 0.95, 0.99)  # quantiles, over the trained settings, of the best score on the seen half
-LOOKS = (1, 5, 10, 20, 40)  # equal times to compare at, in mean solved trials
+LOOKS = (2, 5, 10, 20, 40)  # equal times to compare at, in mean solved trials
 STARTUP = 4  # random trials before TPE takes over: the jobs' default
 REDRAWS = 2000
 
