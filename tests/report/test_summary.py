@@ -10,12 +10,11 @@ from wsol_pipeline.report.summary import (
     gain,
     gain_sentence,
     kinds,
-    metric_name,
-    parameter_name,
     size_edges,
     training_points,
     wilson,
 )
+from wsol_pipeline.training.names import metric_name, parameter_name
 
 
 def test_the_gain_is_split_into_readout_and_training(facts):

@@ -1,15 +1,18 @@
 """MLflow as a projection: written again it stays the same, and an answer that got lost makes no second run."""
 
 import logging
+from collections import Counter
+from dataclasses import replace
 
 import mlflow
 import pytest
 from filelock import FileLock, Timeout
+from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
 from wsol_pipeline.errors import ResourceError
 from wsol_pipeline.training import tracking
-from wsol_pipeline.training.tracking import Projection, TrialView
+from wsol_pipeline.training.tracking import Projection, StudyView, TrialView
 
 
 class Lossy:
@@ -27,6 +30,18 @@ class Lossy:
 
     def __getattr__(self, name):
         return getattr(self._client, name)
+
+
+class Counting(Lossy):
+    """An MLflow client that counts its requests."""
+
+    def __init__(self, client: mlflow.MlflowClient) -> None:
+        super().__init__(client, 0)
+        self.requests: Counter[str] = Counter()
+
+    def __getattr__(self, name):
+        self.requests[name] += 1
+        return super().__getattr__(name)
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +102,59 @@ def test_a_second_driver_writes_the_same_again(connected):
     assert [(metric.step, metric.value) for metric in history] == [(1, 51.0), (2, 52.0), (3, 53.0)]
     assert (runs["0"].info.status, runs["1"].info.status) == ("FINISHED", "RUNNING")
     assert runs["1"].data.tags["mlflow.parentRunId"] == runs["study"].info.run_id
+
+
+def test_what_has_ended_is_not_asked_for_again_even_by_a_second_driver(connected):
+    """Its files are drawn once, and its records are not read."""
+    client, experiment = connected
+    drawn = []
+
+    def draw(folder):
+        drawn.append(1)
+        (folder / "surface.png").write_bytes(b"a picture")
+        return {"gain": 7.5}
+
+    one = project(client, experiment, [replace(view(0, 2, "PRUNED"), readout=draw), replace(view(1, 1), readout=draw)])
+    assert one.flush()
+    assert one.flush()
+    assert (one.ended, drawn) == ({0}, [1])
+    run = client.get_run(one.trial_run(0))
+    assert run.data.metrics["readout/gain"] == 7.5
+    assert [file.path for file in client.list_artifacts(run.info.run_id, "readout")] == ["readout/surface.png"]
+    second = project(client, experiment, [view(0, 2, "PRUNED"), view(1, 1)])
+    assert second.flush()
+    assert second.ended == {0}
+
+
+def test_an_end_whose_files_did_not_arrive_is_written_again(connected, monkeypatch):
+    client, experiment = connected
+    broken = Lossy(client, lost=0)
+    broken.log_artifacts = lambda *args: (_ for _ in ()).throw(OSError("disk full"))
+    ended = [replace(view(0, 1, "COMPLETE"), readout=lambda folder: {"gain": 1.0})]
+    assert not project(broken, experiment, ended).flush()
+    one = project(client, experiment, ended)
+    assert one.flush()
+    assert client.get_run(one.trial_run(0)).data.metrics["readout/gain"] == 1.0
+
+
+def test_the_study_s_own_run_grows_with_it(connected):
+    client, experiment = connected
+    states = [("1 complete", [50.0]), ("1 complete", [50.0]), ("2 complete", [50.0, 60.0])]
+    views = [
+        StudyView(
+            {"epochs": 4}, {"wsol.trials": told},
+            [Metric("best_objective", value, 1_700_000_000_000 + n, n) for n, value in enumerate(best, start=1)],
+        )
+        for told, best in states
+    ]  # fmt: skip
+    counting = Counting(client)
+    one = Projection(counting, experiment, "s", {}, list, lambda: views.pop(0))
+    assert [one.flush() for _ in range(3)] == [True] * 3
+    assert counting.requests["log_batch"] == 2  # nothing is written where nothing is new
+    run = client.get_run(one.parent_run())
+    assert (run.data.params, run.data.tags["wsol.trials"]) == ({"epochs": "4"}, "2 complete")
+    history = client.get_metric_history(run.info.run_id, "best_objective")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 50.0), (2, 60.0)]
 
 
 def test_an_answer_that_got_lost_makes_no_second_run(connected, caplog):

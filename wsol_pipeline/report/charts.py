@@ -20,16 +20,10 @@ from wsol_pipeline.evaluation.cases import HIT
 from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.evaluation.selection import Choice
 from wsol_pipeline.report.facts import Line, Search, Several, Subject
-from wsol_pipeline.report.summary import (
-    Share,
-    best_of_settings,
-    curve_metric,
-    metric_name,
-    parameter_name,
-    training_points,
-)
+from wsol_pipeline.report.summary import Share, best_of_settings, training_points
 from wsol_pipeline.training.ledger import Standing, study_of
 from wsol_pipeline.training.ledger import front as pareto_front
+from wsol_pipeline.training.names import curve_metric, metric_name, parameter_name
 from wsol_pipeline.training.pareto import COST
 
 # Stand for colours of the page, which replace them in the finished SVG.

@@ -17,20 +17,12 @@ from optuna.trial import FrozenTrial, TrialState
 from wsol_pipeline.evaluation.cases import KINDS
 from wsol_pipeline.report import charts
 from wsol_pipeline.report.facts import Facts, Line, Search, Subject
-from wsol_pipeline.report.summary import (
-    FEW_TRIALS,
-    by_size,
-    gain,
-    gain_sentence,
-    kinds,
-    metric_name,
-    parameter_name,
-    size_edges,
-)
+from wsol_pipeline.report.summary import FEW_TRIALS, by_size, gain, gain_sentence, kinds, size_edges
 from wsol_pipeline.report.tables import comparison_table
 from wsol_pipeline.training.config import to_dict, without_passwords
 from wsol_pipeline.training.ledger import FAILURE, PUBLISHED, SPENT, standings
 from wsol_pipeline.training.ledger import front as pareto_front
+from wsol_pipeline.training.names import metric_name, parameter_name
 from wsol_pipeline.training.provenance import provenance
 
 SURFACE = "All settings (down) at all thresholds (across), validation, %; the cross is the choice."

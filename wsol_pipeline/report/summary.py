@@ -14,6 +14,7 @@ from wsol_pipeline.evaluation.cases import KINDS, Case, kind
 from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.report.facts import Facts, Search
 from wsol_pipeline.training.ledger import PUBLISHED
+from wsol_pipeline.training.names import metric_name
 from wsol_pipeline.training.plan import OWN
 
 FEW_TRIALS = 4  # an importance needs at least as many that are complete
@@ -28,29 +29,6 @@ class Share:
     percent: float
     low: float
     high: float
-
-
-def metric_name(metric: str) -> str:
-    """A metric as papers print it."""
-    known = {
-        "max_box_acc_v2": "MaxBoxAccV2", "gt_known_loc": "GT-known Loc", "top1_loc": "Top-1 Loc",
-        "top5_loc": "Top-5 Loc", "pxap": "PxAP", "piou": "pIoU", "peak_iou": "Peak IoU", "miou": "mIoU",
-        "map_50": "mAP50", "corloc": "CorLoc", "corloc_v2": "CorLocV2", "cls_top1": "Top-1 Cls",
-        "top1_loc_30": "Top-1 Loc, IoU 0.30", "top1_loc_70": "Top-1 Loc, IoU 0.70", "top1_loc_mean": "Top-1 Loc, mean",
-        "cls1_err": "Top-1 Cls error", "cls5_err": "Top-5 Cls error", "clsloc1_err": "Top-1 Loc error",
-        "clsloc5_err": "Top-5 Loc error",
-    }  # fmt: skip
-    if metric.startswith("ois_"):
-        return f"OIS {metric_name(metric.removeprefix('ois_'))}"
-    return known.get(metric, metric.replace("max_box_acc_iou", "MaxBoxAcc, IoU 0.").replace("_", " "))
-
-
-def parameter_name(name: str) -> str:
-    """A hyper-parameter as papers print it: `lambda1` is λ1."""
-    for word, letter in {"lambda": "λ", "alpha": "α", "beta": "β", "gamma": "γ"}.items():
-        if name.rstrip("_0123456789") == word:
-            return letter + name.removeprefix(word).rstrip("_")
-    return name.rstrip("_").replace("_", " ")
 
 
 def gain(facts: Facts) -> list[tuple[str, float]]:
@@ -122,11 +100,6 @@ def wilson(hits: int, images: int, z: float = 1.96) -> tuple[float, float]:
     middle = (share + weight / 2) / (1 + weight)
     half = z / (1 + weight) * np.sqrt(share * (1 - share) / images + weight / (4 * images))
     return 100 * float(middle - half), 100 * float(middle + half)
-
-
-def curve_metric(objective: str) -> str:
-    """The metric whose curve over thresholds is shown: PxAP has none, pIoU is read from the same masks."""
-    return "piou" if objective == "pxap" else objective
 
 
 def best_of_settings(counts: Counts, objective: str) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ lease):
                                                        don't count
     <trial>/attempt-0002/failure.json                  why a run ended, if it did
     <trial>/attempt-0002/final/...                     the finished model and its curve, sealed likewise
+    <trial>/attempt-0002/rung/val_counts.json          of the last rung, for whoever looks at a pruned trial's readout
 
 A worker writes into its own attempt only, so one that outlived its driver can't harm the attempt that took over; a
 reader takes the newest position that verifies, of any attempt, and names what it had to pass over.
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 _CHECKPOINT = re.compile(r"attempt-\d+/e\d+-s\d+/seal\.json$")
 SEAL = "seal.json"
+RUNG = "rung"
 KEEP = 2  # the newest, and the one before it to fall back to
 
 
@@ -140,6 +142,10 @@ class CheckpointStore:
                 continue
             return self.trial / folder
         return None
+
+    def keep_rung(self, name: str, data: bytes) -> None:
+        """Keep a file of the last rung, in place of an earlier one's. Nothing is decided by it: it bears no seal."""
+        self.own.write(f"{RUNG}/{name}", data)
 
     def fail(self, kind: str, message: str) -> None:
         """Say why this attempt's run ended, for the driver and whoever reads the study later."""

@@ -28,7 +28,7 @@ import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import BaseJournalBackend
 from optuna.study import StudyDirection
-from optuna.trial import BaseTrial, FrozenTrial, Trial, TrialState
+from optuna.trial import BaseTrial, FixedTrial, FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from wsol_pipeline.errors import ResourceError, UsageError, unknown
@@ -263,9 +263,12 @@ class Ledger:
 
     def parameters(self, number: int) -> dict[str, Any]:
         """What the space makes of trial `number`'s parameters. Completes those of a trial whose driver died asking."""
+        trial = self.get(number)
+        if trial.state.is_finished():  # no sampler needs to look at the whole study for it
+            return self.space(FixedTrial(trial.params))
         with self._proposing:
             self.study.sampler = self.sampler(number)
-            return self.space(Trial(self.study, self.get(number)._trial_id))
+            return self.space(Trial(self.study, trial._trial_id))
 
     def report(self, number: int, epoch: int, value: float) -> bool:
         """Note the searched objective after `epoch`; True if the pruner would stop the trial.

@@ -271,8 +271,10 @@ def _finish_epoch(run: Run, epoch: int, started: float, rows: int) -> Record:
     run.progress = Progress(Position(epoch + 1), [*run.progress.records, record], {})
     if last:
         _finish(run, counts, choice, images)
-    else:
-        _save(run)
+        return record
+    if searched and run.world.rank == 0:
+        run.checkpoints.keep_rung(VAL_COUNTS, json.dumps(counts.to_dict()).encode())
+    _save(run)
     return record
 
 

@@ -42,7 +42,7 @@ from wsol_pipeline.training.rehearsal import rehearse
 from wsol_pipeline.training.run import resources_per_worker, trainable
 from wsol_pipeline.training.terminal import print_interrupted, print_outcome, ranking_markdown, trial_view
 from wsol_pipeline.training.tuner import LedgerSearcher, Point, run_trials, trial_folder
-from wsol_pipeline.training.views import connect_mlflow, study_tags, trial_views
+from wsol_pipeline.training.views import connect_mlflow, study_tags, study_view, trial_views
 
 WINNER = "winner.json"
 Ranked = tuple[Standing, str, dict[str, Any]]  # of one setting: how it stands, which published one it is, parameters
@@ -103,8 +103,12 @@ def execute(plan: Plan, point: Point = lambda name: None) -> Outcome:
             pruner=pruner(options.pruning, min(plan.config.rungs, default=1), plan.config.recipe.epochs),
             rule=plan.rule,
         )
-        views = functools.partial(trial_views, plan, ledger, lease)
-        with tracking.Projection(client, experiment, options.name, study_tags(plan), views) as projection:
+        ended: set[int] = set()
+        views = functools.partial(trial_views, plan, ledger, lease, ended)
+        summary = functools.partial(study_view, plan, ledger, lease)
+        with tracking.Projection(
+            client, experiment, options.name, study_tags(plan), views, summary, ended
+        ) as projection:
             stopped = _run(plan, ledger, lease, projection, point)
         found = _finish(plan, ledger, projection, point)
         return dataclasses.replace(found, stopped=stopped, hours=(time.monotonic() - started) / 3600)
@@ -205,8 +209,10 @@ def winner_record(plan: Plan, ledger: Ledger, final: Store, doubt: Doubt | None)
     """
     rows, compared = search_spaces.presets(), None
     for trial in ledger.trials():
+        if trial.user_attrs.get(PUBLISHED) not in rows:
+            continue
         folder = CheckpointStore(trial_folder(plan.folder, trial.number), 0).final()
-        if trial.user_attrs.get(PUBLISHED) in rows and folder is not None:
+        if folder is not None:
             compared = {"model": folder.uri, "preset": trial.user_attrs[PUBLISHED], "trial": trial.number}
             break
     best = ledger.ranking()[0]

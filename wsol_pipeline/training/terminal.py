@@ -292,10 +292,12 @@ def _beginning(details: Mapping[str, Any]) -> str:
 
 def format_parameters(parameters: Mapping[str, Any]) -> str:
     """`lambda 0.91, alpha 0.5`: floats with three significant digits."""
-    return ", ".join(
-        f"{name.rstrip('_')} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in parameters.items()
-    )
+    return ", ".join(f"{name.rstrip('_')} {format_value(value)}" for name, value in parameters.items())
+
+
+def format_value(value: Any) -> str:
+    """A parameter's value: floats with three significant digits."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def ranking_markdown(

@@ -8,6 +8,7 @@ written again. A thread does it every few seconds; what it could not deliver wai
 import contextlib
 import logging
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -42,19 +43,36 @@ class TrialView:
     parameters: dict[str, Any]
     tags: dict[str, str]
     records: list[dict[str, Any]]
+    readout: Callable[[Path], dict[str, float]] | None = None
+    """Of a trial that has ended, if it kept what is needed: writes files into a folder, returns metrics."""
+
+
+@dataclass(frozen=True)
+class StudyView:
+    """What MLflow shows of the study itself so far. `metrics` only ever grow."""
+
+    parameters: dict[str, Any]
+    tags: dict[str, str]
+    metrics: list[Metric]
 
 
 @dataclass
 class Projection:
-    """Writes a study's trials to MLflow in the background. `trials` is called anew at each turn."""
+    """Writes a study's trials to MLflow in the background. `trials` and `summary` are called anew at each turn.
+
+    `ended`: trials whose end MLflow has. `trials` may leave them out, so that a turn costs what is new.
+    """
 
     client: mlflow.MlflowClient
     experiment_id: str
     study: str
     tags: dict[str, str]
     trials: Callable[[], Iterable[TrialView]]
+    summary: Callable[[], StudyView | None] = lambda: None
+    ended: set[int] = field(default_factory=set)
     _runs: dict[str, str] = field(default_factory=dict)  # value of TRIAL_TAG -> run id
     _written: dict[int, tuple[str, int]] = field(default_factory=dict)  # trial -> (state, records) delivered
+    _study: StudyView | None = None  # delivered
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
     _warned: bool = False
@@ -77,8 +95,10 @@ class Projection:
     def flush(self) -> bool:
         """Write what is not written yet; False if MLflow could not be reached."""
         try:
+            self.parent_run()  # finds what an earlier driver has delivered
             for trial in self.trials():
                 self._write(trial)
+            self._write_study()
         except (MlflowException, *STORAGE_ERRORS) as error:
             self._runs.clear()  # one may have been created although the answer was lost: look again
             if not self._warned:
@@ -96,7 +116,7 @@ class Projection:
     def trial_run(self, number: int) -> str:
         """The id of trial `number`'s run, created if it is not there."""
         parent = self.parent_run()
-        return self._run(str(number), f"trial-{number:04d}", {PARENT_TAG: parent})
+        return self._run(str(number), f"{self.study} {number:04d}", {PARENT_TAG: parent})
 
     def add_pictures(self, paths: Iterable[Path]) -> None:
         """Put pictures on the study's run, over earlier ones of the same names."""
@@ -117,18 +137,44 @@ class Projection:
 
     def _write(self, trial: TrialView) -> None:
         state, delivered = self._written.get(trial.number, ("", 0))
-        if (state, delivered) == (trial.state, len(trial.records)):
+        if trial.number in self.ended or (state, delivered) == (trial.state, len(trial.records)):
             return
         run_id = self.trial_run(trial.number)
         metrics = [metric for record in trial.records[delivered:] for metric in record_metrics(record)]
-        params = [Param(key, str(value)[:MAX_PARAM]) for key, value in trial.parameters.items()] if not state else []
-        tags = [RunTag(key, value) for key, value in {**self.tags, **trial.tags, "wsol.state": trial.state}.items()]
-        for start in range(0, max(len(metrics), 1), 500):
-            self.client.log_batch(run_id, metrics=metrics[start : start + 500], params=params, tags=tags)
-            params, tags = [], []
+        if trial.readout and trial.state != "RUNNING":
+            metrics += self._add_readout(run_id, trial.readout, trial.records)
+        tags = {**self.tags, **trial.tags, "wsol.state": trial.state}
+        self._log(run_id, metrics, {} if state else trial.parameters, tags)
         if trial.state != "RUNNING":
             self.client.set_terminated(run_id, STATUS[trial.state])
+            self.ended.add(trial.number)
         self._written[trial.number] = (trial.state, len(trial.records))
+
+    def _add_readout(
+        self, run_id: str, readout: Callable[[Path], dict[str, float]], records: list[dict[str, Any]]
+    ) -> list[Metric]:
+        """Files of a trial's readout search on its run; its metrics bear the time of the trial's last record."""
+        with tempfile.TemporaryDirectory() as folder:
+            values = readout(Path(folder))
+            self.client.log_artifacts(run_id, folder, "readout")
+        when, epoch = int(records[-1]["time"] * 1000), records[-1]["epoch"]
+        return [Metric(f"readout/{name}", value, when, epoch) for name, value in values.items()]
+
+    def _write_study(self) -> None:
+        view, before = self.summary(), self._study
+        if view is None or (before and (before.tags, len(before.metrics)) == (view.tags, len(view.metrics))):
+            return
+        metrics, parameters = (view.metrics[len(before.metrics) :], {}) if before else (view.metrics, view.parameters)
+        self._log(self.parent_run(), metrics, parameters, view.tags)
+        self._study = view
+
+    def _log(self, run_id: str, metrics: list[Metric], parameters: dict[str, Any], tags: dict[str, str]) -> None:
+        """Metrics in as many requests as they need, the rest with the first."""
+        params = [Param(key, str(value)[:MAX_PARAM]) for key, value in parameters.items()]
+        run_tags = [RunTag(key, value) for key, value in tags.items()]
+        for start in range(0, max(len(metrics), 1), 500):
+            self.client.log_batch(run_id, metrics=metrics[start : start + 500], params=params, tags=run_tags)
+            params, run_tags = [], []
 
     def _run(self, trial: str, name: str, tags: dict[str, str]) -> str:
         if not self._runs:
@@ -146,6 +192,9 @@ class Projection:
                 [self.experiment_id], f"tags.`{STUDY_TAG}` = '{self.study}'", page_token=token, max_results=1000
             )
             found |= {run.data.tags[TRIAL_TAG]: run.info.run_id for run in page if TRIAL_TAG in run.data.tags}
+            # terminated is what a trial is last, after all else of it was delivered
+            over = {run.data.tags.get(TRIAL_TAG, PARENT) for run in page if run.info.status != STATUS["RUNNING"]}
+            self.ended |= {int(trial) for trial in over - {PARENT}}
             token = page.token
             if not token:
                 return found

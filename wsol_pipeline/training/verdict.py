@@ -49,12 +49,12 @@ from wsol_pipeline.evaluation.selection import Choice
 from wsol_pipeline.images import normalize
 from wsol_pipeline.storage import STORAGE_ERRORS, Store
 from wsol_pipeline.training import cluster, registry
-from wsol_pipeline.training.build import fixed_setting
 from wsol_pipeline.training.config import check_name, require
 from wsol_pipeline.training.gallery import Shown, draw_gallery
 from wsol_pipeline.training.model import VAL_COUNTS, Model, load_model
 from wsol_pipeline.training.provenance import provenance
 from wsol_pipeline.training.study import WINNER
+from wsol_pipeline.training.surface import published_choice, published_reading
 from wsol_pipeline.training.terminal import print_verdict, progress
 from wsol_pipeline.training.tracking import Projection
 from wsol_pipeline.training.views import connect_mlflow
@@ -341,12 +341,10 @@ def named(choice: Choice) -> str:
 
 def _published_choice(contender: Contender, model: Model) -> dict[str, Choice]:
     """The published setting and threshold too, for a model of a published row that names them and is read alike."""
-    row = search_spaces.presets(model.config.method).get(contender.preset or "")
-    if row is None or row.readout["name"] != model.config.readout or "threshold" not in row.readout:
+    reading = published_reading(model.config, contender.preset)
+    if reading is None:
         return {}
-    setting = fixed_setting(row.readout.get("setting"), model.readout.settings(model.method))
-    fixed = {name: (row.readout["threshold"],) * len(values) for name, values in model.choice.thresholds.items()}
-    return {"": dataclasses.replace(model.choice, readout=setting, thresholds=fixed)}
+    return {"": published_choice(model.choice, tuple(model.readout.settings(model.method)), reading)}
 
 
 def _centred_box(options: EvaluateOptions, dataset: Dataset, rules: Protocol) -> Row:

@@ -1,22 +1,39 @@
 """A study as MLflow shows it: where it is tracked, its tags, its trials."""
 
+import functools
 import json
+import math
 import os
-from collections.abc import Iterator
+import sys
+from collections import Counter
+from collections.abc import Container, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import mlflow
+import optuna
+from mlflow.entities import Metric
+from optuna.trial import FrozenTrial, TrialState
 
+import search_spaces
 from wsol_pipeline.errors import UsageError
+from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training import tracking
 from wsol_pipeline.training.checkpoint import CheckpointStore
-from wsol_pipeline.training.config import TrainConfig, to_dict
+from wsol_pipeline.training.config import TrainConfig, to_dict, without_passwords
 from wsol_pipeline.training.lease import Lease
 from wsol_pipeline.training.ledger import CONFIRMS, FAILURE, PUBLISHED, SEED, Ledger
-from wsol_pipeline.training.plan import Plan, with_parameters
+from wsol_pipeline.training.names import metric_name, parameter_name
+from wsol_pipeline.training.plan import Plan
 from wsol_pipeline.training.provenance import provenance
+from wsol_pipeline.training.surface import kept_counts, write_surface
+from wsol_pipeline.training.terminal import format_value
 from wsol_pipeline.training.tuner import trial_folder
+
+NOTE = "mlflow.note.content"  # a run's description, in Markdown
+SHOWN = 10  # trials of the study's table
+ENDS = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
 def connect_mlflow(store: Store, experiment: str) -> tuple[mlflow.MlflowClient, str]:
@@ -29,33 +46,127 @@ def connect_mlflow(store: Store, experiment: str) -> tuple[mlflow.MlflowClient, 
 
 
 def study_tags(plan: Plan) -> dict[str, str]:
-    """Where the study's numbers come from."""
+    """Where the study's numbers come from, by our names and by those that MLflow's pages know."""
+    sources = provenance()
     return {
         "wsol.data": plan.dataset.uri,
         "wsol.data_fingerprint": plan.dataset.fingerprint,
         "wsol.val_fingerprint": plan.dataset.val.fingerprint,
+        "wsol.method": plan.config.method,
+        "wsol.backbone": plan.config.backbone,
         "wsol.protocol": plan.config.protocol,
         "wsol.objective": ", ".join(plan.rule.objectives) if plan.rule else plan.config.objective,
-        **provenance(),
+        "mlflow.source.name": Path(sys.argv[0]).name,
+        "mlflow.source.type": "JOB",
+        "mlflow.source.git.commit": sources["code.revision"],
+        **sources,
     }
 
 
-def trial_views(plan: Plan, ledger: Ledger, lease: Lease) -> Iterator[tracking.TrialView]:
-    """Every started trial as MLflow shows it; none any more once another driver writes them."""
+def trial_views(plan: Plan, ledger: Ledger, lease: Lease, ended: Container[int] = ()) -> Iterator[tracking.TrialView]:
+    """Started trials but those that `ended` as MLflow shows them; none any more once another driver writes them."""
     for trial in ledger.trials():
         if lease.lost.is_set():
             return
-        seed = trial.user_attrs.get(SEED, 0)
-        config = with_parameters(plan.config, ledger.parameters(trial.number), seed)
-        tags = {"wsol.published": str(trial.user_attrs.get(PUBLISHED, ""))}
-        if CONFIRMS in trial.user_attrs:
-            tags["wsol.confirms"] = str(trial.user_attrs[CONFIRMS])
-        if FAILURE in trial.user_attrs:
-            tags["wsol.failure"] = "{kind}: {message}".format(**trial.user_attrs[FAILURE])
-        records = CheckpointStore(trial_folder(plan.folder, trial.number), 0).records()
-        if records and records[-1]["final"]:
-            tags["wsol.readout"] = json.dumps(records[-1]["choice"])
-        yield tracking.TrialView(trial.number, trial.state.name, flat_parameters(config), tags, records)
+        if trial.number not in ended:
+            yield _trial_view(plan, ledger, trial)
+
+
+def _trial_view(plan: Plan, ledger: Ledger, trial: FrozenTrial) -> tracking.TrialView:
+    """Parameters that differ between trials alone: the others are the study's, and would crowd comparisons."""
+    attrs = trial.user_attrs
+    tags = {"wsol.seed": str(plan.config.seed + attrs.get(SEED, 0)), "wsol.published": str(attrs.get(PUBLISHED, ""))}
+    if CONFIRMS in attrs:
+        tags["wsol.confirms"] = str(attrs[CONFIRMS])
+    if FAILURE in attrs:
+        tags["wsol.failure"] = "{kind}: {message}".format(**attrs[FAILURE])
+    folder = trial_folder(plan.folder, trial.number)
+    records = CheckpointStore(folder, 0).records()
+    if records and records[-1]["final"]:
+        tags["wsol.readout"] = json.dumps(records[-1]["choice"])
+    counts = kept_counts(folder) if trial.state.is_finished() and records else None
+    readout = functools.partial(write_surface, counts, plan.config, published_preset(plan)) if counts else None
+    parameters = {name.rstrip("_"): value for name, value in ledger.parameters(trial.number).items()}
+    tags[NOTE] = _trial_note(plan, trial, counts)
+    return tracking.TrialView(trial.number, trial.state.name, parameters, tags, records, readout)
+
+
+def _trial_note(plan: Plan, trial: FrozenTrial, counts: Counts | None) -> str:
+    """What a trial's run is, for its page."""
+    attrs, objective = trial.user_attrs, metric_name(plan.config.objective)
+    kind = f"proposed by {plan.options.sampler}"
+    if PUBLISHED in attrs:
+        kind = f"a first trial: {attrs[PUBLISHED]}"
+    if CONFIRMS in attrs:
+        kind = f"trial {attrs[CONFIRMS]} again with another seed"
+    told = f"**Trial {trial.number} of study {plan.options.name}**, {kind}. *objective* is {objective} on validation."
+    if counts:
+        when = "at its end" if trial.state is TrialState.COMPLETE else "at its last rung"
+        told += (
+            f"\n\nThe readout was solved {when} over {len(counts.settings)} setting(s) and all thresholds, not "
+            "trained: *readout/* among the artifacts has the whole surface, *readout/gain* what that was worth."
+        )
+    return f"{told}\n\nParameters that all trials share are those of the study's run, its parent."
+
+
+def published_preset(plan: Plan) -> str | None:
+    """The first of the settings tried first that is a paper's row."""
+    rows = search_spaces.presets(plan.config.method)
+    return next((name for name in plan.published if name in rows), None)
+
+
+def study_view(plan: Plan, ledger: Ledger, lease: Lease) -> tracking.StudyView | None:
+    """The study so far: how many trials ended how, the best of them after each end; None once another driver writes."""
+    if lease.lost.is_set():
+        return None
+    ended = sorted((t for t in ledger.trials() if t.state.is_finished()), key=lambda t: (t.datetime_complete, t.number))
+    tags = {NOTE: _study_note(plan, ledger), "wsol.trials": "{started} started = {complete} complete + {pruned} pruned "
+            "+ {fail} failed + {running} running".format(**ledger.balance())}  # fmt: skip
+    return tracking.StudyView(_shared_parameters(plan), tags, _progress(ended))
+
+
+def _progress(ended: Sequence[FrozenTrial]) -> list[Metric]:
+    """Counts of ends and the best objective so far after each end, in their order. Confirmations are no proposals."""
+    counts, best, metrics = Counter[TrialState](), -math.inf, []
+    for step, trial in enumerate(ended, start=1):
+        counts[trial.state] += 1
+        values: dict[str, float] = {f"trials/{name}": counts[state] for name, state in ENDS.items()}
+        if trial.state is TrialState.COMPLETE and CONFIRMS not in trial.user_attrs:
+            best = max(best, trial.values[0])
+        if best > -math.inf:
+            values["best_objective"] = best
+        assert trial.datetime_complete is not None
+        when = int(trial.datetime_complete.timestamp() * 1000)
+        metrics += [Metric(name, value, when, step) for name, value in values.items()]
+    return metrics
+
+
+def _study_note(plan: Plan, ledger: Ledger) -> str:
+    """What the study is, how it stands, how the best was chosen and what to do next, for its run's page."""
+    options, config = plan.options, plan.config
+    ranking = ledger.ranking()[:SHOWN]
+    lines = [
+        f"**{options.name}**: {config.method} on {config.backbone}, tuned for {metric_name(config.objective)} under "
+        f"protocol {config.protocol}. A child run is a trial; readout and thresholds are solved inside each.",
+        "",
+        "Everything here was chosen on the validation split. Test is opened once, by "
+        f"`python rayjobs/evaluate.py --study {options.name} --storage {without_passwords(options.storage)}`.",
+    ]
+    if ranking:
+        names = list(ledger.parameters(ranking[0].number))
+        head = ["trial", *(parameter_name(name) for name in names), metric_name(config.objective)]
+        lines += ["", "Best so far:", "", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+        for standing in ranking:
+            parameters = ledger.parameters(standing.number)
+            shown = [format_value(parameters[name]) for name in names]
+            lines.append(f"| {' | '.join([str(standing.number), *shown, str(standing)])} |")
+    return "\n".join(lines)
+
+
+def _shared_parameters(plan: Plan) -> dict[str, Any]:
+    """The parameters that no trial changes."""
+    searched = plan.space(optuna.create_study().ask())
+    return {name: value for name, value in flat_parameters(plan.config).items() if name not in searched}
 
 
 def flat_parameters(config: TrainConfig) -> dict[str, Any]:

@@ -1,0 +1,29 @@
+"""Metrics and hyper-parameters by the names that papers print."""
+
+
+def metric_name(metric: str) -> str:
+    """A metric as papers print it."""
+    known = {
+        "max_box_acc_v2": "MaxBoxAccV2", "gt_known_loc": "GT-known Loc", "top1_loc": "Top-1 Loc",
+        "top5_loc": "Top-5 Loc", "pxap": "PxAP", "piou": "pIoU", "peak_iou": "Peak IoU", "miou": "mIoU",
+        "map_50": "mAP50", "corloc": "CorLoc", "corloc_v2": "CorLocV2", "cls_top1": "Top-1 Cls",
+        "top1_loc_30": "Top-1 Loc, IoU 0.30", "top1_loc_70": "Top-1 Loc, IoU 0.70", "top1_loc_mean": "Top-1 Loc, mean",
+        "cls1_err": "Top-1 Cls error", "cls5_err": "Top-5 Cls error", "clsloc1_err": "Top-1 Loc error",
+        "clsloc5_err": "Top-5 Loc error",
+    }  # fmt: skip
+    if metric.startswith("ois_"):
+        return f"OIS {metric_name(metric.removeprefix('ois_'))}"
+    return known.get(metric, metric.replace("max_box_acc_iou", "MaxBoxAcc, IoU 0.").replace("_", " "))
+
+
+def parameter_name(name: str) -> str:
+    """A hyper-parameter as papers print it: `lambda1` is λ1."""
+    for word, letter in {"lambda": "λ", "alpha": "α", "beta": "β", "gamma": "γ"}.items():
+        if name.rstrip("_0123456789") == word:
+            return letter + name.removeprefix(word).rstrip("_")
+    return name.rstrip("_").replace("_", " ")
+
+
+def curve_metric(objective: str) -> str:
+    """The metric whose curve over thresholds is shown: PxAP has none, pIoU is read from the same masks."""
+    return "piou" if objective == "pxap" else objective
