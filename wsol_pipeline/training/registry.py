@@ -7,6 +7,7 @@ import tempfile
 import warnings
 from importlib.metadata import version as package_version
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -20,9 +21,15 @@ import wsol_pipeline
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training.checkpoint import SEAL
 from wsol_pipeline.training.model import DESCRIPTION, WEIGHTS
+from wsol_pipeline.training.names import metric_name
 from wsol_pipeline.training.tracking import Projection
 
 FINGERPRINT_TAG = "wsol.model"
+_ABOUT = """Winners of study `{name}`: where an object is in an image, by a network that learned from labels alone.
+
+    model = mlflow.pyfunc.load_model("models:/{name}@champion")
+    model.predict(images)  # uint8 [images, height, width, 3] -> for each: label, score, box (x0, y0, x1, y1), map
+"""
 CHAMPION = "champion"
 REQUIREMENTS = (
     "torch",
@@ -55,12 +62,26 @@ def register(projection: Projection, name: str, trial: int, final: Store) -> str
     }
     info = _log_model(projection.trial_run(trial), final, tags)
     try:
-        projection.client.create_registered_model(name)
+        projection.client.create_registered_model(name, description=_ABOUT.format(name=name))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    created = projection.client.create_model_version(name, info.model_uri, info.run_id, tags, model_id=info.model_id)
+    created = projection.client.create_model_version(
+        name, info.model_uri, info.run_id, tags, description=_told(description, trial), model_id=info.model_id
+    )
     return str(created.version)
+
+
+def _told(description: dict[str, Any], trial: int) -> str:
+    """What a version is, how it was chosen and what comes next, for its page."""
+    train, choice = description["train"], description["choice"]
+    return (
+        f"{train['method']} on {train['backbone']}, {len(description['classes'])} classes: trial {trial} of its study, "
+        f"the best by {metric_name(choice['metric'])} on validation ({choice['value']:.1f} %, protocol "
+        f"{train['protocol']}).\n\nMaps are read by {train['readout']} (setting {choice['readout']}); readout and "
+        "thresholds were chosen on validation and are part of the model. The alias *champion* says that "
+        "`rayjobs/evaluate.py` has judged it on test; figures are on the study's run."
+    )
 
 
 def find_version(client: mlflow.MlflowClient, name: str, fingerprint: str) -> ModelVersion | None:

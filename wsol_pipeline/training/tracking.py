@@ -6,6 +6,7 @@ written again. A thread does it every few seconds; what it could not deliver wai
 """
 
 import contextlib
+import json
 import logging
 import os
 import tempfile
@@ -28,6 +29,11 @@ from wsol_pipeline.training.config import without_passwords
 logger = logging.getLogger(__name__)
 
 STUDY_TAG, TRIAL_TAG, PARENT_TAG = "wsol.study", "wsol.trial", "mlflow.parentRunId"
+PAGE_TAG = "mlflow.sharedViewState"
+EXPERIMENT_TAGS = {  # MLflow would guess from traces, which we have none of, that this is about language models
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.note.content": "Studies of weakly supervised object localization: a run per study, its trials as children.",
+}
 PARENT = "study"  # the value of TRIAL_TAG on a study's own run
 STATUS = {"RUNNING": "RUNNING", "COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
 SECONDS_BETWEEN = 5.0
@@ -49,11 +55,15 @@ class TrialView:
 
 @dataclass(frozen=True)
 class StudyView:
-    """What MLflow shows of the study itself so far. `metrics` only ever grow."""
+    """What MLflow shows of the study itself so far. `metrics` only ever grow.
+
+    `page`: the state of MLflow's page of runs, which `?viewStateShareKey=STUDY` opens: its columns and charts.
+    """
 
     parameters: dict[str, Any]
     tags: dict[str, str]
     metrics: list[Metric]
+    page: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -165,6 +175,8 @@ class Projection:
         if view is None or (before and (before.tags, len(before.metrics)) == (view.tags, len(view.metrics))):
             return
         metrics, parameters = (view.metrics[len(before.metrics) :], {}) if before else (view.metrics, view.parameters)
+        if before is None and view.page:
+            self.client.set_experiment_tag(self.experiment_id, f"{PAGE_TAG}.{self.study}", json.dumps(view.page))
         self._log(self.parent_run(), metrics, parameters, view.tags)
         self._study = view
 
@@ -227,7 +239,9 @@ def connect(uri: str, experiment: str, artifacts: str | None) -> tuple[mlflow.Ml
         with _one_at_a_time(uri):
             client = mlflow.MlflowClient(uri)  # makes a new file's tables
             known = client.get_experiment_by_name(experiment)
-            return client, known.experiment_id if known else client.create_experiment(experiment, location)
+            return client, known.experiment_id if known else client.create_experiment(
+                experiment, location, EXPERIMENT_TAGS
+            )
     except (MlflowException, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ResourceError(without_passwords(f"MLflow at {uri} does not answer: {reason}")[:400]) from error

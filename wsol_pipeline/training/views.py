@@ -122,19 +122,30 @@ def study_view(plan: Plan, ledger: Ledger, lease: Lease) -> tracking.StudyView |
     ended = sorted((t for t in ledger.trials() if t.state.is_finished()), key=lambda t: (t.datetime_complete, t.number))
     tags = {NOTE: _study_note(plan, ledger), "wsol.trials": "{started} started = {complete} complete + {pruned} pruned "
             "+ {fail} failed + {running} running".format(**ledger.balance())}  # fmt: skip
-    return tracking.StudyView(_shared_parameters(plan), tags, _progress(ended))
+    searched = _searched(plan)
+    page = _page(plan.options.name, searched)
+    shared = {name: value for name, value in flat_parameters(plan.config).items() if name not in searched}
+    return tracking.StudyView(shared, tags, _progress(ended, published_preset(plan)), page)
 
 
-def _progress(ended: Sequence[FrozenTrial]) -> list[Metric]:
-    """Counts of ends and the best objective so far after each end, in their order. Confirmations are no proposals."""
-    counts, best, metrics = Counter[TrialState](), -math.inf, []
+def _progress(ended: Sequence[FrozenTrial], preset: str | None) -> list[Metric]:
+    """Counts of ends, and the best objective so far after each end, in their order. Confirmations are no proposals.
+
+    Once the published setting `preset` is complete, also the best one's gain over it, both with the readout solved:
+    what searching the training was worth.
+    """
+    counts, best, published, metrics = Counter[TrialState](), -math.inf, math.nan, []
     for step, trial in enumerate(ended, start=1):
         counts[trial.state] += 1
         values: dict[str, float] = {f"trials/{name}": counts[state] for name, state in ENDS.items()}
         if trial.state is TrialState.COMPLETE and CONFIRMS not in trial.user_attrs:
             best = max(best, trial.values[0])
+            if preset and trial.user_attrs.get(PUBLISHED) == preset:
+                published = trial.values[0]
         if best > -math.inf:
             values["best_objective"] = best
+        if not math.isnan(published):
+            values["gain_from_training"] = best - published
         assert trial.datetime_complete is not None
         when = int(trial.datetime_complete.timestamp() * 1000)
         metrics += [Metric(name, value, when, step) for name, value in values.items()]
@@ -151,6 +162,9 @@ def _study_note(plan: Plan, ledger: Ledger) -> str:
         "",
         "Everything here was chosen on the validation split. Test is opened once, by "
         f"`python rayjobs/evaluate.py --study {options.name} --storage {without_passwords(options.storage)}`.",
+        "",
+        f"All trials with their parameters and charts: the experiment's page of runs with `?viewStateShareKey="
+        f"{options.name}` after its address.",
     ]
     if ranking:
         names = list(ledger.parameters(ranking[0].number))
@@ -163,10 +177,31 @@ def _study_note(plan: Plan, ledger: Ledger) -> str:
     return "\n".join(lines)
 
 
-def _shared_parameters(plan: Plan) -> dict[str, Any]:
-    """The parameters that no trial changes."""
-    searched = plan.space(optuna.create_study().ask())
-    return {name: value for name, value in flat_parameters(plan.config).items() if name not in searched}
+def _searched(plan: Plan) -> list[str]:
+    """Names of the parameters that trials differ in."""
+    return list(plan.space(optuna.create_study().ask()))
+
+
+def _page(study: str, parameters: Sequence[str]) -> dict[str, Any]:
+    """MLflow's page of runs with the study's trials, best first: readable columns, and parameters beside the objective.
+
+    The state is that of the page of MLflow 3.17, which ignores what it does not know.
+    """
+    names = [name.rstrip("_") for name in parameters]
+    metrics = ["objective", "readout/gain"]
+    columns = [f"metrics.`{name}`" for name in metrics] + [f"params.`{name}`" for name in names]
+    chart = {
+        "uuid": "parameters", "type": "PARALLEL", "metricSectionId": "search", "deleted": False, "isGenerated": False,
+        "runsCountToCompare": 100, "showAllRuns": True, "selectedParams": names, "selectedMetrics": metrics[:1],
+    }  # fmt: skip
+    section = {"uuid": "search", "name": "search", "display": True, "isReordered": False, "deleted": False}
+    trials = f"tags.`{tracking.STUDY_TAG}` = '{study}' and tags.`{tracking.TRIAL_TAG}` != '{tracking.PARENT}'"
+    return {
+        "searchFilter": trials,
+        "orderByKey": "metrics.`objective`", "orderByAsc": False, "startTime": "ALL", "lifecycleFilter": "Active",
+        "selectedColumns": columns, "compareRunCharts": [chart] if names else [],
+        "compareRunSections": [section | {"isGenerated": False}], "runsHiddenMode": "SHOWALL",
+    }  # fmt: skip
 
 
 def flat_parameters(config: TrainConfig) -> dict[str, Any]:
