@@ -1,11 +1,11 @@
-# make demo | test | test-slow | lint | bench | mlflow | clean      (needs Python 3.11+, make and a package index)
+# make demo | test | test-slow | lint | bench | mlflow | screenshots | clean      (needs Python 3.11+, make and a package index)
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 RUNS   ?= runs
 
-.PHONY: demo test test-slow lint bench mlflow clean
+.PHONY: demo test test-slow lint bench mlflow screenshots clean
 .DEFAULT_GOAL := help
 
 help:
@@ -35,11 +35,15 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev,bench]'
-	for b in evaluation input memory shards dataset readout bagcams "step resnet50" "step vgg16" step_bcam training study solving; do \
+	for b in evaluation input memory shards dataset readout bagcams "step resnet50" "step vgg16" step_bcam training study solving thousand; do \
 	  set -- $$b; $(BIN)/python benchmarks/$$1.py $${2:+--backbone $$2} || exit 1; done
 
 mlflow: $(READY)
 	$(BIN)/mlflow server --backend-store-uri sqlite:///$(abspath $(RUNS))/mlflow.db --artifacts-destination $(abspath $(RUNS))/mlflow-artifacts --host 127.0.0.1 --port 5000
+
+screenshots: $(READY)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev,screenshots]'
+	$(BIN)/python docs/screenshots.py --storage $(RUNS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -20,6 +20,7 @@ SHORT = {
     "solving": ["--quick"],
     "study": ["--quick"],
     "training": ["--quick"],
+    "thousand": ["--trials", "6", "--epochs", "4", "--settings", "3"],
 }
 
 
