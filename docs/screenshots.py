@@ -85,7 +85,6 @@ def pages(address: str, name: str) -> dict[str, str]:
     trials = json.dumps([run for trial, run in runs.items() if trial != PARENT])
     return {
         "mlflow-trials": f"{here}?viewStateShareKey={name}",
-        "mlflow-parameters": f"{here}?viewStateShareKey={name}&compareRunsMode=CHART",
         "mlflow-study": f"{here}/{runs[PARENT]}",
         "mlflow-trial": f"{here}/{version.run_id}",
         "mlflow-readout": f"{here}/{version.run_id}/artifacts/readout/surface.png",
@@ -97,11 +96,12 @@ def pages(address: str, name: str) -> dict[str, str]:
 
 def look(page: Page, address: str, seconds: float, file: Path) -> None:
     """Open a page, put away what is about MLflow and not about us, take the picture."""
-    page.goto(address, wait_until="load", timeout=90_000)
+    page.goto(f"{address}{'&' if '?' in address else '?'}workflowType=machine_learning", timeout=90_000)
     page.wait_for_timeout(1000 * seconds)
-    for box in ('[data-component-id="mlflow.assistant.chat_panel.close"]', 'button:near(:text("shared view"))'):
-        with contextlib.suppress(Error):  # it is not on every page
-            page.locator(box).last.click(timeout=1000)
+    with contextlib.suppress(Error):  # neither is on every page
+        page.locator('[data-component-id="mlflow.assistant.chat_panel.close"]').click(timeout=1000)
+    for path in page.get_by_text("Path:").all():  # of this machine
+        path.evaluate("element => element.parentElement.style.visibility = 'hidden'")
     page.wait_for_timeout(1500)
     page.screenshot(path=file)
     print(file, flush=True)
@@ -118,7 +118,6 @@ def main() -> None:
     with server(Path(options.storage).resolve()) as address, sync_playwright() as browsers:
         browser = browsers.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page(viewport=SIZE)
-        page.goto(f"{address}/#/experiments?workflowType=machine_learning", timeout=90_000)  # MLflow remembers it
         for name, where in pages(address, options.name).items():
             look(page, where, options.seconds, options.out / f"{name}.png")
         browser.close()

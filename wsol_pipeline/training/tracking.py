@@ -57,7 +57,7 @@ class TrialView:
 class StudyView:
     """What MLflow shows of the study itself so far. `metrics` only ever grow.
 
-    `page`: the state of MLflow's page of runs, which `?viewStateShareKey=STUDY` opens: its columns and charts.
+    `page`: the state of MLflow's page of runs, which `?viewStateShareKey=STUDY` opens.
     """
 
     parameters: dict[str, Any]

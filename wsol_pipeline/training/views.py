@@ -163,7 +163,7 @@ def _study_note(plan: Plan, ledger: Ledger) -> str:
         "Everything here was chosen on the validation split. Test is opened once, by "
         f"`python rayjobs/evaluate.py --study {options.name} --storage {without_passwords(options.storage)}`.",
         "",
-        f"All trials with their parameters and charts: the experiment's page of runs with `?viewStateShareKey="
+        f"All trials with their parameters: the experiment's page of runs with `?viewStateShareKey="
         f"{options.name}` after its address.",
     ]
     if ranking:
@@ -183,24 +183,17 @@ def _searched(plan: Plan) -> list[str]:
 
 
 def _page(study: str, parameters: Sequence[str]) -> dict[str, Any]:
-    """MLflow's page of runs with the study's trials, best first: readable columns, and parameters beside the objective.
+    """MLflow's page of runs with the study's trials, best first, in columns that say something.
 
     The state is that of the page of MLflow 3.17, which ignores what it does not know.
     """
-    names = [name.rstrip("_") for name in parameters]
-    metrics = ["objective", "readout/gain"]
-    columns = [f"metrics.`{name}`" for name in metrics] + [f"params.`{name}`" for name in names]
-    chart = {
-        "uuid": "parameters", "type": "PARALLEL", "metricSectionId": "search", "deleted": False, "isGenerated": False,
-        "runsCountToCompare": 100, "showAllRuns": True, "selectedParams": names, "selectedMetrics": metrics[:1],
-    }  # fmt: skip
-    section = {"uuid": "search", "name": "search", "display": True, "isReordered": False, "deleted": False}
+    columns = ["metrics.`objective`", "metrics.`readout/gain`"]
+    columns += [f"params.`{name.rstrip('_')}`" for name in parameters]
     trials = f"tags.`{tracking.STUDY_TAG}` = '{study}' and tags.`{tracking.TRIAL_TAG}` != '{tracking.PARENT}'"
     return {
         "searchFilter": trials,
         "orderByKey": "metrics.`objective`", "orderByAsc": False, "startTime": "ALL", "lifecycleFilter": "Active",
-        "selectedColumns": columns, "compareRunCharts": [chart] if names else [],
-        "compareRunSections": [section | {"isGenerated": False}], "runsHiddenMode": "SHOWALL",
+        "selectedColumns": columns, "runsHiddenMode": "SHOWALL",
     }  # fmt: skip
 
 
