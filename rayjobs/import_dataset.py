@@ -32,6 +32,7 @@ from wsol_pipeline.data.doctor import examine
 from wsol_pipeline.data.importers import Source, importer
 from wsol_pipeline.data.ingest import ShardReport, import_dataset
 from wsol_pipeline.errors import DataError, UsageError, run_main
+from wsol_pipeline.redaction import redact
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training.options import command_line
 from wsol_pipeline.training.terminal import is_live
@@ -113,12 +114,12 @@ def main(args: list[str] | None = None) -> int:
     if config.check:
         return check(importer(config.dataset).read(unpacked(source), config.options), config.workers)
     out = Store.at(config.out or f"runs/data/{config.dataset}")
-    origin = {
+    origin = redact({
         "importer": config.dataset,
         "source": "" if config.dataset == "synthetic" else str(source),
         "options": dataclasses.asdict(config.options),
         "shard_mb": config.shard_mb,
-    }
+    })  # fmt: skip
     bar, on_shard = reporter()
     with bar:
         manifest = import_dataset(

@@ -7,7 +7,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 OURS = ("wsol_models", "wsol_pipeline", "search_spaces", "rayjobs")
-COMMON = ("wsol_pipeline.errors", "wsol_pipeline.protocol", "wsol_pipeline.storage", "wsol_pipeline.images")
+COMMON = (
+    "wsol_pipeline.errors", "wsol_pipeline.redaction", "wsol_pipeline.protocol", "wsol_pipeline.storage",
+    "wsol_pipeline.images",
+)  # fmt: skip
 MAY_KNOW = {
     "wsol_models": (),
     "search_spaces": (),

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
-from wsol_pipeline import interrupts
+from wsol_pipeline import interrupts, redaction
 
 
 class WsolError(Exception):
@@ -62,10 +62,11 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
     Ctrl+C becomes 130, SIGTERM 143; a second one ends everything at once.
     """
     interrupts.listen()
+    redaction.install()
     try:
         code = main()
     except WsolError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {redaction.printable(str(error))}", file=sys.stderr, flush=True)
         code = error.exit_code
     except KeyboardInterrupt:
         print("interrupted: the same command continues", file=sys.stderr, flush=True)

@@ -17,6 +17,7 @@ from s3fs.core import S3_RETRYABLE_ERRORS
 from tenacity import retry, retry_if_exception, stop_after_attempt, stop_after_delay, wait_exponential, wait_random
 
 from wsol_pipeline.errors import ResourceError, UsageError
+from wsol_pipeline.redaction import redact
 
 STORAGE_ERRORS = (OSError, BotoCoreError, ClientError)  # what a read or write raises when its storage is away
 
@@ -81,6 +82,10 @@ class Store:
     def at(where: str | os.PathLike[str]) -> "Store":
         """`where` as a `Store`: a local path is made absolute, so that it means the same in every process."""
         text = str(where)
+        if redact(text) != text:
+            raise UsageError(
+                f"{redact(text)!r} holds a secret: credentials belong into variables (AWS_*), not into names."
+            )
         if text.startswith("s3://"):
             return Store(text.rstrip("/"))
         if "://" in text and not text.startswith("file://"):

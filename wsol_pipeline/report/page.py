@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
 from wsol_pipeline.evaluation.cases import KINDS
+from wsol_pipeline.redaction import redact
 from wsol_pipeline.report import charts
 from wsol_pipeline.report.facts import Facts, Line, Search, Subject
 from wsol_pipeline.report.summary import FEW_TRIALS, by_size, gain, gain_sentence, kinds, size_edges
 from wsol_pipeline.report.tables import comparison_table
-from wsol_pipeline.training.config import to_dict, without_passwords
+from wsol_pipeline.training.config import to_dict
 from wsol_pipeline.training.ledger import FAILURE, PUBLISHED, SPENT, standings
 from wsol_pipeline.training.ledger import front as pareto_front
 from wsol_pipeline.training.names import metric_name, parameter_name
@@ -33,9 +34,14 @@ def render(facts: Facts, storage: str) -> str:
     """The page. `storage` is what its commands name as --storage."""
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        finalize=_redacted, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     return templates.get_template("page.html").render(**_context(facts, storage))
+
+
+def _redacted(value: Any) -> Any:
+    """What the page shows of a value: its text without secrets, markup as markup."""
+    return Markup(redact(str(value))) if isinstance(value, Markup) else redact(value)
 
 
 def _context(facts: Facts, storage: str) -> dict[str, Any]:
@@ -61,7 +67,7 @@ def _context(facts: Facts, storage: str) -> dict[str, Any]:
         "galleries": [_gallery(subject) for subject in reversed(facts.subjects) if subject.pictures],
         "gallery": _as_jpeg(facts.gallery) if facts.gallery else "",
         "provenance": _provenance(facts),
-        "configuration": without_passwords(json.dumps(to_dict(main.config), indent=1)),
+        "configuration": json.dumps(redact(to_dict(main.config)), indent=1),
     }
 
 
@@ -240,4 +246,4 @@ def _provenance(facts: Facts) -> dict[str, str]:
     }
     evaluated = {f"evaluation: {name}": text for name, text in result.get("provenance", {}).items()}
     told |= evaluated | {"this page: code.revision": provenance()["code.revision"]}
-    return {name: without_passwords(str(text)) for name, text in told.items()}
+    return told

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from wsol_pipeline.redaction import redact
 from wsol_pipeline.report.facts import Line
 from wsol_pipeline.training.names import metric_name
 
@@ -50,7 +51,8 @@ def comparison_table(lines: Sequence[Line], objective: str) -> Table:
         columns += [
             [_cell(line, metric, kind, "test" if judged else "val", marked) for line in lines] for kind in kinds
         ]
-    rows = [(line.row.label, line.row.readout, [column[n] for column in columns]) for n, line in enumerate(lines)]
+    names = [redact(tuple(" ".join(name.split()) for name in (line.row.label, line.row.readout))) for line in lines]
+    rows = [(label, readout, [column[n] for column in columns]) for n, (label, readout) in enumerate(names)]
     return Table(groups, rows)
 
 
@@ -78,7 +80,9 @@ def markdown(table: Table) -> str:
 
 def piped(cells: Sequence[str]) -> str:
     """Cells as a row of a Markdown table."""
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |"
+    return (
+        "| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;").replace("](", "]\\(") for cell in cells) + " |"
+    )
 
 
 def _in_markdown(cell: Cell) -> str:

@@ -19,6 +19,7 @@ import hashlib
 import io
 import json
 import logging
+import pickle
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ from typing import Any
 import torch
 
 from wsol_pipeline.errors import DataError
+from wsol_pipeline.redaction import printable, redact
 from wsol_pipeline.storage import Store
 
 logger = logging.getLogger(__name__)
@@ -112,7 +114,11 @@ class CheckpointStore:
     def load(self, folder: str, device: torch.device | str = "cpu") -> Checkpoint:
         """The checkpoint in a folder of the trial. Raises `DataError` unless it verifies."""
         files = read_sealed(self.trial / folder)
-        state = torch.load(io.BytesIO(files["state.pt"]), map_location=device, weights_only=True)
+        try:
+            state = torch.load(io.BytesIO(files["state.pt"]), map_location=device, weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, TypeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise DataError(f"{self.trial.path(folder)}/state.pt holds more than tensors: {reason}") from error
         return Checkpoint(folder, _position(folder)[0], state, json.loads(files["records.json"]))
 
     def position(self) -> Position | None:
@@ -149,7 +155,9 @@ class CheckpointStore:
 
     def fail(self, kind: str, message: str) -> None:
         """Say why this attempt's run ended, for the driver and whoever reads the study later."""
-        self.own.write("failure.json", json.dumps({"kind": kind, "message": message}).encode())
+        self.own.write(
+            "failure.json", json.dumps({"kind": kind, "message": printable(redact(message))[:2000]}).encode()
+        )
 
     def failure(self) -> dict[str, str] | None:
         """`{"kind", "message"}` of the newest attempt that said so, or None."""

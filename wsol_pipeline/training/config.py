@@ -29,11 +29,6 @@ def require(condition: bool, rule: str, value: object) -> None:
         raise UsageError(f"{rule} but got {value!r}.")
 
 
-def without_passwords(text: str) -> str:
-    """`text` with the user and password of every URL in it replaced."""
-    return re.sub(r"://[^/@\s\"]+@", "://***@", text)
-
-
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as plain data (JSON types)."""
     return json.loads(json.dumps(dataclasses.asdict(config)))

@@ -32,6 +32,7 @@ from optuna.trial import BaseTrial, FixedTrial, FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from wsol_pipeline.errors import ResourceError, UsageError, unknown
+from wsol_pipeline.redaction import redact
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training.pareto import Rule, cell
 
@@ -326,7 +327,7 @@ class Ledger:
 
     def fail(self, number: int, kind: str, message: str) -> None:
         self.study._storage.set_trial_user_attr(
-            self.get(number)._trial_id, FAILURE, {"kind": kind, "message": message[:1000]}
+            self.get(number)._trial_id, FAILURE, {"kind": kind, "message": redact(message)[:1000]}
         )
         self.study.tell(number, state=TrialState.FAIL)
 

@@ -22,8 +22,9 @@ import search_spaces
 from wsol_pipeline.errors import UsageError, unknown
 from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.evaluation.selection import objectives
+from wsol_pipeline.redaction import redact
 from wsol_pipeline.storage import Store
-from wsol_pipeline.training.config import Reading, Recipe, TrainConfig, check_name, require, to_dict, without_passwords
+from wsol_pipeline.training.config import Reading, Recipe, TrainConfig, check_name, require, to_dict
 
 LAPTOP = Recipe(epochs=4, learning_rate=0.003, clip_norm=1.0)  # the recipe without a preset: for `tiny`
 
@@ -320,4 +321,4 @@ def reading(options: RunOptions) -> Reading:
 
 def describe(options: RunOptions, config: TrainConfig) -> dict[str, Any]:
     """What `--print-config` shows."""
-    return json.loads(without_passwords(json.dumps({"options": to_dict(options), "train": to_dict(config)})))
+    return redact({"options": to_dict(options), "train": to_dict(config)})

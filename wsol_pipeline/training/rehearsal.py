@@ -25,6 +25,7 @@ from wsol_pipeline.data.images import decode_resize
 from wsol_pipeline.data.pixels import id_and_image, pixel_bytes
 from wsol_pipeline.data.reader import Batch, EvalRows
 from wsol_pipeline.errors import WsolError
+from wsol_pipeline.redaction import redact
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training import cluster
 from wsol_pipeline.training.checkpoint import KEEP, CheckpointStore
@@ -69,7 +70,8 @@ def rehearse(plan: Plan) -> int:
 
     Raises what keeps the study from starting, as the study itself would.
     """
-    options, console = plan.options, Console(width=None if Console().is_terminal else 110)
+    options = plan.options
+    console = Console(width=None if Console().is_terminal else 110, markup=False, emoji=False)
     client, _ = connect_mlflow(options.store, options.experiment)
     cluster.connect(nested=False)
     cluster.check_storage_reaches_all(plan.folder, options.storage_is_shared)
@@ -183,7 +185,7 @@ def _print(
         ("data", f"{data.uri}: {data.train.num_rows:,} train, {data.val.num_rows:,} val, {len(data.classes)} classes"),
         ("pixels", pixels),
         ("storage", f"{options.store.uri}: writable"),
-        ("MLflow", f"{mlflow_uri}: answers"),
+        ("MLflow", f"{redact(mlflow_uri)}: answers"),
         ("cluster", f"{concurrent} trial{'s' * (concurrent > 1)} at once, {each} each"),
         ("training", f"{1 / measured.train_seconds:,.1f} images/s a worker{gpu}"),
         ("input", f"a core decodes {1 / measured.decode_seconds:,.0f} images/s"),

@@ -18,6 +18,7 @@ import ray.tune
 import torch
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from wsol_pipeline import redaction
 from wsol_pipeline.data.dataset import open_dataset
 from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.storage import Store
@@ -116,6 +117,7 @@ def _distribute(module: torch.nn.Module, job: Job) -> torch.nn.Module:
 
 def _reset_process(job: Job) -> None:
     """Undo what an earlier trial of the same reused process may have left behind."""
+    redaction.install()
     torch.set_num_threads(job.cpus_per_worker)
     torch.set_grad_enabled(True)
     torch.set_default_dtype(torch.float32)
@@ -140,9 +142,13 @@ def _own_failures(job: Job, end_quietly: bool = True) -> Iterator[None]:
         yield
     except tuple(error for errors in OWN_FAILURES.values() for error in errors) as error:
         kind = next(kind for kind, errors in OWN_FAILURES.items() if isinstance(error, errors))
-        CheckpointStore(Store.at(job.trial), job.attempt).fail(kind, str(error)[:2000])
+        CheckpointStore(Store.at(job.trial), job.attempt).fail(kind, str(error))
         if not end_quietly:
+            redaction.redact_error(error)
             raise
+    except Exception as error:  # Ray prints it, and keeps it in files
+        redaction.redact_error(error)
+        raise
 
 
 def _reportable(record: Record) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from wsol_pipeline.errors import DataError, ResourceError, UsageError, unknown
 from wsol_pipeline.evaluation import evaluate, selection
 from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.evaluation.selection import Choice
+from wsol_pipeline.redaction import redact
 from wsol_pipeline.storage import STORAGE_ERRORS, Store
 from wsol_pipeline.training import registry, tracking
 from wsol_pipeline.training.build import build_readout
@@ -101,7 +102,7 @@ def solve_readout(options: SolveOptions) -> int:
         kept = load_model(final)
         _require_same(kept.config, config, options)
         winner = {**source, "model": final.uri, "trial": 0, "trials": 1, "published": None}
-        folder.write(WINNER, json.dumps(winner).encode())
+        folder.write(WINNER, json.dumps(redact(winner)).encode())
         _publish(options, kept, trial, final)
     print(f"Next: python rayjobs/evaluate.py --study {options.result} {options.study} --storage {options.storage}")
     return 0
@@ -160,7 +161,7 @@ def _print_settings(counts: Counts, objective: str) -> None:
     table = Table("setting", objective, title=f"validation, best {min(SHOWN, len(values_S))} of {len(values_S)}")
     for s in (-values_S).argsort(kind="stable")[:SHOWN]:
         table.add_row(str(counts.settings[s]), f"{values_S[s]:.1f}")
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)
 
 
 def _publish(options: SolveOptions, model: Model, trial: CheckpointStore, final: Store) -> None:

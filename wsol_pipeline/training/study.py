@@ -15,6 +15,7 @@ from mlflow.exceptions import MlflowException
 import search_spaces
 from wsol_pipeline import interrupts
 from wsol_pipeline.errors import DataError, PartialError, ResourceError, WsolError
+from wsol_pipeline.redaction import redact
 from wsol_pipeline.storage import STORAGE_ERRORS, Store
 from wsol_pipeline.training import cluster, registry, tracking
 from wsol_pipeline.training.charts import draw_front, draw_study
@@ -77,7 +78,7 @@ def run_study(
     """Run or continue the study of `options` and print what it found. Returns the exit code."""
     plan = make_plan(options, method, space)
     if options.print_config:
-        print(json.dumps(describe(options, plan.config) | {"contract": plan.contract}, indent=2))
+        print(json.dumps(describe(options, plan.config) | {"contract": redact(plan.contract)}, indent=2))
         return 0
     if options.dry_run:
         return rehearse(plan)
@@ -223,7 +224,7 @@ def winner_record(plan: Plan, ledger: Ledger, final: Store, doubt: Doubt | None)
         sure |= {"wins": doubt.wins, "doubt": sentence(doubt)}
     if plan.rule:
         sure |= several_objectives(ledger.ranking(), plan.rule)
-    return sure | {
+    record = {
         "method": plan.config.method,
         "model": final.uri,
         "trial": best.number,
@@ -231,6 +232,7 @@ def winner_record(plan: Plan, ledger: Ledger, final: Store, doubt: Doubt | None)
         "published": compared,
         "data": plan.dataset.uri,
     }
+    return redact(sure | record)
 
 
 def several_objectives(ranking: Sequence[Standing], rule: Rule) -> dict[str, Any]:

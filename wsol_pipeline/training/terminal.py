@@ -344,7 +344,7 @@ def print_interrupted(
 
 def print_outcome(outcome: Outcome, plan: Plan) -> None:
     """The last screen of a study."""
-    console = Console(width=None if Console().is_terminal else 110)
+    console = Console(width=None if Console().is_terminal else 110, markup=False, emoji=False)
     name, where = plan.options.name, plan.options.storage
     balance, objective = outcome.balance, plan.config.objective
     console.print(
@@ -411,7 +411,7 @@ def print_verdict(
 ) -> None:
     """A table per metric of a final evaluation: validation, test transferred with its interval, test oracle; beside
     rows of a preset what its paper reports."""
-    console = Console(width=None if Console().is_terminal else 126)
+    console = Console(width=None if Console().is_terminal else 126, markup=False, emoji=False)
     named = (name for row in rows for name in row.published)
     metrics = dict.fromkeys((objective, "gt_known_loc", "top1_loc", "map_50", *named))
     for metric in (name for name in metrics if any(name in row.transferred for row in rows)):

@@ -23,8 +23,8 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from wsol_pipeline.errors import ResourceError
+from wsol_pipeline.redaction import redact
 from wsol_pipeline.storage import STORAGE_ERRORS
-from wsol_pipeline.training.config import without_passwords
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class Projection:
         except (MlflowException, *STORAGE_ERRORS) as error:
             self._runs.clear()  # one may have been created although the answer was lost: look again
             if not self._warned:
-                reason = without_passwords(str(error))[:200]
+                reason = redact(str(error))[:200]
                 logger.warning("MLflow is away (%s): the study goes on and is written when it is back.", reason)
             self._warned = True
             return False
@@ -135,7 +135,7 @@ class Projection:
 
     def add_text(self, name: str, text: str) -> None:
         """Put a text file on the study's run, over an earlier one of that name."""
-        self.client.log_text(self.parent_run(), text, name)
+        self.client.log_text(self.parent_run(), redact(text), name)
 
     def close_parent(self) -> None:
         self.client.set_terminated(self.parent_run())
@@ -176,14 +176,15 @@ class Projection:
             return
         metrics, parameters = (view.metrics[len(before.metrics) :], {}) if before else (view.metrics, view.parameters)
         if before is None and view.page:
-            self.client.set_experiment_tag(self.experiment_id, f"{PAGE_TAG}.{self.study}", json.dumps(view.page))
+            self.client.set_experiment_tag(self.experiment_id, f"{PAGE_TAG}.{self.study}", json.dumps(redact(view.page)))
         self._log(self.parent_run(), metrics, parameters, view.tags)
         self._study = view
 
     def _log(self, run_id: str, metrics: list[Metric], parameters: dict[str, Any], tags: dict[str, str]) -> None:
         """Metrics in as many requests as they need, the rest with the first."""
-        params = [Param(key, str(value)[:MAX_PARAM]) for key, value in parameters.items()]
-        run_tags = [RunTag(key, value) for key, value in tags.items()]
+        given = redact({key: str(value) for key, value in parameters.items()})
+        params = [Param(key, value[:MAX_PARAM]) for key, value in given.items()]
+        run_tags = [RunTag(key, value) for key, value in redact(tags).items()]
         for start in range(0, max(len(metrics), 1), 500):
             self.client.log_batch(run_id, metrics=metrics[start : start + 500], params=params, tags=run_tags)
             params, run_tags = [], []
@@ -192,7 +193,7 @@ class Projection:
         if not self._runs:
             self._runs = self._find_runs()
         if trial not in self._runs:
-            tags = {STUDY_TAG: self.study, TRIAL_TAG: trial, **tags}
+            tags = redact({STUDY_TAG: self.study, TRIAL_TAG: trial, **tags})
             self._runs[trial] = self.client.create_run(self.experiment_id, tags=tags, run_name=name).info.run_id
         return self._runs[trial]
 
@@ -244,7 +245,7 @@ def connect(uri: str, experiment: str, artifacts: str | None) -> tuple[mlflow.Ml
             )
     except (MlflowException, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise ResourceError(without_passwords(f"MLflow at {uri} does not answer: {reason}")[:400]) from error
+        raise ResourceError(redact(f"MLflow at {uri} does not answer: {reason}")[:400]) from error
 
 
 def sqlite_file(uri: str | None) -> Path | None:

@@ -47,6 +47,7 @@ from wsol_pipeline.evaluation.metrics import predicted_box
 from wsol_pipeline.evaluation.protocols import Protocol
 from wsol_pipeline.evaluation.selection import Choice
 from wsol_pipeline.images import normalize
+from wsol_pipeline.redaction import redact
 from wsol_pipeline.storage import STORAGE_ERRORS, Store
 from wsol_pipeline.training import cluster, registry
 from wsol_pipeline.training.config import check_name, require
@@ -201,7 +202,7 @@ def judged_rows(options: EvaluateOptions, contender: Contender, rules: Protocol)
         result, files = _score_somewhere(options, contender)
         for file, data in files.items():
             (folder / name).write(file, data)
-        folder.write(f"{name}.json", json.dumps(result, indent=1).encode())
+        folder.write(f"{name}.json", json.dumps(redact(result), indent=1).encode())
     return rows_of(contender, json.loads(folder.read(f"{name}.json"))["rows"], rules)
 
 
@@ -431,7 +432,7 @@ def _publish(options: EvaluateOptions, winner: Contender, rows: list[Row], galle
         client, experiment = connect_mlflow(options.store, options.experiment)
         projection = Projection(client, experiment, name, {}, list)
         run = projection.parent_run()
-        client.log_dict(run, {row.label: dataclasses.asdict(row) for row in rows}, "evaluation.json")
+        client.log_dict(run, redact({row.label: dataclasses.asdict(row) for row in rows}), "evaluation.json")
         for kind, values in (("transferred", rows[-1].transferred), ("oracle", rows[-1].oracle)):
             for metric, value in values.items():
                 client.log_metric(run, f"test/{kind}/{metric}", value)
