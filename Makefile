@@ -1,11 +1,11 @@
-# make demo | test | test-slow | lint | bench | mlflow | screenshots | clean      (needs Python 3.11+, make and a package index)
+# make demo | test | test-slow | lint | audit | bench | mlflow | screenshots | clean      (needs Python 3.11+, make and a package index)
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 RUNS   ?= runs
 
-.PHONY: demo test test-slow lint bench mlflow screenshots clean
+.PHONY: demo test test-slow lint audit bench mlflow screenshots clean
 .DEFAULT_GOAL := help
 
 help:
@@ -32,6 +32,11 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Looks every pinned version up; --strict: one that could not be looked up is a failure too.
+audit: $(READY)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev,audit]'
+	@$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip || { echo "audit: a version is known to be vulnerable, or could not be looked up at pypi.org (see above)"; exit 1; }
 
 bench: $(READY)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev,bench]'
