@@ -144,6 +144,16 @@ def check_study(cluster: Cluster, storage: Store, name: str, first: str) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("token", ["", "Bearer wrong"])
+def test_a_request_without_the_token_is_refused(cluster, token):
+    for path in ("/api/version", "/api/jobs/", "/nodes?view=summary"):
+        request = urllib.request.Request(cluster.address + path, headers={"Authorization": token} if token else {})
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(request, timeout=30)
+        assert caught.value.code in (401, 403), path
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("kind", ["local disk, two workers a trial", "object store"])
 def test_a_submitted_study_runs_registers_a_model_and_continues(cluster, dataset, s3_bucket, tmp_path, kind):

@@ -2,11 +2,14 @@
 
 import logging
 import os
+import secrets
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import ray
+from ray._private import ray_constants
 
 from wsol_pipeline import interrupts
 from wsol_pipeline.errors import ResourceError, UsageError
@@ -44,11 +47,24 @@ def connect(nested: bool) -> None:
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
         # glibc keeps freed images, a heap for each of Ray's threads
         os.environ.setdefault("MALLOC_ARENA_MAX", "2")
+        _stay_private()
         ray.init(
-            address="local", logging_level=logging.ERROR, log_to_driver=False, include_dashboard=nested,
-            object_store_memory=500_000_000,
+            address="local", _node_ip_address="127.0.0.1", logging_level=logging.ERROR, log_to_driver=False,
+            include_dashboard=nested, object_store_memory=500_000_000,
         )  # fmt: skip
     interrupts.listen()  # `ray.init` has taken SIGTERM
+
+
+def _stay_private() -> None:
+    """Let a cluster of one process listen on loopback alone, and to nobody without a token that is its own.
+
+    Ray takes the machine's address for itself, and where it has one it listens on all interfaces. It reads the
+    variable that says "one machine only" when it is imported, so its constant is set too.
+    """
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def pick_device(wanted: str) -> Literal["cpu", "cuda"]:
