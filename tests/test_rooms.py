@@ -26,7 +26,6 @@ FOREIGN = {
     "wsol_models": {"torch", "torchvision", "timm", "safetensors"},
     "wsol_pipeline/evaluation": {"numpy", "cv2", "numba", "torch", "torchmetrics"},
 }
-PICKLES = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
 
 
 def imports(path: Path) -> set[str]:
@@ -64,18 +63,3 @@ def test_a_room_uses_only_its_libraries(room):
         for name in imports(path):
             top = name.split(".")[0]
             assert top in FOREIGN[room] | set(OURS) | sys.stdlib_module_names, f"{path}: {name}"
-
-
-def test_nothing_unpickles_or_evaluates_a_file():
-    for room in MAY_KNOW:
-        for path in files(room):
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.Call):
-                    called = ast.unparse(node.func)
-                    words = {word.arg: ast.unparse(word.value) for word in node.keywords}
-                    module, _, name = called.rpartition(".")
-                    assert called not in ("eval", "exec", "yaml.load"), f"{path}:{node.lineno} {called}"
-                    assert not (module in PICKLES and name.lower().startswith(("load", "unpickl"))), path
-                    assert words.get("allow_pickle") != "True", f"{path}:{node.lineno}"
-                    if called == "torch.load":
-                        assert words.get("weights_only") == "True", f"{path}:{node.lineno}"

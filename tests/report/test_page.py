@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 
 import optuna
 import pytest
+from optuna.trial import TrialState
 
 from wsol_pipeline.report import charts
 from wsol_pipeline.report.facts import Several
@@ -58,6 +59,20 @@ def test_charts_take_the_colours_of_the_page(page, facts):
     assert "var(--c1)" in svg
     assert "currentColor" in svg
     assert not any(shade in svg for shade in charts.PAGE_COLOURS)
+
+
+def test_no_secret_is_on_the_page(facts):
+    told, winner = "postgresql://me:hunter2@db/studies password=hunter2", facts.main
+    pictures = tuple({**picture, "class": told, "id": told} for picture in winner.pictures)
+    lines = tuple(replace(line, row=replace(line.row, readout=told)) for line in winner.lines)
+    evaluation = {**winner.evaluation, "provenance": {"command": told, "api_token": "hunter2"}, "device": told}
+    winner = replace(winner, pictures=pictures, lines=lines, evaluation=evaluation, description=dict.fromkeys(
+        winner.description, told))  # fmt: skip
+    failed = optuna.trial.create_trial(state=TrialState.FAIL, user_attrs={"failure": {"kind": "data", "message": told}})
+    search = replace(facts.searches[0], trials=(*facts.searches[0].trials, failed), doubt=told)
+    page = render(replace(facts, subjects=(*facts.subjects[:2], winner), searches=(search,)), told)
+    assert "hunter2" not in page
+    assert page.count("postgresql://***@db/studies password=***") >= 8
 
 
 def test_names_that_are_markup_are_text(facts):

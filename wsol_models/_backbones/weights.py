@@ -30,7 +30,7 @@ def read_weights(weights: str, entry: Entry) -> dict[str, Tensor]:
     """The state dict that `weights` means: "imagenet", which `entry` must have, or a file."""
     if weights == "imagenet":
         assert entry.imagenet is not None
-        state = dict(entry.imagenet.get_state_dict(progress=False, check_hash=True))
+        state = dict(entry.imagenet.get_state_dict(progress=False, check_hash=True, weights_only=True))
     else:
         state = read_file(weights)
     return {entry.rename(key): tensor for key, tensor in state.items()}

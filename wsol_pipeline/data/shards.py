@@ -93,6 +93,8 @@ class Manifest:
             raise DataError(
                 f"The manifest of {uri} is broken ({type(error).__name__}: {error}): import it again."
             ) from error
+        if odd := [name for name in (manifest.name, *manifest.classes) if not name.isprintable()]:
+            raise DataError(f"The manifest of {uri} has a name that cannot be printed: {odd[0]!a}.")
         if manifest.box_convention not in BOX_CONVENTIONS:
             raise DataError(
                 f"Dataset {uri} has box convention {manifest.box_convention!r}; known: {', '.join(BOX_CONVENTIONS)}."

@@ -37,6 +37,7 @@ STYLE: dict[str, Any] = {
     "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "grid.color": FAINT, "grid.linewidth": 0.6, "axes.axisbelow": True, "legend.frameon": False, "legend.fontsize": 8,
     "xtick.major.size": 0, "ytick.major.size": 0, "figure.constrained_layout.use": True,
+    "text.parse_math": False,  # a dollar in a name is a dollar
 }  # fmt: skip
 MAP = "viridis"
 MOST_NAMED = 20  # settings that an axis names one by one

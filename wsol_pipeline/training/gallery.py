@@ -39,7 +39,7 @@ def draw_gallery(
     figure, axes = plt.subplots(rows, len(images), figsize=(1.6 * len(images), 1.75 * rows + 0.3), squeeze=False)
     for column, (image, truth_N4) in enumerate(zip(images, truths, strict=True)):
         _show(axes[0][column], image, truth_N4)
-        axes[0][column].set_title(classes[column], fontsize=8, pad=2)
+        axes[0][column].set_title(classes[column], fontsize=8, pad=2, parse_math=False)
         for row, shown in enumerate(models.values(), start=1):
             axis = axes[row][column]
             _show(axis, image, truth_N4)

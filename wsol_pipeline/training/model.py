@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 import safetensors.torch
 import torch
 from torchvision.transforms.v2 import functional as F
@@ -120,7 +121,10 @@ def _assemble(weights: bytes, description: dict[str, Any], device: torch.device 
     config = from_dict(TrainConfig, {**description["train"], "weights": None})
     classes = tuple(description["classes"])
     method = build_method(dataclasses.replace(config, weights=LATER), len(classes))
-    method.load_state_dict(safetensors.torch.load(weights))
+    try:
+        method.load_state_dict(safetensors.torch.load(weights))
+    except (safetensors.SafetensorError, RuntimeError) as error:
+        raise DataError(f"The model's {WEIGHTS} does not hold its tensors: {str(error).splitlines()[0]}") from error
     choice = Choice.from_dict(description["choice"])
     return Model(method.eval().to(device), config, classes, description["multilabel"], choice, description)
 
