@@ -246,4 +246,4 @@ def _provenance(facts: Facts) -> dict[str, str]:
     }
     evaluated = {f"evaluation: {name}": text for name, text in result.get("provenance", {}).items()}
     told |= evaluated | {"this page: code.revision": provenance()["code.revision"]}
-    return told
+    return redact({name: str(text) for name, text in told.items()})
