@@ -116,7 +116,7 @@ def _distribute(module: torch.nn.Module, job: Job) -> torch.nn.Module:
 
 
 def _reset_process(job: Job) -> None:
-    """Undo what an earlier trial of the same reused process may have left behind."""
+    """Redact what this process says, and undo what an earlier trial may have left behind in it: it is reused."""
     redaction.install()
     torch.set_num_threads(job.cpus_per_worker)
     torch.set_grad_enabled(True)

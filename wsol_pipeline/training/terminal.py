@@ -19,7 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from wsol_pipeline.training.config import without_passwords
+from wsol_pipeline.redaction import redact
 from wsol_pipeline.training.ledger import CONFIRMS, SEED, Ledger, front
 from wsol_pipeline.training.pareto import COST, Rule, cell
 
@@ -162,7 +162,7 @@ class TrialTable(TrialLog):
         self.finished: deque[_Shown] = deque(maxlen=FINISHED_SHOWN)
         self.epoch_seconds: deque[float] = deque(maxlen=50)
         self.concurrent, self.note = 1, ""
-        self.console = Console()
+        self.console = Console(markup=False, emoji=False)
         self.size = self.console.size
         self.live = Live(get_renderable=self.draw, console=self.console, refresh_per_second=2, transient=True)
 
@@ -387,9 +387,9 @@ def how_to_open_mlflow(storage: str) -> str:
     """What to type or to open to see what is tracked."""
     server = os.environ.get("MLFLOW_TRACKING_URI", "")
     if server.startswith("http"):
-        return f"open {without_passwords(server)}"
+        return f"open {redact(server)}"
     if server:
-        return f"mlflow server --backend-store-uri {shlex.quote(without_passwords(server))}"
+        return f"mlflow server --backend-store-uri {shlex.quote(redact(server))}"
     return f"make mlflow RUNS={shlex.quote(storage)}, then open http://127.0.0.1:5000"
 
 
