@@ -70,21 +70,6 @@ def test_nothing_is_loaded_where_nothing_is(trial):
     assert CheckpointStore(trial, 1).failure() is None
 
 
-def test_a_pickle_in_a_checkpoint_is_not_executed(trial, tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "executed"), "w"))
-
-    import io
-
-    buffer = io.BytesIO()
-    torch.save({"weight": Evil()}, buffer)
-    write_sealed(trial / "attempt-0001/e0001-s00000000", {"state.pt": buffer.getvalue(), "records.json": b"[]"})
-    with pytest.raises(Exception, match="weights_only|Weights only"):
-        CheckpointStore(trial, 1).newest()
-    assert not (tmp_path / "executed").exists()
-
-
 def test_a_final_record_ends_a_trial_and_carries_its_curve(trial):
     store = CheckpointStore(trial, 1)
     store.finish({"model.safetensors": b"weights"}, [{"epoch": 1, "final": True}])
