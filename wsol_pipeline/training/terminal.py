@@ -359,8 +359,8 @@ def print_outcome(outcome: Outcome, plan: Plan) -> None:
         found = on_front(outcome.ranking, plan.rule)
         what, shown = f"the Pareto front ({len(found)} settings)", found[:FRONT_ROWS]
     table = Table(title=f"Study {plan.options.name}: {what} on validation ({plan.config.protocol})")
-    for name in ("trial", "", "parameters", *objectives):
-        table.add_column(name, justify="right" if name in objectives else "left")
+    for column in ("trial", "", "parameters", *objectives):
+        table.add_column(column, justify="right" if column in objectives else "left")
     for standing, note, parameters in shown:
         table.add_row(str(standing.number), note, format_parameters(parameters), *standing.cells(objectives))
     console.print(table)
