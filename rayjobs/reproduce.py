@@ -14,8 +14,8 @@ import shlex
 import sys
 
 from wsol_pipeline.errors import PartialError, run_main
+from wsol_pipeline.redaction import redact
 from wsol_pipeline.report.reproduction import compare, html, markdown, show, show_rows
-from wsol_pipeline.training.config import without_passwords
 from wsol_pipeline.training.options import command_line, describe
 from wsol_pipeline.training.rehearsal import rehearse
 from wsol_pipeline.training.reproduce import ReproduceOptions, find_row, find_rows, judge_seeds, plan_row, to_mlflow
@@ -41,7 +41,7 @@ def main(args: list[str] | None = None) -> int:
         )
         return 0
     found = judge_seeds(plan, row, outcome)
-    command = f"python rayjobs/reproduce.py {without_passwords(shlex.join(sys.argv[1:] if args is None else args))}"
+    command = f"python rayjobs/reproduce.py {redact(shlex.join(sys.argv[1:] if args is None else args))}"
     report = markdown(found, command)
     plan.folder.write("reproduction.md", report.encode())
     plan.folder.write("reproduction.html", html(found, command).encode())

@@ -255,13 +255,13 @@ def test_what_a_study_prints_and_keeps(tmp_path, monkeypatch, shape):
     options = replace(RunOptions(name="a"), experiment=text, options={"x": text})
     shown = json.dumps(describe(options, TrainConfig(weights=text)))
     plan = SimpleNamespace(
-        config=TrainConfig(), dataset=SimpleNamespace(uri=text), folder=Store.at(tmp_path),
+        config=TrainConfig(), dataset=SimpleNamespace(uri=text), folder=Store.at(tmp_path), rule=None,
     )  # fmt: skip
     ledger = SimpleNamespace(trials=list, proposals=list, ranking=lambda: [Standing((0,), (1.0,))])
     winner = json.dumps(study.winner_record(plan, ledger, Store(text), None))
     monkeypatch.setattr(verdict, "evaluation_name", lambda contender: "result")
     monkeypatch.setattr(verdict, "_score_somewhere", lambda *_: ({"rows": [], "provenance": {"x": text}}, {}))
-    verdict._judged(verdict.EvaluateOptions(storage=str(tmp_path)), Contender("a", "a", Store("")), None)
+    verdict.judged_rows(verdict.EvaluateOptions(storage=str(tmp_path)), Contender("a", "a", Store("")), None)
     result = (tmp_path / "a/evaluations/result.json").read_text()
     assert not leaked(shown + winner + result)
 

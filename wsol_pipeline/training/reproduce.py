@@ -25,10 +25,11 @@ from wsol_pipeline.data.published import Deviation, data_deviations, is_paper_da
 from wsol_pipeline.errors import UsageError, WsolError
 from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.evaluation.selection import errors
+from wsol_pipeline.redaction import redact
 from wsol_pipeline.storage import STORAGE_ERRORS, Store
 from wsol_pipeline.training import cluster
 from wsol_pipeline.training.checkpoint import CheckpointStore
-from wsol_pipeline.training.config import TrainConfig, require, to_dict, without_passwords
+from wsol_pipeline.training.config import TrainConfig, require, to_dict
 from wsol_pipeline.training.model import DESCRIPTION
 from wsol_pipeline.training.options import RunOptions, resolve
 from wsol_pipeline.training.plan import Plan, StudyOptions, make_plan
@@ -252,7 +253,7 @@ def _provenance(plan: Plan, final: Store) -> dict[str, str]:
         "network": f"{config.method} on {config.backbone}, {config.precision}",
         "evaluated on": result["device"],
     }
-    return {name: without_passwords(text) for name, text in (told | result["provenance"]).items()}
+    return redact(told | result["provenance"])
 
 
 def to_mlflow(plan: Plan, row: Preset, report: str, means: Mapping[str, float]) -> None:
