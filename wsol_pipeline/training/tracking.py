@@ -176,7 +176,8 @@ class Projection:
             return
         metrics, parameters = (view.metrics[len(before.metrics) :], {}) if before else (view.metrics, view.parameters)
         if before is None and view.page:
-            self.client.set_experiment_tag(self.experiment_id, f"{PAGE_TAG}.{self.study}", json.dumps(redact(view.page)))
+            page = json.dumps(redact(view.page))
+            self.client.set_experiment_tag(self.experiment_id, f"{PAGE_TAG}.{self.study}", page)
         self._log(self.parent_run(), metrics, parameters, view.tags)
         self._study = view
 

@@ -18,10 +18,11 @@ from optuna.trial import FrozenTrial, TrialState
 import search_spaces
 from wsol_pipeline.errors import UsageError
 from wsol_pipeline.evaluation.counts import Counts
+from wsol_pipeline.redaction import redact
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training import tracking
 from wsol_pipeline.training.checkpoint import CheckpointStore
-from wsol_pipeline.training.config import TrainConfig, to_dict, without_passwords
+from wsol_pipeline.training.config import TrainConfig, to_dict
 from wsol_pipeline.training.lease import Lease
 from wsol_pipeline.training.ledger import CONFIRMS, FAILURE, PUBLISHED, SEED, Ledger
 from wsol_pipeline.training.names import metric_name, parameter_name
@@ -161,7 +162,7 @@ def _study_note(plan: Plan, ledger: Ledger) -> str:
         f"protocol {config.protocol}. A child run is a trial; readout and thresholds are solved inside each.",
         "",
         "Everything here was chosen on the validation split. Test is opened once, by "
-        f"`python rayjobs/evaluate.py --study {options.name} --storage {without_passwords(options.storage)}`.",
+        f"`python rayjobs/evaluate.py --study {options.name} --storage {redact(options.storage)}`.",
         "",
         f"All trials with their parameters: the experiment's page of runs with `?viewStateShareKey="
         f"{options.name}` after its address.",
