@@ -17,8 +17,9 @@ from wsol_pipeline.training.loop import NonFiniteError
 
 @pytest.fixture
 def reports(monkeypatch) -> list[dict]:
-    """What trials in this process report to Ray Tune."""
+    """What trials in this process, which is no worker of a cluster, report to Ray Tune."""
     found: list[dict] = []
+    monkeypatch.setattr(run, "_pulse", lambda job: None)
     monkeypatch.setattr(ray.tune, "report", found.append)
     return found
 
