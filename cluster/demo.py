@@ -7,6 +7,7 @@ node already, as in the image. Everything listens on loopback and wants the toke
 """
 
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -37,9 +38,7 @@ def run(cluster: Cluster, storage: str) -> int:
         return 1
     entrypoint = ["python", "rayjobs/tune_bas.py", *STUDY.split(), "--storage", storage]
     print(f"$ ray job submit --address {cluster.dashboard} -- {' '.join(entrypoint)}\n", flush=True)
-    ended = cluster.submit(*entrypoint)
-    print(ended.stdout + (ended.stderr if ended.returncode else ""), flush=True)
-    return ended.returncode
+    return subprocess.run(cluster.submission(*entrypoint), env=cluster.environment).returncode
 
 
 def main() -> int:

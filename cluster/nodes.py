@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -88,10 +88,9 @@ class Cluster:
         with urllib.request.urlopen(request, timeout=10) as answer:
             return answer.read()
 
-    def submit(self, *entrypoint: str, options: tuple[str, ...] = ()) -> "subprocess.CompletedProcess[str]":
-        """`ray job submit` of the command `entrypoint`, until it ends; what it printed, and how it ended."""
-        command = [_ray(), "job", "submit", "--address", self.dashboard, *options, "--", *entrypoint]
-        return subprocess.run(command, env=self.environment, text=True, capture_output=True, check=False)
+    def submission(self, *entrypoint: str, options: Sequence[str] = ()) -> list[str]:
+        """The command line that submits `entrypoint` as a job and waits for it; to be run in `environment`."""
+        return [_ray(), "job", "submit", "--address", self.dashboard, *options, "--", *entrypoint]
 
     def _start(self, name: str, options: list[str]) -> None:
         log = self.folder / f"{name}.log"
