@@ -118,7 +118,8 @@ def test_a_retried_job_continues_and_everything_ends(job):
     cores = int(group["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])
     assert options.cpus_per_worker < cores  # the rest reads
     assert (options.cluster_may_grow, options.concurrent, options.device) == (True, group["maxReplicas"], "cuda")
-    assert options.name and options.storage.startswith("s3://") and "@" in options.study_db
+    assert options.storage.startswith("s3://")
+    assert options.study_db == "postgresql+psycopg://wsol@postgres/studies"
 
 
 def test_network_rules_name_the_pods_that_exist(job):
