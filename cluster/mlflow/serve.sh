@@ -15,6 +15,7 @@ MLFLOW_FLASK_SERVER_SECRET_KEY=$(secret mlflow-session-key)
 export PGPASSWORD MLFLOW_AUTH_ADMIN_PASSWORD MLFLOW_FLASK_SERVER_SECRET_KEY
 export PGUSER=mlflow MLFLOW_AUTH_CONFIG_PATH="${0%/*}/auth.ini"
 
+# A worker imports for seconds, on a busy machine for many: by default it counts as dead after five, again and again.
 exec mlflow server --app-name basic-auth --host "${LISTEN:-127.0.0.1}" --port 5000 \
   --backend-store-uri postgresql+psycopg:///mlflow --artifacts-destination "$ARTIFACTS" \
-  --allowed-hosts "$ALLOWED_HOSTS" "$@"
+  --allowed-hosts "$ALLOWED_HOSTS" --uvicorn-opts "--timeout-worker-healthcheck 120" "$@"

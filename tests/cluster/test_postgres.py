@@ -133,12 +133,11 @@ def tracking_url(server: Server, free_port) -> Iterator[str]:
             patch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
             patch.setenv("MLFLOW_TRACKING_PASSWORD", server.passwords["mlflow-admin-password"])
             url = f"http://127.0.0.1:{port}"
-            for _ in range(400):
-                if process.poll() is None and answer(f"{url}/health") == 200:
-                    break
+            deadline = time.monotonic() + 600
+            while answer(f"{url}/health") != 200:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    pytest.fail((server.folder / "mlflow-log").read_text()[-3000:])
                 time.sleep(0.5)
-            else:
-                pytest.fail((server.folder / "mlflow-log").read_text()[-3000:])
             yield url
     finally:
         process.terminate()
