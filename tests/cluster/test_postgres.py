@@ -130,6 +130,7 @@ def tracking_url(server: Server, free_port) -> Iterator[str]:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
         with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")  # a busy machine is no fault of MLflow's
             patch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
             patch.setenv("MLFLOW_TRACKING_PASSWORD", server.passwords["mlflow-admin-password"])
             url = f"http://127.0.0.1:{port}"
