@@ -64,3 +64,11 @@ def test_every_requirement_of_the_image_is_pinned():
     names = {re.match(r"[\w-]+", line).group() for line in wanted}  # type: ignore[union-attr]
     assert names <= pins
     assert {"uv", "boto3", "flask-wtf", "psycopg-binary"} <= pins
+
+
+def test_secrets_made_beside_the_files_reach_neither_git_nor_an_image_nor_an_uploaded_job():
+    assert "cluster/mlflow/secrets/" in (ROOT / ".gitignore").read_text().splitlines()
+    assert "cluster/" in (ROOT / ".rayignore").read_text().splitlines()
+    assert not [
+        line for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!") and "secret" in line
+    ]
