@@ -31,10 +31,8 @@ def test_nodes_die_leave_and_come_and_all_are_ended():
         second.end()
         wait_for_alive(cluster, 1, 120)
         cluster.add_node(2)
-        where = "import ray; ray.init(); print('CPUs:', ray.cluster_resources()['CPU'])"
-        ended = subprocess.run(
-            cluster.submission("python", "-c", f'"{where}"'), env=cluster.environment, text=True, capture_output=True
-        )
+        entrypoint = ["python", "-c", "import ray; ray.init(); print('CPUs:', ray.cluster_resources()['CPU'])"]
+        ended = subprocess.run(cluster.submission(*entrypoint), env=cluster.environment, text=True, capture_output=True)
         assert "CPUs: 2.0" in ended.stdout, ended.stdout + ended.stderr
         strangers = cluster.environment | {"RAY_AUTH_TOKEN": "0" * 64}
         refused_job = subprocess.run(

@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -96,7 +97,7 @@ def server(free_port) -> Iterator[Server]:
         fill(bin_folder, found, process)
         yield found
     finally:
-        process.terminate()
+        process.send_signal(signal.SIGINT)  # PostgreSQL's fast shutdown: it waits for no client
         process.wait(timeout=60)
         shutil.rmtree(folder, ignore_errors=True)
 
