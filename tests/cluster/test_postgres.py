@@ -199,8 +199,8 @@ def drive(server: Server, url: str, name: str, tmp_path: Path) -> None:
                 ledger.report(number, epoch, kept[-1]["value"])
         for number, kept in records.items():
             ledger.complete(number, kept[-1]["value"])
-        assert tracking.wait_for_flush(projection, seconds=120)
-        projection.close_parent()
+    assert tracking.wait_for_flush(projection, seconds=120)
+    projection.close_parent()
 
 
 def test_nobody_gets_in_without_the_password_or_under_another_host(server, tracking_url):
