@@ -1,11 +1,11 @@
-# make demo | test | test-slow | lint | audit | bench | mlflow | screenshots | clean      (needs Python 3.11+, make and a package index)
+# make demo | cluster-demo | test | test-slow | lint | audit | bench | mlflow | screenshots | clean
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 RUNS   ?= runs
 
-.PHONY: demo test test-slow lint audit bench mlflow screenshots clean
+.PHONY: demo cluster-demo test test-slow lint audit bench mlflow screenshots clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,9 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(BIN)/python rayjobs/demo.py --storage $(RUNS)
+
+cluster-demo: $(READY)
+	$(BIN)/python cluster/demo.py
 
 test: $(READY)
 	$(BIN)/python -m pytest

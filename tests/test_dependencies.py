@@ -11,7 +11,8 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"].values()
-DIRECT = [Requirement(line) for line in [*PROJECT["dependencies"], *(line for extra in EXTRAS for line in extra)]]
+ALL = [Requirement(line) for line in [*PROJECT["dependencies"], *(line for extra in EXTRAS for line in extra)]]
+DIRECT = [one for one in ALL if one.name != PROJECT["name"]]  # an extra may bring another
 PINS = [Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
 PINNED = {canonicalize_name(pin.name): next(iter(pin.specifier)).version for pin in PINS}
 TEXTS = [path for glob in ("Makefile", "*.md", "docs/*.md", "cluster/**/*.*", ".ci/*") for path in ROOT.glob(glob)]

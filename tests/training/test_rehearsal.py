@@ -52,7 +52,7 @@ def test_the_estimate_is_epochs_of_training_and_validation_and_a_search_at_each_
 def test_a_dry_run_says_what_the_study_would_take_and_starts_nothing(dataset, tmp_path, monkeypatch, capsys):
     for name in ("connect", "check_storage_reaches_all"):
         monkeypatch.setattr(cluster, name, lambda *args, **named: None)
-    monkeypatch.setattr(cluster, "pick_device", lambda wanted: "cpu")
+    monkeypatch.setattr(cluster, "pick_device", lambda wanted, may_grow: "cpu")
     monkeypatch.setattr(cluster, "check_placement", lambda *args: 2)
     monkeypatch.setattr(rehearsal, "connect_mlflow", lambda *args: (SimpleNamespace(tracking_uri="here"), "1"))
     monkeypatch.setattr(rehearsal, "measure_there", lambda job: MEASURED)

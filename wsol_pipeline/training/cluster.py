@@ -67,11 +67,16 @@ def _stay_private() -> None:
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
-def pick_device(wanted: str) -> Literal["cpu", "cuda"]:
-    """ "cuda" if asked for, or if `wanted` is "auto" and the cluster has a GPU; else "cpu". Raises `ResourceError`."""
+def pick_device(wanted: str, may_grow: bool = False) -> Literal["cpu", "cuda"]:
+    """ "cuda" if asked for, or if `wanted` is "auto" and the cluster has a GPU; else "cpu". Raises `ResourceError`.
+
+    A cluster that `may_grow` may get its GPUs later: then "cuda" is believed, and "auto" without any a `UsageError`.
+    """
     has_gpu = ray.cluster_resources().get("GPU", 0) > 0
-    if wanted == "cuda" and not has_gpu:
+    if wanted == "cuda" and not (has_gpu or may_grow):
         raise ResourceError("--device cuda needs a GPU but the cluster has none (its nodes may still be starting).")
+    if wanted == "auto" and may_grow and not has_gpu:
+        raise UsageError("--device auto cannot know which nodes an autoscaler will add: say --device cuda or cpu.")
     return "cuda" if wanted == "cuda" or (wanted == "auto" and has_gpu) else "cpu"
 
 
@@ -111,11 +116,11 @@ def check_storage_stays(place: Path, option: str) -> None:
         )
 
 
-def check_storage_reaches_all(store: Store, shared: bool) -> None:
-    """Raise `UsageError` for a local path that other nodes would not see."""
+def check_storage_reaches_all(store: Store, shared: bool, may_grow: bool = False) -> None:
+    """Raise `UsageError` for a local path that other nodes would not see, those of a cluster that `may_grow` too."""
     nodes = sum(node["Alive"] for node in ray.nodes())
-    if store.is_local and nodes > 1 and not shared:
+    if store.is_local and (nodes > 1 or may_grow) and not shared:
         raise UsageError(
-            f"{nodes} nodes are alive but {store.uri} is a local path, which only one of them sees: use s3://, or say "
-            "--storage-is-shared if every node mounts it there."
+            f"{nodes} nodes are alive{' and more may come' if may_grow else ''} but {store.uri} is a local path, which "
+            "only one of them sees: use s3://, or say --storage-is-shared if every node mounts it there."
         )

@@ -29,7 +29,8 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import BaseJournalBackend
 from optuna.study import StudyDirection
 from optuna.trial import BaseTrial, FixedTrial, FrozenTrial, Trial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random
 
 from wsol_pipeline.errors import ResourceError, UsageError, unknown
 from wsol_pipeline.redaction import redact
@@ -94,13 +95,24 @@ def open_storage(store: Store, database: str | None) -> BaseStorage:
     """
     try:
         if database:
-            return RDBStorage(database, engine_kwargs={"pool_pre_ping": True})
+            return _open_database(database)
         if store.is_local:
             Path(store.uri).mkdir(parents=True, exist_ok=True)
             return RDBStorage(f"sqlite:///{store.path('study.db')}", engine_kwargs={"connect_args": {"timeout": 60}})
         return JournalStorage(ObjectJournal(store / "journal"))
     except (optuna.exceptions.StorageInternalError, SQLAlchemyError, ImportError, OSError, ValueError) as error:
         raise ResourceError(f"The study's database cannot be opened: {str(error).splitlines()[0]}") from error
+
+
+# Of two drivers that make the tables of a new database at once one fails; it finds them made when it tries again.
+@retry(
+    retry=retry_if_exception_type((IntegrityError, ProgrammingError)),
+    stop=stop_after_attempt(4),
+    wait=wait_random(0, 2),
+    reraise=True,
+)
+def _open_database(url: str) -> RDBStorage:
+    return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
 
 
 Sampler = Callable[[int], optuna.samplers.BaseSampler]  # trial number -> what proposes its parameters

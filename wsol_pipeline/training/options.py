@@ -145,7 +145,7 @@ class MachineOptions:
     cpus_per_worker: int = 1
     """CPU cores reserved for each worker."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: the cluster's GPUs if it has any, else CPUs."""
+    """auto: the cluster's GPUs if it has any, else CPUs; with --cluster-may-grow say cuda or cpu."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of forward and backward."""
     channels_last: bool = False

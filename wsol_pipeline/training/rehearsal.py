@@ -74,8 +74,10 @@ def rehearse(plan: Plan) -> int:
     console = Console(width=None if Console().is_terminal else 110, markup=False, emoji=False)
     client, _ = connect_mlflow(options.store, options.experiment)
     cluster.connect(nested=False)
-    cluster.check_storage_reaches_all(plan.folder, options.storage_is_shared)
-    sample = plan.job({}, 0, plan.folder, attempt=0, device=cluster.pick_device(options.device))
+    cluster.check_storage_reaches_all(plan.folder, options.storage_is_shared, options.cluster_may_grow)
+    sample = plan.job(
+        {}, 0, plan.folder, attempt=0, device=cluster.pick_device(options.device, options.cluster_may_grow)
+    )
     concurrent = cluster.check_placement(sample, options.concurrent, options.cluster_may_grow)
     console.print("measuring a few batches where a trial would run ...")
     measured = measure_there(sample)

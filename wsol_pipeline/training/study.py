@@ -125,8 +125,8 @@ def _run(plan: Plan, ledger: Ledger, lease: Lease, projection: tracking.Projecti
     if not ledger.running() and len(proposed) >= options.trials and not ledger.unconfirmed(*confirm):
         return ""
     cluster.connect(nested=options.workers > 1)
-    cluster.check_storage_reaches_all(plan.folder, options.storage_is_shared)
-    device = cluster.pick_device(options.device)
+    cluster.check_storage_reaches_all(plan.folder, options.storage_is_shared, options.cluster_may_grow)
+    device = cluster.pick_device(options.device, options.cluster_may_grow)
     require(not options.sync_batch_norm or device == "cuda", "sync_batch_norm needs GPUs", device)
 
     def trial_job(parameters: dict[str, Any], seed: int, folder: Store) -> Job:

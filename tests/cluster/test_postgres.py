@@ -1,0 +1,242 @@
+"""A real PostgreSQL under both at once, the studies' ledgers and MLflow as cluster/mlflow starts it: nothing is lost.
+
+Needs PostgreSQL's server programs (Debian: `apt-get install postgresql`) and the extra `server`.
+"""
+
+import functools
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import optuna
+import pytest
+
+from search_spaces import bas
+from tests.cluster.manifests import CLUSTER
+from wsol_pipeline.storage import Store
+from wsol_pipeline.training import tracking
+from wsol_pipeline.training.ledger import Ledger, open_ledger, open_storage, pruner, sampler
+
+STUDIES, TRIALS, EPOCHS = 4, 5, 6  # drivers at once, trials that each of them runs at once, epochs of a trial
+SUPERUSER = "postgres"
+
+
+def programs() -> Path | None:
+    """The folder of PostgreSQL's server programs, which Debian keeps off the PATH."""
+    folders = [*Path("/usr/lib/postgresql").glob("*/bin"), *map(Path, os.environ["PATH"].split(":"))]
+    return next((folder for folder in folders if (folder / "initdb").exists() and (folder / "psql").exists()), None)
+
+
+pytest.importorskip("psycopg", reason="the extra `postgres` is not installed")
+pytest.importorskip("flask_wtf", reason="the extra `server` is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),
+    pytest.mark.skipif(programs() is None, reason="no initdb: PostgreSQL's server programs are not installed"),
+]
+
+
+@dataclass(frozen=True)
+class Server:
+    """A PostgreSQL server of this test with the databases of init.sql; `passwords` by the names of the secrets."""
+
+    port: int
+    folder: Path
+    passwords: dict[str, str]
+
+    def url(self, user: str, database: str, secret: str) -> str:
+        return f"postgresql+psycopg://{user}:{self.passwords[secret]}@127.0.0.1:{self.port}/{database}"
+
+    def statements(self) -> Counter[str]:
+        """How many statements each database has got so far, by the server's log."""
+        log = (self.folder / "log").read_text()
+        return Counter(re.findall(r"^(\w+) LOG:  (?:execute|statement)", log, flags=re.M))
+
+
+@pytest.fixture(scope="module")
+def server(free_port) -> Iterator[Server]:
+    folder = Path(tempfile.mkdtemp(prefix="wsol-pg-"))
+    names = ("postgres-password", "mlflow-db-password", "studies-db-password", "mlflow-admin-password",
+             "mlflow-session-key")  # fmt: skip
+    found = Server(free_port(), folder, {name: secrets.token_hex(24) for name in names})
+    for name, password in found.passwords.items():
+        (folder / name).write_text(password)
+        (folder / name).chmod(0o644)
+    folder.chmod(0o755)
+    who = {}
+    if os.geteuid() == 0:  # which PostgreSQL refuses to run as
+        who = {"user": "nobody", "group": "nogroup", "extra_groups": []}
+        shutil.chown(folder, "nobody", "nogroup")
+    bin_folder = programs()
+    assert bin_folder
+    make = [bin_folder / "initdb", "-D", folder / "data", "-U", SUPERUSER, "--auth=scram-sha-256", "--no-sync"]
+    subprocess.run([*make, "--pwfile", folder / "postgres-password"], check=True, capture_output=True, cwd="/", **who)
+    options = {"listen_addresses": "127.0.0.1", "unix_socket_directories": folder, "log_statement": "all",
+               "log_line_prefix": "%d "}  # fmt: skip
+    start = [bin_folder / "postgres", "-D", folder / "data", "-p", str(found.port)]
+    start += [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(start, stdout=log, stderr=log, cwd="/", **who)
+    try:
+        fill(bin_folder, found, process)
+        yield found
+    finally:
+        process.send_signal(signal.SIGINT)  # PostgreSQL's fast shutdown: it waits for no client
+        process.wait(timeout=60)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def fill(bin_folder: Path, server: Server, process: "subprocess.Popen[bytes]") -> None:
+    """Run init.sql, as the image of PostgreSQL does with a new folder."""
+    environment = os.environ | {"PGPASSWORD": server.passwords["postgres-password"], "SECRETS": str(server.folder)}
+    command = [bin_folder / "psql", "-h", "127.0.0.1", "-p", str(server.port), "-U", SUPERUSER]
+    for _ in range(120):
+        assert process.poll() is None, (server.folder / "log").read_text()
+        if subprocess.run([*command, "-c", "SELECT 1"], env=environment, capture_output=True).returncode == 0:
+            break
+        time.sleep(0.5)
+    subprocess.run([*command, "-f", CLUSTER / "mlflow/init.sql"], env=environment, check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def tracking_url(server: Server, free_port) -> Iterator[str]:
+    """MLflow started by serve.sh on that server; in this process the variables of its user `admin`."""
+    port = free_port()
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PGHOST": "127.0.0.1",
+        "PGPORT": str(server.port),
+        "SECRETS": str(server.folder),
+        "ARTIFACTS": str(server.folder / "artifacts"),
+        "ALLOWED_HOSTS": f"127.0.0.1:{port}",
+    }
+    command = [CLUSTER / "mlflow/serve.sh", "--port", str(port), "--workers", "2"]
+    with (server.folder / "mlflow-log").open("wb") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")  # a busy machine is no fault of MLflow's
+            patch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+            patch.setenv("MLFLOW_TRACKING_PASSWORD", server.passwords["mlflow-admin-password"])
+            url = f"http://127.0.0.1:{port}"
+            deadline = time.monotonic() + 600
+            while answer(f"{url}/health") != 200:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    pytest.fail((server.folder / "mlflow-log").read_text()[-3000:])
+                time.sleep(0.5)
+            yield url
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def answer(url: str, user: str = "", host: str = "") -> int:
+    """The status of GET `url` as `user` (name:password), asked under the name `host`; 0 if nobody answers."""
+    request = urllib.request.Request(url)
+    if user:
+        request.add_header("Authorization", f"Basic {b64encode(user.encode()).decode()}")
+    if host:
+        request.add_header("Host", host)
+    try:
+        return urllib.request.urlopen(request, timeout=30).status
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
+
+
+def a_record(trial: int, epoch: int) -> dict[str, Any]:
+    """The record of an epoch, as long as BAS's."""
+    losses = dict.fromkeys(("loss", "classification", "background", "area", "foreground"), trial + epoch / 10)
+    value = 50.0 + trial + epoch / 10
+    return {
+        "epoch": epoch, "time": 1_700_000_000.0 + epoch, "train": losses, "val": {"max_box_acc_v2": value, "loss": 1.0},
+        "searched": True, "value": value, "learning_rate": 0.1, "images_per_second": 99.0, "seconds": 1.0,
+        "final": epoch == EPOCHS,
+    }  # fmt: skip
+
+
+def open_study(server: Server, name: str, tmp_path: Path) -> Ledger:
+    storage = open_storage(Store.at(tmp_path), server.url("wsol", "studies", "studies-db-password"))
+    return open_ledger(
+        storage, name, space=functools.partial(bas.space, beta="free"), contract={"name": name}, published={},
+        sampler=sampler("tpe", 0, 10), pruner=pruner("none", 1, EPOCHS),
+    )  # fmt: skip
+
+
+def drive(server: Server, url: str, name: str, tmp_path: Path) -> None:
+    """What a driver does to the databases while its workers train: TRIALS at once, EPOCHS each, to their end."""
+    ledger = open_study(server, name, tmp_path)
+    client, experiment = tracking.connect(url, "load", None)
+    records: dict[int, list[dict[str, Any]]] = {ledger.ask().number: [] for _ in range(TRIALS)}
+
+    def views() -> Iterator[tracking.TrialView]:
+        for trial in ledger.trials():
+            parameters = ledger.parameters(trial.number)
+            yield tracking.TrialView(trial.number, trial.state.name, parameters, {}, list(records[trial.number]))
+
+    with tracking.Projection(client, experiment, name, {}, views) as projection:
+        for epoch in range(1, EPOCHS + 1):
+            for number, kept in records.items():
+                kept.append(a_record(number, epoch))
+                ledger.spend(number, 1.0)
+                ledger.report(number, epoch, kept[-1]["value"])
+        for number, kept in records.items():
+            ledger.complete(number, kept[-1]["value"])
+    assert tracking.wait_for_flush(projection, seconds=120)
+    projection.close_parent()
+
+
+def test_nobody_gets_in_without_the_password_or_under_another_host(server, tracking_url):
+    api = f"{tracking_url}/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default"
+    assert answer(api, user=f"admin:{server.passwords['mlflow-admin-password']}") == 200
+    assert answer(api) == 401
+    assert answer(api, user="admin:password1234") == 401  # what older versions of MLflow came with
+    assert answer(api, host="evil.example") == 403
+
+
+def test_twenty_trials_at_once_lose_nothing(server, tracking_url, tmp_path):
+    names = [f"load-{number}" for number in range(STUDIES)]
+    tracking.connect(tracking_url, "load", None)
+    before, started = server.statements(), time.monotonic()
+    with ThreadPoolExecutor(STUDIES) as drivers:
+        list(drivers.map(lambda name: drive(server, tracking_url, name, tmp_path), names))
+    seconds, spent = time.monotonic() - started, server.statements() - before
+    epochs = STUDIES * TRIALS * EPOCHS
+    print(f"{STUDIES * TRIALS} trials, {epochs} epochs in {seconds:.1f} s; statements a trial and epoch:",
+          {database: round(count / epochs, 1) for database, count in spent.items()})  # fmt: skip
+
+    client = mlflow.MlflowClient(tracking_url)
+    experiment = client.get_experiment_by_name("load").experiment_id
+    for name in names:
+        trials = open_study(server, name, tmp_path).trials()
+        assert [trial.state for trial in trials] == [optuna.trial.TrialState.COMPLETE] * TRIALS
+        runs = client.search_runs([experiment], f"tags.`{tracking.STUDY_TAG}` = '{name}'")
+        by_trial = {run.data.tags[tracking.TRIAL_TAG]: run for run in runs}
+        assert len(runs) == len(by_trial) == TRIALS + 1
+        assert {run.info.status for run in runs} == {"FINISHED"}
+        for trial in trials:
+            expected = {epoch: a_record(trial.number, epoch)["value"] for epoch in range(1, EPOCHS + 1)}
+            assert trial.intermediate_values == expected
+            assert trial.user_attrs["device_seconds"] == EPOCHS
+            run = by_trial[str(trial.number)]
+            history = client.get_metric_history(run.info.run_id, "objective")
+            assert {metric.step: metric.value for metric in history} == expected
+            assert len(history) == EPOCHS
+            assert {name: str(value) for name, value in trial.params.items()}.items() <= run.data.params.items()

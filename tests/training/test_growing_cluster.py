@@ -1,0 +1,36 @@
+"""What is asked of a cluster to which an autoscaler adds nodes: it can't be seen yet, so it has to be said."""
+
+import pytest
+import ray
+
+from wsol_pipeline.errors import ResourceError, UsageError
+from wsol_pipeline.storage import Store
+from wsol_pipeline.training import cluster
+
+
+@pytest.fixture
+def head_alone(monkeypatch):
+    """A cluster of a head without GPUs."""
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 0.0})
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}])
+
+
+@pytest.mark.usefixtures("head_alone")
+def test_gpus_that_are_not_there_yet_are_believed_in_a_growing_cluster_alone():
+    assert cluster.pick_device("cuda", may_grow=True) == "cuda"
+    assert cluster.pick_device("cpu", may_grow=True) == "cpu"
+    assert cluster.pick_device("auto") == "cpu"
+    with pytest.raises(ResourceError, match="the cluster has none"):
+        cluster.pick_device("cuda")
+    with pytest.raises(UsageError, match="say --device cuda or cpu"):
+        cluster.pick_device("auto", may_grow=True)
+
+
+@pytest.mark.usefixtures("head_alone")
+def test_nodes_that_will_come_need_storage_that_they_see(tmp_path):
+    local = Store.at(tmp_path)
+    cluster.check_storage_reaches_all(local, shared=False)
+    cluster.check_storage_reaches_all(local, shared=True, may_grow=True)
+    cluster.check_storage_reaches_all(Store.at("s3://bucket/runs"), shared=False, may_grow=True)
+    with pytest.raises(UsageError, match="more may come"):
+        cluster.check_storage_reaches_all(local, shared=False, may_grow=True)
