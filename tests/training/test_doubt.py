@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from wsol_pipeline.errors import DataError
 from wsol_pipeline.evaluation.counts import Counts, ImageHits
 from wsol_pipeline.storage import Store
+from wsol_pipeline.training.checkpoint import write_sealed
 from wsol_pipeline.training.doubt import Doubt, doubts, means, sentence, winners, winners_by
 from wsol_pipeline.training.ledger import Standing
 from wsol_pipeline.training.pareto import Rule
@@ -25,8 +27,8 @@ def keep(tmp_path):
         one, sums = np.array([10]), hits_NIT.sum(0)[None]
         counts = Counts("wsol-v1", ("s",), (0.5,), np.zeros(1), sums, sums, sums, one, one, one)
         final = study / f"trials/{number:04d}/attempt-0001/final"
-        final.write("val_counts.json", json.dumps(counts.to_dict()).encode())
-        final.write("val_images.json", json.dumps(hits.to_dict()).encode())
+        files = {"val_counts.json": counts.to_dict(), "val_images.json": hits.to_dict()}
+        write_sealed(final, {name: json.dumps(kept).encode() for name, kept in files.items()})
         return study
 
     study = Store.at(tmp_path)
@@ -92,6 +94,16 @@ def test_nothing_is_said_without_a_rival_or_without_single_images(keep):
     one, other = Standing((0,), (10.0,)), Standing((1,), (5.0,))
     assert doubts(study, [one], METRIC) is None
     assert doubts(study, [one, other], METRIC) is None
+
+
+@pytest.mark.parametrize("name", ["val_counts.json", "val_images.json"])
+@pytest.mark.parametrize("damaged", [b"", b'{"ids": [', b"{}"])
+def test_a_damaged_file_is_named(keep, name, damaged):
+    keep(0, [0])
+    study = keep(1, [1])
+    study.write(f"trials/0001/attempt-0001/final/{name}", damaged)
+    with pytest.raises(DataError, match=f"trials/0001/attempt-0001/final/{name} was altered"):
+        doubts(study, [Standing((0,), (10.0,)), Standing((1,), (10.0,))], METRIC)
 
 
 def test_confirmations_bring_their_images(keep):

@@ -17,6 +17,7 @@ from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.evaluation.protocols import Protocol, protocol
 from wsol_pipeline.evaluation.selection import Choice
 from wsol_pipeline.storage import Store
+from wsol_pipeline.training.checkpoint import read_sealed
 from wsol_pipeline.training.config import TrainConfig, from_dict
 from wsol_pipeline.training.ledger import CONFIRMS, Standing, first_objective, open_storage, standings
 from wsol_pipeline.training.model import DESCRIPTION, VAL_COUNTS, load_model
@@ -190,5 +191,9 @@ def _search(folder: Store, name: str, winner: Mapping[str, Any], study_db: str |
     confirmations = tuple(trial for trial in of_first if CONFIRMS in trial.user_attrs)
     best = [standing.number for standing in ranking[:SURFACES]]
     files = final_files(folder, VAL_COUNTS)
-    counts = {n: Counts.from_dict(json.loads(folder.read(files[n]))) for n in best if n in files}
+    counts = {n: _counts(folder / files[n].removesuffix(f"/{VAL_COUNTS}")) for n in best if n in files}
     return Search(name, trials, winner["trial"], counts, confirmations, winner.get("doubt", ""), several)
+
+
+def _counts(final: Store) -> Counts:
+    return Counts.from_dict(json.loads(read_sealed(final, VAL_COUNTS)[VAL_COUNTS]))

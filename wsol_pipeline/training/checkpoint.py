@@ -67,15 +67,15 @@ def write_sealed(store: Store, files: dict[str, bytes]) -> None:
     store.write(SEAL, json.dumps(digests, indent=1).encode())
 
 
-def read_sealed(store: Store) -> dict[str, bytes]:
-    """All files under a seal. Raises `DataError` that names the file which is missing or altered."""
+def read_sealed(store: Store, *names: str) -> dict[str, bytes]:
+    """The files under a seal, or `names` of them. Raises `DataError` that names the file that is missing or altered."""
     try:
         digests = json.loads(store.read(SEAL))
-        files = {name: store.read(name) for name in digests}
+        files = {name: store.read(name) for name in names or digests}
     except (FileNotFoundError, ValueError) as error:
         raise DataError(f"{store.uri} is not complete: {error}.") from error
-    for name, digest in digests.items():
-        if hashlib.sha256(files[name]).hexdigest() != digest:
+    for name, data in files.items():
+        if hashlib.sha256(data).hexdigest() != digests.get(name):
             raise DataError(f"{store.path(name)} was altered: its SHA-256 is not the sealed one.")
     return files
 

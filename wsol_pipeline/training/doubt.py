@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from wsol_pipeline.evaluation import selection
 from wsol_pipeline.evaluation.counts import Counts, ImageHits
 from wsol_pipeline.storage import Store
+from wsol_pipeline.training.checkpoint import read_sealed
 from wsol_pipeline.training.ledger import Standing
 from wsol_pipeline.training.model import VAL_COUNTS, VAL_IMAGES
 from wsol_pipeline.training.pareto import COST, Rule
@@ -40,9 +41,10 @@ def doubts(
     """Redraw the best of `ranking`, whose trials lie in the folder `study`; `rule` says what wins, else `metric`.
 
     None where there is no rival, or a trial has kept no single images: class masks have none. Costs stay as measured.
+    Raises `DataError` that names the file that was altered.
     """
     candidates = ranking[:CANDIDATES]
-    counts, images = final_files(study, VAL_COUNTS), final_files(study, VAL_IMAGES)
+    images = final_files(study, VAL_IMAGES)
     trials = [number for standing in candidates for number in standing.trials]
     if len(candidates) < 2 or not images.keys() >= set(trials):
         return None
@@ -50,8 +52,9 @@ def doubts(
     metrics = [name for name in objectives if name != COST]
     values: dict[int, NDArray[np.float64]] = {}
     for number in trials:
-        hits = ImageHits.from_dict(json.loads(study.read(images[number])))
-        of_trial = replace(Counts.from_dict(json.loads(study.read(counts[number]))), image_hits=hits)
+        files = read_sealed(study / images[number].removesuffix(f"/{VAL_IMAGES}"), VAL_COUNTS, VAL_IMAGES)
+        hits = ImageHits.from_dict(json.loads(files[VAL_IMAGES]))
+        of_trial = replace(Counts.from_dict(json.loads(files[VAL_COUNTS])), image_hits=hits)
         values[number] = selection.resampled(of_trial, metrics, redraws)
         num_images = len(set(hits.ids))
     drawn = [[np.stack([values[n][k] for n in s.trials]) for s in candidates] for k in range(len(metrics))]
