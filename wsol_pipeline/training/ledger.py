@@ -13,13 +13,15 @@ nowhere as a proposal: not against the number of trials asked for, not in the pr
 more observation of a setting.
 """
 
+import contextlib
 import copy
 import json
 import logging
+import sqlite3
 import statistics
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,7 @@ from optuna.trial import BaseTrial, FixedTrial, FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random
 
-from wsol_pipeline.errors import ResourceError, UsageError, unknown
+from wsol_pipeline.errors import DataError, ResourceError, UsageError, unknown
 from wsol_pipeline.redaction import redact
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training.pareto import Rule, cell
@@ -48,6 +50,7 @@ SPENT = "device_seconds"
 PUBLISHED = "published"  # user attribute of an enqueued trial: the id of its preset
 CONFIRMS, SEED = "confirms", "seed"  # of a confirmation: whose parameters it repeats; what is added to the study's seed
 SCHEMA = 1
+LOCK_SECONDS = 5.0  # how long another process may hold the database when a study begins
 
 
 class ObjectJournal(BaseJournalBackend):
@@ -91,17 +94,50 @@ def _journal_name(number: int) -> str:
 def open_storage(store: Store, database: str | None) -> BaseStorage:
     """Where the study lives: `database` (an SQLAlchemy URL), else SQLite in a local `store`, else a journal in `store`.
 
-    Raises `ResourceError` if the database can't be opened.
+    Raises `ResourceError` if the database can't be opened, within seconds if another process has locked it.
     """
-    try:
-        if database:
-            return _open_database(database)
-        if store.is_local:
-            Path(store.uri).mkdir(parents=True, exist_ok=True)
-            return RDBStorage(f"sqlite:///{store.path('study.db')}", engine_kwargs={"connect_args": {"timeout": 60}})
+    if not database and not store.is_local:
         return JournalStorage(ObjectJournal(store / "journal"))
-    except (optuna.exceptions.StorageInternalError, SQLAlchemyError, ImportError, OSError, ValueError) as error:
-        raise ResourceError(f"The study's database cannot be opened: {str(error).splitlines()[0]}") from error
+    url = database or f"sqlite:///{store.path('study.db')}"
+    with _database_errors(url):
+        if not database:
+            Path(store.uri).mkdir(parents=True, exist_ok=True)
+        if not url.startswith("sqlite:///"):
+            return _open_database(url)
+        _check_unlocked(url.removeprefix("sqlite:///"))
+        return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
+
+
+@contextlib.contextmanager
+def _database_errors(url: str) -> Iterator[None]:
+    """What a database that is away, locked, broken or of another Optuna raises, as a `ResourceError`."""
+    try:
+        yield
+    except (
+        optuna.exceptions.StorageInternalError, SQLAlchemyError, sqlite3.Error, ImportError, OSError, ValueError,
+        RuntimeError,  # Optuna's word for tables of another version
+    ) as error:  # fmt: skip
+        why = redact(" ".join(str(error.__cause__ or error).split()))[:300]
+        raise ResourceError(f"The study's database {redact(url)} cannot be opened: {why}") from error
+
+
+def _check_unlocked(file: str) -> None:
+    """Write nothing to an SQLite file, but as a writer: who holds it is told of in seconds, not after a minute."""
+    with contextlib.closing(sqlite3.connect(file, timeout=LOCK_SECONDS, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("ROLLBACK")
+
+
+def check_trials_are_known(storage: BaseStorage, name: str, folder: Store) -> None:
+    """Raise `DataError` if `folder` holds trials of a study that `storage` has never heard of.
+
+    Then the database was removed, or is another one: trials numbered anew would go on from the old ones' checkpoints.
+    """
+    if name not in optuna.study.get_all_study_names(storage) and folder.list("trials"):
+        raise DataError(
+            f"{folder.path('trials')} holds trials of a study {name!r} that its database does not know: bring the "
+            "database back (or its --study-db), or give another --name."
+        )
 
 
 # Of two drivers that make the tables of a new database at once one fails; it finds them made when it tries again.
@@ -401,6 +437,11 @@ def open_ledger(
 
 
 def _check_contract(name: str, kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    if kept["schema"] != wanted["schema"]:
+        raise UsageError(
+            f"Study {name!r} was begun by another version of this code (format {kept['schema']!r}; this one has "
+            f"{wanted['schema']!r}): go on with that version, or give another --name."
+        )
     before, now = _flatten(kept), _flatten(wanted)
     different = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if different:

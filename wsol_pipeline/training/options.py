@@ -297,6 +297,8 @@ def resolve(options: RunOptions, method: str) -> TrainConfig:
 def _preset(name: str | None, method: str) -> search_spaces.Preset | None:
     known = search_spaces.presets(method)
     if name is not None and name not in known:
+        if other := search_spaces.presets().get(name):
+            raise UsageError(f"Preset {name!r} is of method {other.method!r}, not of {method!r}: tune that one.")
         raise unknown(f"preset of {method!r}", name, known)
     return known[name] if name else None
 

@@ -1,6 +1,7 @@
 """A study before it starts: options, configuration, first trials, and every check that needs nothing running."""
 
 import dataclasses
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +28,19 @@ from wsol_pipeline.training.ledger import FOR_ONE, FOR_SEVERAL, PRUNERS, SAMPLER
 from wsol_pipeline.training.options import RunOptions, reading, resolve
 from wsol_pipeline.training.pareto import COST, Rule
 
+logger = logging.getLogger(__name__)
+
 OWN = "own settings"  # the name of a first trial that no paper has published
+DATASETS = {  # (importer, number of classes) -> the dataset that it is, by the name in presets; else a user's own
+    ("cub", 200): "cub",
+    ("wsolevaluation", 200): "cub",
+    ("ilsvrc", 1000): "ilsvrc",
+    ("wsolevaluation", 1000): "ilsvrc",
+    ("wsolevaluation", 100): "openimages",
+    ("tinyimagenet", 200): "tinyimagenet",
+    ("voc", 20): "voc",
+    ("coco", 80): "coco",
+}
 
 
 @dataclass(frozen=True)
@@ -177,6 +190,8 @@ def make_plan(options: StudyOptions, method: str, space: Space) -> Plan:
     dataset = open_dataset(options.data) if options.data else embedded_dataset(store)
     if not options.data and not config.weights and config.backbone == "tiny" and store.is_local:
         config = dataclasses.replace(config, weights=embedded_weights(store, dataset))
+    if options.preset:
+        check_preset_fits(options.preset, dataset)
     check_buildable(config, dataset)
     check_also(options.also, config, dataset)
     published = first_trials(config, space, options.published, options.preset)
@@ -241,6 +256,23 @@ def check_places_stay(options: StudyOptions) -> None:
     for option, place in places.items():
         if place:
             cluster.check_storage_stays(place, option)
+
+
+def check_preset_fits(id: str, dataset: Dataset) -> None:
+    """Raise `UsageError` for the recipe of a known dataset on another known one; say so of a user's own data."""
+    preset = search_spaces.preset(id)
+    importer, classes = dataset.manifest.source.get("importer"), len(dataset.classes)
+    what = f"{dataset.uri} (imported as {importer!r}, {classes} classes)"
+    known = DATASETS.get((str(importer), classes))
+    if known is None:
+        logger.warning("Preset %s is for %s; %s is taken for data of your own.", id, preset.dataset, what)
+    elif known != preset.dataset.rstrip("0123456789"):  # the year
+        rows = search_spaces.presets(preset.method).values()
+        fitting = [row.id for row in rows if row.dataset.rstrip("0123456789") == known]
+        raise UsageError(
+            f"Preset {id} is for {preset.dataset} but {what} is {known}. Presets of {preset.method!r} for that: "
+            f"{', '.join(fitting) or 'none; leave --preset out and give its values as options'}."
+        )
 
 
 def check_buildable(config: TrainConfig, dataset: Dataset) -> None:
