@@ -1,6 +1,7 @@
 """A finished model: weights, configuration and the readout chosen on validation, loaded without pickle."""
 
 import dataclasses
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,13 +34,14 @@ VAL_IMAGES = "val_images.json"  # hits of single images at the chosen readout; n
 @dataclass(frozen=True)
 class Localization:
     """The object of a class in an image, by its number in the batch: the class, its probability, its box in pixels of
-    the image, the map [H, W] in 0..1."""
+    the image, the map [H, W] in 0..1, of what the network saw; `window`, in pixels of the image too, is that part."""
 
     image: int
     label: str
     score: float
     box: tuple[float, float, float, float]  # x0, y0, x1, y1
     map_HW: np.ndarray
+    window: tuple[float, float, float, float]  # x0, y0, x1, y1
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,9 @@ class Model:
         size_wh = shape[1], shape[0]
         box = predicted_box(raw_HW, self.threshold, self.protocol, size_wh)
         map_HW = normalised_map(raw_HW, self.protocol, size_wh)
-        return Localization(image, self.classes[label], score, box_in_image(box, shape, self.protocol), map_HW)
+        whole = np.array([0, 0, *self.protocol.map_size(size_wh)])
+        in_image = functools.partial(box_in_image, shape=shape, rules=self.protocol)
+        return Localization(image, self.classes[label], score, in_image(box), map_HW, in_image(whole))
 
 
 def load_model(folder: Store, device: torch.device | str = "cpu") -> Model:
