@@ -188,13 +188,13 @@ def mean_of(spent: list[dict[str, float]]) -> dict[str, float]:
 
 def projected(plan: Plan, ledger: Ledger, lease: Lease) -> dict[str, Any]:
     """The projection's turns: the first, one without news, one with an epoch of one trial, a new driver's first."""
-    client, experiment = connect_mlflow(plan.options.store, "bench")
+    client, experiment = connect_mlflow(plan.options.store, "bench")()
 
     def projection() -> Projection:
         ended: set[int] = set()
         views = functools.partial(trial_views, plan, ledger, lease, ended)
         summary = functools.partial(study_view, plan, ledger, lease)
-        return Projection(Counting(client), experiment, NAME, study_tags(plan), views, summary, ended)  # type: ignore[arg-type]
+        return Projection(lambda: (Counting(client), experiment), NAME, study_tags(plan), views, summary, ended)  # type: ignore[arg-type]
 
     one = projection()
     found = {"first turn, everything": timed(one), "turn without news": timed(one)}

@@ -45,11 +45,11 @@ def main(args: list[str] | None = None) -> int:
     report = markdown(found, command)
     plan.folder.write("reproduction.md", report.encode())
     plan.folder.write("reproduction.html", html(found, command).encode())
+    show(found)
+    print(f"report: {plan.folder.path('reproduction.html')} and reproduction.md", flush=True)
     to_mlflow(plan, row, report, means={
         f"{reading}/{one.metric}": spread.mean for one in compare(found) for reading, spread in one.readings.items()
     })  # fmt: skip
-    show(found)
-    print(f"report: {plan.folder.path('reproduction.html')} and reproduction.md", flush=True)
     if outcome.failures:
         raise PartialError(f"{len(outcome.failures)} of {options.seeds} seeds failed; the report has the others.")
     return 0

@@ -4,7 +4,9 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: its threads would wait for each other on a busy machine
 
+import contextlib
 import http.client
+import signal
 import socket
 import subprocess
 import sys
@@ -74,26 +76,35 @@ def _create_bucket(name: str, server: "subprocess.Popen[bytes]") -> None:
 
 
 class FaultProxy(ThreadingHTTPServer):
-    """Hands requests on to the S3 server behind it, and does what `harm` says to some of them.
+    """Hands requests on to the server behind it (S3, MLflow), and does what `harm` says to some of them.
 
     The Host header goes through as it came: it is part of what S3 requests are signed over.
     """
 
     daemon_threads = True
-    silence = 2.0  # seconds of a "timeout", longer than the client waits
+    silence = 2.0  # seconds of a "timeout", longer than the client waits; of a "slow" answer, shorter
 
     def __init__(self, behind: str) -> None:
         super().__init__(("127.0.0.1", free_port()), _Forward)
         self.behind = urlsplit(behind).netloc
         self.requests: list[tuple[str, str, int]] = []  # method, path, bytes of the answer's body
         self.injected = 0
-        self._plan: tuple[str, int, str, str] = ("", 0, "", "")
+        self._plan: tuple[str, int, str, str, int] = ("", 0, "", "", 0)
         self._lock = threading.Lock()
 
-    def harm(self, fault: str, times: int = 10**9, method: str = "GET", path: str = "") -> None:
-        """The next `times` requests of this `method` whose path has `path` in it meet `fault`: a status,
-        "timeout" (no answer), "cut" (half of the body; no answer where it is empty) or "wrong" (one byte of it)."""
-        self._plan = (fault, times, method, path)
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def harm(self, fault: str, times: int = 10**9, method: str = "GET", path: str = "", after: int = 0) -> None:
+        """Of the next requests of this `method` ("": any) whose path has `path` in it the first `after` are let be, and
+        the next `times` meet `fault`: a status, "timeout" (no answer), "closed" (nor a wait for it), "slow" (an answer,
+        late), "cut" (half of the body; no answer where it is empty) or "wrong" (one byte of it)."""
+        self.injected, self._plan = 0, (fault, times, method, path, after)
+
+    def heal(self) -> None:
+        """Do no more harm."""
+        self._plan = ("", 0, "", "", 0)
 
     def count(self, part: str) -> tuple[int, int]:
         """Requests with `part` in their path since the last `requests.clear()`, and bytes of their answers."""
@@ -101,13 +112,13 @@ class FaultProxy(ThreadingHTTPServer):
         return len(bodies), sum(bodies)
 
     def fault_of(self, method: str, path: str) -> str:
-        fault, times, of_method, of_path = self._plan
         with self._lock:
-            if not times or method != of_method or of_path not in path:
+            fault, times, of_method, of_path, after = self._plan
+            if not times or of_method not in ("", method) or of_path not in path:
                 return ""
-            self._plan = (fault, times - 1, of_method, of_path)
-            self.injected += 1
-            return fault
+            self._plan = (fault, times - (not after), of_method, of_path, max(0, after - 1))
+            self.injected += not after
+            return "" if after else fault
 
 
 class _Forward(BaseHTTPRequestHandler):
@@ -115,14 +126,15 @@ class _Forward(BaseHTTPRequestHandler):
     server: FaultProxy
 
     def answer(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = self.body()
         fault = self.server.fault_of(self.command, self.path)
-        if fault == "timeout":
+        if fault in ("timeout", "slow"):
             time.sleep(self.server.silence)
+        if fault in ("timeout", "closed"):
             self.close_connection = True
         elif fault.isdigit():
             codes = {"403": "InvalidAccessKeyId", "500": "InternalError", "503": "SlowDown"}
-            text = f"<Error><Code>{codes[fault]}</Code><Message>injected</Message></Error>"
+            text = f"<Error><Code>{codes.get(fault)}</Code><Message>injected</Message></Error>"
             self.reply(int(fault), [], text.encode())
         else:
             status, headers, data = self.ask(body)
@@ -130,7 +142,19 @@ class _Forward(BaseHTTPRequestHandler):
             if data or fault != "cut":
                 self.reply(status, headers, data, fault)
 
-    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = answer
+    do_GET = do_PUT = do_HEAD = do_POST = do_PATCH = do_DELETE = answer
+
+    def body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        del self.headers["Transfer-Encoding"]  # MLflow's clients send empty files so
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        self.headers["Content-Length"] = str(len(body))
+        return body
 
     def ask(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
         connection = http.client.HTTPConnection(self.server.behind, timeout=60)
@@ -168,16 +192,65 @@ class _Forward(BaseHTTPRequestHandler):
 def s3_proxy(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     """A proxy before the S3 server of this session, which the AWS variables point to; this process's client makes
     3 attempts in a row of a second each."""
-    proxy = FaultProxy(os.environ["AWS_ENDPOINT_URL"])
+    with _serving(FaultProxy(os.environ["AWS_ENDPOINT_URL"])) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        monkeypatch.setattr(storage, "_SILENT_SECONDS", 1)
+        monkeypatch.setattr(storage._ask_s3.retry, "wait", wait_none())
+        monkeypatch.setattr(storage._ask_s3.retry, "stop", stop_after_attempt(3))
+        storage._s3.cache_clear()
+        yield proxy
+        storage._s3.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an MLflow server of this test session."""
+    where, port = tmp_path_factory.mktemp("mlflow-server"), free_port()
+    command = (
+        f"server --backend-store-uri sqlite:///{where}/mlflow.db --artifacts-destination {where}/artifacts "
+        f"--host 127.0.0.1 --port {port} --workers 1"
+    )
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", *command.split()],
+        env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # a dozen processes
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        _wait_until_healthy(port, server)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)  # it has processes of its own, which take their time otherwise
+        server.wait()
+
+
+def _wait_until_healthy(port: int, server: "subprocess.Popen[bytes]") -> None:
+    for _ in range(240):
+        assert server.poll() is None, "the MLflow test server ended"
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        try:
+            connection.request("GET", "/health")
+            if connection.getresponse().status == 200:
+                return
+        except OSError:
+            time.sleep(0.5)
+        finally:
+            connection.close()
+    pytest.fail("the MLflow test server did not answer")
+
+
+@pytest.fixture
+def mlflow_proxy(mlflow_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """A proxy before the MLflow server of this session, for whose answers clients of this process wait long enough."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+    with _serving(FaultProxy(mlflow_server)) as proxy:
+        yield proxy
+
+
+@contextlib.contextmanager
+def _serving(proxy: FaultProxy) -> Iterator[FaultProxy]:
     thread = threading.Thread(target=proxy.serve_forever, args=(0.05,), daemon=True)
     thread.start()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.server_port}")
-    monkeypatch.setattr(storage, "_SILENT_SECONDS", 1)
-    monkeypatch.setattr(storage._ask_s3.retry, "wait", wait_none())
-    monkeypatch.setattr(storage._ask_s3.retry, "stop", stop_after_attempt(3))
-    storage._s3.cache_clear()
     yield proxy
-    storage._s3.cache_clear()
     proxy.shutdown()
     proxy.server_close()
     thread.join()

@@ -241,7 +241,7 @@ class Recorder:
 def test_mlflow(shape):
     text, client = SHAPES[shape], Recorder()
     view = tracking.TrialView(0, "RUNNING", {"option": text, "beta": 0.5}, {"wsol.failure": text}, [])
-    projection = tracking.Projection(client, "0", "s", {"wsol.data": text}, lambda: [view])
+    projection = tracking.Projection(lambda: (client, "0"), "s", {"wsol.data": text}, lambda: [view])
     assert projection.flush()
     projection.add_text("ranking.md", text)
     assert len(client.told) == 2 + 2 + 3 + 1  # two runs, two parameters, three tags, a text

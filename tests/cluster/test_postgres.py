@@ -191,7 +191,7 @@ def drive(server: Server, url: str, name: str, tmp_path: Path) -> None:
             parameters = ledger.parameters(trial.number)
             yield tracking.TrialView(trial.number, trial.state.name, parameters, {}, list(records[trial.number]))
 
-    with tracking.Projection(client, experiment, name, {}, views) as projection:
+    with tracking.Projection(lambda: (client, experiment), name, {}, views) as projection:
         for epoch in range(1, EPOCHS + 1):
             for number, kept in records.items():
                 kept.append(a_record(number, epoch))

@@ -1,23 +1,30 @@
 """What a user can get wrong: one line that says the rule, the value and the choices, and the exit code of its kind."""
 
+import contextlib
 import json
 import re
 import socket
+import sqlite3
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
+import mlflow
 import numpy as np
 import pytest
 import ray
 from PIL import Image
 from tenacity import wait_none
 
+import search_spaces
 from rayjobs import evaluate, import_dataset, train, tune_bas, tune_cam
 from wsol_models import methods
 from wsol_pipeline import storage
-from wsol_pipeline.errors import run_main
-from wsol_pipeline.training import cluster
+from wsol_pipeline.errors import UsageError, run_main
+from wsol_pipeline.training import cluster, ledger
+from wsol_pipeline.training.plan import check_preset_fits
 
 USAGE, DATA, RESOURCE = 2, 3, 4
 SMALL = "--epochs 2 --trials 2 --image-size 32 --resize-size 36 --name s"
@@ -81,6 +88,10 @@ def tune(refused, dataset, tmp_path):
         ("--beta none", "'none'.*'--beta'.*'free'"),
         ("--pruner medain", "Unknown pruner 'medain'. Did you mean 'median'.*none"),
         ("--backbone resnet51", "Unknown backbone 'resnet51'. Did you mean 'resnet50'?.*tiny"),
+        ("--preset bagcams/table2/cub/resnet50/cam", "is of method 'cam', not of 'bas'"),
+        ("--objective gt_known_lok", "Unknown objective under wsol-v1 'gt_known_lok'. Did you mean 'gt_known_loc'"),
+        ("--objective pxap", "needs masks but the 'val' split"),
+        ("--objective miou", "Unknown objective under wsol-v1 'miou'"),
         ("--preset bas/cub", "Unknown preset of 'bas' 'bas/cub'.*bas-ext/table1/cub/resnet50"),
         ("--protocol wsol-v3", "Unknown protocol 'wsol-v3'.*wsol-v1"),
         ("--objective accuracy", "Unknown objective under wsol-v1 'accuracy'.*max_box_acc_v2"),
@@ -156,10 +167,21 @@ def test_storage_that_cannot_be_written(tune, tmp_path):
     assert (code, str(tmp_path / "file") in line) == (RESOURCE, True), line
 
 
-def test_mlflow_that_does_not_answer(tune, monkeypatch, unused_port):
+def test_an_mlflow_server_that_is_away_stops_no_study(tune, pretended_cluster, monkeypatch, unused_port, caplog):
+    pretended_cluster(1, CPU=0.5)  # the study begins, and nothing can run
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{unused_port}")
     code, line = tune()
-    assert (code, "does not answer" in line, "secret" in line) == (RESOURCE, True, False), line
+    assert (code, line.startswith("A trial of 1 workers needs 1 CPU")) == (RESOURCE, True), line
+    assert "does not answer" in caplog.text
+    assert "The work begins without it" in caplog.text
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize("uri", ["htp://mlflow:5000", "mlruns"])
+def test_an_mlflow_address_that_is_none(tune, monkeypatch, uri):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    code, line = tune()
+    assert (code, f"MLflow at {uri} is neither a server" in line) == (USAGE, True), line
 
 
 def test_mlflow_that_is_not_given_beside_a_bucket(refused, s3_bucket, dataset):
@@ -167,11 +189,93 @@ def test_mlflow_that_is_not_given_beside_a_bucket(refused, s3_bucket, dataset):
     assert (code, "MLFLOW_TRACKING_URI is not set" in line) == (USAGE, True), line
 
 
-def test_a_study_database_that_cannot_be_opened(tune, tmp_path):
-    code, line = tune("--study-db", f"sqlite:///{tmp_path}/missing/study.db")
-    assert (code, "database cannot be opened" in line) == (RESOURCE, True), line
-    code, line = tune("--study-db", "oracle+nothing://host/db")
-    assert (code, "database cannot be opened" in line) == (RESOURCE, True), line
+def test_a_study_database_that_cannot_be_opened(tune, pretended_cluster, tmp_path, unused_port):
+    pretended_cluster(1, CPU=0.5)
+    (tmp_path / "text.db").write_text("no database, but longer than the hundred bytes of the header of one " * 9)
+    for url, why in (
+        (f"sqlite:///{tmp_path}/missing/study.db", "unable to open database file"),
+        (f"sqlite:///{tmp_path}/text.db", "file is not a database"),
+        ("oracle+nothing://host/db", "oracle.nothing"),
+        (f"postgresql+psycopg://user:secret@127.0.0.1:{unused_port}/x", ""),
+    ):
+        code, line = tune("--study-db", url)
+        assert (code, f"{url.replace('user:secret', '***')} cannot be opened: " in line) == (RESOURCE, True), line
+        assert why in line
+        assert "secret" not in line
+
+
+@pytest.fixture
+def begun(tune, pretended_cluster, tmp_path) -> Path:
+    """The database of a study that has begun, and in which nothing can run."""
+    pretended_cluster(1, CPU=0.5)
+    assert tune()[0] == RESOURCE
+    return tmp_path / "runs/s/study.db"
+
+
+def test_a_locked_study_database_is_told_in_seconds(tune, begun, monkeypatch):
+    monkeypatch.setattr(ledger, "LOCK_SECONDS", 0.5)
+    with contextlib.closing(sqlite3.connect(begun, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        start = time.monotonic()
+        code, line = tune()
+        assert time.monotonic() - start < 30  # its own patience with a lock is a minute
+        assert (code, line.endswith(f"{begun} cannot be opened: database is locked")) == (RESOURCE, True), line
+
+
+def test_a_study_database_of_another_optuna(tune, begun):
+    with contextlib.closing(sqlite3.connect(begun)) as database, database:
+        database.execute("UPDATE alembic_version SET version_num = 'v99.0.0.a'")
+    code, line = tune()
+    assert (code, "cannot be opened: " in line, "optuna" in line) == (RESOURCE, True, True), line
+
+
+def test_a_study_of_another_version_of_this_code(tune, begun, monkeypatch):
+    monkeypatch.setattr(ledger, "SCHEMA", 99)
+    code, line = tune()
+    assert (code, "another version of this code (format 1; this one has 99)" in line) == (USAGE, True), line
+
+
+def test_trials_whose_database_is_gone(tune, begun):
+    (begun.parent / "trials/0000").mkdir(parents=True)
+    (begun.parent / "trials/0000/records.json").write_text("[]")
+    assert tune()[0] == RESOURCE  # as before: nothing can run
+    begun.unlink()
+    code, line = tune()
+    assert (code, "holds trials of a study 's' that its database does not know" in line) == (DATA, True), line
+    assert tune()[0] == DATA  # a look did not make it known
+
+
+def test_a_model_name_that_others_have(tune, begun, mlflow_file, tmp_path):
+    client = mlflow.MlflowClient(mlflow_file)
+    client.create_registered_model("s")
+    client.create_model_version("s", str(tmp_path))
+    code, line = tune()
+    client.delete_registered_model("s")
+    assert (code, "registered model 's' holds versions that no study made (1)" in line) == (USAGE, True), line
+
+
+@pytest.mark.parametrize(
+    ("importer", "classes", "told"),
+    [
+        ("cub", 200, "is for ilsvrc but .* is cub. Presets of 'bas' for that: .*bas-ext/table1/cub/resnet50"),
+        ("wsolevaluation", 100, "is for ilsvrc but .*'wsolevaluation', 100 classes. is openimages"),
+        ("tinyimagenet", 200, "is tinyimagenet. Presets of 'bas' for that: none; leave --preset out"),
+        ("voc", 20, "is voc. Presets of 'bas' for that: .*voc12"),
+        ("ilsvrc", 1000, None),
+        ("cub", 5, None),
+        ("folder", 200, None),
+    ],
+)
+def test_a_preset_of_another_dataset(importer, classes, told, caplog):
+    source = SimpleNamespace(source={"importer": importer})
+    data = SimpleNamespace(uri="data", manifest=source, classes=("x",) * classes)
+    preset = next(row.id for row in search_spaces.presets("bas").values() if row.dataset == "ilsvrc")
+    if told:
+        with pytest.raises(UsageError, match=told):
+            check_preset_fits(preset, data)
+    else:
+        check_preset_fits(preset, data)
+    assert ("data of your own" in caplog.text) == (told is None and importer != "ilsvrc")
 
 
 @pytest.mark.parametrize("option", ["--storage", "--study-db", "MLFLOW_TRACKING_URI"])

@@ -224,7 +224,7 @@ def test_two_writers_of_a_journal_do_not_lose_each_others_logs(tmp_path):
 
 
 def test_a_database_that_cannot_be_opened_is_a_resource_error(tmp_path):
-    with pytest.raises(ResourceError, match="database cannot be opened"):
+    with pytest.raises(ResourceError, match="missing/folder/study.db cannot be opened: unable to open database file"):
         open_storage(Store.at(tmp_path), f"sqlite:///{tmp_path}/missing/folder/study.db")
 
 

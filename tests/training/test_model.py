@@ -1,12 +1,23 @@
 """Finished models: what is loaded is what was trained; boxes come in pixels of the image; MLflow serves it."""
 
+import ast
+import contextlib
 import json
+import os
+import pickle
+import pickletools
+import re
+import subprocess
+import sys
 from importlib.metadata import version
+from pathlib import Path
 
+import cloudpickle
 import mlflow
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.io import decode_image
 
 from wsol_models import readouts
@@ -99,6 +110,8 @@ def test_a_localization_is_in_pixels_of_the_image(trained, make_config, fit, mon
         assert found.map_HW[4, 4] < 0.2
         assert found.label in model.classes
         assert 1 / 3 <= found.score <= 1
+        seen = {"wsol-v1": (0, 0, 120, 60), "bas-ext": (120 * 2 / 36, 60 * 2 / 36, 120 * 34 / 36, 60 * 34 / 36)}[rules]
+        assert found.window == pytest.approx(seen)
 
 
 @pytest.mark.parametrize("rules", ["wsol-v1", "bas-ext"])
@@ -113,21 +126,80 @@ def test_an_image_is_seen_as_validation_saw_it(dataset, reading, make_config, fi
     assert torch.equal(readout.images_BCHW, normalize(next(rows.batches()).images_BCHW))
 
 
+def is_pickle(data: bytes) -> bool:
+    """Whether the bytes are a pickle of any protocol, or a zip with one as `torch.save` writes it."""
+    if data.startswith(b"PK"):
+        return True
+    try:
+        return len(list(pickletools.genops(data))) > 0
+    except ValueError:
+        return False
+
+
+@contextlib.contextmanager
+def without_pickle():
+    """Whoever reads a pickle in here fails."""
+    readers = [(pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (torch, "load"), (cloudpickle, "load")]
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in readers:
+            patch.setattr(module, name, lambda *_, **__: pytest.fail("a pickle was read"))
+        yield
+
+
+def test_what_is_a_pickle_is_known(tmp_path):
+    torch.save({"a": torch.zeros(2)}, tmp_path / "state.pt")
+    assert is_pickle((tmp_path / "state.pt").read_bytes())
+    assert all(is_pickle(pickle.dumps({"a": [1]}, protocol)) for protocol in range(6))
+    assert not is_pickle(b'{"a": 1}')
+    assert not is_pickle(Path(__file__).read_bytes())
+    with pytest.raises(pytest.fail.Exception), without_pickle():
+        torch.load(tmp_path / "state.pt")
+
+
 def test_mlflow_serves_the_winner_without_pickle(trained, tmp_path):
     store = Store.at(tmp_path / "mlflow")
     client, experiment = tracking.connect(f"sqlite:///{tmp_path}/mlflow.db", "tests", str(store))
-    projection = tracking.Projection(client, experiment, "bas-tiny", {"wsol.protocol": "wsol-v1"}, list)
+    projection = tracking.Projection(lambda: (client, experiment), "bas-tiny", {"wsol.protocol": "wsol-v1"}, list)
     assert registry.register(projection, "bas-tiny", 3, trained.final) == "1"
     assert registry.register(projection, "bas-tiny", 3, trained.final) == "1"  # a second time changes nothing
-    registry.crown(client, "bas-tiny", "1")
-    served = mlflow.pyfunc.load_model("models:/bas-tiny@champion")
+    client.set_registered_model_alias("bas-tiny", registry.CHAMPION, "1")
+    with without_pickle():
+        served = mlflow.pyfunc.load_model("models:/bas-tiny@champion")
     images_BHW3 = np.random.default_rng(0).integers(0, 256, (2, 40, 80, 3), np.uint8)
     answers, expected = served.predict(images_BHW3), load_model(trained.final).localize(images_BHW3)
     for answer, found in zip(answers, expected, strict=True):
         assert answer["label"] == found.label
         assert answer["box"] == pytest.approx(list(found.box))
         assert np.array(answer["map"]) == pytest.approx(found.map_HW)
-    assert not [name for name in store.list() if name.endswith((".pkl", ".pickle", ".pt", ".pth"))]
+        assert answer["window"] == [0, 0, 80, 40]
+    assert len(store.list()) > 50
+    assert not [name for name in store.list() if is_pickle(store.read(name))]
     assert f"torch=={version('torch')}" in next(
         store.read(name).decode() for name in store.list() if name.endswith("requirements.txt")
     )
+
+
+def test_the_three_lines_of_the_readme_work_anywhere(trained, tmp_path):
+    """Typed in a fresh process, in a folder of its own, that knows nothing but the tracking address."""
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    connection = tracking.connect(uri, "tests", str(tmp_path / "mlflow"))
+    registry.register(tracking.Projection(lambda: connection, "bas-cub", {}, list), "bas-cub", 0, trained.final)
+    connection[0].set_registered_model_alias("bas-cub", registry.CHAMPION, "1")
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    lines = re.search(r"```python\n(import mlflow.*?)```", readme, re.DOTALL)[1].split("\n")
+    lines = [line for line in lines if line]
+    assert len(lines) == 3
+    (tmp_path / "elsewhere").mkdir()
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8))
+    picture.save(tmp_path / "elsewhere/photo.jpg", quality=95)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW", "PYTHON"))}
+    ended = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], cwd=tmp_path / "elsewhere", text=True, capture_output=True,
+        env=environment | {"MLFLOW_TRACKING_URI": uri},
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    pixels = np.asarray(Image.open(tmp_path / "elsewhere/photo.jpg").convert("RGB"))
+    (expected,) = load_model(trained.final).localize(pixels[None])
+    (answer,) = ast.literal_eval(ended.stdout.strip().splitlines()[-1])
+    assert (answer["label"], answer["box"]) == (expected.label, pytest.approx(list(expected.box)))
+    assert answer["window"] == [0, 0, 90, 60]

@@ -54,7 +54,7 @@ def test_a_dry_run_says_what_the_study_would_take_and_starts_nothing(dataset, tm
         monkeypatch.setattr(cluster, name, lambda *args, **named: None)
     monkeypatch.setattr(cluster, "pick_device", lambda wanted, may_grow: "cpu")
     monkeypatch.setattr(cluster, "check_placement", lambda *args: 2)
-    monkeypatch.setattr(rehearsal, "connect_mlflow", lambda *args: (SimpleNamespace(tracking_uri="here"), "1"))
+    monkeypatch.setattr(rehearsal, "connect_mlflow", lambda *args: lambda: (SimpleNamespace(tracking_uri="here"), "1"))
     monkeypatch.setattr(rehearsal, "measure_there", lambda job: MEASURED)
     options = StudyOptions(name="s", data=dataset.uri, storage=str(tmp_path), trials=6, epochs=2)
     assert rehearse(make_plan(options, "cam", lambda trial: {})) == 0

@@ -89,7 +89,7 @@ def view(number: int, epochs: int, state: str = "RUNNING") -> TrialView:
 
 
 def project(client, experiment, views) -> Projection:
-    return Projection(client, experiment, "s", {"wsol.data": "d"}, lambda: views)
+    return Projection(lambda: (client, experiment), "s", {"wsol.data": "d"}, lambda: views)
 
 
 def test_a_second_driver_writes_the_same_again(connected):
@@ -148,7 +148,7 @@ def test_the_study_s_own_run_grows_with_it(connected):
         for told, best in states
     ]  # fmt: skip
     counting = Counting(client)
-    one = Projection(counting, experiment, "s", {}, list, lambda: views.pop(0))
+    one = Projection(lambda: (counting, experiment), "s", {}, list, lambda: views.pop(0))
     assert [one.flush() for _ in range(3)] == [True] * 3
     assert counting.requests["log_batch"] == 2  # nothing is written where nothing is new
     run = client.get_run(one.parent_run())

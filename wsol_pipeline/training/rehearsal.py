@@ -34,6 +34,7 @@ from wsol_pipeline.training.loop import World, set_up, train_step, validate
 from wsol_pipeline.training.plan import Plan
 from wsol_pipeline.training.run import resources_per_worker
 from wsol_pipeline.training.terminal import format_hours
+from wsol_pipeline.training.tracking import Connect, ServerAway
 from wsol_pipeline.training.views import connect_mlflow
 
 STEPS, VAL_BATCHES = 6, 2
@@ -72,7 +73,7 @@ def rehearse(plan: Plan) -> int:
     """
     options = plan.options
     console = Console(width=None if Console().is_terminal else 110, markup=False, emoji=False)
-    client, _ = connect_mlflow(options.store, options.experiment)
+    connect = connect_mlflow(options.store, options.experiment)
     cluster.connect(nested=False)
     cluster.check_storage_reaches_all(plan.folder, options.storage_is_shared, options.cluster_may_grow)
     sample = plan.job(
@@ -82,8 +83,15 @@ def rehearse(plan: Plan) -> int:
     console.print("measuring a few batches where a trial would run ...")
     measured = measure_there(sample)
     estimate = estimated(plan, measured, concurrent)
-    _print(console, plan, client.tracking_uri, sample, concurrent, measured, estimate)
+    _print(console, plan, _tracking(connect), sample, concurrent, measured, estimate)
     return 0
+
+
+def _tracking(connect: Connect) -> str:
+    try:
+        return f"{connect()[0].tracking_uri}: answers"
+    except ServerAway as error:
+        return f"{error}. The study would begin without it, and be written once it is back"
 
 
 def measure_there(job: Job) -> Measured:
@@ -173,7 +181,7 @@ def _bytes(tensors: object) -> int:
 
 
 def _print(
-    console: Console, plan: Plan, mlflow_uri: str, job: Job, concurrent: int, measured: Measured, estimate: Estimate
+    console: Console, plan: Plan, mlflow: str, job: Job, concurrent: int, measured: Measured, estimate: Estimate
 ) -> None:
     options, config, data = plan.options, plan.config, plan.dataset
     decoded = pixel_bytes(data.train, config.resize_size)
@@ -187,7 +195,7 @@ def _print(
         ("data", f"{data.uri}: {data.train.num_rows:,} train, {data.val.num_rows:,} val, {len(data.classes)} classes"),
         ("pixels", pixels),
         ("storage", f"{options.store.uri}: writable"),
-        ("MLflow", f"{redact(mlflow_uri)}: answers"),
+        ("MLflow", redact(mlflow)),
         ("cluster", f"{concurrent} trial{'s' * (concurrent > 1)} at once, {each} each"),
         ("training", f"{1 / measured.train_seconds:,.1f} images/s a worker{gpu}"),
         ("input", f"a core decodes {1 / measured.decode_seconds:,.0f} images/s"),

@@ -16,17 +16,17 @@ from statistics import fmean
 from typing import Annotated, Any
 
 import tyro
-from mlflow.exceptions import MlflowException
+from mlflow.entities import Metric, RunTag
 
 import search_spaces
 import wsol_models
 from search_spaces import Preset
 from wsol_pipeline.data.published import Deviation, data_deviations, is_paper_data
-from wsol_pipeline.errors import UsageError, WsolError
+from wsol_pipeline.errors import DataError, PartialError, UsageError
 from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.evaluation.selection import errors
 from wsol_pipeline.redaction import redact
-from wsol_pipeline.storage import STORAGE_ERRORS, Store
+from wsol_pipeline.storage import Store
 from wsol_pipeline.training import cluster
 from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.config import TrainConfig, require, to_dict
@@ -34,7 +34,7 @@ from wsol_pipeline.training.model import DESCRIPTION
 from wsol_pipeline.training.options import RunOptions, resolve
 from wsol_pipeline.training.plan import Plan, StudyOptions, make_plan
 from wsol_pipeline.training.study import Outcome
-from wsol_pipeline.training.tracking import Projection
+from wsol_pipeline.training.tracking import Projection, deliver
 from wsol_pipeline.training.tuner import trial_folder
 from wsol_pipeline.training.verdict import EVALUATIONS, Contender, EvaluateOptions, evaluation_name, judged_rows
 from wsol_pipeline.training.views import connect_mlflow, study_tags
@@ -152,6 +152,8 @@ def plan_row(options: ReproduceOptions, row: Preset) -> Plan:
 
 def judge_seeds(plan: Plan, row: Preset, outcome: Outcome) -> Reproduction:
     """Open the test split, once for each model, and gather what stands beside the row's figures."""
+    if outcome.best is None:
+        raise DataError(outcome.damaged)
     if "RAY_ADDRESS" in os.environ:
         cluster.connect(nested=False)
     manifest = plan.dataset.manifest
@@ -257,14 +259,18 @@ def _provenance(plan: Plan, final: Store) -> dict[str, str]:
 
 
 def to_mlflow(plan: Plan, row: Preset, report: str, means: Mapping[str, float]) -> None:
-    """Put the report and its means (reading/metric) on the study's run, tagged with the row that it reproduces."""
-    try:
-        client, experiment = connect_mlflow(plan.options.store, plan.options.experiment)
-        projection = Projection(client, experiment, plan.options.name, study_tags(plan), list)
-        run = projection.parent_run()
-        client.set_tag(run, "wsol.reproduces", row.id)
-        for name, value in means.items():
-            client.log_metric(run, f"test/{name}", value)
+    """Put the report and its means (reading/metric) on the study's run, tagged with the row that it reproduces.
+
+    Raises `PartialError` if MLflow is away.
+    """
+    connect = connect_mlflow(plan.options.store, plan.options.experiment)
+    projection = Projection(connect, plan.options.name, study_tags(plan), list)
+
+    def add() -> None:
+        run = projection.client.get_run(projection.parent_run()).info
+        metrics = [Metric(f"test/{name}", value, run.start_time, 0) for name, value in means.items()]
+        projection.client.log_batch(run.run_id, metrics, tags=[RunTag("wsol.reproduces", row.id)])
         projection.add_text("reproduction.md", report)
-    except (WsolError, MlflowException, *STORAGE_ERRORS) as error:
-        print(f"MLflow was not written ({str(error)[:160]}): run the same command again.", flush=True)
+
+    if missing := deliver(projection, {"the reproduction": add}):
+        raise PartialError(f"{missing}: the same command writes it, and trains nothing again.")

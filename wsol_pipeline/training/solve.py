@@ -1,24 +1,24 @@
 """Another readout for a finished model: solved on validation, nothing trained. The result is a study like any other."""
 
 import dataclasses
+import functools
 import json
 import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from mlflow.exceptions import MlflowException
 from rich.console import Console
 from rich.table import Table
 
 from wsol_pipeline.data.dataset import Dataset, open_dataset
 from wsol_pipeline.data.reader import ReadConfig, eval_rows
-from wsol_pipeline.errors import DataError, ResourceError, UsageError, unknown
+from wsol_pipeline.errors import DataError, PartialError, ResourceError, UsageError, unknown
 from wsol_pipeline.evaluation import evaluate, selection
 from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.evaluation.selection import Choice
 from wsol_pipeline.redaction import redact
-from wsol_pipeline.storage import STORAGE_ERRORS, Store
+from wsol_pipeline.storage import Store
 from wsol_pipeline.training import registry, tracking
 from wsol_pipeline.training.build import build_readout
 from wsol_pipeline.training.checkpoint import CheckpointStore
@@ -90,7 +90,9 @@ def solve_readout(options: SolveOptions) -> int:
         fixed_setting=None,
         objective=options.objective or model.config.objective,
     )
-    folder = options.store / options.result
+    if config.objective not in selection.objectives(model.protocol):
+        raise unknown(f"objective under {config.protocol}", config.objective, selection.objectives(model.protocol))
+    folder, connect = options.store / options.result, connect_mlflow(options.store, options.experiment)
     with acquire(folder / "lease") as lease:
         trial = CheckpointStore(trial_folder(folder, 0), lease.attempt)
         if trial.final() is None:
@@ -103,8 +105,8 @@ def solve_readout(options: SolveOptions) -> int:
         _require_same(kept.config, config, options)
         winner = {**source, "model": final.uri, "trial": 0, "trials": 1, "published": None}
         folder.write(WINNER, json.dumps(redact(winner)).encode())
-        _publish(options, kept, trial, final)
-    print(f"Next: python rayjobs/evaluate.py --study {options.result} {options.study} --storage {options.storage}")
+        print(f"Next: python rayjobs/evaluate.py --study {options.result} {options.study} --storage {options.storage}")
+        _publish(options, connect, kept, trial, final)
     return 0
 
 
@@ -164,7 +166,9 @@ def _print_settings(counts: Counts, objective: str) -> None:
     Console(markup=False, emoji=False).print(table)
 
 
-def _publish(options: SolveOptions, model: Model, trial: CheckpointStore, final: Store) -> None:
+def _publish(
+    options: SolveOptions, connect: tracking.Connect, model: Model, trial: CheckpointStore, final: Store
+) -> None:
     """A parent run, a child run with the answer, a registered version."""
     tags = {
         "wsol.data": model.description["data"],
@@ -179,12 +183,8 @@ def _publish(options: SolveOptions, model: Model, trial: CheckpointStore, final:
         0, "COMPLETE", flat_parameters(model.config), {"wsol.readout": json.dumps(model.choice.to_dict())},
         trial.records(),
     )  # fmt: skip
-    try:
-        client, experiment = connect_mlflow(options.store, options.experiment)
-        projection = tracking.Projection(client, experiment, options.result, tags, lambda: [view])
-        if not tracking.wait_for_flush(projection, seconds=30):
-            raise ResourceError("it does not answer")
-        registry.register(projection, options.result, 0, final)
-        projection.close_parent()
-    except (ResourceError, MlflowException, *STORAGE_ERRORS) as error:
-        print(f"MLflow was not written in full ({str(error)[:160]}): the same command writes the rest.", flush=True)
+    projection = tracking.Projection(connect, options.result, tags, lambda: [view])
+    register = functools.partial(registry.register, projection, options.result, 0, final)
+    missing = tracking.deliver(projection, {"the model": register, "the study's end": projection.close_parent})
+    if missing:
+        raise PartialError(f"{missing}: the same command writes it.")

@@ -1,5 +1,6 @@
 """A study: trials over a method's hyper-parameters, on one ledger, continued by starting the same command again."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -10,17 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlflow.exceptions import MlflowException
-
 import search_spaces
 from wsol_pipeline import interrupts
 from wsol_pipeline.errors import DataError, PartialError, ResourceError, WsolError
 from wsol_pipeline.redaction import redact
-from wsol_pipeline.storage import STORAGE_ERRORS, Store
+from wsol_pipeline.storage import Store
 from wsol_pipeline.training import cluster, registry, tracking
 from wsol_pipeline.training.charts import draw_front, draw_study
 from wsol_pipeline.training.checkpoint import CheckpointStore
-from wsol_pipeline.training.config import Job, require
+from wsol_pipeline.training.config import Job, require, to_dict
 from wsol_pipeline.training.doubt import Doubt, doubts, sentence
 from wsol_pipeline.training.lease import Lease, acquire
 from wsol_pipeline.training.ledger import (
@@ -29,6 +28,7 @@ from wsol_pipeline.training.ledger import (
     Ledger,
     Space,
     Standing,
+    check_trials_are_known,
     compared,
     front,
     open_ledger,
@@ -54,12 +54,13 @@ class Outcome:
     """What a study found.
 
     `ranking`: the completed proposals, best first; `doubt`: how sure the first is, in a sentence or none; `stopped`:
-    the limit it ran into, if any; `rule`: of several objectives, how the first was picked, in a sentence.
+    the limit it ran into, if any; `rule`: of several objectives, how the first was picked, in a sentence; `missing`:
+    what MLflow lacks; `damaged`: what kept `doubt` from being known.
     """
 
     balance: dict[str, int]
     ranking: list[Ranked]
-    best: Store  # the final folder of the best trial
+    best: Store | None  # the final folder of the best trial, unless it is damaged
     model_version: str | None
     failures: dict[int, dict[str, str]]
     device_hours: float
@@ -67,6 +68,8 @@ class Outcome:
     doubt: str = ""
     rule: str = ""
     stopped: str = ""
+    missing: str = ""
+    damaged: str = ""
 
 
 def run_study(
@@ -84,8 +87,13 @@ def run_study(
         return rehearse(plan)
     outcome = execute(plan, point)
     print_outcome(outcome, plan)
+    if outcome.damaged:
+        raise DataError(outcome.damaged)
+    parts = [outcome.missing] if outcome.missing else []
     if outcome.failures:
-        raise PartialError(f"{len(outcome.failures)} of {outcome.balance['started']} trials failed (reasons above).")
+        parts.append(f"{len(outcome.failures)} of {outcome.balance['started']} trials failed (reasons above).")
+    if parts:
+        raise PartialError(" ".join(parts))
     return 0
 
 
@@ -93,9 +101,12 @@ def execute(plan: Plan, point: Point = lambda name: None) -> Outcome:
     """Take the lease, run what is not finished, register the winner. Safe to kill and start again anywhere."""
     options, started = plan.options, time.monotonic()
     with acquire(plan.folder / "lease") as lease:
-        client, experiment = connect_mlflow(options.store, options.experiment)
+        connect = connect_mlflow(options.store, options.experiment)
+        _require_free_name(connect, plan)
+        storage = open_storage(plan.folder, options.study_db)
+        check_trials_are_known(storage, options.name, plan.folder)
         ledger = open_ledger(
-            open_storage(plan.folder, options.study_db),
+            storage,
             options.name,
             space=plan.space,
             contract=plan.contract,
@@ -107,12 +118,17 @@ def execute(plan: Plan, point: Point = lambda name: None) -> Outcome:
         ended: set[int] = set()
         views = functools.partial(trial_views, plan, ledger, lease, ended)
         summary = functools.partial(study_view, plan, ledger, lease)
-        with tracking.Projection(
-            client, experiment, options.name, study_tags(plan), views, summary, ended
-        ) as projection:
+        with tracking.Projection(connect, options.name, study_tags(plan), views, summary, ended) as projection:
             stopped = _run(plan, ledger, lease, projection, point)
         found = _finish(plan, ledger, projection, point)
         return dataclasses.replace(found, stopped=stopped, hours=(time.monotonic() - started) / 3600)
+
+
+def _require_free_name(connect: tracking.Connect, plan: Plan) -> None:
+    """Raise `UsageError` if MLflow holds other models under this study's name."""
+    tags = registry.model_tags({"train": to_dict(plan.config), "dataset": plan.dataset.fingerprint})
+    with contextlib.suppress(ResourceError, *tracking.AWAY):  # it is asked again when the winner is registered
+        registry.check_name_is_free(connect()[0], plan.options.name, tags)
 
 
 def _run(plan: Plan, ledger: Ledger, lease: Lease, projection: tracking.Projection, point: Point) -> str:
@@ -162,45 +178,55 @@ def _finish(plan: Plan, ledger: Ledger, projection: tracking.Projection, point: 
         reasons = "; ".join(f"trial {n}: {f['kind']}: {f['message'][:120]}" for n, f in list(failures.items())[:3])
         raise WsolError(f"No trial of {plan.options.name!r} is complete ({reasons or balance}).")
     best = ledger.ranking()[0]
-    final = CheckpointStore(trial_folder(plan.folder, best.number), 0).final()
-    if final is None:
-        raise DataError(f"The model of trial {best.number} in {plan.folder.uri} is gone or altered.")
     ranking = [
         (standing, ledger.get(standing.number).user_attrs.get(PUBLISHED, ""), ledger.parameters(standing.number))
         for standing in ledger.ranking()
     ]
+    device_hours = ledger.device_seconds() / 3600
+    final = CheckpointStore(trial_folder(plan.folder, best.number), 0).final()
+    if final is None:
+        damaged = f"The model of trial {best.number} in {plan.folder.uri} is gone or altered."
+        return Outcome(balance, ranking, None, None, failures, device_hours, damaged=damaged)
     point("registering")
-    doubt = doubts(plan.folder, ledger.ranking(), plan.config.objective, rule=plan.rule)
+    doubt, damaged = None, ""
+    try:
+        doubt = doubts(plan.folder, ledger.ranking(), plan.config.objective, rule=plan.rule)
+    except DataError as error:  # what was found stands all the same
+        damaged = str(error)
     record = winner_record(plan, ledger, final, doubt)
     plan.folder.write(WINNER, json.dumps(record).encode())
     told, rule = (record.get(name, "") for name in ("doubt", "rule"))
-    version = _to_mlflow(plan, ledger, projection, ranking, final, f"{rule} {told}".strip())
-    return Outcome(balance, ranking, final, version, failures, ledger.device_seconds() / 3600, doubt=told, rule=rule)
+    version, missing = _to_mlflow(plan, ledger, projection, ranking, final, f"{rule} {told}".strip())
+    return Outcome(
+        balance, ranking, final, version, failures, device_hours, doubt=told, rule=rule, missing=missing,
+        damaged=damaged,
+    )  # fmt: skip
 
 
 def _to_mlflow(
     plan: Plan, ledger: Ledger, projection: tracking.Projection, ranking: list[Ranked], final: Store, sure: str
-) -> str | None:
-    """Write what is missing, the study's pictures and table, and register the winner; its version, None if away.
+) -> tuple[str | None, str]:
+    """Write what is missing, the study's pictures and table, and register the winner: (its version, what is missing).
 
     `sure`: by what rule the winner was picked and how sure that is, in sentences.
     """
-    try:
-        if not tracking.wait_for_flush(projection, seconds=30):
-            raise ResourceError("it does not answer")
-        version = registry.register(projection, plan.options.name, ranking[0][0].number, final)
-        names = plan.rule.objectives if plan.rule else (plan.config.objective,)
-        table = ranking_markdown(ranking, names, published_figures(ranking), sure)
-        projection.add_text("ranking.md", table)
-        with tempfile.TemporaryDirectory() as folder:
-            projection.add_pictures(draw_study(ledger.study, Path(folder)))
-            if plan.rule:
-                projection.add_pictures([draw_front(ledger.ranking(), plan.rule, Path(folder))])
-        projection.close_parent()
-    except (ResourceError, MlflowException, *STORAGE_ERRORS) as error:
-        print(f"MLflow was not written in full ({str(error)[:160]}): the same command writes the rest.", flush=True)
-        return None
-    return version
+    versions: list[str] = []
+    names = plan.rule.objectives if plan.rule else (plan.config.objective,)
+    table = ranking_markdown(ranking, names, published_figures(ranking), sure)
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = [*draw_study(ledger.study, Path(folder))]
+        if plan.rule:
+            pictures.append(draw_front(ledger.ranking(), plan.rule, Path(folder)))
+        steps = {
+            "the winner's model": lambda: versions.append(
+                registry.register(projection, plan.options.name, ranking[0][0].number, final)
+            ),
+            "ranking.md": lambda: projection.add_text("ranking.md", table),
+            "pictures": lambda: projection.add_pictures(pictures),
+            "the study's end": projection.close_parent,
+        }
+        missing = tracking.deliver(projection, steps)
+    return next(iter(versions), None), f"{missing}: the same command writes it." if missing else ""
 
 
 def winner_record(plan: Plan, ledger: Ledger, final: Store, doubt: Doubt | None) -> dict[str, Any]:

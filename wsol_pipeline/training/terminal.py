@@ -372,7 +372,7 @@ def print_outcome(outcome: Outcome, plan: Plan) -> None:
         console.print(f"trial {number} failed: {failure['kind']}: {failure['message'][:200]}")
     lines = {
         "spent": f"{format_hours(outcome.device_hours)} of device time in all, {format_hours(outcome.hours)} just now",
-        "model": outcome.best.uri,
+        "model": outcome.best.uri if outcome.best else "damaged (below)",
         "study": plan.folder.uri,
         "MLflow": f"models:/{name}/{outcome.model_version}" if outcome.model_version else "not written in full",
         "": how_to_open_mlflow(where),

@@ -2,18 +2,21 @@
 
 A parent run per study, a child run per trial. Runs are found by their tags, metrics carry the time of their record, so
 writing the same thing again changes nothing: a projection that was interrupted, or whose server was away, is simply
-written again. A thread does it every few seconds; what it could not deliver waits for the next turn.
+written again. A thread does it every few seconds; what it could not deliver waits for the next turn, and from the end
+of the work on for `PATIENCE` at most. A server that is away when a study begins is connected to at a later turn.
 """
 
 import contextlib
 import json
 import logging
+import math
 import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +24,10 @@ import mlflow
 from filelock import FileLock
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.store.db.db_types import DATABASE_ENGINES
+from sqlalchemy.exc import SQLAlchemyError
 
-from wsol_pipeline.errors import ResourceError
+from wsol_pipeline.errors import ResourceError, UsageError, WsolError
 from wsol_pipeline.redaction import redact
 from wsol_pipeline.storage import STORAGE_ERRORS
 
@@ -37,7 +42,21 @@ EXPERIMENT_TAGS = {  # MLflow would guess from traces, which we have none of, th
 PARENT = "study"  # the value of TRIAL_TAG on a study's own run
 STATUS = {"RUNNING": "RUNNING", "COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
 SECONDS_BETWEEN = 5.0
+PATIENCE = 30.0  # seconds that the end of the work waits for MLflow
+Connect = Callable[[], tuple[mlflow.MlflowClient, str]]  # (client, experiment id), or a `ResourceError`
 MAX_PARAM = 6000  # characters MLflow keeps of a parameter
+
+
+AWAY = (
+    MlflowException,
+    SQLAlchemyError,
+    ValueError,
+    *STORAGE_ERRORS,
+)  # of calls that MLflow did not answer well
+
+
+class ServerAway(ResourceError):
+    """A server that may be back later."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +87,13 @@ class StudyView:
 
 @dataclass
 class Projection:
-    """Writes a study's trials to MLflow in the background. `trials` and `summary` are called anew at each turn.
+    """Writes a study's trials to MLflow in the background. `trials` and `summary` are called anew at each turn,
+    `connect` until it has succeeded.
 
     `ended`: trials whose end MLflow has. `trials` may leave them out, so that a turn costs what is new.
     """
 
-    client: mlflow.MlflowClient
-    experiment_id: str
+    connect: Connect
     study: str
     tags: dict[str, str]
     trials: Callable[[], Iterable[TrialView]]
@@ -83,6 +102,8 @@ class Projection:
     _runs: dict[str, str] = field(default_factory=dict)  # value of TRIAL_TAG -> run id
     _written: dict[int, tuple[str, int]] = field(default_factory=dict)  # trial -> (state, records) delivered
     _study: StudyView | None = None  # delivered
+    _writing: threading.Lock = field(default_factory=threading.Lock)  # two that write would each create a run
+    _deadline: float = math.inf  # of `write`, as `time.monotonic` counts
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
     _warned: bool = False
@@ -94,26 +115,52 @@ class Projection:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stop.set()
+        self.hurry()
         if self._thread:  # who is interrupted waits a few seconds for a last turn, not for a server that is away
-            self._thread.join(timeout=60 if kind is None else 5)
+            self._thread.join(timeout=2 * PATIENCE if kind is None else 5)
 
     @property
     def away(self) -> bool:
         """Whether MLflow could not be reached the last time."""
         return self._warned
 
+    @cached_property
+    def _connection(self) -> tuple[mlflow.MlflowClient, str]:
+        return self.connect()
+
+    @property
+    def client(self) -> mlflow.MlflowClient:
+        return self._connection[0]
+
+    @property
+    def experiment_id(self) -> str:
+        return self._connection[1]
+
+    def hurry(self) -> None:
+        """Give `write` no longer than `PATIENCE` from now on."""
+        self._deadline = time.monotonic() + PATIENCE
+
+    def write(self) -> None:
+        """Write what is not written yet. Raises one of `AWAY`, or what `connect` raises, if MLflow doesn't take it."""
+        with self._writing:
+            try:
+                self.parent_run()  # finds what an earlier driver has delivered
+                for trial in self.trials():
+                    if time.monotonic() > self._deadline:
+                        raise ResourceError("it is too slow")
+                    self._write(trial)
+                self._write_study()
+            except AWAY:
+                self._runs.clear()  # one may have been created although the answer was lost: look again
+                raise
+
     def flush(self) -> bool:
-        """Write what is not written yet; False if MLflow could not be reached."""
+        """`write`; False, and a warning the first time, if MLflow did not take everything."""
         try:
-            self.parent_run()  # finds what an earlier driver has delivered
-            for trial in self.trials():
-                self._write(trial)
-            self._write_study()
-        except (MlflowException, *STORAGE_ERRORS) as error:
-            self._runs.clear()  # one may have been created although the answer was lost: look again
+            self.write()
+        except (WsolError, *AWAY) as error:
             if not self._warned:
-                reason = redact(str(error))[:200]
-                logger.warning("MLflow is away (%s): the study goes on and is written when it is back.", reason)
+                logger.warning("MLflow is away (%s): the study goes on and is written when it is back.", reason(error))
             self._warned = True
             return False
         self._warned = False
@@ -228,11 +275,13 @@ def record_metrics(record: dict[str, Any]) -> list[Metric]:
 def connect(uri: str, experiment: str, artifacts: str | None) -> tuple[mlflow.MlflowClient, str]:
     """(client, experiment id). `artifacts` is where a database without a server keeps files.
 
-    Raises `ResourceError` within seconds if MLflow does not answer.
+    Within seconds raises `ServerAway` if a server does not answer or fails, `UsageError` for an address that is none or
+    answers with a refusal (401, 403, 404), `ResourceError` for a database that cannot be opened.
     """
     for name, value in {"TIMEOUT": "10", "MAX_RETRIES": "0"}.items():
         os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
@@ -244,9 +293,21 @@ def connect(uri: str, experiment: str, artifacts: str | None) -> tuple[mlflow.Ml
             return client, known.experiment_id if known else client.create_experiment(
                 experiment, location, EXPERIMENT_TAGS
             )
-    except (MlflowException, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ResourceError(redact(f"MLflow at {uri} does not answer: {reason}")[:400]) from error
+    except (ImportError, *AWAY) as error:
+        raise _refused(uri, error) from error
+
+
+def _refused(uri: str, error: Exception) -> WsolError:
+    where, why = f"MLflow at {redact(uri)}", reason(error, 300)
+    scheme = uri.split(":")[0].split("+")[0]
+    if scheme in DATABASE_ENGINES:
+        return ResourceError(f"{where} cannot be opened: {why}")
+    if scheme not in ("http", "https"):
+        return UsageError(f"{where} is neither a server (http://...) nor a database (sqlite:///...): {why}")
+    status = error.get_http_status_code() if isinstance(error, MlflowException) else 500
+    if 400 <= status < 500 and status not in (408, 429):  # a timeout, too many requests: those pass
+        return UsageError(f"{where} answers with status {status}: check the address and the password. {why}")
+    return ServerAway(f"{where} does not answer: {why}")
 
 
 def sqlite_file(uri: str | None) -> Path | None:
@@ -260,11 +321,26 @@ def _one_at_a_time(uri: str) -> contextlib.AbstractContextManager[Any]:
     return FileLock(f"{file}.lock") if file else contextlib.nullcontext()
 
 
-def wait_for_flush(projection: Projection, seconds: float) -> bool:
-    """Flush until it works or `seconds` are over."""
-    deadline = time.monotonic() + seconds
-    while not projection.flush():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(1)
-    return True
+def reason(error: Exception, most: int = 200) -> str:
+    """An error in a line of at most `most` characters, without secrets."""
+    return redact(" ".join(str(error).split()))[:most]
+
+
+def deliver(projection: Projection, steps: Mapping[str, Callable[[], object]]) -> str:
+    """Write the trials, then take `steps` in their order, each repeated until MLflow takes it or `PATIENCE` is over.
+
+    `steps`: what each writes -> the call, which changes nothing when repeated. Returns what is missing and why, or "".
+    """
+    steps = {"trials": projection.write, **steps}
+    projection.hurry()
+    deadline = time.monotonic() + PATIENCE
+    left = list(steps)
+    while left:
+        try:
+            steps[left[0]]()
+            left.pop(0)
+        except (ResourceError, UsageError, *AWAY) as error:
+            if isinstance(error, UsageError) or time.monotonic() > deadline:
+                return f"MLflow lacks {', '.join(left)} ({reason(error)})"
+            time.sleep(1)
+    return ""

@@ -28,13 +28,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import torch
-from mlflow.exceptions import MlflowException
+from mlflow.entities import Metric
 from torchvision.transforms.v2.functional import resize
 
 import search_spaces
 from wsol_pipeline.data.dataset import Dataset, open_dataset
 from wsol_pipeline.data.reader import EvalRows, ReadConfig, eval_rows
-from wsol_pipeline.errors import DataError, ResourceError, WsolError
+from wsol_pipeline.errors import DataError, PartialError, ResourceError
 from wsol_pipeline.evaluation import selection
 from wsol_pipeline.evaluation.baseline import count_centred
 from wsol_pipeline.evaluation.cases import Case, add_cases, spread
@@ -48,7 +48,7 @@ from wsol_pipeline.evaluation.protocols import Protocol
 from wsol_pipeline.evaluation.selection import Choice
 from wsol_pipeline.images import normalize
 from wsol_pipeline.redaction import redact
-from wsol_pipeline.storage import STORAGE_ERRORS, Store
+from wsol_pipeline.storage import Store
 from wsol_pipeline.training import cluster, registry
 from wsol_pipeline.training.config import check_name, require
 from wsol_pipeline.training.gallery import Shown, draw_gallery
@@ -57,7 +57,7 @@ from wsol_pipeline.training.provenance import provenance
 from wsol_pipeline.training.study import WINNER
 from wsol_pipeline.training.surface import published_choice, published_reading
 from wsol_pipeline.training.terminal import print_verdict, progress
-from wsol_pipeline.training.tracking import Projection
+from wsol_pipeline.training.tracking import Connect, Projection, deliver
 from wsol_pipeline.training.views import connect_mlflow
 
 GALLERY_IMAGES = 8
@@ -133,6 +133,7 @@ def judge(options: EvaluateOptions) -> int:
     judged = contenders(winners)
     models = [load_model(contender.final) for contender in judged]
     _require_comparable(dataset, judged, models)
+    connect = connect_mlflow(options.store, options.experiment)
     rules = models[0].protocol
     rows = [_centred_box(options, dataset, rules)]
     for study in options.study:
@@ -148,7 +149,8 @@ def judge(options: EvaluateOptions) -> int:
     print(
         f"next:    python rayjobs/report.py --study {' '.join(options.study)} --storage {options.storage}", flush=True
     )
-    _publish(options, judged[-1], rows, folder.read(GALLERY))
+    tags = registry.model_tags({**models[-1].description, "dataset": dataset.fingerprint})
+    _publish(options, connect, judged[-1], tags, rows, models[-1].config.objective)
     return 0
 
 
@@ -425,23 +427,40 @@ def _seen(
     return found
 
 
-def _publish(options: EvaluateOptions, winner: Contender, rows: list[Row], gallery: bytes) -> None:
-    """Put the verdict on the first study's MLflow run and crown its winner."""
-    name = options.study[0]
-    try:
-        client, experiment = connect_mlflow(options.store, options.experiment)
-        projection = Projection(client, experiment, name, {}, list)
-        run = projection.parent_run()
-        client.log_dict(run, redact({row.label: dataclasses.asdict(row) for row in rows}), "evaluation.json")
-        for kind, values in (("transferred", rows[-1].transferred), ("oracle", rows[-1].oracle)):
-            for metric, value in values.items():
-                client.log_metric(run, f"test/{kind}/{metric}", value)
-        with tempfile.TemporaryDirectory() as temporary:
-            picture = Path(temporary) / GALLERY
-            picture.write_bytes(gallery)
+def _publish(
+    options: EvaluateOptions, connect: Connect, winner: Contender, judged: Mapping[str, str], rows: list[Row],
+    objective: str,
+) -> None:  # fmt: skip
+    """Put the verdict on the first study's MLflow run and crown its winner. Raises `DataError` if it cannot be crowned,
+    `PartialError` if MLflow is away."""
+    name, transferred = options.study[0], rows[-1].transferred
+    projection = Projection(connect, name, {}, list)
+    figures = {metric: transferred[metric] for metric in sorted(transferred, key=lambda metric: metric != objective)}
+
+    def add_rows() -> None:
+        values = redact({row.label: dataclasses.asdict(row) for row in rows})
+        projection.client.log_dict(projection.parent_run(), values, "evaluation.json")
+
+    def add_metrics() -> None:
+        run = projection.client.get_run(projection.parent_run()).info
+        metrics = [
+            Metric(f"test/{kind}/{metric}", value, run.start_time, 0)  # at one time: written again it is the same
+            for kind, values in (("transferred", transferred), ("oracle", rows[-1].oracle))
+            for metric, value in values.items()
+        ]
+        projection.client.log_batch(run.run_id, metrics)
+
+    def add_gallery() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            picture = Path(folder) / GALLERY
+            picture.write_bytes((options.store / name).read(GALLERY))
             projection.add_pictures([picture])
-        version = registry.find_version(client, name, registry.model_fingerprint(winner.final))
-        if options.champion and version:
-            registry.crown(client, name, str(version.version))
-    except (WsolError, MlflowException, *STORAGE_ERRORS) as error:
-        print(f"MLflow was not written ({str(error)[:160]}): run the same command again.", flush=True)
+
+    def crown() -> None:
+        fingerprint = registry.model_fingerprint(winner.final)
+        print(registry.crown(projection.client, name, fingerprint, judged, figures), flush=True)
+
+    steps = {"evaluation.json": add_rows, "metrics on test": add_metrics, "the gallery": add_gallery}
+    missing = deliver(projection, steps | ({"the champion": crown} if options.champion else {}))
+    if missing:
+        raise PartialError(f"{missing}: the same command writes it, and judges nothing again.")

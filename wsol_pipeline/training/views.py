@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 import math
 import os
 import sys
@@ -10,7 +11,6 @@ from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import optuna
 from mlflow.entities import Metric
 from optuna.trial import FrozenTrial, TrialState
@@ -32,18 +32,31 @@ from wsol_pipeline.training.surface import kept_counts, write_surface
 from wsol_pipeline.training.terminal import format_value
 from wsol_pipeline.training.tuner import trial_folder
 
+logger = logging.getLogger(__name__)
+
 NOTE = "mlflow.note.content"  # a run's description, in Markdown
 SHOWN = 10  # trials of the study's table
 ENDS = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
-def connect_mlflow(store: Store, experiment: str) -> tuple[mlflow.MlflowClient, str]:
-    """(client, experiment id) of MLFLOW_TRACKING_URI, or of a SQLite file in a local `store`."""
+def connect_mlflow(store: Store, experiment: str) -> tracking.Connect:
+    """What gives (client, experiment id) of MLFLOW_TRACKING_URI, or of a SQLite file in a local `store`.
+
+    It is asked here once, for what no waiting mends. A server that is away is no such thing: work that needs none of it
+    begins, with a warning.
+    """
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri and not store.is_local:
         raise UsageError(f"MLFLOW_TRACKING_URI is not set, and {store.uri} cannot hold MLflow's SQLite file: set it.")
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", experiment)
-    return tracking.connect(uri or f"sqlite:///{store.path('mlflow.db')}", experiment, store.path("mlflow-artifacts"))
+    uri = uri or f"sqlite:///{store.path('mlflow.db')}"
+    connect = functools.partial(tracking.connect, uri, experiment, store.path("mlflow-artifacts"))
+    try:
+        connected = connect()
+    except tracking.ServerAway as error:
+        logger.warning("%s. The work begins without it, and is written when it is back.", error)
+        return connect
+    return lambda: connected
 
 
 def study_tags(plan: Plan) -> dict[str, str]:
