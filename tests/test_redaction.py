@@ -280,7 +280,7 @@ def test_dry_run(shape):
         rehearsal.Estimate(1, 1, 1, 1, 1),
     )  # fmt: skip
     shown = "".join(line.strip("│┃ ") for line in console.file.getvalue().splitlines())
-    assert "answers" in shown
+    assert "MLflow" in shown
     assert not leaked(shown)
 
 

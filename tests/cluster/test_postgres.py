@@ -199,8 +199,7 @@ def drive(server: Server, url: str, name: str, tmp_path: Path) -> None:
                 ledger.report(number, epoch, kept[-1]["value"])
         for number, kept in records.items():
             ledger.complete(number, kept[-1]["value"])
-    assert tracking.wait_for_flush(projection, seconds=120)
-    projection.close_parent()
+    assert tracking.deliver(projection, {"the study's end": projection.close_parent}) == ""
 
 
 def test_nobody_gets_in_without_the_password_or_under_another_host(server, tracking_url):
@@ -211,7 +210,8 @@ def test_nobody_gets_in_without_the_password_or_under_another_host(server, track
     assert answer(api, host="evil.example") == 403
 
 
-def test_twenty_trials_at_once_lose_nothing(server, tracking_url, tmp_path):
+def test_twenty_trials_at_once_lose_nothing(server, tracking_url, tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "PATIENCE", 120.0)
     names = [f"load-{number}" for number in range(STUDIES)]
     tracking.connect(tracking_url, "load", None)
     before, started = server.statements(), time.monotonic()

@@ -89,7 +89,7 @@ def rehearse(plan: Plan) -> int:
 
 def _tracking(connect: Connect) -> str:
     try:
-        return f"{connect()[0].tracking_uri}: answers"
+        return f"{redact(connect()[0].tracking_uri)}: answers"
     except ServerAway as error:
         return f"{error}. The study would begin without it, and be written once it is back"
 
