@@ -30,7 +30,7 @@ def run_all(rank: int, cases: list[dict[str, Any]]) -> None:
         run(rank, from_dict(Job, case["job"]), case["rendezvous"], case["stop_at"])
 
 
-def run(rank: int, job: Job, rendezvous: str, stop_at: list[int] | None) -> None:
+def run(rank: int, job: Job, rendezvous: str, stop_at: list[int] | None = None) -> None:
     if rank >= job.workers:
         return
     torch.distributed.init_process_group("gloo", f"file://{rendezvous}", world_size=job.workers, rank=rank)

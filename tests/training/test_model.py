@@ -153,7 +153,7 @@ def test_what_is_a_pickle_is_known(tmp_path):
     assert not is_pickle(b'{"a": 1}')
     assert not is_pickle(Path(__file__).read_bytes())
     with pytest.raises(pytest.fail.Exception), without_pickle():
-        torch.load(tmp_path / "state.pt")
+        torch.load(tmp_path / "state.pt", weights_only=True)
 
 
 def test_mlflow_serves_the_winner_without_pickle(trained, tmp_path):

@@ -1,5 +1,7 @@
 """Who becomes champion, and who does not: nothing moves when a tag is not what was judged."""
 
+import ast
+
 import mlflow
 import pytest
 
@@ -105,7 +107,9 @@ def test_a_champion_of_another_evaluation_is_left_and_the_way_by_hand_is_told(cl
         crown(client, name, "b", TUNED, FIGURES)
     assert str(holder()) == "1"
     by_hand = str(refused.value).split("all the same: ")[1]
-    exec(by_hand, {"mlflow": mlflow})
+    call = "mlflow.MlflowClient().set_registered_model_alias"
+    assert by_hand.startswith(call)
+    client.set_registered_model_alias(*ast.literal_eval(by_hand.removeprefix(call)))
     assert str(holder()) == "2"
 
 
