@@ -63,6 +63,20 @@ def test_a_broken_checkpoint_is_passed_over_and_named(trial, damage, caplog):
     assert ("state.pt" in caplog.text) == (damage != "unseal")
 
 
+@pytest.mark.parametrize("folder", ["e0002-s00000000", "final"])
+def test_a_curve_that_was_altered_is_not_told(trial, folder):
+    """A pruner would decide by it, and MLflow show it: 2 with one bit flipped is 3."""
+    store = CheckpointStore(trial, 1)
+    save(store, 1)
+    save(store, 2)
+    store.finish({"model.safetensors": b"weights"}, [{"epoch": 2}])
+    if folder != "final":
+        trial.remove("attempt-0001/final/seal.json")
+    name = f"attempt-0001/{folder}/records.json"
+    trial.write(name, trial.read(name).replace(b"2", b"3"))
+    assert store.records() == ([{"epoch": 1}] if folder != "final" else [{"epoch": 1}, {"epoch": 2}])
+
+
 def test_nothing_is_loaded_where_nothing_is(trial):
     assert CheckpointStore(trial, 1).newest() is None
     assert CheckpointStore(trial, 1).records() == []
