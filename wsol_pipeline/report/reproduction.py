@@ -14,6 +14,7 @@ from scipy.stats import t as student
 from wsol_pipeline.report import charts
 from wsol_pipeline.report.summary import metric_name
 from wsol_pipeline.report.tables import piped
+from wsol_pipeline.training.pareto import deviation
 from wsol_pipeline.training.reproduce import AS_PUBLISHED, ORACLE, READINGS, TRANSFERRED, Reproduction
 
 OTHER_DATA = "NOT THE PAPER'S DATA"
@@ -35,7 +36,7 @@ class Spread:
     @property
     def std(self) -> float:
         """Over seeds (n - 1); 0 of a single one."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
+        return deviation(self.values)
 
     def __str__(self) -> str:
         return f"{self.mean:.2f}" + (f" ± {self.std:.2f}" if len(self.values) > 1 else "")

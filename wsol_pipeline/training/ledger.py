@@ -37,7 +37,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_ra
 from wsol_pipeline.errors import DataError, ResourceError, UsageError, unknown
 from wsol_pipeline.redaction import redact
 from wsol_pipeline.storage import Store
-from wsol_pipeline.training.pareto import Rule, cell
+from wsol_pipeline.training.pareto import Rule, cell, deviation
 
 logger = logging.getLogger(__name__)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -227,7 +227,7 @@ class Standing:
     @property
     def std(self) -> float:
         """Over seeds (n - 1); 0 of a single one."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
+        return deviation(self.values)
 
     @property
     def means(self) -> tuple[float, ...]:

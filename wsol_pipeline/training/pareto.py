@@ -6,6 +6,7 @@ that flatters most.
 """
 
 import functools
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -99,9 +100,14 @@ def _beaten(gains_NK: NDArray[np.float64]) -> NDArray[np.bool_]:
     return never_worse & functools.reduce(np.logical_or, (i > j for i, j in pairs))
 
 
+def deviation(values: Sequence[float]) -> float:
+    """The standard deviation over seeds (n - 1); 0 of a single one."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
 def cell(name: str, values: Sequence[float]) -> str:
     """An objective's value as tables show it: `61.25`, or `61.25 ± 0.80 (3)` of three seeds; hours as `0.0123`."""
     digits = ".3g" if name == COST else ".2f"
     if len(values) == 1:
         return f"{values[0]:{digits}}"
-    return f"{np.mean(values):{digits}} ± {np.std(values, ddof=1):{digits}} ({len(values)})"
+    return f"{np.mean(values):{digits}} ± {deviation(values):{digits}} ({len(values)})"
