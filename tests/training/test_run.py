@@ -1,6 +1,8 @@
 """The adapters to Ray: which failures belong to the trial, and what a reused process must not carry over."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import ray.tune
@@ -10,9 +12,9 @@ from wsol_models import cam
 from wsol_pipeline.errors import DataError, ResourceError, UsageError
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training import run
-from wsol_pipeline.training.checkpoint import CheckpointStore
+from wsol_pipeline.training.checkpoint import CheckpointStore, Position
 from wsol_pipeline.training.config import Job, to_dict
-from wsol_pipeline.training.loop import NonFiniteError
+from wsol_pipeline.training.loop import NonFiniteError, World, train
 
 
 @pytest.fixture
@@ -121,3 +123,43 @@ def test_each_worker_reserves_its_cores_and_device(make_job, device, expected):
 @pytest.mark.parametrize(("workers", "expected"), [(1, run.run_on_one_device), (2, run.run_on_workers)])
 def test_only_several_workers_need_a_trainer(make_job, workers, expected):
     assert run.trainable(Job(**{**vars(make_job()), "workers": workers})) is expected
+
+
+def test_a_worker_may_die_as_often_as_it_gets_further(make_job):
+    store = store_of(make_job())
+    for epoch in range(3):
+        for _ in range(run.LIVES):
+            run.count_life(store)
+        store.save(Position(epoch, 14), {}, [])
+    for _ in range(run.LIVES):
+        run.count_life(store)
+    with pytest.raises(run.NoProgressError, match=f"died {run.LIVES} times after 14 samples of epoch 3"):
+        run.count_life(store)
+
+
+def test_lives_without_progress_end_the_trial_and_say_so(make_job, reports):
+    job = make_job()
+    for _ in range(run.LIVES):
+        run.count_life(store_of(job))
+    run.run_on_one_device(to_dict(job))
+    assert store_of(job).failure()["kind"] == "infrastructure"
+    assert reports == []
+
+
+@pytest.mark.parametrize(("seconds", "code"), [("0.2", 1), ("5", 0)])
+def test_a_process_that_stands_still_says_where_and_ends(seconds, code):
+    program = (
+        "import sys, time\nfrom wsol_pipeline.training.run import watched\n"
+        f"with watched({seconds}) as beat:\n    beat()\n    time.sleep(1)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ended.returncode == code
+    assert ("Timeout" in ended.stderr, 'File "<string>", line 5' in ended.stderr) == (bool(code), bool(code))
+
+
+def test_every_batch_of_training_and_validation_is_a_beat(dataset, reading, make_config, tmp_path):
+    """64 images by 14 are 5 batches and 25 are 2; of the last epoch validation runs once more for each image's hits."""
+    beats = []
+    store = CheckpointStore(Store.at(tmp_path), 1)
+    list(train(make_config(), dataset, store, World(beat=lambda: beats.append(1)), reading))
+    assert len(beats) == 2 * 5 + 3 * 2

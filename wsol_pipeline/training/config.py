@@ -140,3 +140,4 @@ class Job:
     device: Literal["cpu", "cuda"] = "cpu"
     reading: Reading = field(default_factory=Reading)
     checkpoint_batches: int = 0  # also write a checkpoint every so many batches; 0: at the end of epochs only
+    stuck_minutes: float = 20.0  # without a batch, after which a worker dies and is started again

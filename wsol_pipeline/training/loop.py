@@ -51,6 +51,7 @@ class World:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     wrap: Callable[[nn.Module], nn.Module] = lambda module: module  # into DDP, where there is more than one
     pulse: Callable[[Position], bool] | None = None  # rank 0's is told where training stands; True: stop there
+    beat: Callable[[], None] = lambda: None  # called after each batch, of validation too
 
     def gather(self, value: Any) -> list[Any]:
         """`value` of every rank, in rank order, on every rank."""
@@ -192,6 +193,7 @@ def _train_epoch(run: Run, reader: TrainReader, epoch: int, checkpoint_batches: 
     since_checkpoint = 0
     for batch in reader.epoch(epoch, start_sample=run.progress.position.samples):
         train_step(run, epoch, batch)
+        run.world.beat()
         run.progress.position = Position(epoch, run.progress.position.samples + batch.global_size)
         since_checkpoint += 1
         if run.world.should_stop(run.progress.position):
@@ -297,7 +299,7 @@ def validate_images(run: Run, choice: selection.Choice) -> ImageHits | None:
 def _count(run: Run, settings: list[Any] | None, keep_images: bool = False) -> Counts:
     counts = evaluate.count(
         run.method, run.readout, run.val, run.protocol, settings=settings, device=run.world.device,
-        keep_images=keep_images,
+        keep_images=keep_images, on_batch=lambda images: run.world.beat(),
     )  # fmt: skip
     merged = run.world.gather(counts)
     return sum(merged[1:], start=merged[0])

@@ -152,6 +152,10 @@ class MachineOptions:
     """Memory layout that is faster on GPUs with bfloat16."""
     checkpoint_batches: int = 0
     """Also write a checkpoint every so many batches; 0: at the end of epochs only."""
+    stuck_minutes: float = 20.0
+    """Minutes without a batch after which a worker counts as stuck: it writes where its threads stand to Ray's log,
+    dies, and is started again from its checkpoint. Decoding a split for the cache is such a time, as is a wait for
+    S3."""
     storage_is_shared: bool = False
     """--storage is a local path that every node mounts."""
     cluster_may_grow: bool = False
@@ -169,6 +173,7 @@ class RunOptions(MachineOptions, ReadingOptions, ReadoutOptions, TrainingOptions
         require(self.cache_budget_gb > 0, "cache_budget_gb must be positive", self.cache_budget_gb)
         require(self.shard_cache_gb >= 0, "shard_cache_gb cannot be negative", self.shard_cache_gb)
         require(self.checkpoint_batches >= 0, "checkpoint_batches cannot be negative", self.checkpoint_batches)
+        require(self.stuck_minutes > 0, "stuck_minutes must be positive", self.stuck_minutes)
 
     @property
     def store(self) -> Store:

@@ -178,6 +178,7 @@ class Plan:
             device=device,
             reading=reading(self.options),
             checkpoint_batches=self.options.checkpoint_batches,
+            stuck_minutes=self.options.stuck_minutes,
         )
 
 

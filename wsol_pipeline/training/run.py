@@ -1,15 +1,18 @@
 """One training job on Ray: the adapters between the loop and Ray Tune / Ray Train, and what becomes of a failure.
 
 A trial on one device is a plain Tune function (with reused actors it costs tenths of a second beyond its training); a
-trial on N workers builds a `TorchTrainer` inside. Both run `_epochs`, report each record, and recover through the
+trial on N workers builds a `TorchTrainer` inside. Both run `epochs`, report each record, and recover through the
 checkpoint store alone.
 """
 
 import contextlib
 import ctypes
+import faulthandler
 import gc
+import json
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import ray.train
@@ -20,22 +23,29 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from wsol_pipeline import redaction
 from wsol_pipeline.data.dataset import open_dataset
-from wsol_pipeline.errors import DataError, UsageError
+from wsol_pipeline.errors import DataError, UsageError, WsolError
 from wsol_pipeline.storage import Store
-from wsol_pipeline.training.checkpoint import CheckpointStore
+from wsol_pipeline.training.checkpoint import CheckpointStore, Position
 from wsol_pipeline.training.config import Job, from_dict
 from wsol_pipeline.training.loop import NonFiniteError, Record, World, train
 from wsol_pipeline.training.pulse import Pulse
 
+
+class NoProgressError(WsolError):
+    """A trial's workers died again and again without reaching another checkpoint."""
+
+
 # Kinds of failure that belong to the trial: the study notes them and goes on. Whatever else happens to a worker (its
-# machine, its network, the storage) is infrastructure: Ray starts the trial again from its checkpoint, a few times.
+# machine, its network, the storage) is infrastructure: Ray starts the trial again from its checkpoint.
 OWN_FAILURES: dict[str, tuple[type[BaseException], ...]] = {
     "nan": (NonFiniteError,),
     "out_of_memory": (torch.OutOfMemoryError, MemoryError),
     "data": (DataError,),
     "configuration": (UsageError, ValueError),
+    "infrastructure": (NoProgressError,),
 }
-INFRASTRUCTURE_RETRIES = 3
+LIVES = 4  # in a row that may begin at one checkpoint; whoever gets further may die as often as spot machines do
+RAY_RETRIES = 100  # of workers that die before they can count their lives
 
 
 def run_on_one_device(payload: dict[str, Any]) -> None:
@@ -43,8 +53,8 @@ def run_on_one_device(payload: dict[str, Any]) -> None:
     job = from_dict(Job, payload)
     _reset_process(job)
     with _own_failures(job):
-        for record in _epochs(job, World(device=torch.device(job.device), pulse=_pulse(job))):
-            ray.tune.report(_reportable(record))
+        for record in epochs(job, World(device=torch.device(job.device), pulse=_pulse(job))):
+            ray.tune.report(reportable(record))
 
 
 def run_on_workers(payload: dict[str, Any]) -> None:
@@ -58,6 +68,8 @@ def fit_trainer(job: Job, payload: dict[str, Any], callbacks: list[Any] | None =
     trainer = ray.train.torch.TorchTrainer(
         worker_loop,
         train_loop_config=payload,
+        # a collective waits at least as long as a worker may stand still: who that is says its own log
+        torch_config=ray.train.torch.TorchConfig(timeout_s=max(1800, math.ceil(60 * job.stuck_minutes))),
         scaling_config=ray.train.ScalingConfig(
             num_workers=job.workers, use_gpu=job.device == "cuda", resources_per_worker=resources_per_worker(job)
         ),
@@ -65,8 +77,8 @@ def fit_trainer(job: Job, payload: dict[str, Any], callbacks: list[Any] | None =
             name=f"train-{job.attempt:04d}",
             storage_path=store.path("ray"),
             failure_config=ray.train.FailureConfig(
-                max_failures=INFRASTRUCTURE_RETRIES,
-                controller_failure_limit=INFRASTRUCTURE_RETRIES,  # type: ignore[call-arg]  # Train V2's own class has it
+                max_failures=RAY_RETRIES,
+                controller_failure_limit=RAY_RETRIES,  # type: ignore[call-arg]  # Train V2's own class has it
             ),
             callbacks=callbacks,
         ),
@@ -88,8 +100,8 @@ def worker_loop(payload: dict[str, Any]) -> None:
     if CheckpointStore(Store.at(job.trial), job.attempt).failed():
         return  # Ray started the group again after a failure of the trial's own: it would only fail again
     with _own_failures(job, end_quietly=False):  # the other ranks wait for this one: the group has to be torn down
-        for record in _epochs(job, world):
-            ray.train.report(_reportable(record))
+        for record in epochs(job, world):
+            ray.train.report(reportable(record))
 
 
 def resources_per_worker(job: Job) -> dict[str, float]:
@@ -100,9 +112,45 @@ def resources_per_worker(job: Job) -> dict[str, float]:
     return resources
 
 
-def _epochs(job: Job, world: World) -> Iterator[Record]:
+def epochs(job: Job, world: World) -> Iterator[Record]:
+    """The records of a trial, from its newest checkpoint on. Raises `NoProgressError` when it can't get further."""
     checkpoints = CheckpointStore(Store.at(job.trial), job.attempt)
-    return train(job.train, open_dataset(job.data), checkpoints, world, job.reading, job.checkpoint_batches)
+    if world.rank == 0:
+        count_life(checkpoints)
+    with watched(job.stuck_minutes * 60) as beat:
+        data, world = open_dataset(job.data), replace(world, beat=beat)
+        yield from train(job.train, data, checkpoints, world, job.reading, job.checkpoint_batches)
+
+
+def count_life(checkpoints: CheckpointStore) -> None:
+    """Note that a worker begins; raise `NoProgressError` if `LIVES` before it began where it would."""
+    at = checkpoints.position() or Position()
+    place, own = [at.epoch, at.samples], checkpoints.own
+    before: dict[str, Any] = json.loads(own.read("lives.json")) if own.exists("lives.json") else {}
+    lives = before["lives"] + 1 if before.get("at") == place else 1
+    if lives > LIVES:
+        raise NoProgressError(
+            f"its worker died {LIVES} times after {at.samples} samples of epoch {at.epoch + 1}; see Ray's logs"
+        )
+    own.write("lives.json", json.dumps({"at": place, "lives": lives}).encode())
+
+
+@contextlib.contextmanager
+def watched(seconds: float) -> Iterator[Callable[[], None]]:
+    """Within, this process ends unless what this gives is called every so many `seconds`.
+
+    A peer that hangs or a mount that is gone raises nothing: one waits, maybe with Python's lock, so a thread of C's
+    looks on. It writes the stacks of all threads to the process's log.
+    """
+
+    def beat() -> None:
+        faulthandler.dump_traceback_later(seconds, exit=True, file=2)
+
+    beat()
+    try:
+        yield beat
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _pulse(job: Job) -> Pulse:
@@ -151,7 +199,7 @@ def _own_failures(job: Job, end_quietly: bool = True) -> Iterator[None]:
         raise
 
 
-def _reportable(record: Record) -> dict[str, Any]:
+def reportable(record: Record) -> dict[str, Any]:
     """The part of a record that travels to the driver through Ray: numbers it decides and prints by."""
     value = record["value"]
     return {
