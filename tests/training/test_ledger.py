@@ -1,5 +1,8 @@
 """The ledger: proposals, adoption, pruning, contract, journal in a bucket."""
 
+import contextlib
+import sqlite3
+
 import optuna
 import pytest
 from optuna.trial import TrialState
@@ -12,6 +15,7 @@ from wsol_pipeline.training.ledger import (
     PRUNERS,
     SAMPLERS,
     ObjectJournal,
+    database_needed,
     front,
     open_ledger,
     open_storage,
@@ -227,6 +231,16 @@ def test_two_writers_of_a_journal_do_not_lose_each_others_logs(tmp_path):
 def test_a_database_that_cannot_be_opened_is_a_resource_error(tmp_path):
     with pytest.raises(ResourceError, match="missing/folder/study.db cannot be opened: unable to open database file"):
         open_storage(Store.at(tmp_path), f"sqlite:///{tmp_path}/missing/folder/study.db")
+
+
+def test_a_database_that_somebody_has_locked_is_a_resource_error(tmp_path):
+    url = f"sqlite:///{tmp_path}/study.db"
+    book = ledger(optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 0.1}}))
+    with contextlib.closing(sqlite3.connect(tmp_path / "study.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(ResourceError, match="is locked.* The same command continues"), database_needed():
+            book.ask()
+    assert book.ask().number == 0
 
 
 def test_an_unknown_sampler_is_answered_with_the_known_ones():

@@ -1,5 +1,6 @@
 """The searcher over a real ledger and real checkpoints, its driver dying at every step. Workers are faked: no Ray."""
 
+import errno
 import itertools
 import os
 from types import SimpleNamespace
@@ -198,6 +199,20 @@ def test_drivers_that_die_after_every_epoch_get_there_all_the_same(study, tmp_pa
         break
     assert life > EPOCHS
     assert ledger_of(driver) == ledger_of(undisturbed)
+
+
+def test_a_worker_that_died_is_told_of_and_a_full_disk_ends_the_study(study, monkeypatch):
+    driver = Driver(study)
+    trial_id, _ = driver.start()
+    driver.searcher.on_trial_recover(trial_id)
+    assert driver.events[-1] == ("died", 0)
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Store, "write", full)
+    with pytest.raises(ResourceError, match="No space left on device"):
+        driver.searcher.on_trial_recover(trial_id)
 
 
 def test_an_adopted_trial_goes_on_from_its_checkpoint(study):

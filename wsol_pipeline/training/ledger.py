@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # of the constraints file's version
 
+DATABASE_ERRORS = (optuna.exceptions.StorageInternalError, SQLAlchemyError, sqlite3.Error)
 Space = Callable[[BaseTrial], dict[str, Any]]
 CONTRACT = "contract"
 FAILURE = "failure"
@@ -109,12 +110,22 @@ def open_storage(store: Store, database: str | None) -> BaseStorage:
 
 
 @contextlib.contextmanager
+def database_needed() -> Iterator[None]:
+    """Within, a database that fails (locked for a minute, its disk full, its server gone) is a `ResourceError`."""
+    try:
+        yield
+    except DATABASE_ERRORS as error:
+        why = redact(str(error.__cause__ or error).partition("\n")[0])[:300]  # SQL follows
+        raise ResourceError(f"The study's database does not answer: {why}. The same command continues.") from error
+
+
+@contextlib.contextmanager
 def _database_errors(url: str) -> Iterator[None]:
     """What a database that is away, locked, broken or of another Optuna raises, as a `ResourceError`."""
     try:
         yield
     except (
-        optuna.exceptions.StorageInternalError, SQLAlchemyError, sqlite3.Error, ImportError, OSError, ValueError,
+        *DATABASE_ERRORS, ImportError, OSError, ValueError,
         RuntimeError,  # Optuna's word for tables of another version
     ) as error:  # fmt: skip
         why = redact(" ".join(str(error.__cause__ or error).split()))[:300]

@@ -30,6 +30,7 @@ from wsol_pipeline.training.ledger import (
     Standing,
     check_trials_are_known,
     compared,
+    database_needed,
     front,
     open_ledger,
     open_storage,
@@ -100,7 +101,7 @@ def run_study(
 def execute(plan: Plan, point: Point = lambda name: None) -> Outcome:
     """Take the lease, run what is not finished, register the winner. Safe to kill and start again anywhere."""
     options, started = plan.options, time.monotonic()
-    with acquire(plan.folder / "lease") as lease:
+    with database_needed(), acquire(plan.folder / "lease") as lease:
         connect = connect_mlflow(options.store, options.experiment)
         _require_free_name(connect, plan)
         storage = open_storage(plan.folder, options.study_db)

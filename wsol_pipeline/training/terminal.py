@@ -99,6 +99,7 @@ class TrialLog:
             "complete": lambda: f"complete: {self._reached(details)}",
             "pruned": lambda: "pruned",
             "failed": lambda: f"failed: {details['kind']}: {details.get('message', '')[:160]}",
+            "died": lambda: "its worker died: another goes on from the last checkpoint",
             "stopping": lambda: "writes a checkpoint and ends; the same signal again leaves at once",
         }.get(event)
         if text:

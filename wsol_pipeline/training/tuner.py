@@ -22,8 +22,9 @@ from wsol_pipeline.training.budget import Budget
 from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.config import Job, to_dict
 from wsol_pipeline.training.lease import Lease
-from wsol_pipeline.training.ledger import SEED, Ledger
+from wsol_pipeline.training.ledger import DATABASE_ERRORS, SEED, Ledger
 from wsol_pipeline.training.pareto import COST, Rule
+from wsol_pipeline.training.run import RAY_RETRIES
 
 Event = Callable[[str, int, dict[str, Any]], None]  # (what happened, trial number, details)
 Point = Callable[[str], None]  # called with the name of each step passed; tests kill the driver there
@@ -135,6 +136,11 @@ class LedgerSearcher(Searcher):
         self.launched.add(self.numbers[trial_id])
         self.on_event("launched", self.numbers[trial_id], {})
 
+    def on_trial_recover(self, trial_id: str) -> None:
+        """The trial's worker died, and Ray starts another. Raises `ResourceError` if all would die: storage is away."""
+        self.on_event("died", self.numbers[trial_id], {})
+        self.folder.check_writable()
+
     def step(self) -> None:
         """Tell where the trials stand, every second; end them all once the study is interrupted.
 
@@ -185,13 +191,16 @@ class LedgerScheduler(FIFOScheduler):
 
 
 class Steps(ray.tune.Callback):
-    """Tells the searcher when a trial's actor has started, which Ray tells nobody else, and when time has passed."""
+    """Tells the searcher what Ray tells nobody else: a trial's actor has started, has died, time has passed."""
 
     def __init__(self, searcher: LedgerSearcher) -> None:
         self.searcher = searcher
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.searcher.on_trial_start(trial.trial_id)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.searcher.on_trial_recover(trial.trial_id)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         pulse.forget(self.searcher.checkpoints(self.searcher.numbers[trial.trial_id]))
@@ -285,7 +294,7 @@ def run_trials(searcher: LedgerSearcher, trainable: Any, concurrent: int, resour
         run_config=ray.tune.RunConfig(
             name=f"tune-{searcher.lease.attempt:04d}",
             storage_path=folder.path("ray"),
-            failure_config=ray.tune.FailureConfig(max_failures=3),
+            failure_config=ray.tune.FailureConfig(max_failures=RAY_RETRIES),
             callbacks=[Steps(searcher)],
             verbose=0,
         ),
@@ -294,7 +303,7 @@ def run_trials(searcher: LedgerSearcher, trainable: Any, concurrent: int, resour
         tuner.fit()
     except (TuneError, *STORAGE_ERRORS) as error:
         cause = error.__context__ if isinstance(error, TuneError) else error
-        if isinstance(cause, WsolError):
+        if isinstance(cause, (WsolError, *DATABASE_ERRORS)):
             raise cause from None
         if isinstance(cause, STORAGE_ERRORS):
             raise ResourceError(f"{describe_storage_error(folder.uri, cause)} The same command continues.") from error
