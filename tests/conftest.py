@@ -4,33 +4,18 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: its threads would wait for each other on a busy machine
 
-import contextlib
 import http.client
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import urlsplit
 
-import boto3
 import pytest
-from botocore.exceptions import BotoCoreError, ClientError
 from tenacity import stop_after_attempt, wait_none
 
+from tests.servers import FaultProxy, free_port, running_s3, serving
 from wsol_pipeline import storage
-
-
-def free_port() -> int:
-    """A free port above 20000: Ray's workers take those below."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            if (port := probe.getsockname()[1]) > 20000:
-                return port
 
 
 @pytest.fixture(scope="session", name="free_port")
@@ -41,158 +26,17 @@ def _free_port() -> Callable[[], int]:
 @pytest.fixture(scope="session")
 def s3_bucket() -> Iterator[str]:
     """`s3://bucket` on an S3 server of this test session; the AWS variables point to it, in child processes too."""
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    settings = {
-        "AWS_ENDPOINT_URL": url,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in settings.items():
-                patch.setenv(name, value)
-            _create_bucket("bucket", server)
-            yield "s3://bucket"
-    finally:
-        server.terminate()
-        server.wait()
-
-
-def _create_bucket(name: str, server: "subprocess.Popen[bytes]") -> None:
-    client = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
-    for _ in range(120):
-        assert server.poll() is None, "the S3 test server ended"
-        try:
-            client.create_bucket(Bucket=name)
-        except (BotoCoreError, ClientError):
-            time.sleep(0.5)
-        else:
-            return
-    pytest.fail("the S3 test server did not answer")
-
-
-class FaultProxy(ThreadingHTTPServer):
-    """Hands requests on to the server behind it (S3, MLflow), and does what `harm` says to some of them.
-
-    The Host header goes through as it came: it is part of what S3 requests are signed over.
-    """
-
-    daemon_threads = True
-    silence = 2.0  # seconds of a "timeout", longer than the client waits; of a "slow" answer, shorter
-
-    def __init__(self, behind: str) -> None:
-        super().__init__(("127.0.0.1", free_port()), _Forward)
-        self.behind = urlsplit(behind).netloc
-        self.requests: list[tuple[str, str, int]] = []  # method, path, bytes of the answer's body
-        self.injected = 0
-        self._plan: tuple[str, int, str, str, int] = ("", 0, "", "", 0)
-        self._lock = threading.Lock()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def harm(self, fault: str, times: int = 10**9, method: str = "GET", path: str = "", after: int = 0) -> None:
-        """Of the next requests of this `method` ("": any) whose path has `path` in it the first `after` are let be, and
-        the next `times` meet `fault`: a status, "timeout" (no answer), "closed" (nor a wait for it), "slow" (an answer,
-        late), "cut" (half of the body; no answer where it is empty) or "wrong" (one byte of it)."""
-        self.injected, self._plan = 0, (fault, times, method, path, after)
-
-    def heal(self) -> None:
-        """Do no more harm."""
-        self._plan = ("", 0, "", "", 0)
-
-    def count(self, part: str) -> tuple[int, int]:
-        """Requests with `part` in their path since the last `requests.clear()`, and bytes of their answers."""
-        bodies = [size for _, path, size in self.requests if part in path]
-        return len(bodies), sum(bodies)
-
-    def fault_of(self, method: str, path: str) -> str:
-        with self._lock:
-            fault, times, of_method, of_path, after = self._plan
-            if not times or of_method not in ("", method) or of_path not in path:
-                return ""
-            self._plan = (fault, times - (not after), of_method, of_path, max(0, after - 1))
-            self.injected += not after
-            return "" if after else fault
-
-
-class _Forward(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: FaultProxy
-
-    def answer(self) -> None:
-        body = self.body()
-        fault = self.server.fault_of(self.command, self.path)
-        if fault in ("timeout", "slow"):
-            time.sleep(self.server.silence)
-        if fault in ("timeout", "closed"):
-            self.close_connection = True
-        elif fault.isdigit():
-            codes = {"403": "InvalidAccessKeyId", "500": "InternalError", "503": "SlowDown"}
-            text = f"<Error><Code>{codes.get(fault)}</Code><Message>injected</Message></Error>"
-            self.reply(int(fault), [], text.encode())
-        else:
-            status, headers, data = self.ask(body)
-            self.close_connection = fault == "cut"
-            if data or fault != "cut":
-                self.reply(status, headers, data, fault)
-
-    do_GET = do_PUT = do_HEAD = do_POST = do_PATCH = do_DELETE = answer
-
-    def body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding") != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        del self.headers["Transfer-Encoding"]  # MLflow's clients send empty files so
-        body = b""
-        while size := int(self.rfile.readline(), 16):
-            body += self.rfile.read(size)
-            self.rfile.readline()
-        self.rfile.readline()
-        self.headers["Content-Length"] = str(len(body))
-        return body
-
-    def ask(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
-        connection = http.client.HTTPConnection(self.server.behind, timeout=60)
-        connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
-        for name, value in self.headers.items():
-            if name.lower() != "expect":
-                connection.putheader(name, value)
-        connection.endheaders(body)
-        answer = connection.getresponse()
-        data = answer.read()
-        connection.close()
-        return answer.status, answer.getheaders(), data
-
-    def reply(self, status: int, headers: list[tuple[str, str]], data: bytes, fault: str = "") -> None:
-        self.send_response_only(status)
-        for name, value in headers:
-            if name.lower() not in ("connection", "transfer-encoding", "content-length"):
-                self.send_header(name, value)
-        length = next((value for name, value in headers if name.lower() == "content-length"), str(len(data)))
-        self.send_header("Content-Length", length)  # of a HEAD: what a GET would send
-        self.end_headers()
-        if fault == "wrong":
-            data = data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :]
-        if fault == "cut":
-            data = data[: len(data) // 2]
-        self.server.requests.append((self.command, self.path, len(data)))
-        if self.command != "HEAD":
-            self.wfile.write(data)
-
-    def log_message(self, *_: object) -> None:
-        pass
+    with running_s3() as settings, pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        yield "s3://bucket"
 
 
 @pytest.fixture
 def s3_proxy(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     """A proxy before the S3 server of this session, which the AWS variables point to; this process's client makes
     3 attempts in a row of a second each."""
-    with _serving(FaultProxy(os.environ["AWS_ENDPOINT_URL"])) as proxy:
+    with serving(FaultProxy(os.environ["AWS_ENDPOINT_URL"])) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         monkeypatch.setattr(storage, "_SILENT_SECONDS", 1)
         monkeypatch.setattr(storage._ask_s3.retry, "wait", wait_none())
@@ -242,15 +86,5 @@ def _wait_until_healthy(port: int, server: "subprocess.Popen[bytes]") -> None:
 def mlflow_proxy(mlflow_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     """A proxy before the MLflow server of this session, for whose answers clients of this process wait long enough."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
-    with _serving(FaultProxy(mlflow_server)) as proxy:
+    with serving(FaultProxy(mlflow_server)) as proxy:
         yield proxy
-
-
-@contextlib.contextmanager
-def _serving(proxy: FaultProxy) -> Iterator[FaultProxy]:
-    thread = threading.Thread(target=proxy.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    yield proxy
-    proxy.shutdown()
-    proxy.server_close()
-    thread.join()

@@ -1,6 +1,6 @@
 """Lives of one training: ranks that write down what they read, are killed, and start again in another number.
 
-    python tests/training/lives.py lives.json
+    python -m tests.training.lives lives.json
 
 A life is a plain dict: `job` (as `to_dict(Job)`), `log` (a file that gets a line of JSON for each batch of each rank),
 `dies` (a rank, and the number of the training batch at which it ends; or None), `rendezvous` (a file of its own) and
@@ -15,20 +15,21 @@ import os
 import signal
 import sys
 import threading
+import time
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, groupby
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-import ranks
 import ray
 import torch
 
+from tests.training import ranks
 from wsol_pipeline.data.dataset import open_dataset
 from wsol_pipeline.data.reader import Batch, EvalRows, TrainReader
 from wsol_pipeline.storage import Store
@@ -67,7 +68,7 @@ def keep_log(life: dict[str, Any], die: Callable[[], None]) -> None:
 
 def append(life: dict[str, Any], line: dict[str, Any]) -> None:
     with Path(life["log"]).open("a") as file:
-        file.write(json.dumps(line) + "\n")
+        file.write(json.dumps({"time": time.time(), **line}) + "\n")
 
 
 def live_in_processes(life: dict[str, Any], job: Job) -> None:
@@ -136,6 +137,38 @@ def live_in_threads(life: dict[str, Any], job: Job) -> None:
     for end in ends:
         if not (life["dies"] and isinstance(end, Killed | threading.BrokenBarrierError)):
             assert end is None, end
+
+
+def read_logs(lives: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The lines that each life has logged."""
+    return [[json.loads(line) for line in Path(life["log"]).read_text().splitlines()] for life in lives]
+
+
+def trained(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A life's training batches, of all ranks, in order."""
+    lines = [line for line in log if "epoch" in line]
+    return sorted(lines, key=lambda line: (line["epoch"], line["done"], line["rank"]))
+
+
+def place(line: dict[str, Any]) -> tuple[int, int]:
+    return line["epoch"], line["done"]
+
+
+def counted(logs: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """What the ranks read and no kill undid: the lines of each life before the place where the next one began."""
+    lives = [trained(log) for log in logs]
+    ends = [place(life[0]) for life in lives[1:]] + [(2, 0)]
+    return [line for life, end in zip(lives, ends, strict=True) for line in life if place(line) < end]
+
+
+def steps(logs: list[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
+    """The counted lines of each step, in the order of ranks."""
+    return [list(lines) for _, lines in groupby(counted(logs), key=place)]
+
+
+def joined(step: list[dict[str, Any]], name: str) -> list[Any]:
+    """A step's global batch, ranks put together in their order: its "ids" or "pixels"."""
+    return [value for line in step for value in line[name]]
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import pytest
 import ray
 import torch
 
+from tests.training.lives import counted, joined, place, read_logs, steps, trained
 from wsol_pipeline.data.reader import ReadConfig, train_batches
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training.checkpoint import CheckpointStore
@@ -48,9 +49,9 @@ def story(request, dataset, reading, config, tmp_path_factory) -> SimpleNamespac
         files = {"log": f"{root}/{attempt}", "rendezvous": meet}
         lives.append({"job": to_dict(job), "dies": dies, "ray": cluster, **files})
     (root / "lives.json").write_text(json.dumps(lives))
-    command = [sys.executable, str(Path(__file__).with_name("lives.py")), str(root / "lives.json")]
-    subprocess.run(command, check=True, timeout=280)
-    logs = [[json.loads(line) for line in Path(life["log"]).read_text().splitlines()] for life in lives]
+    command = [sys.executable, "-m", "tests.training.lives", str(root / "lives.json")]
+    subprocess.run(command, check=True, timeout=280, cwd=Path(__file__).parents[2])
+    logs = read_logs(lives)
     checkpoints = CheckpointStore(Store.at(root / "trial"), len(LIVES))
     return SimpleNamespace(logs=logs, checkpoints=checkpoints, share_gradients=meet is not None)
 
@@ -69,23 +70,6 @@ def cluster() -> Any:
         ray.shutdown()
 
 
-def trained(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A life's training batches, of all ranks, in order."""
-    lines = [line for line in log if "epoch" in line]
-    return sorted(lines, key=lambda line: (line["epoch"], line["done"], line["rank"]))
-
-
-def place(line: dict[str, Any]) -> tuple[int, int]:
-    return line["epoch"], line["done"]
-
-
-def counted(story: SimpleNamespace) -> list[dict[str, Any]]:
-    """What the ranks read and no kill undid: the lines of each life before the place where the next one began."""
-    lives = [trained(log) for log in story.logs]
-    ends = [place(life[0]) for life in lives[1:]] + [(2, 0)]
-    return [line for life, end in zip(lives, ends, strict=True) for line in life if place(line) < end]
-
-
 def test_each_life_goes_on_from_the_last_checkpoint_and_loses_what_came_after(story):
     lives = [trained(log) for log in story.logs]
     assert [place(life[0]) for life in lives] == STARTS
@@ -96,7 +80,7 @@ def test_each_life_goes_on_from_the_last_checkpoint_and_loses_what_came_after(st
 
 def test_every_image_counts_once_in_each_epoch(story, dataset):
     for epoch in range(2):
-        read = Counter(name for line in counted(story) if line["epoch"] == epoch for name in line["ids"])
+        read = Counter(name for line in counted(story.logs) if line["epoch"] == epoch for name in line["ids"])
         assert read == Counter(dataset.train.ids)
 
 
@@ -108,10 +92,8 @@ def test_batches_and_pixels_are_those_of_an_undisturbed_epoch(story, dataset, co
         for epoch in range(2)
         for batch in train_batches(dataset.train, plan, epoch, ReadConfig(36, 32, cache_dir=reading.cache_dir))
     ]
-    steps = [list(lines) for _, lines in groupby(counted(story), key=place)]
-    joined = [tuple([x for line in step for x in line[name]] for name in ("ids", "pixels")) for step in steps]
-    assert joined == whole
-    for step in steps:
+    assert [tuple(joined(step, name) for name in ("ids", "pixels")) for step in steps(story.logs)] == whole
+    for step in steps(story.logs):
         sizes = [len(line["ids"]) for line in step]
         assert max(sizes) - min(sizes) <= 1
 
