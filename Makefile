@@ -1,11 +1,11 @@
-# make demo | cluster-demo | test | test-slow | lint | audit | bench | mlflow | screenshots | clean
+# make demo | cluster-demo | test | test-slow | reliability | lint | audit | bench | mlflow | screenshots | clean
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 RUNS   ?= runs
 
-.PHONY: demo cluster-demo test test-slow lint audit bench mlflow screenshots clean
+.PHONY: demo cluster-demo test test-slow reliability lint audit bench mlflow screenshots clean
 .DEFAULT_GOAL := help
 
 help:
@@ -30,6 +30,9 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m 'slow or chaos' --timeout 1800
+
+reliability: $(READY)
+	$(BIN)/python -m tests.reliability --json reliability.json
 
 lint: $(READY)
 	$(BIN)/ruff check .
