@@ -90,6 +90,8 @@ def main() -> int:
     for name in options.only:
         if name not in known:
             raise unknown("row", name, known)
+    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+        del os.environ[name]  # the runs of faults belong in no server of the user's
     kept = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
     failed = 0
     for name in options.only or known:
