@@ -32,7 +32,7 @@ def status_without_token(cluster: Cluster) -> int:
 def run(cluster: Cluster, storage: str) -> int:
     """Submit the study, show what it prints; its exit code, or 1 if the cluster lets everybody in."""
     status = status_without_token(cluster)
-    print(f"{cluster.alive()} nodes are alive at {cluster.address}; jobs at {cluster.dashboard}")
+    print(f"{len(cluster.alive())} nodes are alive at {cluster.address}; jobs at {cluster.dashboard}")
     print(f"without the token the jobs API answers {status}", flush=True)
     if status != 401:
         return 1

@@ -7,6 +7,7 @@ the machine too.
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -70,15 +71,15 @@ class Cluster:
 
     def add_node(self, cpus: int) -> Node:
         """Start a node of `cpus` logical CPUs that joins the head, and wait until the cluster knows it."""
-        expected = self.alive() + 1
+        before = self.alive()  # one of them may be dead: the head learns that late
         self._start(f"node-{len(self.nodes)}", [f"--address={self.address}", f"--num-cpus={cpus}"])
-        self._wait(lambda: self.alive() >= expected, "its head does not know it")
+        self._wait(lambda: not self.alive() <= before, "its head does not know it")
         return self.nodes[-1]
 
-    def alive(self) -> int:
-        """How many nodes the head counts as alive, itself included."""
+    def alive(self) -> set[bytes]:
+        """Ray's ids of the nodes that the head counts as alive, its own included."""
         rows = self.ask("/api/v0/nodes?filter_keys=state&filter_predicates=%3D&filter_values=ALIVE")
-        return rows.count(b'"node_id"')
+        return set(re.findall(rb'"node_id": *"(\w+)"', rows))
 
     def ask(self, path: str, token: bool = True) -> bytes:
         """What the dashboard answers to GET `path`. Raises `urllib.error.HTTPError`: 401 without the `token`."""
@@ -107,7 +108,7 @@ class Cluster:
         options = ["--head", f"--port={port}", f"--dashboard-host={host}", f"--dashboard-port={web}"]
         options += [f"--num-cpus={cpus}", f"--ray-client-server-port={free_port()}"]
         self._start("head", options)
-        self._wait(lambda: self.alive() == 1, "its dashboard does not answer")
+        self._wait(lambda: len(self.alive()) == 1, "its dashboard does not answer")
 
     def _wait(self, ready: Callable[[], bool], reason: str) -> None:
         node, deadline = self.nodes[-1], time.monotonic() + START_SECONDS

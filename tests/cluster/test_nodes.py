@@ -12,8 +12,8 @@ from cluster.nodes import Cluster, running_cluster
 
 def wait_for_alive(cluster: Cluster, count: int, seconds: float) -> None:
     deadline = time.monotonic() + seconds
-    while cluster.alive() != count:
-        assert time.monotonic() < deadline, f"{cluster.alive()} nodes are alive, not {count}"
+    while len(cluster.alive()) != count:
+        assert time.monotonic() < deadline, f"{len(cluster.alive())} nodes are alive, not {count}"
         time.sleep(0.5)
 
 

@@ -343,7 +343,7 @@ def test_more_workers_than_the_cluster_holds(refused, pretended_cluster, dataset
     pretended_cluster(1, CPU=4.0)
     code, line = refused(job, *SMALL.split(), "--data", dataset, "--storage", tmp_path, "--workers", "8")
     assert code == RESOURCE
-    assert line.startswith("A trial of 8 workers needs 8 CPU but the whole cluster has 4 CPU: it could never start.")
+    assert line.startswith("A trial of 8 workers needs 8.01 CPU but the whole cluster has 4 CPU: it could never start.")
 
 
 def test_a_gpu_that_the_cluster_has_not(tune, pretended_cluster):

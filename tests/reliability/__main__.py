@@ -27,8 +27,8 @@ from wsol_pipeline.errors import run_main, unknown
 from wsol_pipeline.training.options import command_line
 
 MODULES = (
-    "exits", "worker_kill", "node_kill", "driver_kill", "world_size", "object_store", "checkpoints", "outages", "stuck",
-    "soak",
+    "exits", "worker_kill", "node_kill", "preemption", "driver_kill", "world_size", "object_store", "checkpoints",
+    "outages", "stuck", "soak",
 )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from tests.reliability.row import Injection, Row
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training.checkpoint import SEAL, CheckpointStore, Position
 from wsol_pipeline.training.config import Job
-from wsol_pipeline.training.loop import World
+from wsol_pipeline.training.loop import Order, World
 from wsol_pipeline.training.run import epochs
 
 HARMS = ("truncate", "flip a bit of", "lose")
@@ -39,10 +39,10 @@ def inject(times: int, folder: Path) -> Iterator[Injection]:
         shutil.rmtree(folder / "harmed")
 
 
-def end_at_newest(position: Position) -> bool:
+def end_at_newest(position: Position) -> Order:
     if position > NEWEST:
         raise Killed
-    return False
+    return Order.GO_ON
 
 
 def continued(job: Job, begun: Job, undisturbed: Job, harm: str, name: str, draw: random.Random) -> Injection:

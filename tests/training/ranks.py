@@ -21,7 +21,7 @@ from wsol_pipeline.data.dataset import open_dataset
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position
 from wsol_pipeline.training.config import Job, from_dict
-from wsol_pipeline.training.loop import World, train
+from wsol_pipeline.training.loop import Order, World, train
 
 
 def run_all(rank: int, cases: list[dict[str, Any]]) -> None:
@@ -36,7 +36,8 @@ def run(rank: int, job: Job, rendezvous: str, stop_at: list[int] | None = None) 
     torch.distributed.init_process_group("gloo", f"file://{rendezvous}", world_size=job.workers, rank=rank)
     world = World(rank, job.workers, wrap=torch.nn.parallel.DistributedDataParallel)
     checkpoints = CheckpointStore(Store.at(job.trial), job.attempt)
-    stopped = dataclasses.replace(world, pulse=lambda position: position >= Position(*stop_at or ()))
+    reached = Position(*stop_at or ())
+    stopped = dataclasses.replace(world, pulse=lambda at: Order.STOP if at >= reached else Order.GO_ON)
     for life in [stopped, world] if stop_at else [world]:
         list(train(job.train, open_dataset(job.data), checkpoints, life, job.reading, job.checkpoint_batches))
     torch.distributed.destroy_process_group()

@@ -5,7 +5,7 @@ import torch
 
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position
-from wsol_pipeline.training.loop import World, train
+from wsol_pipeline.training.loop import Order, World, train
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ def test_a_stopped_training_goes_on_from_the_very_batch(
 
     def pulse(position):
         asked.append(position)
-        return position == stop_at
+        return Order.STOP if position == stop_at else Order.GO_ON
 
     checkpoints = CheckpointStore(Store.at(tmp_path / "stopped"), 1)
     assert len(list(train(config, dataset, checkpoints, World(pulse=pulse), reading))) == records
@@ -29,5 +29,24 @@ def test_a_stopped_training_goes_on_from_the_very_batch(
     assert checkpoints.final() is None
     resumed, undisturbed = fit(config, "stopped", attempt=2), fit(config, "undisturbed")
     assert resumed.records == undisturbed.records
+    for name, weights in undisturbed.weights.items():
+        torch.testing.assert_close(resumed.weights[name], weights, rtol=0, atol=0)
+
+
+def test_a_training_that_was_told_to_save_goes_on_from_there_once_it_died(dataset, reading, make_config, fit, tmp_path):
+    class Died(Exception):
+        pass
+
+    def pulse(position):
+        if position > save_at:
+            raise Died
+        return Order.SAVE if position == save_at else Order.GO_ON
+
+    config, save_at = make_config("cam"), Position(0, 42)
+    checkpoints = CheckpointStore(Store.at(tmp_path / "died"), 1)
+    with pytest.raises(Died):
+        list(train(config, dataset, checkpoints, World(pulse=pulse), reading))
+    assert checkpoints.position() == save_at
+    resumed, undisturbed = fit(config, "died", attempt=2), fit(config, "undisturbed")
     for name, weights in undisturbed.weights.items():
         torch.testing.assert_close(resumed.weights[name], weights, rtol=0, atol=0)

@@ -10,6 +10,7 @@ from typing import Literal
 
 import ray
 from ray._private import ray_constants
+from ray._private.utils import get_num_cpus
 
 from wsol_pipeline import interrupts
 from wsol_pipeline.errors import ResourceError, UsageError
@@ -51,6 +52,7 @@ def connect(nested: bool) -> None:
         ray.init(
             address="local", _node_ip_address="127.0.0.1", logging_level=logging.ERROR, log_to_driver=False,
             include_dashboard=nested, object_store_memory=500_000_000,
+            num_cpus=int(get_num_cpus()) + nested,  # else as many workers as cores lack TUNE_ACTOR_CPU
         )  # fmt: skip
     interrupts.listen()  # `ray.init` has taken SIGTERM
 
@@ -93,7 +95,8 @@ def check_placement(job: Job, concurrent: int | None, may_grow: bool) -> int:
     by_cpu = (have.get("CPU", 0) + 1e-9) // (need["CPU"] * job.workers + overhead)
     fits = min(on_nodes // job.workers, int(by_cpu))
     if fits < 1:
-        asked = ", ".join(f"{amount * job.workers:g} {name}" for name, amount in need.items())
+        whole = {name: amount * job.workers + overhead * (name == "CPU") for name, amount in need.items()}
+        asked = ", ".join(f"{amount:g} {name}" for name, amount in whole.items())
         total = ", ".join(f"{have.get(name, 0):g} {name}" for name in need)
         raise ResourceError(
             f"A trial of {job.workers} workers needs {asked} but the whole cluster has {total}: it could never start. "

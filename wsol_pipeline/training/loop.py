@@ -7,6 +7,7 @@ Randomness: rows and their crops are functions of (seed, epoch, image id); whate
 equally on every rank. So there is no generator state that a restart or a resized world could lose.
 """
 
+import enum
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -42,6 +43,14 @@ class NonFiniteError(WsolError):
     """A loss or gradient is NaN or infinite; the optimizer has not moved."""
 
 
+class Order(enum.IntEnum):
+    """What a run is told to do after a batch."""
+
+    GO_ON = 0
+    SAVE = 1
+    STOP = 2  # after a checkpoint
+
+
 @dataclass(frozen=True)
 class World:
     """This process among the workers of one run. The defaults are one device alone."""
@@ -50,7 +59,7 @@ class World:
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     wrap: Callable[[nn.Module], nn.Module] = lambda module: module  # into DDP, where there is more than one
-    pulse: Callable[[Position], bool] | None = None  # rank 0's is told where training stands; True: stop there
+    pulse: Callable[[Position], Order] | None = None  # rank 0's, told the position, says what to do there
     beat: Callable[[], None] = lambda: None  # called after each batch, of validation too
 
     def gather(self, value: Any) -> list[Any]:
@@ -61,16 +70,16 @@ class World:
         torch.distributed.all_gather_object(gathered, value)
         return gathered
 
-    def should_stop(self, position: Position) -> bool:
-        """Whether rank 0 was asked to stop: the same answer on every rank, so that all stop after the same batch."""
+    def order(self, position: Position) -> Order:
+        """What rank 0 was told to do: the same on every rank, so that all do it after the same batch."""
         if self.pulse is None:
-            return False
-        stop = self.rank == 0 and self.pulse(position)
+            return Order.GO_ON
+        order = self.pulse(position) if self.rank == 0 else Order.GO_ON
         if self.size == 1:
-            return stop
-        told = torch.tensor([stop], dtype=torch.uint8, device=self.device)
+            return order
+        told = torch.tensor([order], dtype=torch.uint8, device=self.device)
         torch.distributed.broadcast(told, src=0)
-        return bool(told.item())
+        return Order(int(told.item()))
 
 
 @dataclass
@@ -196,12 +205,13 @@ def _train_epoch(run: Run, reader: TrainReader, epoch: int, checkpoint_batches: 
         run.world.beat()
         run.progress.position = Position(epoch, run.progress.position.samples + batch.global_size)
         since_checkpoint += 1
-        if run.world.should_stop(run.progress.position):
-            _save(run)
-            return False
-        if since_checkpoint == checkpoint_batches and run.progress.position.samples < run.plan.samples:
+        order = run.world.order(run.progress.position)
+        due = since_checkpoint == checkpoint_batches and run.progress.position.samples < run.plan.samples
+        if due or order is not Order.GO_ON:
             _save(run)
             since_checkpoint = 0
+        if order is Order.STOP:
+            return False
     return True
 
 

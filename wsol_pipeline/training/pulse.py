@@ -1,32 +1,58 @@
-"""What a driver and its trials' workers tell each other while a trial runs: where it stands, and that it should stop.
+"""What a driver and its trials' workers tell each other while a trial runs: where it stands, and that it should stop;
+and what the cluster tells workers: that their node is about to leave.
 
-It goes through the key-value store that every Ray cluster has, about a millisecond a second for each trial. Nothing
-depends on it: records and checkpoints are what counts.
+The former goes through the key-value store that every Ray cluster has; both take about a millisecond a second for each
+trial. Nothing depends on it: records and checkpoints are what counts.
 """
 
 import json
+import logging
 import time
+from collections.abc import Collection
 
+import ray
+import ray._private.state
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_exists, _internal_kv_get, _internal_kv_put
 
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position
+from wsol_pipeline.training.loop import Order
+
+logger = logging.getLogger(__name__)
 
 SECONDS = 1.0  # between two exchanges
+LEAVING_SECONDS = 10.0  # between checkpoints while a node is about to leave: what is lost when it does
 _SPACE = "wsol"  # of keys in the store
 
 
 class Pulse:
-    """The worker's side. Called with the position after each batch; True once the driver wants the trial to stop."""
+    """The worker's side: called with the position after each batch, it says what to do there.
 
-    def __init__(self, trial: CheckpointStore) -> None:
-        self.key, self.said = trial.own.uri, 0.0
+    A machine that a cloud takes back, or that is shut down, is *draining* for Ray before it is gone: its trial, on
+    workers of the `nodes` named by Ray's ids, then writes checkpoints, and goes on for as long as it is left.
+    """
 
-    def __call__(self, position: Position) -> bool:
-        if time.monotonic() - self.said < SECONDS:
-            return False
-        self.said = time.monotonic()
+    def __init__(self, trial: CheckpointStore, nodes: Collection[str] = ()) -> None:
+        self.key, self.nodes, self.said, self.saved = trial.own.uri, set(nodes), 0.0, 0.0
+
+    def __call__(self, position: Position) -> Order:
+        now = time.monotonic()
+        if now - self.said < SECONDS:
+            return Order.GO_ON
+        self.said = now
         _internal_kv_put(self.key, json.dumps([position.epoch, position.samples]), namespace=_SPACE)
-        return _internal_kv_exists(_stop(self.key), namespace=_SPACE)
+        if _internal_kv_exists(_stop(self.key), namespace=_SPACE):
+            return Order.STOP
+        leaving = self.nodes & leaving_nodes()
+        if not leaving or now - self.saved < LEAVING_SECONDS:
+            return Order.GO_ON
+        logger.warning("node %s is about to leave: writing a checkpoint at %s", ", ".join(sorted(leaving)), position)
+        self.saved = now
+        return Order.SAVE
+
+
+def leaving_nodes() -> set[str]:
+    """Ray's ids of the nodes that are draining."""
+    return set(ray._private.state.state.get_draining_nodes())  # no public name for it; Ray Train asks the same
 
 
 def position(trial: CheckpointStore) -> Position | None:

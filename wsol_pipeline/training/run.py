@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 import ray.tune
@@ -53,7 +54,7 @@ def run_on_one_device(payload: dict[str, Any]) -> None:
     job = from_dict(Job, payload)
     _reset_process(job)
     with _own_failures(job):
-        for record in epochs(job, World(device=torch.device(job.device), pulse=_pulse(job))):
+        for record in epochs(job, World(device=torch.device(job.device), pulse=_pulse(job, [node_id()]))):
             ray.tune.report(reportable(record))
 
 
@@ -95,8 +96,8 @@ def worker_loop(payload: dict[str, Any]) -> None:
         size=context.get_world_size(),
         device=ray.train.torch.get_device(),
         wrap=lambda module: _distribute(module, job),
-        pulse=_pulse(job),
     )
+    world = replace(world, pulse=_pulse(job, world.gather(node_id())))
     if CheckpointStore(Store.at(job.trial), job.attempt).failed():
         return  # Ray started the group again after a failure of the trial's own: it would only fail again
     with _own_failures(job, end_quietly=False):  # the other ranks wait for this one: the group has to be torn down
@@ -153,8 +154,13 @@ def watched(seconds: float) -> Iterator[Callable[[], None]]:
         faulthandler.cancel_dump_traceback_later()
 
 
-def _pulse(job: Job) -> Pulse:
-    return Pulse(CheckpointStore(Store.at(job.trial), job.attempt))
+def _pulse(job: Job, nodes: list[str]) -> Pulse:
+    return Pulse(CheckpointStore(Store.at(job.trial), job.attempt), nodes)
+
+
+def node_id() -> str:
+    """Ray's id of the node that this process belongs to."""
+    return ray.get_runtime_context().get_node_id()
 
 
 def _distribute(module: torch.nn.Module, job: Job) -> torch.nn.Module:
