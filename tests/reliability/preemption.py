@@ -17,45 +17,53 @@ BATCHES = 600  # an epoch, after which alone checkpoints are written without a n
 
 
 def inject(times: int, folder: Path) -> Iterator[Injection]:
-    """One study of two trials at once; in place of each node that has left another joins."""
+    """Two of three meet trials of one worker, two at once; the others one of two workers, on two nodes."""
     assert in_a_process(import_data, folder / "data", 8 * BATCHES, 24) == 0
-    (folder / "trace").mkdir()
-    environment = environment_of(folder)
+    in_groups, draw = times // 3, random.Random(0)
+    for workers, notices in ((1, times - in_groups), (2, in_groups)):
+        if notices:
+            yield from given(notices, workers, folder / str(workers), folder / "data", draw)
+
+
+def given(notices: int, workers: int, folder: Path, data: Path, draw: random.Random) -> Iterator[Injection]:
+    """A study on three nodes; in place of each that has left another joins."""
+    (folder / "trace").mkdir(parents=True)
+    environment, trials = environment_of(folder), TRIALS // workers
     added = {name: environment[name] for name in ("PYTHONPATH", "OMP_NUM_THREADS", trace.FOLDER)}
-    draw = random.Random(0)
-    with running_cluster(
-        (1,) * NODES, environment=added | {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(NOTICE)}
-    ) as cluster:
-        options = f"--trials {TRIALS} --concurrent {TRIALS} --epochs {times + 2} --storage-is-shared"
-        own = " --batch-size 8 --checkpoint-batches 0"
-        with study(folder, folder / "data", options + own, cluster.environment) as running:
-            for _ in range(times):
-                yield taken_back(running, cluster, draw.randrange(20, 200))
-                cluster.add_node(1)
-            wrong = running.finish()
-            if not wrong and running.states() != ["COMPLETE"] * TRIALS:
-                wrong = f"trials are {running.states()}"
-            if wrong:
-                yield Injection("after all notices", wrong=wrong)
+    added["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = str(NOTICE)
+    options = f"--trials {trials} --concurrent {trials} --workers {workers} --epochs {notices + 2} --storage-is-shared"
+    own = " --batch-size 8 --checkpoint-batches 0"
+    with (
+        running_cluster((1,) * NODES, environment=added) as cluster,
+        study(folder, data, options + own, cluster.environment) as running,
+    ):
+        for _ in range(notices):
+            yield taken_back(running, cluster, draw.randrange(20, 200), f"1 of {workers} worker(s)")
+        wrong = running.finish()
+        if not wrong and running.states() != ["COMPLETE"] * trials:
+            wrong = f"trials are {running.states()}"
+        if wrong:
+            yield Injection(f"after all notices of {workers} worker(s)", wrong=wrong)
 
 
-def taken_back(running: Study, cluster: Cluster, batches: int) -> Injection:
+def taken_back(running: Study, cluster: Cluster, batches: int, where: str) -> Injection:
     """Give the node that trained the newest batch its notice, and end it; what was lost, in seconds of training."""
     began = len(running.lines())
-    victim = running.wait(lambda lines: len(lines) >= began + batches)[-1]
+    lines = running.wait(lambda lines: len(lines) >= began + batches)
+    victim, before = lines[-1], {line.pid for line in lines}
     node_of(cluster, victim.pid).end()
+    cluster.add_node(1)
 
     def heirs(lines: list[trace.Line]) -> list[trace.Line]:
-        return [
-            line for line in lines if line.trial == victim.trial and line.time > victim.time and line.pid != victim.pid
-        ]
+        return [line for line in lines if line.trial == victim.trial and line.pid not in before]
 
     lines = running.wait(lambda lines: bool(heirs(lines)))
-    first, own = heirs(lines)[0], [line for line in lines if line.pid == victim.pid and line.trial == victim.trial]
+    first, own = heirs(lines)[0], [line for line in lines if line.trial == victim.trial and line.pid in before]
     again = [line.time for line in own if line.place >= first.place]
     lost = own[-1].time - again[0] if again else 0.0
-    wrong = "" if first.samples else "it began an epoch anew: no checkpoint was written within it"
-    return Injection(f"node at {victim.place}", round(lost, 1), first.time - own[-1].time, wrong)
+    within = first.samples or first.epoch > victim.epoch
+    wrong = "" if within else "it began the epoch anew: no checkpoint was written within it"
+    return Injection(f"{where} at {victim.place}", round(lost, 1), first.time - own[-1].time, wrong)
 
 
 ROW = Row(
