@@ -51,6 +51,10 @@ def dangers(config: dict[str, Any]) -> set[str]:
             found.add("spot")
         if "GPU" in kind["resources"] and kind["min_workers"] != 0:
             found.add("idle GPUs")
+    if not any(
+        f"cluster/spot.py {config['provider']['type']} " in line for line in config["worker_start_ray_commands"]
+    ):
+        found.add("notices")
     if head["resources"] != {"CPU": 0} or not any("--head" in line and "--num-cpus=0" in line for line in starts):
         found.add("trials on the head")
     for package, version in re.findall(r"([\w-]+)==([\w.]+)", text):
@@ -84,6 +88,7 @@ def test_ray_refuses_a_misspelt_key():
         ("secret", "RAY_USAGE_STATS_ENABLED=0", "RAY_AUTH_TOKEN=0123abcd"),
         ("spot", "      InstanceMarketOptions: {MarketType: spot}\n", ""),
         ("spot", "InstanceType: m7i.xlarge", "InstanceMarketOptions: {MarketType: spot}"),
+        ("notices", "cluster/spot.py aws ", "cluster/spot.py gcp "),
         ("idle GPUs", "min_workers: 0", "min_workers: 1"),
         ("trials on the head", "--num-cpus=0", ""),
         ("version", f"uv=={PINS['uv']}", "uv==0.1.0"),
