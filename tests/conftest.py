@@ -4,17 +4,12 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: its threads would wait for each other on a busy machine
 
-import http.client
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
 from tenacity import stop_after_attempt, wait_none
 
-from tests.servers import FaultProxy, free_port, running_s3, serving
+from tests.servers import FaultProxy, free_port, running_mlflow, running_s3, serving
 from wsol_pipeline import storage
 
 
@@ -49,37 +44,8 @@ def s3_proxy(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultP
 @pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of an MLflow server of this test session."""
-    where, port = tmp_path_factory.mktemp("mlflow-server"), free_port()
-    command = (
-        f"server --backend-store-uri sqlite:///{where}/mlflow.db --artifacts-destination {where}/artifacts "
-        f"--host 127.0.0.1 --port {port} --workers 1"
-    )
-    server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", *command.split()],
-        env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # a dozen processes
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    try:
-        _wait_until_healthy(port, server)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)  # it has processes of its own, which take their time otherwise
-        server.wait()
-
-
-def _wait_until_healthy(port: int, server: "subprocess.Popen[bytes]") -> None:
-    for _ in range(240):
-        assert server.poll() is None, "the MLflow test server ended"
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-        try:
-            connection.request("GET", "/health")
-            if connection.getresponse().status == 200:
-                return
-        except OSError:
-            time.sleep(0.5)
-        finally:
-            connection.close()
-    pytest.fail("the MLflow test server did not answer")
+    with running_mlflow(tmp_path_factory.mktemp("mlflow-server")) as address:
+        yield address
 
 
 @pytest.fixture

@@ -1,8 +1,9 @@
-"""An S3 server in memory, and a proxy before a server that answers some requests as one does that fails."""
+"""Servers of S3 and MLflow, and a proxy before one of them that answers some requests as a server does that fails."""
 
 import contextlib
 import http.client
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from unittest import mock
 from urllib.parse import urlsplit
 
@@ -58,6 +60,42 @@ def _create_bucket(name: str, server: "subprocess.Popen[bytes]") -> None:
         else:
             return
     raise AssertionError("the S3 test server did not answer")
+
+
+@contextlib.contextmanager
+def running_mlflow(where: Path) -> Iterator[str]:
+    """An MLflow server on loopback that keeps all in `where`: its address."""
+    port = free_port()
+    command = (
+        f"server --backend-store-uri sqlite:///{where}/mlflow.db --artifacts-destination {where}/artifacts "
+        f"--host 127.0.0.1 --port {port} --workers 1"
+    )
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", *command.split()],
+        env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # a dozen processes
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        _wait_until_healthy(port, server)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)  # it has processes of its own, which take their time otherwise
+        server.wait()
+
+
+def _wait_until_healthy(port: int, server: "subprocess.Popen[bytes]") -> None:
+    for _ in range(240):
+        assert server.poll() is None, "the MLflow test server ended"
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        try:
+            connection.request("GET", "/health")
+            if connection.getresponse().status == 200:
+                return
+        except OSError:
+            time.sleep(0.5)
+        finally:
+            connection.close()
+    raise AssertionError("the MLflow test server did not answer")
 
 
 class FaultProxy(ThreadingHTTPServer):

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,15 +80,27 @@ def environment_of(folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def study(folder: Path, data: Path, options: str, environment: dict[str, str] | None = None) -> Iterator[Study]:
-    """A study that has just started, on local Ray unless `environment` says where; its processes end with the block."""
+def study(
+    folder: Path,
+    data: Path,
+    options: str,
+    environment: dict[str, str] | None = None,
+    extra: dict[str, str] | None = None,
+    prefix: Sequence[str] = (),
+) -> Iterator[Study]:
+    """A study that has just started, on local Ray unless `environment` says where; its processes end with the block.
+
+    `extra` is added to its environment, `prefix` a command that runs it.
+    """
     (folder / "trace").mkdir(parents=True, exist_ok=True)
     with ray_folder() as ray:
         own = environment or environment_of(folder) | {"RAY_TMPDIR": ray}
         where = f"--data {data} --storage {folder / 'runs'} --cache-dir {folder / 'pixels'}"
         command = [sys.executable, "-m", "tests.reliability.driver", *f"{OPTIONS} {where} {options}".split()]
         with (folder / "log").open("a") as log:
-            driver = subprocess.Popen(command, cwd=ROOT, env=own, stdout=log, stderr=log, text=True)
+            driver = subprocess.Popen(
+                [*prefix, *command], cwd=ROOT, env=own | (extra or {}), stdout=log, stderr=log, text=True
+            )
         try:
             yield Study(folder, driver, Path(own["RAY_TMPDIR"]))
         finally:

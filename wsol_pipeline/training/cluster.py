@@ -3,12 +3,14 @@
 import logging
 import os
 import secrets
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import ray
+import ray._private.worker
 from ray._private import ray_constants
 from ray._private.utils import get_num_cpus
 
@@ -55,6 +57,16 @@ def connect(nested: bool) -> None:
             num_cpus=int(get_num_cpus()) + nested,  # else as many workers as cores lack TUNE_ACTOR_CPU
         )  # fmt: skip
     interrupts.listen()  # `ray.init` has taken SIGTERM
+
+
+def check_alive() -> None:
+    """Raise `ResourceError` if a process of a cluster that `connect` started has ended: trials would wait for ever."""
+    node = ray._private.worker._global_node
+    dead: list[str] = [name for name, _ in node.dead_processes()] if node else []  # none of a cluster that was joined
+    if dead:
+        place = Path("/dev/shm")
+        left = f" {place} has {shutil.disk_usage(place).free / 1e6:.0f} MB left." if place.exists() else ""
+        raise ResourceError(f"Ray's {dead[0]} on this machine has ended.{left} The same command continues.")
 
 
 def _stay_private() -> None:

@@ -20,6 +20,7 @@ from wsol_pipeline.storage import STORAGE_ERRORS, Store, describe_storage_error
 from wsol_pipeline.training import pulse
 from wsol_pipeline.training.budget import Budget
 from wsol_pipeline.training.checkpoint import CheckpointStore
+from wsol_pipeline.training.cluster import check_alive
 from wsol_pipeline.training.config import Job, to_dict
 from wsol_pipeline.training.lease import Lease
 from wsol_pipeline.training.ledger import DATABASE_ERRORS, SEED, Ledger
@@ -144,12 +145,13 @@ class LedgerSearcher(Searcher):
     def step(self) -> None:
         """Tell where the trials stand, every second; end them all once the study is interrupted.
 
-        Raises `KeyboardInterrupt` when they have not ended within `STOP_WITHIN`.
+        Raises `KeyboardInterrupt` when they have not ended within `STOP_WITHIN`, `ResourceError` when Ray has ended.
         """
         now = time.monotonic()
         if now - self.asked_at < pulse.SECONDS:
             return
         self.asked_at = now
+        check_alive()
         stands = {n: at for n in sorted(self.launched) if (at := pulse.position(self.checkpoints(n)))}
         for number, position in stands.items():
             self.on_event("position", number, {"position": position})
