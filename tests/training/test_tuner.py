@@ -3,6 +3,7 @@
 import errno
 import itertools
 import os
+import sqlite3
 from types import SimpleNamespace
 
 import optuna
@@ -17,7 +18,7 @@ from wsol_pipeline.training.budget import Budget
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position
 from wsol_pipeline.training.config import Job, TrainConfig, from_dict
 from wsol_pipeline.training.lease import Lease
-from wsol_pipeline.training.ledger import open_ledger, pruner, sampler
+from wsol_pipeline.training.ledger import database_needed, open_ledger, pruner, sampler
 from wsol_pipeline.training.pareto import Rule
 from wsol_pipeline.training.tuner import LedgerScheduler, LedgerSearcher, run_trials, trial_folder
 
@@ -380,6 +381,25 @@ def test_what_the_searcher_raises_comes_through_ray_as_it_is(study, monkeypatch,
 
     monkeypatch.setattr(ray.tune.Tuner, "fit", fit)
     with pytest.raises(ResourceError, match=expected):
+        run_trials(Driver(study).searcher, lambda config: None, 1, {"CPU": 1}, study.folder)
+
+
+def test_a_study_ends_when_rays_own_process_has(study, monkeypatch):
+    node = SimpleNamespace(dead_processes=lambda: [("raylet", None)])
+    monkeypatch.setattr(ray._private.worker, "_global_node", node)
+    with pytest.raises(ResourceError, match=r"Ray's raylet on this machine has ended\..*The same command continues"):
+        Driver(study).searcher.step()
+
+
+def test_what_the_database_said_comes_through_ray_and_optuna(study, monkeypatch):
+    def fit(self):
+        try:
+            raise optuna.exceptions.StorageInternalError("maybe this") from sqlite3.OperationalError("locked")
+        except optuna.exceptions.StorageInternalError:
+            raise TuneError("a traceback")  # noqa: B904  # as Ray does
+
+    monkeypatch.setattr(ray.tune.Tuner, "fit", fit)
+    with pytest.raises(ResourceError, match="does not answer: locked. The same"), database_needed():
         run_trials(Driver(study).searcher, lambda config: None, 1, {"CPU": 1}, study.folder)
 
 

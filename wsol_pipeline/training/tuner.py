@@ -306,7 +306,7 @@ def run_trials(searcher: LedgerSearcher, trainable: Any, concurrent: int, resour
     except (TuneError, *STORAGE_ERRORS) as error:
         cause = error.__context__ if isinstance(error, TuneError) else error
         if isinstance(cause, (WsolError, *DATABASE_ERRORS)):
-            raise cause from None
+            raise cause from cause.__cause__  # which says what the database said
         if isinstance(cause, STORAGE_ERRORS):
             raise ResourceError(f"{describe_storage_error(folder.uri, cause)} The same command continues.") from error
         raise
