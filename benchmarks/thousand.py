@@ -163,14 +163,16 @@ def measure(options: Options, root: Path) -> dict[str, Any]:
     plan = plan_of(options, root)
     with acquire(plan.folder / "lease") as lease:
         ledger, rng = ledger_of(plan), np.random.default_rng(0)
+        found: dict[str, Any] = {"memory of the driver before its trials": resident()}
         method = build_method(plan.config, len(plan.dataset.classes))
         calls = [make_trial(options, plan, ledger, method, rng) for _ in range(options.trials)]
-        found: dict[str, Any] = {
+        found |= {
             f"{name}, trials {part}": mean_of([call[name] for call in some])
             for part, some in (("1 to 50", calls[:50]), ("the last 50", calls[-50:]))
             for name in ("ask", "record")
         }
         found |= projected(plan, ledger, lease)
+        found["memory of the driver after them"] = resident()
         final = CheckpointStore(trial_folder(plan.folder, ledger.ranking()[0].number), 1).final()
         assert final is not None
         with Clock() as clock:
@@ -179,7 +181,12 @@ def measure(options: Options, root: Path) -> dict[str, Any]:
     with Clock() as clock:
         report_job.main(["--study", NAME, "--storage", str(root)])
     found["report.py"] = clock.spent
-    return found | {"mlflow.db": {"MB": (root / "mlflow.db").stat().st_size / 1e6}}
+    databases = {"mlflow.db": root / "mlflow.db", "study.db": root / NAME / "study.db"}
+    return found | {name: {"MB": file.stat().st_size / 1e6} for name, file in databases.items()}
+
+
+def resident() -> dict[str, float]:
+    return {"MB": psutil.Process().memory_info().rss / 1e6}
 
 
 def mean_of(spent: list[dict[str, float]]) -> dict[str, float]:
