@@ -1,26 +1,20 @@
 """`ray job submit` on a cluster with token authentication, as the README's command line does it."""
 
 import json
-import os
-import secrets
-import shutil
 import subprocess
 import sys
-import tempfile
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from zipfile import ZipFile
 
 import mlflow
 import optuna
-import psutil
 import pytest
 from ray._private.runtime_env import packaging
 
+from cluster.nodes import Cluster, running_cluster
 from wsol_pipeline.data.importers import synthetic
 from wsol_pipeline.data.ingest import import_dataset
 from wsol_pipeline.storage import Store
@@ -49,86 +43,34 @@ def test_the_submitted_working_directory_is_small(tmp_path):
     assert not [name for name in names if name.startswith(("tests/", "runs/", ".venv/", ".git/"))]
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """A cluster on this machine, and the environment in which its users type."""
-
-    address: str
-    environment: dict[str, str]
-
-    def submit(self, *arguments: str) -> str:
-        """Submit tune_bas.py as a job and wait; what it printed."""
-        submit = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", self.address]
-        ended = subprocess.run(
-            [*submit, "--working-dir", str(ROOT), "--", "python", "rayjobs/tune_bas.py", *OPTIONS.split(), *arguments],
-            cwd=ROOT, env=self.environment, text=True, capture_output=True, timeout=600,
-        )  # fmt: skip
-        assert ended.returncode == 0, ended.stdout + ended.stderr
-        return ended.stdout
-
-    @property
-    def mlflow(self) -> mlflow.MlflowClient:
-        return mlflow.MlflowClient(self.environment["MLFLOW_TRACKING_URI"])
-
-    def localize(self, model: str) -> dict:
-        """Suffixes of the registered model's files, and what it finds in two images in a process of its own."""
-        command = [sys.executable, "-c", LOCALIZE, model]
-        ended = subprocess.run(command, cwd=ROOT, env=self.environment, text=True, capture_output=True, check=True)
-        return json.loads(ended.stdout.splitlines()[-1])
-
-
 @pytest.fixture(scope="module")
-def cluster(s3_bucket: str, tmp_path_factory: pytest.TempPathFactory, free_port) -> Iterator[Cluster]:
-    """A head node of four logical CPUs with a token of its own; it knows the S3 server and an MLflow database."""
-    folder = Path(tempfile.mkdtemp(prefix="wsol-"))  # short: Ray's socket paths have a limit
-    (folder / "token").write_text(secrets.token_hex(32))
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))} | {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "RAY_TMPDIR": str(folder),
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
-        "RAY_USAGE_STATS_ENABLED": "0",
+def cluster(s3_bucket: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A head node of four logical CPUs; it knows the S3 server and an MLflow database."""
+    environment = {
         "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}",
         "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")),
         "OMP_NUM_THREADS": "1",
     }
-    names = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port", "metrics-export-port")
-    ports = {name: free_port() for name in names}
-    start = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--disable-usage-stats"]
-    start += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", "--num-cpus=4"]
-    start += ["--object-store-memory=300000000", *(f"--{name}={port}" for name, port in ports.items())]
-    head = subprocess.Popen(start, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    address = f"http://127.0.0.1:{ports['dashboard-port']}"
-    try:
-        wait_for(address, head)
-        yield Cluster(address, environment)
-    finally:
-        end_with_children(head)
-        shutil.rmtree(folder, ignore_errors=True)
+    with running_cluster((), head_cpus=4, environment=environment) as cluster:
+        yield cluster
 
 
-def wait_for(address: str, head: "subprocess.Popen[bytes]") -> None:
-    """Until the dashboard answers, if only that it wants a token."""
-    for _ in range(240):
-        assert head.poll() is None, "the head node ended"
-        try:
-            urllib.request.urlopen(f"{address}/api/version", timeout=5)
-        except urllib.error.HTTPError:
-            return
-        except OSError:
-            time.sleep(0.5)
-        else:
-            pytest.fail("the cluster answers to everybody: token authentication is off")
-    pytest.fail("the cluster's dashboard did not answer")
+def submit(cluster: Cluster, *arguments: str) -> str:
+    """Submit tune_bas.py as a job and wait; what it printed."""
+    command = ("python", "rayjobs/tune_bas.py", *OPTIONS.split(), *arguments)
+    ended = subprocess.run(
+        cluster.submission(*command, options=["--working-dir", str(ROOT)]),
+        cwd=ROOT, env=cluster.environment, text=True, capture_output=True, timeout=600,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
 
 
-def end_with_children(head: "subprocess.Popen[bytes]") -> None:
-    """End the processes of this cluster, which are all descendants of `head`."""
-    processes = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
-    head.terminate()
-    head.wait(timeout=60)
-    for process in psutil.wait_procs(processes, timeout=10)[1]:
-        process.kill()
+def localize(cluster: Cluster, model: str) -> dict:
+    """Suffixes of the registered model's files, and what it finds in two images in a process of its own."""
+    command = [sys.executable, "-c", LOCALIZE, model]
+    ended = subprocess.run(command, cwd=ROOT, env=cluster.environment, text=True, capture_output=True, check=True)
+    return json.loads(ended.stdout.splitlines()[-1])
 
 
 def check_study(cluster: Cluster, storage: Store, name: str, first: str) -> None:
@@ -136,18 +78,19 @@ def check_study(cluster: Cluster, storage: Store, name: str, first: str) -> None
     assert "2 trials started = 2 complete + 0 pruned + 0 failed" in first
     study = optuna.load_study(study_name=name, storage=open_storage(storage / name, None))
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE"]
-    experiment = cluster.mlflow.get_experiment_by_name(name)
-    runs = cluster.mlflow.search_runs([experiment.experiment_id])
+    client = mlflow.MlflowClient(cluster.environment["MLFLOW_TRACKING_URI"])
+    experiment = client.get_experiment_by_name(name)
+    runs = client.search_runs([experiment.experiment_id])
     assert sorted(run.data.tags["wsol.trial"] for run in runs) == ["0", "1", "study"]
     assert {run.info.status for run in runs} == {"FINISHED"}
-    assert [str(v.version) for v in cluster.mlflow.search_model_versions(f"name = '{name}'")] == ["1"]
+    assert [str(v.version) for v in client.search_model_versions(f"name = '{name}'")] == ["1"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("token", ["", "Bearer wrong"])
 def test_a_request_without_the_token_is_refused(cluster, token):
     for path in ("/api/version", "/api/jobs/", "/nodes?view=summary"):
-        request = urllib.request.Request(cluster.address + path, headers={"Authorization": token} if token else {})
+        request = urllib.request.Request(cluster.dashboard + path, headers={"Authorization": token} if token else {})
         with pytest.raises(urllib.error.HTTPError) as caught:
             urllib.request.urlopen(request, timeout=30)
         assert caught.value.code in (401, 403), path
@@ -166,8 +109,8 @@ def test_a_submitted_study_runs_registers_a_model_and_continues(cluster, dataset
         name, data, storage, workers = "disk", dataset, Store.at(tmp_path / "runs"), "2"
     line = ("--name", name, "--data", data, "--storage", storage.uri, "--workers", workers, "--experiment", name)
 
-    check_study(cluster, storage, name, cluster.submit(*line))
-    served = cluster.localize(name)
+    check_study(cluster, storage, name, submit(cluster, *line))
+    served = localize(cluster, name)
     for found in served["found"]:
         x0, y0, x1, y1 = found["box"]
         assert (0 <= x0 < x1 <= 40, 0 <= y0 < y1 <= 50, found["map"]) == (True, True, [32, 32])
@@ -175,7 +118,7 @@ def test_a_submitted_study_runs_registers_a_model_and_continues(cluster, dataset
     assert not {".pkl", ".pickle", ".pt", ".pth", ".bin"} & set(served["files"])
 
     written = storage.list(f"{name}/trials")
-    again = cluster.submit(*line)
+    again = submit(cluster, *line)
     assert "starts:" not in again
     assert storage.list(f"{name}/trials") == written
     check_study(cluster, storage, name, again)
