@@ -54,8 +54,8 @@ def notice(cloud: Callable[[], float | None]) -> float:
     while True:
         try:
             left = cloud()
-        except OSError as error:
-            print(f"the metadata service does not answer: {error}", flush=True)
+        except Exception as error:  # noqa: BLE001  # whatever it was, nobody would start this again
+            print(f"the metadata service does not answer: {type(error).__name__}: {error}", flush=True)
             left = None
         if left is not None:
             return max(0.0, left)
@@ -63,10 +63,14 @@ def notice(cloud: Callable[[], float | None]) -> float:
 
 
 def drain(seconds: float) -> None:
-    """Let Ray call this machine's node draining: nothing new comes to it, and trials hear of it."""
-    why = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "the cloud takes this machine back"]
-    left = ["--deadline-remaining-seconds", str(math.floor(seconds))]
-    subprocess.run([str(Path(sys.executable).with_name("ray")), "drain-node", *why, *left], check=True)
+    """Let Ray call this machine's node draining: nothing new comes to it, trials hear of it. Tried until it ends."""
+    ends = time.monotonic() + seconds
+    while (left := ends - time.monotonic()) > 0:
+        why = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "the cloud takes this machine back"]
+        command = [str(Path(sys.executable).with_name("ray")), "drain-node", *why]
+        if subprocess.run([*command, "--deadline-remaining-seconds", str(math.floor(left))]).returncode == 0:
+            return
+        time.sleep(1)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import http.server
 import json
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -68,7 +69,7 @@ def test_google_says_that_it_will(metadata):
 
 
 def test_a_service_that_does_not_answer_is_asked_again(monkeypatch, capsys):
-    answers = iter([OSError("no route"), None, -3.0])
+    answers = iter([OSError("no route"), ValueError("no JSON"), None, -3.0])
 
     def cloud():
         answer = next(answers)
@@ -79,6 +80,21 @@ def test_a_service_that_does_not_answer_is_asked_again(monkeypatch, capsys):
     monkeypatch.setattr(spot, "SECONDS", 0.0)
     assert spot.notice(cloud) == 0.0
     assert "no route" in capsys.readouterr().out
+
+
+def test_ray_is_told_again_until_it_listens(monkeypatch):
+    told = []
+
+    def run(command):
+        told.append(command[-1])
+        return SimpleNamespace(returncode=len(told) < 2)
+
+    monkeypatch.setattr(spot.subprocess, "run", run)
+    monkeypatch.setattr(spot.time, "sleep", lambda seconds: None)
+    spot.drain(29.7)
+    assert told == ["29", "29"]
+    spot.drain(0.0)
+    assert len(told) == 2
 
 
 def test_ray_is_told_that_this_machine_leaves(monkeypatch):

@@ -59,7 +59,9 @@ def _inject(times: int, folder: Path, proxy: FaultProxy) -> Iterator[Injection]:
         wrong = "" if weights_of(job.trial) == right else f"other weights at the end, {failure}"
         if failure is not None and not lasting:
             wrong = f"a fault that passes ended the training: {failure}"
-        yield Injection(where, 0, seconds if lasting else max(0.0, seconds - usual), wrong)
+        if failure is None and fault == "403":
+            wrong = "what was denied was not missed"
+        yield Injection(where, bool(wrong), seconds if lasting else max(0.0, seconds - usual), wrong)
 
 
 def job_of(folder: Path, name: str) -> Job:
@@ -69,4 +71,4 @@ def job_of(folder: Path, name: str) -> Job:
     return dataclasses.replace(job, reading=Reading("cached", str(folder / "pixels" / name)))
 
 
-ROW = Row("object-store", "object store: 500, 503, slow, cut bodies, 403, 404", 60, "batches", 0, 60, inject)
+ROW = Row("object-store", "object store: 500, 503, slow, cut bodies, 403, 404", 60, "trainings", 0, 60, inject)

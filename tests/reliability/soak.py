@@ -67,7 +67,7 @@ def growth(used: list[tuple[float, int]]) -> list[str]:
 
 
 def lost(running: Study) -> list[str]:
-    """Trials that failed, or finished without each epoch once."""
+    """Trials that failed."""
     states = running.states()
     return [f"{states.count('FAIL')} trials failed"] if "FAIL" in states else []
 

@@ -37,8 +37,8 @@ def hung(running: Study, draw: random.Random, where: str) -> Injection:
     while order.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     found = recovered(running, running.lines()[-1], where)
-    logs = running.worker_logs()
-    if "Timeout" not in logs or "trace.py" not in logs:
+    said = running.worker_log(int((running.folder / "trace" / trace.HUNG).read_text()))
+    if "Timeout" not in said or 'trace.py", line' not in said:
         return Injection(where, found.lost, found.seconds, "no stack of the thread that stood still is in Ray's logs")
     return found
 

@@ -62,9 +62,9 @@ class Study:
         code = self.driver.wait(timeout=seconds)
         return "" if code == 0 else f"the driver ended with {code}: {self.said()}"
 
-    def worker_logs(self) -> str:
-        """What the workers of the study have said."""
-        return "".join(log.read_text() for log in self.ray.glob("ray/session_*/logs/worker-*.err"))
+    def worker_log(self, pid: int) -> str:
+        """What a worker of the study has said."""
+        return "".join(log.read_text() for log in self.ray.glob(f"ray/session_*/logs/worker-*-{pid}.err"))
 
     def states(self) -> list[str]:
         storage = open_storage(Store.at(self.folder / "runs" / "s"), None)

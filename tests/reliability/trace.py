@@ -13,7 +13,7 @@ from wsol_pipeline.training import loop, run
 
 FOLDER = "WSOL_TRACE"  # the environment variable that names where
 PACE = 0.03  # seconds more for a batch: tiny ones would be over before they can be killed
-HANG = "hang"  # the file at which the last rank stands still
+HANG, HUNG = "hang", "hung"  # the file at which the last rank stands still, and the one that has its process id then
 WORKER_LOOP = run.worker_loop
 
 
@@ -46,6 +46,7 @@ def tracing() -> Iterator[None]:
     def traced(training: loop.Run, epoch: int, batch: Any) -> None:
         world = training.world
         if world.rank == world.size - 1 and (folder / HANG).exists():
+            (folder / HUNG).write_text(str(os.getpid()))
             (folder / HANG).unlink()
             time.sleep(10**6)
         step(training, epoch, batch)
@@ -69,6 +70,6 @@ def run_on_workers(payload: dict[str, Any]) -> None:
         run.run_on_workers(payload)
 
 
-def worker_loop(payload: dict[str, Any]) -> None:
+def worker_loop(config: dict[str, Any]) -> None:
     with tracing():
-        WORKER_LOOP(payload)
+        WORKER_LOOP(config)

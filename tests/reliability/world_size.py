@@ -1,6 +1,7 @@
 """Two workers, then one, then three, each killed inside an epoch: every image once an epoch, in the same batches."""
 
 import dataclasses
+import itertools
 import json
 import subprocess
 import sys
@@ -28,8 +29,9 @@ def inject(times: int, folder: Path) -> Iterator[Injection]:
     (folder / "lives.json").write_text(json.dumps([life for lives in trainings for life in lives]))
     command = [sys.executable, "-m", "tests.training.lives", str(folder / "lives.json")]
     subprocess.run(command, check=True, cwd=Path(__file__).parents[2])
-    for lives in trainings:
-        yield from judged(read_logs(lives), open_dataset(str(folder / "data")).train.ids, lives)
+    ids = open_dataset(str(folder / "data")).train.ids
+    changes = (change for lives in trainings for change in judged(read_logs(lives), ids, lives))
+    yield from itertools.islice(changes, times)
 
 
 def lives_of(folder: Path, number: int) -> list[dict[str, Any]]:

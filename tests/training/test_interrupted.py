@@ -33,20 +33,30 @@ def test_a_stopped_training_goes_on_from_the_very_batch(
         torch.testing.assert_close(resumed.weights[name], weights, rtol=0, atol=0)
 
 
-def test_a_training_that_was_told_to_save_goes_on_from_there_once_it_died(dataset, reading, make_config, fit, tmp_path):
+@pytest.mark.parametrize(
+    ("save_at", "asked_before"),
+    [(Position(0, 42), 0), (Position(0, 64), 1)],  # 64 are all of an epoch: asked again, it validates
+    ids=["in an epoch", "in validation"],
+)
+def test_a_training_that_was_told_to_save_goes_on_from_there_once_it_died(
+    dataset, reading, make_config, fit, tmp_path, save_at, asked_before
+):
     class Died(Exception):
         pass
 
-    def pulse(position):
-        if position > save_at:
-            raise Died
-        return Order.SAVE if position == save_at else Order.GO_ON
+    asked = []
 
-    config, save_at = make_config("cam"), Position(0, 42)
-    checkpoints = CheckpointStore(Store.at(tmp_path / "died"), 1)
+    def pulse(position):
+        asked.append(position)
+        if asked.count(save_at) > asked_before + 1 or position > save_at:
+            raise Died
+        return Order.SAVE if asked.count(save_at) == asked_before + 1 else Order.GO_ON
+
+    config, checkpoints = make_config("cam"), CheckpointStore(Store.at(tmp_path / "died"), 1)
     with pytest.raises(Died):
         list(train(config, dataset, checkpoints, World(pulse=pulse), reading))
     assert checkpoints.position() == save_at
     resumed, undisturbed = fit(config, "died", attempt=2), fit(config, "undisturbed")
+    assert resumed.records == undisturbed.records
     for name, weights in undisturbed.weights.items():
         torch.testing.assert_close(resumed.weights[name], weights, rtol=0, atol=0)

@@ -12,6 +12,7 @@ from typing import Literal
 import ray
 import ray._private.worker
 from ray._private import ray_constants
+from ray._private.ray_constants import PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET
 from ray._private.utils import get_num_cpus
 
 from wsol_pipeline import interrupts
@@ -62,7 +63,8 @@ def connect(nested: bool) -> None:
 def check_alive() -> None:
     """Raise `ResourceError` if a process of a cluster that `connect` started has ended: trials would wait for ever."""
     node = ray._private.worker._global_node
-    dead: list[str] = [name for name, _ in node.dead_processes()] if node else []  # none of a cluster that was joined
+    ended: list[str] = [name for name, _ in node.dead_processes()] if node else []  # none of a cluster that was joined
+    dead = [name for name in ended if name in (PROCESS_TYPE_RAYLET, PROCESS_TYPE_GCS_SERVER)]
     if dead:
         place = Path("/dev/shm")
         left = f" {place} has {shutil.disk_usage(place).free / 1e6:.0f} MB left." if place.exists() else ""

@@ -307,9 +307,15 @@ def validate_images(run: Run, choice: selection.Choice) -> ImageHits | None:
 
 
 def _count(run: Run, settings: list[Any] | None, keep_images: bool = False) -> Counts:
+    def on_batch(_images: int) -> None:
+        run.world.beat()
+        # a group is not asked: its ranks have unequal numbers of these batches
+        if run.world.size == 1 and run.world.order(run.progress.position) is Order.SAVE:
+            _save(run)
+
     counts = evaluate.count(
         run.method, run.readout, run.val, run.protocol, settings=settings, device=run.world.device,
-        keep_images=keep_images, on_batch=lambda images: run.world.beat(),
+        keep_images=keep_images, on_batch=on_batch,
     )  # fmt: skip
     merged = run.world.gather(counts)
     return sum(merged[1:], start=merged[0])

@@ -46,7 +46,7 @@ OWN_FAILURES: dict[str, tuple[type[BaseException], ...]] = {
     "infrastructure": (NoProgressError,),
 }
 LIVES = 4  # in a row that may begin at one checkpoint; whoever gets further may die as often as spot machines do
-RAY_RETRIES = 100  # of workers that die before they can count their lives
+RAY_RETRIES = 100  # deaths of a trial in all, of which Ray counts none that it was told of beforehand
 
 
 def run_on_one_device(payload: dict[str, Any]) -> None:
@@ -68,7 +68,7 @@ def fit_trainer(job: Job, payload: dict[str, Any], callbacks: list[Any] | None =
     store = Store.at(job.trial)
     trainer = ray.train.torch.TorchTrainer(
         worker_loop,
-        train_loop_config=payload,
+        train_loop_config={"job": payload, "controller": node_id()},  # Ray keeps the group's controller beside this
         # a collective waits at least as long as a worker may stand still: who that is says its own log
         torch_config=ray.train.torch.TorchConfig(timeout_s=max(1800, math.ceil(60 * job.stuck_minutes))),
         scaling_config=ray.train.ScalingConfig(
@@ -78,7 +78,7 @@ def fit_trainer(job: Job, payload: dict[str, Any], callbacks: list[Any] | None =
             name=f"train-{job.attempt:04d}",
             storage_path=store.path("ray"),
             failure_config=ray.train.FailureConfig(
-                max_failures=RAY_RETRIES,
+                max_failures=LIVES,  # then this trial's own process begins anew: only that tells the driver
                 controller_failure_limit=RAY_RETRIES,  # type: ignore[call-arg]  # Train V2's own class has it
             ),
             callbacks=callbacks,
@@ -87,9 +87,9 @@ def fit_trainer(job: Job, payload: dict[str, Any], callbacks: list[Any] | None =
     trainer.fit()
 
 
-def worker_loop(payload: dict[str, Any]) -> None:
+def worker_loop(config: dict[str, Any]) -> None:
     """What each worker of a `TorchTrainer` runs: the same epochs, in a DDP world."""
-    job, context = from_dict(Job, payload), ray.train.get_context()
+    job, context = from_dict(Job, config["job"]), ray.train.get_context()
     _reset_process(job)
     world = World(
         rank=context.get_world_rank(),
@@ -97,7 +97,7 @@ def worker_loop(payload: dict[str, Any]) -> None:
         device=ray.train.torch.get_device(),
         wrap=lambda module: _distribute(module, job),
     )
-    world = replace(world, pulse=_pulse(job, world.gather(node_id())))
+    world = replace(world, pulse=_pulse(job, [config["controller"], *world.gather(node_id())]))
     if CheckpointStore(Store.at(job.trial), job.attempt).failed():
         return  # Ray started the group again after a failure of the trial's own: it would only fail again
     with _own_failures(job, end_quietly=False):  # the other ranks wait for this one: the group has to be torn down
@@ -120,7 +120,10 @@ def epochs(job: Job, world: World) -> Iterator[Record]:
         count_life(checkpoints)
     with watched(job.stuck_minutes * 60) as beat:
         data, world = open_dataset(job.data), replace(world, beat=beat)
-        yield from train(job.train, data, checkpoints, world, job.reading, job.checkpoint_batches)
+        for record in train(job.train, data, checkpoints, world, job.reading, job.checkpoint_batches):
+            faulthandler.cancel_dump_traceback_later()  # whose trial is pruned waits here until there is another
+            yield record
+            beat()
 
 
 def count_life(checkpoints: CheckpointStore) -> None:
