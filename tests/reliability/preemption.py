@@ -1,10 +1,10 @@
 """A node that is told to leave, as clouds tell spot machines: its trial writes a checkpoint before it is gone."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cluster.nodes import Cluster, running_cluster
+from cluster.nodes import Cluster, Node, running_cluster
 from tests.reliability import trace
 from tests.reliability.exits import import_data, in_a_process
 from tests.reliability.node_kill import NODES, TRIALS, node_of
@@ -37,8 +37,9 @@ def given(notices: int, workers: int, folder: Path, data: Path, draw: random.Ran
         running_cluster((1,) * NODES, environment=added) as cluster,
         study(folder, data, options + own, cluster.environment) as running,
     ):
-        for _ in range(notices):
-            yield taken_back(running, cluster, draw.randrange(20, 200), f"1 of {workers} worker(s)")
+        for number in range(notices):
+            chosen = controllers_node if workers > 1 and number % 2 else workers_node
+            yield taken_back(running, cluster, draw.randrange(20, 200), chosen)
         wrong = running.finish()
         if not wrong and running.states() != ["COMPLETE"] * trials:
             wrong = f"trials are {running.states()}"
@@ -46,12 +47,26 @@ def given(notices: int, workers: int, folder: Path, data: Path, draw: random.Ran
             yield Injection(f"after all notices of {workers} worker(s)", wrong=wrong)
 
 
-def taken_back(running: Study, cluster: Cluster, batches: int, where: str) -> Injection:
-    """Give the node that trained the newest batch its notice, and end it; what was lost, in seconds of training."""
+def workers_node(cluster: Cluster, pid: int) -> Node:
+    """The node of the worker that is process `pid`."""
+    return node_of(cluster, pid)
+
+
+def controllers_node(cluster: Cluster, pid: int) -> Node:
+    """The node of the process that drives the only group of workers, none of which lies there."""
+
+    def drives(node: Node) -> bool:
+        return any("ImplicitFunc" in " ".join(process.cmdline()) for process in node.processes())
+
+    return next(node for node in cluster.nodes if drives(node))
+
+
+def taken_back(running: Study, cluster: Cluster, batches: int, chosen: Callable[[Cluster, int], Node]) -> Injection:
+    """Give the `chosen` node its notice, and end it; what the newest batch's trial lost, in seconds of training."""
     began = len(running.lines())
     lines = running.wait(lambda lines: len(lines) >= began + batches)
     victim, before = lines[-1], {line.pid for line in lines}
-    node_of(cluster, victim.pid).end()
+    chosen(cluster, victim.pid).end()
     cluster.add_node(1)
 
     def heirs(lines: list[trace.Line]) -> list[trace.Line]:
@@ -63,13 +78,13 @@ def taken_back(running: Study, cluster: Cluster, batches: int, where: str) -> In
     lost = own[-1].time - again[0] if again else 0.0
     within = first.samples or first.epoch > victim.epoch
     wrong = "" if within else "it began the epoch anew: no checkpoint was written within it"
-    return Injection(f"{where} at {victim.place}", round(lost, 1), first.time - own[-1].time, wrong)
+    return Injection(f"{chosen.__name__} at {victim.place}", round(lost, 1), first.time - own[-1].time, wrong)
 
 
 ROW = Row(
     "preemption",
     f"a node that leaves with a notice of {NOTICE} s",
-    5,
+    6,
     "s of training",
     LEAVING_SECONDS + 3,
     180,
