@@ -23,7 +23,7 @@ def inject(times: int, folder: Path) -> Iterator[Injection]:
     added = {name: environment[name] for name in ("PYTHONPATH", "OMP_NUM_THREADS", trace.FOLDER)}
     draw = random.Random(0)
     with running_cluster((1,) * NODES, environment=added) as cluster:
-        options = f"--trials {TRIALS} --concurrent {TRIALS} --epochs {20 + 10 * times} --storage-is-shared"
+        options = f"--trials {TRIALS} --concurrent {TRIALS} --epochs {20 + 30 * times} --storage-is-shared"
         with study(folder, folder / "data", options, cluster.environment) as running:
             for _ in range(times):
                 began = len(running.lines())
