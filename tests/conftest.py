@@ -14,7 +14,6 @@ from tenacity import stop_after_attempt, wait_none
 from tests.servers import FaultProxy, free_port, running_mlflow, running_s3, serving
 from wsol_pipeline import storage
 
-
 sessions: list[pytest.Session] = []
 
 
