@@ -20,6 +20,7 @@ ROW = Row("kill", "a kill", 2, "batches", 4, 60.0, lambda times, folder: iter(()
         pytest.param("world-size worker-kill stuck", 3, marks=pytest.mark.chaos),
         pytest.param("driver-kill", 6, marks=pytest.mark.chaos),
         pytest.param("node-kill", 2, marks=pytest.mark.chaos),
+        pytest.param("preemption", 3, marks=pytest.mark.chaos),
     ],
 )
 @pytest.mark.timeout(1800)

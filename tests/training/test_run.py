@@ -138,6 +138,14 @@ def test_a_worker_may_die_as_often_as_it_gets_further(make_job):
         run.count_life(store)
 
 
+def test_a_damaged_count_of_lives_is_no_failure_of_the_trial(make_job, reports):
+    job = make_job()
+    store_of(job).own.write("lives.json", b'{"at": [0,')
+    run.run_on_one_device(to_dict(job))
+    assert store_of(job).failure() is None
+    assert len(reports) == 2
+
+
 def test_lives_without_progress_end_the_trial_and_say_so(make_job, reports):
     job = make_job()
     for _ in range(run.LIVES):

@@ -130,7 +130,10 @@ def count_life(checkpoints: CheckpointStore) -> None:
     """Note that a worker begins; raise `NoProgressError` if `LIVES` before it began where it would."""
     at = checkpoints.position() or Position()
     place, own = [at.epoch, at.samples], checkpoints.own
-    before: dict[str, Any] = json.loads(own.read("lives.json")) if own.exists("lives.json") else {}
+    try:
+        before: dict[str, Any] = json.loads(own.read("lives.json"))
+    except (FileNotFoundError, ValueError):  # none yet, or a damaged one: no reason for a trial to fail
+        before = {}
     lives = before["lives"] + 1 if before.get("at") == place else 1
     if lives > LIVES:
         raise NoProgressError(
