@@ -32,14 +32,14 @@ from rich.table import Table
 from wsol_pipeline.data.importers import synthetic
 from wsol_pipeline.data.ingest import import_dataset
 from wsol_pipeline.storage import Store
-from wsol_pipeline.training import tracking
+from wsol_pipeline.study.execute import execute
+from wsol_pipeline.study.plan import Plan, StudyOptions, make_plan
+from wsol_pipeline.study.tuner import trial_folder
+from wsol_pipeline.tracking.projection import Projection
 from wsol_pipeline.training.build import build_method, build_readout
 from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.config import Reading
 from wsol_pipeline.training.loop import train
-from wsol_pipeline.training.plan import Plan, StudyOptions, make_plan
-from wsol_pipeline.training.study import execute
-from wsol_pipeline.training.tuner import trial_folder
 
 LAYERS = {"stages": '["block1", "block2", "block3", "block4"]', "weightings": '["ours1", "ours2", "ours3"]'}
 SEARCHES = {"k of BAS": ("bas", "topk", {}), "BagCAMs on CAM": ("cam", "bagcams", LAYERS)}  # (method, readout, options)
@@ -97,21 +97,21 @@ def seconds_a_trial(plan: Plan) -> float:
 @contextlib.contextmanager
 def watched_projection() -> Iterator[list[tuple[float, float]]]:
     """A list that gets (wall, CPU) seconds of the writing thread at every turn of the projection."""
-    spent, flush = [], tracking.Projection.flush
+    spent, flush = [], Projection.flush
 
-    def timed(projection: tracking.Projection) -> bool:
+    def timed(projection: Projection) -> bool:
         wall, cpu = time.perf_counter(), time.thread_time()
         reached = flush(projection)
         spent.append((time.perf_counter() - wall, time.thread_time() - cpu))
         return reached
 
-    with mock.patch.object(tracking.Projection, "flush", timed):
+    with mock.patch.object(Projection, "flush", timed):
         yield spent
 
 
 def study_then_mlflow(plan: Plan) -> None:
     """A study whose projection waits until the trials have ended."""
-    with mock.patch.object(tracking.Projection, "_loop"):
+    with mock.patch.object(Projection, "_loop"):
         study(plan)
 
 

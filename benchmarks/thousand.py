@@ -32,16 +32,16 @@ from wsol_pipeline.evaluation import selection
 from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.storage import Store
+from wsol_pipeline.study.execute import WINNER, winner_record
+from wsol_pipeline.study.lease import Lease, acquire
+from wsol_pipeline.study.ledger import Ledger, open_ledger, open_storage, pruner, sampler
+from wsol_pipeline.study.mlflow_view import connect_mlflow, study_tags, study_view, trial_views
+from wsol_pipeline.study.plan import Plan, StudyOptions, make_plan
+from wsol_pipeline.study.tuner import trial_folder
+from wsol_pipeline.tracking.projection import Projection
 from wsol_pipeline.training.build import build_method
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position
-from wsol_pipeline.training.lease import Lease, acquire
-from wsol_pipeline.training.ledger import Ledger, open_ledger, open_storage, pruner, sampler
 from wsol_pipeline.training.loop import model_files
-from wsol_pipeline.training.plan import Plan, StudyOptions, make_plan
-from wsol_pipeline.training.study import WINNER, winner_record
-from wsol_pipeline.training.tracking import Projection
-from wsol_pipeline.training.tuner import trial_folder
-from wsol_pipeline.training.views import connect_mlflow, study_tags, study_view, trial_views
 
 NAME = "thousand"
 

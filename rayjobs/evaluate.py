@@ -13,7 +13,7 @@ import os
 from wsol_pipeline.errors import run_main
 from wsol_pipeline.training import cluster
 from wsol_pipeline.training.options import command_line
-from wsol_pipeline.training.verdict import EvaluateOptions, judge
+from wsol_pipeline.verdict.judge import EvaluateOptions, judge
 
 
 def main(args: list[str] | None = None) -> int:

@@ -26,6 +26,7 @@ from typing import Annotated, Any, Generic, TypeVar
 import tyro
 from rich.progress import MofNCompleteColumn, Progress
 
+from wsol_pipeline.console.screens import is_live
 from wsol_pipeline.data.archives import unpacked
 from wsol_pipeline.data.dataset import Dataset
 from wsol_pipeline.data.doctor import examine
@@ -35,7 +36,6 @@ from wsol_pipeline.errors import DataError, UsageError, run_main
 from wsol_pipeline.redaction import redact
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training.options import command_line
-from wsol_pipeline.training.terminal import is_live
 
 OptionsT = TypeVar("OptionsT")
 

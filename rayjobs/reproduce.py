@@ -16,10 +16,10 @@ import sys
 from wsol_pipeline.errors import PartialError, run_main
 from wsol_pipeline.redaction import redact
 from wsol_pipeline.report.reproduction import compare, html, markdown, show, show_rows
+from wsol_pipeline.study.execute import execute
+from wsol_pipeline.study.rehearsal import rehearse
 from wsol_pipeline.training.options import command_line, describe
-from wsol_pipeline.training.rehearsal import rehearse
-from wsol_pipeline.training.reproduce import ReproduceOptions, find_row, find_rows, judge_seeds, plan_row, to_mlflow
-from wsol_pipeline.training.study import execute
+from wsol_pipeline.verdict.reproduce import ReproduceOptions, find_row, find_rows, judge_seeds, plan_row, to_mlflow
 
 
 def main(args: list[str] | None = None) -> int:

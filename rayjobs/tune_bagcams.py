@@ -13,7 +13,7 @@ import dataclasses
 
 from wsol_pipeline.errors import run_main
 from wsol_pipeline.training.options import command_line
-from wsol_pipeline.training.solve import SolveOptions, solve_readout
+from wsol_pipeline.verdict.solve import SolveOptions, solve_readout
 
 EVERYTHING = {"stages": "all", "weightings": '["ours1", "ours2", "ours3"]'}  # Tables 5 and 8
 

@@ -15,9 +15,9 @@ from typing import Literal
 
 from search_spaces import bcam
 from wsol_pipeline.errors import run_main
+from wsol_pipeline.study.execute import run_study
+from wsol_pipeline.study.plan import StudyOptions
 from wsol_pipeline.training.options import parse
-from wsol_pipeline.training.plan import StudyOptions
-from wsol_pipeline.training.study import run_study
 
 
 @dataclass(frozen=True)

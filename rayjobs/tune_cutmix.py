@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from search_spaces import cutmix
 from wsol_pipeline.errors import run_main
+from wsol_pipeline.study.execute import run_study
+from wsol_pipeline.study.plan import StudyOptions
 from wsol_pipeline.training.options import parse
-from wsol_pipeline.training.plan import StudyOptions
-from wsol_pipeline.training.study import run_study
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from tenacity import stop_after_attempt, wait_none
 from tests.servers import FaultProxy, free_port, running_mlflow, running_s3, serving
 from wsol_pipeline import storage
 
+pytest_plugins = ["tests.trained"]
 sessions: list[pytest.Session] = []
 
 

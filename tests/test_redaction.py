@@ -20,12 +20,15 @@ from wsol_pipeline.redaction import redact
 from wsol_pipeline.report.facts import Line
 from wsol_pipeline.report.tables import comparison_table, latex, markdown
 from wsol_pipeline.storage import Store
-from wsol_pipeline.training import rehearsal, run, study, tracking, verdict
+from wsol_pipeline.study import execute, rehearsal
+from wsol_pipeline.study.ledger import FAILURE, Ledger, Standing
+from wsol_pipeline.tracking.projection import Projection, TrialView
+from wsol_pipeline.training import run
 from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.config import Job, TrainConfig
-from wsol_pipeline.training.ledger import FAILURE, Ledger, Standing
 from wsol_pipeline.training.options import RunOptions, describe
-from wsol_pipeline.training.verdict import Contender, Row
+from wsol_pipeline.verdict import judge
+from wsol_pipeline.verdict.judge import Contender, Row
 
 S = "q7Wz3kT9vX2mB5nR8sD4"  # no secret of anybody, and in the shapes below
 PHRASE = "correct/horse & staple"  # has no shape: known by its variable alone
@@ -240,8 +243,8 @@ class Recorder:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_mlflow(shape):
     text, client = SHAPES[shape], Recorder()
-    view = tracking.TrialView(0, "RUNNING", {"option": text, "beta": 0.5}, {"wsol.failure": text}, [])
-    projection = tracking.Projection(lambda: (client, "0"), "s", {"wsol.data": text}, lambda: [view])
+    view = TrialView(0, "RUNNING", {"option": text, "beta": 0.5}, {"wsol.failure": text}, [])
+    projection = Projection(lambda: (client, "0"), "s", {"wsol.data": text}, lambda: [view])
     assert projection.flush()
     projection.add_text("ranking.md", text)
     assert len(client.told) == 2 + 2 + 3 + 1  # two runs, two parameters, three tags, a text
@@ -258,10 +261,10 @@ def test_what_a_study_prints_and_keeps(tmp_path, monkeypatch, shape):
         config=TrainConfig(), dataset=SimpleNamespace(uri=text), folder=Store.at(tmp_path), rule=None,
     )  # fmt: skip
     ledger = SimpleNamespace(trials=list, proposals=list, ranking=lambda: [Standing((0,), (1.0,))])
-    winner = json.dumps(study.winner_record(plan, ledger, Store(text), None))
-    monkeypatch.setattr(verdict, "evaluation_name", lambda contender: "result")
-    monkeypatch.setattr(verdict, "_score_somewhere", lambda *_: ({"rows": [], "provenance": {"x": text}}, {}))
-    verdict.judged_rows(verdict.EvaluateOptions(storage=str(tmp_path)), Contender("a", "a", Store("")), None)
+    winner = json.dumps(execute.winner_record(plan, ledger, Store(text), None))
+    monkeypatch.setattr(judge, "evaluation_name", lambda contender: "result")
+    monkeypatch.setattr(judge, "_score_somewhere", lambda *_: ({"rows": [], "provenance": {"x": text}}, {}))
+    judge.judged_rows(judge.EvaluateOptions(storage=str(tmp_path)), Contender("a", "a", Store("")), None)
     result = (tmp_path / "a/evaluations/result.json").read_text()
     assert not leaked(shown + winner + result)
 

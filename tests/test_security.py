@@ -22,13 +22,13 @@ from wsol_pipeline.errors import DataError, ResourceError, UsageError, run_main
 from wsol_pipeline.report.facts import Line
 from wsol_pipeline.report.tables import comparison_table, latex, markdown
 from wsol_pipeline.storage import Store
-from wsol_pipeline.training import ledger
+from wsol_pipeline.study import ledger
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position, write_sealed
 from wsol_pipeline.training.config import TrainConfig, check_name, to_dict
-from wsol_pipeline.training.gallery import Shown, draw_gallery
 from wsol_pipeline.training.model import DESCRIPTION, WEIGHTS, load_model, load_model_files
 from wsol_pipeline.training.options import RunOptions
-from wsol_pipeline.training.verdict import EvaluateOptions, Row
+from wsol_pipeline.verdict.gallery import Shown, draw_gallery
+from wsol_pipeline.verdict.judge import EvaluateOptions, Row
 
 ROOT = Path(__file__).parents[1]
 CODE = ("wsol_models", "wsol_pipeline", "search_spaces", "rayjobs", "benchmarks", "tests")

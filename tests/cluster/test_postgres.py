@@ -30,8 +30,9 @@ import pytest
 from search_spaces import bas
 from tests.cluster.manifests import CLUSTER
 from wsol_pipeline.storage import Store
-from wsol_pipeline.training import tracking
-from wsol_pipeline.training.ledger import Ledger, open_ledger, open_storage, pruner, sampler
+from wsol_pipeline.study.ledger import Ledger, open_ledger, open_storage, pruner, sampler
+from wsol_pipeline.tracking import projection
+from wsol_pipeline.tracking.projection import STUDY_TAG, TRIAL_TAG, Projection, TrialView, connect, deliver
 
 STUDIES, TRIALS, EPOCHS = 4, 5, 6  # drivers at once, trials that each of them runs at once, epochs of a trial
 SUPERUSER = "postgres"
@@ -183,15 +184,15 @@ def open_study(server: Server, name: str, tmp_path: Path) -> Ledger:
 def drive(server: Server, url: str, name: str, tmp_path: Path) -> None:
     """What a driver does to the databases while its workers train: TRIALS at once, EPOCHS each, to their end."""
     ledger = open_study(server, name, tmp_path)
-    client, experiment = tracking.connect(url, "load", None)
+    client, experiment = connect(url, "load", None)
     records: dict[int, list[dict[str, Any]]] = {ledger.ask().number: [] for _ in range(TRIALS)}
 
-    def views() -> Iterator[tracking.TrialView]:
+    def views() -> Iterator[TrialView]:
         for trial in ledger.trials():
             parameters = ledger.parameters(trial.number)
-            yield tracking.TrialView(trial.number, trial.state.name, parameters, {}, list(records[trial.number]))
+            yield TrialView(trial.number, trial.state.name, parameters, {}, list(records[trial.number]))
 
-    with tracking.Projection(lambda: (client, experiment), name, {}, views) as projection:
+    with Projection(lambda: (client, experiment), name, {}, views) as projection:
         for epoch in range(1, EPOCHS + 1):
             for number, kept in records.items():
                 kept.append(a_record(number, epoch))
@@ -199,7 +200,7 @@ def drive(server: Server, url: str, name: str, tmp_path: Path) -> None:
                 ledger.report(number, epoch, kept[-1]["value"])
         for number, kept in records.items():
             ledger.complete(number, kept[-1]["value"])
-    assert tracking.deliver(projection, {"the study's end": projection.close_parent}) == ""
+    assert deliver(projection, {"the study's end": projection.close_parent}) == ""
 
 
 def test_nobody_gets_in_without_the_password_or_under_another_host(server, tracking_url):
@@ -211,9 +212,9 @@ def test_nobody_gets_in_without_the_password_or_under_another_host(server, track
 
 
 def test_twenty_trials_at_once_lose_nothing(server, tracking_url, tmp_path, monkeypatch):
-    monkeypatch.setattr(tracking, "PATIENCE", 120.0)
+    monkeypatch.setattr(projection, "PATIENCE", 120.0)
     names = [f"load-{number}" for number in range(STUDIES)]
-    tracking.connect(tracking_url, "load", None)
+    connect(tracking_url, "load", None)
     before, started = server.statements(), time.monotonic()
     with ThreadPoolExecutor(STUDIES) as drivers:
         list(drivers.map(lambda name: drive(server, tracking_url, name, tmp_path), names))
@@ -227,8 +228,8 @@ def test_twenty_trials_at_once_lose_nothing(server, tracking_url, tmp_path, monk
     for name in names:
         trials = open_study(server, name, tmp_path).trials()
         assert [trial.state for trial in trials] == [optuna.trial.TrialState.COMPLETE] * TRIALS
-        runs = client.search_runs([experiment], f"tags.`{tracking.STUDY_TAG}` = '{name}'")
-        by_trial = {run.data.tags[tracking.TRIAL_TAG]: run for run in runs}
+        runs = client.search_runs([experiment], f"tags.`{STUDY_TAG}` = '{name}'")
+        by_trial = {run.data.tags[TRIAL_TAG]: run for run in runs}
         assert len(runs) == len(by_trial) == TRIALS + 1
         assert {run.info.status for run in runs} == {"FINISHED"}
         for trial in trials:

@@ -2,7 +2,7 @@
 
     python killed_driver.py POINT N [options of tune_bas.py]
 
-Points are those of `wsol_pipeline.training.tuner` and `study`, and "mid-epoch": once a checkpoint inside an epoch is
+Points are those of `wsol_pipeline.study.tuner` and `study`, and "mid-epoch": once a checkpoint inside an epoch is
 there, everything dies at once, as when the machine loses power. The last line printed is the ids of the driver's
 descendants, as JSON.
 """
@@ -18,9 +18,9 @@ import psutil
 
 from search_spaces import bas
 from wsol_pipeline.errors import run_main
+from wsol_pipeline.study.execute import run_study
+from wsol_pipeline.study.plan import StudyOptions
 from wsol_pipeline.training.options import parse
-from wsol_pipeline.training.plan import StudyOptions
-from wsol_pipeline.training.study import run_study
 
 
 def die(everything: bool = False) -> None:

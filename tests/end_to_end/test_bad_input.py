@@ -23,8 +23,9 @@ from rayjobs import evaluate, import_dataset, train, tune_bas, tune_cam
 from wsol_models import methods
 from wsol_pipeline import storage
 from wsol_pipeline.errors import UsageError, run_main
-from wsol_pipeline.training import cluster, ledger
-from wsol_pipeline.training.plan import check_preset_fits
+from wsol_pipeline.study import ledger
+from wsol_pipeline.study.plan import check_preset_fits
+from wsol_pipeline.training import cluster
 
 USAGE, DATA, RESOURCE = 2, 3, 4
 SMALL = "--epochs 2 --trials 2 --image-size 32 --resize-size 36 --name s"

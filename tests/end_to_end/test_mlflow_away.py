@@ -9,9 +9,9 @@ import mlflow
 import pytest
 
 from wsol_pipeline.errors import DataError, PartialError, WsolError
-from wsol_pipeline.training import study
-from wsol_pipeline.training.ledger import Standing
-from wsol_pipeline.training.study import Outcome, run_study
+from wsol_pipeline.study import execute
+from wsol_pipeline.study.execute import Outcome, run_study
+from wsol_pipeline.study.ledger import Standing
 
 TRIALS = 3
 
@@ -100,8 +100,8 @@ def screen(monkeypatch, capsys):
         places = {"rule": None, "folder": SimpleNamespace(uri="runs/s")}
         plan = SimpleNamespace(options=SimpleNamespace(**options), config=SimpleNamespace(**config), **places)
         outcome = Outcome(balance, [(Standing((1,), (61.25,)), "", {})], None, None, {}, 0.1, **wrong)
-        monkeypatch.setattr(study, "make_plan", lambda *args: plan)
-        monkeypatch.setattr(study, "execute", lambda *args: outcome)
+        monkeypatch.setattr(execute, "make_plan", lambda *args: plan)
+        monkeypatch.setattr(execute, "execute", lambda *args: outcome)
         with pytest.raises(WsolError) as ended:
             run_study(plan.options, "bas", lambda trial: {})
         return ended.value, capsys.readouterr().out

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from wsol_pipeline.training.pareto import Rule
+from wsol_pipeline.study.pareto import Rule
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 OBJECTIVES = ["max_box_acc_v2", "cls_top1", "device_hours"]

@@ -5,14 +5,14 @@ import sys
 from search_spaces import cam
 from tests.reliability import trace
 from wsol_pipeline.errors import run_main
-from wsol_pipeline.training import study
+from wsol_pipeline.study import execute
+from wsol_pipeline.study.plan import StudyOptions
 from wsol_pipeline.training.options import parse
-from wsol_pipeline.training.plan import StudyOptions
 
 
 def main() -> int:
-    study.trainable = lambda job: trace.run_on_one_device if job.workers == 1 else trace.run_on_workers
-    return study.run_study(parse(StudyOptions, sys.argv[1:]), "cam", cam.space)
+    execute.trainable = lambda job: trace.run_on_one_device if job.workers == 1 else trace.run_on_workers
+    return execute.run_study(parse(StudyOptions, sys.argv[1:]), "cam", cam.space)
 
 
 if __name__ == "__main__":

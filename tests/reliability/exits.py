@@ -30,16 +30,16 @@ from wsol_pipeline.data.ingest import import_dataset
 from wsol_pipeline.evaluation.metrics import predicted_box
 from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.storage import Store
+from wsol_pipeline.study.lease import acquire
+from wsol_pipeline.study.ledger import open_ledger, open_storage, pruner, sampler
+from wsol_pipeline.study.mlflow_view import connect_mlflow
+from wsol_pipeline.study.plan import Job, Plan, StudyOptions, make_plan
+from wsol_pipeline.study.tuner import LedgerSearcher, trial_folder
+from wsol_pipeline.tracking.projection import Projection, TrialView
 from wsol_pipeline.training import loop
 from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.config import from_dict
-from wsol_pipeline.training.lease import acquire
-from wsol_pipeline.training.ledger import open_ledger, open_storage, pruner, sampler
-from wsol_pipeline.training.plan import Job, Plan, StudyOptions, make_plan
 from wsol_pipeline.training.run import epochs, reportable
-from wsol_pipeline.training.tracking import Projection, TrialView
-from wsol_pipeline.training.tuner import LedgerSearcher, trial_folder
-from wsol_pipeline.training.views import connect_mlflow
 
 TRIALS, EPOCHS, INTERVAL = 2, 2, 2  # a checkpoint every second batch; an epoch has 5
 POINTS = {  # whose calls are points, before and after each

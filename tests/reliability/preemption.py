@@ -10,7 +10,7 @@ from tests.reliability.exits import import_data, in_a_process
 from tests.reliability.node_kill import NODES, TRIALS, node_of
 from tests.reliability.row import Injection, Row
 from tests.reliability.studies import Study, environment_of, study
-from wsol_pipeline.training.pulse import LEAVING_SECONDS
+from wsol_pipeline.training.signals import LEAVING_SECONDS
 
 NOTICE = 15  # seconds that a node has; clouds give 30 to 120
 BATCHES = 600  # an epoch, after which alone checkpoints are written without a notice: half a minute of training

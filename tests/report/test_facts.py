@@ -12,10 +12,10 @@ from rayjobs import report
 from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.report.facts import gather
 from wsol_pipeline.storage import Store
+from wsol_pipeline.study.ledger import open_storage
 from wsol_pipeline.training.checkpoint import write_sealed
 from wsol_pipeline.training.config import to_dict
-from wsol_pipeline.training.ledger import open_storage
-from wsol_pipeline.training.verdict import CENTRED_BOX, EVALUATIONS, PICTURES, evaluation_name
+from wsol_pipeline.verdict.judge import CENTRED_BOX, EVALUATIONS, PICTURES, evaluation_name
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from wsol_pipeline.report.reproduction import (
     show_rows,
 )
 from wsol_pipeline.training.config import TrainConfig
-from wsol_pipeline.training.reproduce import Reproduction, SeedRun
+from wsol_pipeline.verdict.reproduce import Reproduction, SeedRun
 
 ROW = preset("bas-ext/table1/cub/resnet50")  # Top-1 76.75, Top-5 90.04, GT-known 95.41
 READ = ("as published", "oracle", "transferred")

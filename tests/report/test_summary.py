@@ -14,7 +14,7 @@ from wsol_pipeline.report.summary import (
     training_points,
     wilson,
 )
-from wsol_pipeline.training.names import metric_name, parameter_name
+from wsol_pipeline.text import metric_name, parameter_name
 
 
 def test_the_gain_is_split_into_readout_and_training(facts):

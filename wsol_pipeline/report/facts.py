@@ -17,13 +17,13 @@ from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.evaluation.protocols import Protocol, protocol
 from wsol_pipeline.evaluation.selection import Choice
 from wsol_pipeline.storage import Store
+from wsol_pipeline.study.ledger import CONFIRMS, Standing, first_objective, open_storage, standings
+from wsol_pipeline.study.pareto import Rule
+from wsol_pipeline.study.tuner import final_files
 from wsol_pipeline.training.checkpoint import read_sealed
 from wsol_pipeline.training.config import TrainConfig, from_dict
-from wsol_pipeline.training.ledger import CONFIRMS, Standing, first_objective, open_storage, standings
 from wsol_pipeline.training.model import DESCRIPTION, VAL_COUNTS, load_model
-from wsol_pipeline.training.pareto import Rule
-from wsol_pipeline.training.tuner import final_files
-from wsol_pipeline.training.verdict import (
+from wsol_pipeline.verdict.judge import (
     CENTRED_BOX,
     EVALUATIONS,
     PICTURES,

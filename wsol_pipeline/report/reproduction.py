@@ -14,8 +14,8 @@ from scipy.stats import t as student
 from wsol_pipeline.report import charts
 from wsol_pipeline.report.summary import metric_name
 from wsol_pipeline.report.tables import piped
-from wsol_pipeline.training.pareto import deviation
-from wsol_pipeline.training.reproduce import AS_PUBLISHED, ORACLE, READINGS, TRANSFERRED, Reproduction
+from wsol_pipeline.study.pareto import deviation
+from wsol_pipeline.verdict.reproduce import AS_PUBLISHED, ORACLE, READINGS, TRANSFERRED, Reproduction
 
 OTHER_DATA = "NOT THE PAPER'S DATA"
 COLUMNS = {AS_PUBLISHED: "as published", ORACLE: "oracle (upper bound)", TRANSFERRED: "transferred (honest)"}

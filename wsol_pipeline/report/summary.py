@@ -13,9 +13,9 @@ from wsol_pipeline.evaluation import selection
 from wsol_pipeline.evaluation.cases import KINDS, Case, kind
 from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.report.facts import Facts, Search
-from wsol_pipeline.training.ledger import PUBLISHED
-from wsol_pipeline.training.names import metric_name
-from wsol_pipeline.training.plan import OWN
+from wsol_pipeline.study.ledger import PUBLISHED
+from wsol_pipeline.study.plan import OWN
+from wsol_pipeline.text import metric_name
 
 FEW_TRIALS = 4  # an importance needs at least as many that are complete
 

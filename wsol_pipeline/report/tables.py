@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from wsol_pipeline.redaction import redact
 from wsol_pipeline.report.facts import Line
-from wsol_pipeline.training.names import metric_name
+from wsol_pipeline.text import metric_name
 
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",

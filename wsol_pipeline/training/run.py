@@ -29,7 +29,7 @@ from wsol_pipeline.storage import Store
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position
 from wsol_pipeline.training.config import Job, from_dict
 from wsol_pipeline.training.loop import NonFiniteError, Record, World, train
-from wsol_pipeline.training.pulse import Pulse
+from wsol_pipeline.training.signals import Pulse
 
 
 class NoProgressError(WsolError):

@@ -1,0 +1,141 @@
+"""What a study tries first, and under which name."""
+
+import functools
+
+import pytest
+
+from search_spaces import bas, cam
+from wsol_pipeline.errors import UsageError
+from wsol_pipeline.study.pareto import Rule
+from wsol_pipeline.study.plan import OWN, StudyOptions, first_trials, make_plan, with_parameters
+from wsol_pipeline.training.options import RunOptions, resolve
+
+PRESET = "bas-ext/table1/cub/resnet50"
+
+
+def first(space, count=3, method="bas", **options):
+    return first_trials(resolve(RunOptions(name="s", **options), method), space, count, options.get("preset"))
+
+
+def test_a_preset_is_tried_first_and_bears_its_name():
+    found = first(bas.space, preset=PRESET)
+    assert next(iter(found.items())) == (PRESET, {"lambda_": 1.0, "alpha": 0.5, "beta": 1.5})
+
+
+def test_of_rows_with_equal_values_the_preset_gives_its_name():
+    row = "bas-ext/table1/ilsvrc/mobilenet_v1"  # λ 1, α 0.5, β 1.5, as on CUB with ResNet50
+    assert next(iter(first(bas.space, preset=row))) == row
+
+
+def test_what_the_command_line_says_is_tried_first_and_is_nobodys_published_setting():
+    found = first(bas.space, preset=PRESET, options={"alpha": "0.9"})
+    name, values = next(iter(found.items()))
+    assert (name, values["alpha"]) == (OWN, 0.9)
+    assert found[PRESET]["alpha"] == 0.5
+
+
+def test_a_preset_brings_its_evaluation_and_its_readout():
+    config = resolve(RunOptions(name="s", preset="bas/table1/cub/resnet50"), "bas")
+    assert (config.protocol, config.readout, config.fixed_setting) == ("bas-conf", "topk", 200)
+    config = resolve(RunOptions(name="s", preset=PRESET, protocol="wsol-v2", readout="cam"), "bas")
+    assert (config.protocol, config.readout, config.fixed_setting) == ("wsol-v2", "cam", None)
+    assert resolve(RunOptions(name="s"), "bas").protocol == "wsol-v1"
+
+
+def test_the_command_line_reaches_the_recipe():
+    options = {"schedule": "poly", "train_geometry": "random_resized_crop", "crop_scale": 0.5, "drop_last": True}
+    recipe = resolve(RunOptions(name="s", preset=PRESET, **options), "bas").recipe
+    assert {name: getattr(recipe, name) for name in options} == options
+    assert (recipe.epochs, recipe.plateau_patience) == (120, 2)
+
+
+def test_stored_images_are_not_to_be_cut_from_a_cache():
+    options = RunOptions(name="s", train_geometry="random_resized_crop_stored", reading="cached")
+    with pytest.raises(UsageError, match="reading must be auto or streaming but got 'cached'"):
+        resolve(options, "bas")
+
+
+def test_values_of_the_command_line_are_what_they_look_like():
+    options = RunOptions(
+        name="s",
+        options={"head_width": "256", "alpha": "0.5", "relu_class_maps": "true", "generator_after": "layer2"},
+        readout_options={"ks": "[1, 3]"},
+    )
+    config = resolve(options, "bas")
+    expected = {"head_width": 256, "alpha": 0.5, "relu_class_maps": True, "generator_after": "layer2"}
+    assert config.options == expected
+    assert type(config.options["head_width"]) is int
+    assert config.readout_options == {"ks": (1, 3)}
+
+
+def test_a_learning_rate_beside_a_preset_wins():
+    found = first(cam.space, method="cam", preset="bagcams/table2/cub/resnet50/cam", learning_rate=0.1)
+    assert found[OWN] == {"learning_rate": 0.1}
+
+
+def test_a_row_that_breaks_the_rule_for_beta_is_not_tried_under_it():
+    tied = functools.partial(bas.space, beta="alpha+lambda")
+    assert PRESET in first(tied, preset=PRESET)  # 1.5 = 0.5 + 1
+    assert "bas-ext/table1/cub/mobilenet_v1" not in first(tied, count=20, preset=PRESET)  # 1.9
+
+
+def test_the_forms_of_bas_are_not_mixed():
+    assert not any(name.startswith("bas/") for name in first(bas.space, count=20, preset=PRESET))
+
+
+def test_rows_of_the_same_backbone_come_before_others():
+    names = list(first(bas.space, count=20, preset=PRESET))
+    assert names[:2] == [PRESET, "bas-ext/table1/ilsvrc/resnet50"]
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_no_more_are_tried_than_asked_for(count):
+    assert len(first(bas.space, count=count)) == count
+
+
+def test_parameters_go_to_the_recipe_or_to_the_method():
+    config = with_parameters(resolve(RunOptions(name="s"), "bas"), {"learning_rate": 0.5, "alpha": 0.25})
+    assert (config.recipe.learning_rate, config.options) == (0.5, {"alpha": 0.25})
+
+
+@pytest.fixture
+def plan(dataset, tmp_path):
+    """`plan(**options)`: of a BAS study on the tiny dataset, whose protocol's objects have no masks."""
+    small = {"name": "s", "data": dataset.uri, "storage": str(tmp_path), "image_size": 32, "resize_size": 36}
+    return lambda **options: make_plan(StudyOptions(**small, **options), "bas", bas.space)
+
+
+def test_one_objective_has_the_contract_it_always_had(plan):
+    one, several = plan(), plan(also=("device_hours", "cls_top1"))
+    assert list(one.contract) == ["train", "data", "space"]
+    assert one.rule is None
+    assert several.rule == Rule(("max_box_acc_v2", "cls_top1", "device_hours"), 1.0)  # cost stands last
+    more = {"also": ("cls_top1", "device_hours"), "tolerance": 1.0}
+    assert several.contract == {**one.contract, "train": several.contract["train"], **more}
+
+
+def test_what_prunes_is_said(plan):
+    assert plan(epochs=4).pruning == "successive-halving prunes by the searched max_box_acc_v2 after epoch 2"
+    assert plan(epochs=4, pruner="median", rungs=(1, 3)).pruning.endswith("after epoch 1, 3")
+    assert plan(epochs=4, pruner="none").pruning == "nothing is pruned"
+    several = plan(epochs=4, also=("cls_top1",))
+    assert several.pruning.startswith("nothing is pruned: what is poor in one objective")
+    assert several.config.rungs == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"also": ("top1_los",)}, "further objective under wsol-v1 'top1_los'. Did you mean 'top1_loc'?.*device_hours"),
+        ({"also": ("pxap",)}, "further objective under wsol-v1 'pxap'"),  # without masks
+        ({"also": ("max_box_acc_v2",)}, "--also must differ from --objective"),
+        ({"also": ("cls_top1", "cls_top1")}, "name each once"),
+        ({"also": ("cls_top1",), "pruner": "median"}, "pruner must be none or auto but got 'median'"),
+        ({"also": ("cls_top1",), "sampler": "cma-es"}, "with --also the sampler cannot be cma-es"),
+        ({"sampler": "nsga2"}, "nsga2 needs --also"),
+        ({"also": ("cls_top1",), "tolerance": -1.0}, "tolerance cannot be negative"),
+    ],
+)
+def test_objectives_that_do_not_go_together_are_refused(plan, options, message):
+    with pytest.raises(UsageError, match=message):
+        plan(**options)

@@ -1,0 +1,176 @@
+"""MLflow that is away, slow or broken, at the start, in the middle and at the end: nothing is lost, nothing twice."""
+
+import functools
+import itertools
+import time
+
+import mlflow
+import pytest
+
+from wsol_pipeline.errors import ResourceError, UsageError
+from wsol_pipeline.storage import Store
+from wsol_pipeline.study.mlflow_view import connect_mlflow
+from wsol_pipeline.tracking import projection, registry
+from wsol_pipeline.tracking.projection import Projection, ServerAway, TrialView
+
+FAULTS = ("closed", "timeout", "500", "cut")
+
+
+def views(*states: str) -> list[TrialView]:
+    def record(epoch: int) -> dict:
+        values = {"train": {"loss": 1.0 / epoch}, "val": {}, "value": 40.0, "searched": False}
+        return values | {"epoch": epoch, "time": 1_700_000_000.0 + epoch}
+
+    return [TrialView(n, state, {"alpha": 0.5}, {}, [record(1), record(2)]) for n, state in enumerate(states)]
+
+
+@pytest.fixture
+def connect(mlflow_proxy, request):
+    """What connects through the proxy, to an experiment of this test's own."""
+    return functools.partial(projection.connect, mlflow_proxy.url, request.node.name, None)
+
+
+@pytest.fixture
+def written(mlflow_server, request):
+    """`written(study)`: {trial: (status, steps of its loss)} of its runs, as the server itself shows them."""
+
+    def read(study: str) -> dict[str, tuple[str, list[int]]]:
+        client = mlflow.MlflowClient(mlflow_server)
+        experiment = client.get_experiment_by_name(request.node.name).experiment_id
+        runs = client.search_runs([experiment], f"tags.`wsol.study` = '{study}'")
+        trials = [run.data.tags["wsol.trial"] for run in runs]
+        assert len(trials) == len(set(trials)), "a run is there twice"
+        steps = [[m.step for m in client.get_metric_history(run.info.run_id, "train/loss")] for run in runs]
+        return {trial: (run.info.status, s) for trial, run, s in zip(trials, runs, steps, strict=True)}
+
+    return read
+
+
+COMPLETE = {"study": ("RUNNING", []), "0": ("FINISHED", [1, 2]), "1": ("KILLED", [1, 2])}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_server_that_is_away_at_the_start_is_written_when_it_is_back(
+    connect, mlflow_proxy, written, fault, caplog, monkeypatch
+):
+    mlflow_proxy.harm(fault, method="")
+    if fault == "timeout":
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    began = time.monotonic()
+    with pytest.raises(ServerAway, match=r"MLflow at http://127.0.0.1:\d+ does not answer"):
+        connect()
+    assert time.monotonic() - began < 10
+    writer = Projection(connect, "s", {}, lambda: views("COMPLETE", "PRUNED"))
+    assert not writer.flush()
+    assert not writer.flush()
+    assert caplog.text.count("MLflow is away") == 1
+    mlflow_proxy.heal()
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+    assert writer.flush()
+    assert written("s") == COMPLETE
+
+
+@pytest.mark.parametrize("fault", [pytest.param(f, marks=[pytest.mark.chaos] if f != "cut" else []) for f in FAULTS])
+def test_whichever_request_fails_all_arrives_once(connect, mlflow_proxy, written, fault, monkeypatch):
+    connect()
+    mlflow_proxy.silence = 6
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    for number in itertools.count():
+        study = f"s{number}"
+        mlflow_proxy.harm(fault, times=1, method="", after=number)
+        writer = Projection(connect, study, {}, lambda: views("COMPLETE", "PRUNED"))
+        took = [writer.flush(), writer.flush()]
+        failed, _ = mlflow_proxy.injected, mlflow_proxy.heal()
+        assert took == [not failed, True]
+        assert written(study) == COMPLETE
+        if not failed:
+            break
+    assert number > 5
+
+
+def test_a_slow_server_delays_the_end_by_its_patience_alone(connect, mlflow_proxy, monkeypatch, written):
+    monkeypatch.setattr(projection, "PATIENCE", 2.0)
+    mlflow_proxy.silence = 0.8
+    mlflow_proxy.harm("slow", method="")
+    writer = Projection(connect, "s", {}, lambda: views(*["COMPLETE"] * 30))
+    began = time.monotonic()
+    with writer:
+        pass
+    missing = projection.deliver(writer, {"the end": writer.close_parent})
+    assert time.monotonic() - began < 60  # all requests would take longer
+    assert missing == "MLflow lacks trials, the end (it is too slow)"
+    mlflow_proxy.heal()
+    monkeypatch.setattr(projection, "PATIENCE", 200.0)
+    assert projection.deliver(writer, {"the end": writer.close_parent}) == ""
+    assert written("s") == {"study": ("FINISHED", []), **{str(n): ("FINISHED", [1, 2]) for n in range(30)}}
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_server_that_refuses_is_told_at_once(connect, mlflow_proxy, status):
+    mlflow_proxy.harm(str(status), method="")
+    with pytest.raises(UsageError, match=f"answers with status {status}: check the address and the password"):
+        connect()
+
+
+@pytest.mark.parametrize(
+    ("uri", "error", "message"),
+    [
+        ("htp://host", UsageError, "neither a server .* nor a database"),
+        ("./mlruns", UsageError, "neither a server .* nor a database"),
+        ("postgresql+nothing://u:secret@127.0.0.1/x", ResourceError, r"\*\*\*@127.0.0.1/x cannot be opened"),
+    ],
+)
+def test_an_address_that_can_be_none_is_refused(monkeypatch, tmp_path, uri, error, message):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(error, match=message) as refused:
+        connect_mlflow(Store.at(tmp_path), "wsol")
+    assert not isinstance(refused.value, ServerAway)
+    assert "secret" not in str(refused.value)
+
+
+def test_what_a_file_of_another_kind_is_taken_for(monkeypatch, tmp_path):
+    (tmp_path / "mlflow.db").write_text("no database, but longer than the header of one, which has a hundred bytes" * 9)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    with pytest.raises(ResourceError, match="cannot be opened: .*not a database"):
+        connect_mlflow(Store.at(tmp_path), "wsol")
+
+
+ENDS = ("", "registered-models/create", "model-versions/create", "logged-models", "mlflow-artifacts", "runs/update")
+
+
+@pytest.mark.parametrize(
+    ("fault", "path"),
+    [
+        pytest.param(fault, path, marks=[] if (fault, path) == ("cut", "model-versions/create") else pytest.mark.chaos)
+        for fault in FAULTS
+        for path in ENDS
+    ],
+)
+def test_a_model_is_registered_once_whatever_fails(connect, mlflow_proxy, fit, make_config, monkeypatch, fault, path):
+    """One fault at the first request of its kind."""
+    final, name = fit(make_config()).final, f"m-{fault}-{path.replace('/', '-')}"
+    if fault == "timeout":
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    writer = Projection(connect, name, {}, lambda: views("COMPLETE"))
+    assert writer.flush()
+    mlflow_proxy.silence = 11
+    mlflow_proxy.harm(fault, times=1, method="", path=path)
+    missing = projection.deliver(writer, {"model": lambda: registry.register(writer, name, 0, final)})
+    assert missing == ""
+    assert mlflow_proxy.injected == 1
+    mlflow_proxy.heal()
+    assert registry.register(writer, name, 0, final) == "1"
+    client = mlflow.MlflowClient(mlflow_proxy.url)
+    assert len(client.search_model_versions(f"name = '{name}'")) == 1
+    run = client.get_run(writer.trial_run(0))
+    assert run.info.status == "FINISHED"
+    assert mlflow.pyfunc.load_model(f"models:/{name}/1")
+
+
+def test_a_server_away_at_the_end_leaves_a_list(connect, mlflow_proxy, monkeypatch):
+    monkeypatch.setattr(projection, "PATIENCE", 0.5)
+    writer = Projection(connect, "s", {}, lambda: views("COMPLETE"))
+    writer.flush()
+    mlflow_proxy.harm("500", method="")
+    told = projection.deliver(writer, {"the model": writer.close_parent, "pictures": writer.close_parent})
+    assert told.startswith("MLflow lacks the model, pictures (")

@@ -1,0 +1,178 @@
+"""MLflow as a projection: written again it stays the same, and an answer that got lost makes no second run."""
+
+import logging
+from collections import Counter
+from dataclasses import replace
+
+import mlflow
+import pytest
+from filelock import FileLock, Timeout
+from mlflow.entities import Metric
+from mlflow.exceptions import MlflowException
+
+from wsol_pipeline.errors import ResourceError
+from wsol_pipeline.tracking import projection
+from wsol_pipeline.tracking.projection import Projection, StudyView, TrialView
+
+
+class Lossy:
+    """An MLflow client whose `create_run` works, and whose first answers get lost."""
+
+    def __init__(self, client: mlflow.MlflowClient, lost: int) -> None:
+        self._client, self._lost = client, lost
+
+    def create_run(self, *args, **options):
+        run = self._client.create_run(*args, **options)
+        self._lost -= 1
+        if self._lost >= 0:
+            raise MlflowException("read timed out at http://user:secret@mlflow")
+        return run
+
+    def __getattr__(self, name):
+        return getattr(self._client, name)
+
+
+class Counting(Lossy):
+    """An MLflow client that counts its requests."""
+
+    def __init__(self, client: mlflow.MlflowClient) -> None:
+        super().__init__(client, 0)
+        self.requests: Counter[str] = Counter()
+
+    def __getattr__(self, name):
+        self.requests[name] += 1
+        return super().__getattr__(name)
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory) -> str:
+    """Made once: MLflow's tables take seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+
+
+@pytest.fixture
+def connected(database, request, tmp_path):
+    """(client, experiment) of an experiment of this test's own."""
+    return projection.connect(database, request.node.name, str(tmp_path))
+
+
+def test_tables_are_made_by_one_driver_at_a_time(tmp_path, monkeypatch):
+    """A client makes the tables of a new SQLite file; two that did so at once would break each other."""
+    database = tmp_path / "mlflow.db"
+
+    def client(uri):
+        with pytest.raises(Timeout):
+            FileLock(f"{database}.lock").acquire(timeout=0)
+        raise OSError("locked as it should be")
+
+    monkeypatch.setattr(mlflow, "MlflowClient", client)
+    with pytest.raises(ResourceError, match="locked as it should be"):
+        projection.connect(f"sqlite:///{database}", "wsol", str(tmp_path))
+
+
+def view(number: int, epochs: int, state: str = "RUNNING") -> TrialView:
+    records = [
+        {
+            "epoch": epoch,
+            "time": 1_700_000_000.0 + epoch,
+            "train": {"loss": 1.0 / epoch},
+            "val": {"gt_known_loc": 50.0 + epoch},
+            "value": 40.0,
+            "searched": epoch == epochs,
+            "learning_rate": 0.1,
+            "images_per_second": 10.0,
+            "seconds": 1.0,
+        }
+        for epoch in range(1, epochs + 1)
+    ]
+    return TrialView(number, state, {"alpha": 0.5}, {}, records)
+
+
+def project(client, experiment, views) -> Projection:
+    return Projection(lambda: (client, experiment), "s", {"wsol.data": "d"}, lambda: views)
+
+
+def test_a_second_driver_writes_the_same_again(connected):
+    client, experiment = connected
+    assert project(client, experiment, [view(0, 2)]).flush()
+    assert project(client, experiment, [view(0, 3, "COMPLETE"), view(1, 1)]).flush()
+    runs = {run.data.tags["wsol.trial"]: run for run in client.search_runs([experiment])}
+    assert set(runs) == {"study", "0", "1"}
+    history = client.get_metric_history(runs["0"].info.run_id, "val/gt_known_loc")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 51.0), (2, 52.0), (3, 53.0)]
+    assert (runs["0"].info.status, runs["1"].info.status) == ("FINISHED", "RUNNING")
+    assert runs["1"].data.tags["mlflow.parentRunId"] == runs["study"].info.run_id
+
+
+def test_what_has_ended_is_not_asked_for_again_even_by_a_second_driver(connected):
+    """Its files are drawn once, and its records are not read."""
+    client, experiment = connected
+    drawn = []
+
+    def draw(folder):
+        drawn.append(1)
+        (folder / "surface.png").write_bytes(b"a picture")
+        return {"gain": 7.5}
+
+    one = project(client, experiment, [replace(view(0, 2, "PRUNED"), readout=draw), replace(view(1, 1), readout=draw)])
+    assert one.flush()
+    assert one.flush()
+    assert (one.ended, drawn) == ({0}, [1])
+    run = client.get_run(one.trial_run(0))
+    assert run.data.metrics["readout/gain"] == 7.5
+    assert [file.path for file in client.list_artifacts(run.info.run_id, "readout")] == ["readout/surface.png"]
+    second = project(client, experiment, [view(0, 2, "PRUNED"), view(1, 1)])
+    assert second.flush()
+    assert second.ended == {0}
+
+
+def test_an_end_whose_files_did_not_arrive_is_written_again(connected, monkeypatch):
+    client, experiment = connected
+    broken = Lossy(client, lost=0)
+    broken.log_artifacts = lambda *args: (_ for _ in ()).throw(OSError("disk full"))
+    ended = [replace(view(0, 1, "COMPLETE"), readout=lambda folder: {"gain": 1.0})]
+    assert not project(broken, experiment, ended).flush()
+    one = project(client, experiment, ended)
+    assert one.flush()
+    assert client.get_run(one.trial_run(0)).data.metrics["readout/gain"] == 1.0
+
+
+def test_the_study_s_own_run_grows_with_it(connected):
+    client, experiment = connected
+    states = [("1 complete", [50.0]), ("1 complete", [50.0]), ("2 complete", [50.0, 60.0])]
+    views = [
+        StudyView(
+            {"epochs": 4}, {"wsol.trials": told},
+            [Metric("best_objective", value, 1_700_000_000_000 + n, n) for n, value in enumerate(best, start=1)],
+        )
+        for told, best in states
+    ]  # fmt: skip
+    counting = Counting(client)
+    one = Projection(lambda: (counting, experiment), "s", {}, list, lambda: views.pop(0))
+    assert [one.flush() for _ in range(3)] == [True] * 3
+    assert counting.requests["log_batch"] == 2  # nothing is written where nothing is new
+    run = client.get_run(one.parent_run())
+    assert (run.data.params, run.data.tags["wsol.trials"]) == ({"epochs": "4"}, "2 complete")
+    history = client.get_metric_history(run.info.run_id, "best_objective")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 50.0), (2, 60.0)]
+
+
+def test_an_answer_that_got_lost_makes_no_second_run(connected, caplog):
+    client, experiment = connected
+    writer = project(Lossy(client, lost=2), experiment, [view(0, 1)])
+    with caplog.at_level(logging.WARNING):
+        assert [writer.flush() for _ in range(3)] == [False, False, True]
+    assert len(client.search_runs([experiment])) == 2
+    assert caplog.text.count("MLflow is away") == 1
+    assert "secret" not in caplog.text
+
+
+def test_mlflow_that_never_answers_is_refused_without_its_password(unused_tcp_port):
+    with pytest.raises(ResourceError, match=r"http://\*\*\*@127.0.0.1:\d+ does not answer") as refused:
+        projection.connect(f"http://user:secret@127.0.0.1:{unused_tcp_port}", "wsol", None)
+    assert "secret" not in str(refused.value)
+
+
+@pytest.fixture
+def unused_tcp_port(free_port) -> int:
+    return free_port()

@@ -1,0 +1,67 @@
+"""What a worker is told between batches: to stop, by its driver; to write a checkpoint, by a node that leaves."""
+
+import pytest
+
+from wsol_pipeline.storage import Store
+from wsol_pipeline.training import signals
+from wsol_pipeline.training.checkpoint import CheckpointStore, Position
+from wsol_pipeline.training.loop import Order
+from wsol_pipeline.training.signals import LEAVING_SECONDS, Pulse
+
+
+class Cluster:
+    """In place of Ray's: its clock, its key-value store, and its nodes that are draining."""
+
+    def __init__(self) -> None:
+        self.now, self.store, self.leaving = 100.0, {}, set()
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def cluster(monkeypatch) -> Cluster:
+    cluster = Cluster()
+    monkeypatch.setattr(signals, "time", cluster)
+    monkeypatch.setattr(signals, "leaving_nodes", lambda: cluster.leaving)
+    monkeypatch.setattr(signals, "_internal_kv_put", lambda key, value, namespace: cluster.store.update({key: value}))
+    monkeypatch.setattr(signals, "_internal_kv_get", lambda key, namespace: cluster.store.get(key))
+    monkeypatch.setattr(signals, "_internal_kv_exists", lambda key, namespace: key in cluster.store)
+    monkeypatch.setattr(signals, "_internal_kv_del", lambda key, namespace: cluster.store.pop(key, None))
+    return cluster
+
+
+@pytest.fixture
+def trial(tmp_path) -> CheckpointStore:
+    return CheckpointStore(Store.at(tmp_path), 1)
+
+
+def orders(cluster: Cluster, worker: Pulse, seconds: int) -> list[Order]:
+    """What the worker is told in each of so many seconds."""
+    told = []
+    for second in range(seconds):
+        cluster.now += 1.0
+        told.append(worker(Position(0, second)))
+    return told
+
+
+def test_the_driver_knows_where_a_trial_stands_and_can_stop_it(cluster, trial):
+    worker = Pulse(trial)
+    assert worker(Position(2, 96)) is Order.GO_ON
+    assert signals.position(trial) == Position(2, 96)
+    signals.ask_to_stop(trial)
+    assert worker(Position(2, 112)) is Order.GO_ON  # it has asked within this second
+    assert orders(cluster, worker, 1) == [Order.STOP]
+    signals.forget(trial)
+    assert cluster.store == {}
+
+
+def test_a_trial_writes_checkpoints_while_a_node_of_its_own_is_about_to_leave(cluster, trial):
+    worker = Pulse(trial, ["mine", "of the second rank"])
+    cluster.leaving = {"another's"}
+    assert set(orders(cluster, worker, 3)) == {Order.GO_ON}
+    cluster.leaving = {"another's", "of the second rank"}
+    told = orders(cluster, worker, 2 * int(LEAVING_SECONDS) + 1)
+    assert [second for second, order in enumerate(told) if order is Order.SAVE] == [0, 10, 20]
+    signals.ask_to_stop(trial)
+    assert orders(cluster, worker, 1) == [Order.STOP]

@@ -1,0 +1,107 @@
+"""Who stands in the table of a final evaluation, and who must not."""
+
+import io
+import json
+from types import SimpleNamespace
+
+import pyarrow.parquet as pq
+import pytest
+
+from wsol_pipeline.console.screens import print_verdict
+from wsol_pipeline.errors import DataError
+from wsol_pipeline.evaluation.counts import Counts
+from wsol_pipeline.evaluation.protocols import protocol
+from wsol_pipeline.evaluation.selection import Choice, transferred
+from wsol_pipeline.storage import Store
+from wsol_pipeline.verdict.judge import (
+    Contender,
+    EvaluateOptions,
+    Row,
+    _require_comparable,
+    contenders,
+    paper_figures,
+    score,
+)
+
+WINNER = {"model": "/runs/a/final", "published": {"model": "/runs/a/first", "preset": "row"}}
+
+
+def test_others_stand_first_then_the_published_setting_then_the_winner():
+    found = contenders({"a": WINNER, "b": {"model": "/runs/b/final", "published": None}})
+    assert [(c.label, c.study, c.final.uri, c.preset) for c in found] == [
+        ("b: winner", "b", "/runs/b/final", None),
+        ("a: published", "a", "/runs/a/first", "row"),
+        ("a: winner", "a", "/runs/a/final", None),
+    ]
+
+
+def test_a_winner_that_is_the_published_setting_is_judged_once():
+    (found,) = contenders({"a": {"model": "/runs/a", "published": {"model": "/runs/a", "preset": "row"}}})
+    assert (found.label, found.final.uri, found.preset) == ("a: winner, as published", "/runs/a", "row")
+
+
+def model(rules, fingerprint="f"):
+    return SimpleNamespace(protocol=rules, description={"dataset": fingerprint})
+
+
+def test_one_table_holds_one_evaluation():
+    judged = contenders({"a": WINNER})
+    data = SimpleNamespace(uri="data", fingerprint="f")
+    same = [model(protocol("wsol-v1", 64, 72))] * 2
+    _require_comparable(data, judged, same)
+    with pytest.raises(DataError, match="a was tuned under bas-ext at 64 px, a under wsol-v1 at 64 px"):
+        _require_comparable(data, judged, [same[0], model(protocol("bas-ext", 64, 72))])
+
+
+def test_what_a_paper_reports_stands_beside_what_was_measured_alike(tmp_path, capsys):
+    preset = "bas-ext/table1/cub/resnet50"
+    figures = paper_figures(preset, protocol("bas-ext", 64, 72))
+    assert figures == {"top1_loc": 76.75, "top5_loc": 90.04, "gt_known_loc": 95.41}
+    assert paper_figures(preset, protocol("wsol-v1", 64, 72)) == {}
+    assert paper_figures(None, protocol("bas-ext", 64, 72)) == {}
+    measured = dict.fromkeys(("max_box_acc_v2", "gt_known_loc", "top1_loc", "top5_loc"), 51.25)
+    ours = Row("a: winner", "1 > 0.1", measured, measured, measured, {})
+    theirs = Row("a: published", "4 > 0.1", measured, measured, measured, {}, preset, figures)
+    print_verdict([theirs, ours], "max_box_acc_v2", "bas-ext", 9, Store.at(tmp_path), "gallery.png", "runs")
+    v2, gt_known, top1, top5 = capsys.readouterr().out.split("test images")[1:]
+    assert "paper" not in v2  # the row has no figure for it
+    for table, figure in ((gt_known, "95.4"), (top1, "76.8"), (top5, "90.0")):
+        lines = [line.split() for line in table.splitlines()]
+        assert [line[-2] for line in lines if "published" in line and "a:" in line] == [figure]
+        assert not any(figure in line for line in lines if "winner" in line)
+        assert f"paper: {preset}, on its own data" in table
+
+
+def test_long_names_leave_the_numbers_whole(tmp_path, capsys):
+    row = Row("a-long-name-of-a-study" * 3, "a-long-readout" * 5, *[{"gt_known_loc": 51.25}] * 3, {})
+    print_verdict([row], "gt_known_loc", "wsol-v1", 9, Store.at(tmp_path), "gallery.png", "runs")
+    assert capsys.readouterr().out.count(" 51.2 ") == 3
+
+
+def test_data_that_was_imported_anew_is_refused():
+    data = SimpleNamespace(uri="data", fingerprint="other")
+    with pytest.raises(DataError, match="is not the data any more"):
+        _require_comparable(data, contenders({"a": WINNER}), [model(protocol("wsol-v1", 64, 72))] * 2)
+
+
+def test_an_evaluation_keeps_every_image_its_counts_and_some_pictures(fit, make_config, reading):
+    final = fit(make_config()).final
+    options = EvaluateOptions(cache_dir=reading.cache_dir, batch_size=7)
+    result, files = score(Contender("x", "x", final), options, "cpu")
+    (row,) = result["rows"]
+    cases = pq.read_table(io.BytesIO(files["images-0.parquet"])).to_pylist()
+    assert [case["row"] for case in cases] == list(range(24))
+    hits = sum(case["hit"] for case in cases)
+    assert 100 * hits / 24 == pytest.approx(row["transferred"]["gt_known_loc"])
+    assert 0 < hits < 24
+    assert (
+        transferred(
+            Counts.from_dict(json.loads(json.dumps(result["counts"][0]))),
+            Choice.from_dict(result["description"]["choice"]),
+        ).items()
+        <= row["transferred"].items()
+    )
+    pictures = json.loads(files["pictures.json"])
+    assert [picture["group"] for picture in pictures] == ["best"] * 4 + ["median"] * 4 + ["worst"] * 4
+    assert [p["iou"] for p in pictures[:4]] == sorted((case["iou"] for case in cases), reverse=True)[:4]
+    assert pictures[0]["truth"] == cases[pictures[0]["row"]]["truth"]

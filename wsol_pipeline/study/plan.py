@@ -1,0 +1,333 @@
+"""A study before it starts: options, configuration, first trials, and every check that needs nothing running."""
+
+import dataclasses
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import optuna
+import torch
+import tyro
+
+import search_spaces
+import wsol_models
+from wsol_pipeline.data.dataset import Dataset, open_dataset
+from wsol_pipeline.errors import UsageError, unknown
+from wsol_pipeline.evaluation import selection
+from wsol_pipeline.evaluation.protocols import protocol
+from wsol_pipeline.storage import Store
+from wsol_pipeline.study.budget import Budget
+from wsol_pipeline.study.ledger import FOR_ONE, FOR_SEVERAL, PRUNERS, SAMPLERS, Space
+from wsol_pipeline.study.pareto import COST, Rule
+from wsol_pipeline.tracking.projection import sqlite_file
+from wsol_pipeline.training import cluster
+from wsol_pipeline.training.build import build_method, build_readout
+from wsol_pipeline.training.config import Job, Recipe, TrainConfig, require, to_dict
+from wsol_pipeline.training.embedded import embedded_dataset, embedded_weights
+from wsol_pipeline.training.options import RunOptions, reading, resolve
+
+logger = logging.getLogger(__name__)
+
+OWN = "own settings"  # the name of a first trial that no paper has published
+DATASETS = {  # (importer, number of classes) -> the dataset that it is, by the name in presets; else a user's own
+    ("cub", 200): "cub",
+    ("wsolevaluation", 200): "cub",
+    ("ilsvrc", 1000): "ilsvrc",
+    ("wsolevaluation", 1000): "ilsvrc",
+    ("wsolevaluation", 100): "openimages",
+    ("tinyimagenet", 200): "tinyimagenet",
+    ("voc", 20): "voc",
+    ("coco", 80): "coco",
+}
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """Which parameters are tried, how often, and what is stopped early."""
+
+    trials: Annotated[int, tyro.conf.arg(aliases=("--max-trials",))] = 8
+    """Trials in all, published settings included; a larger number later continues the study."""
+    also: tuple[str, ...] = ()
+    """Further objectives beside --objective, for which readout and thresholds are solved: any metric of validation,
+    e.g. cls_top1, and device_hours, what a trial's training and validation cost. The study then seeks the Pareto front.
+    By default none."""
+    tolerance: float = 1.0
+    """With --also: of the front, settings within so many percentage points of the best of an objective go on to the
+    next one; the last decides. device_hours always is the last."""
+    sampler: str = "tpe"
+    """What proposes parameters, by Optuna's names: tpe, gp (Gaussian process), qmc (an even cover of the space) or
+    random; cma-es for one objective, nsga2 for several."""
+    startup_trials: int = 4
+    """Trials before the tpe, gp or cma-es sampler takes over from random proposals; nsga2: its population."""
+    published: int = 2
+    """Settings tried before any is proposed: the run's own (the preset's), then other published ones."""
+    pruner: str = "auto"
+    """What stops trials early that are poor in --objective at the rungs, by Optuna's names: successive-halving (auto),
+    hyperband, median or none. With --also nothing does: what is poor in one objective may be the best of another."""
+    rungs: tuple[int, ...] | None = None
+    """Epochs after which the whole readout is searched and the pruner asked. By default a half of the epochs."""
+    confirm: int = 0
+    """How many of the best settings are trained again with further seeds, once all trials have ended: a winner is then
+    the best mean."""
+    confirm_seeds: int = 2
+    """Further seeds for each setting that is confirmed."""
+    study_db: str | None = None
+    """SQLAlchemy URL of the study's database (PostgreSQL for teams). By default SQLite in a local --storage, or a
+    journal of objects in an s3:// one."""
+
+
+@dataclass(frozen=True)
+class LimitsOptions:
+    """What a study may spend. What runs when a limit is reached is finished."""
+
+    max_device_hours: float | None = None
+    """Start no more trials once the study has spent this: hours of training and validation x workers, over all runs of
+    the command. What runs is finished."""
+    time_budget: float | None = None
+    """Hours after which this run of the command starts no more trials. What runs is finished."""
+    concurrent: int | None = None
+    """Trials at once; by default as many as the cluster holds."""
+
+
+@dataclass(frozen=True)
+class StudyOptions(LimitsOptions, SearchOptions, RunOptions):
+    """Options of every tuning job."""
+
+    name: str = "study"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.trials >= 1, "trials must be at least 1", self.trials)
+        require(self.concurrent is None or self.concurrent >= 1, "concurrent must be at least 1", self.concurrent)
+        require(self.published >= 0, "published cannot be negative", self.published)
+        require(self.startup_trials >= 0, "startup_trials cannot be negative", self.startup_trials)
+        require(self.confirm >= 0, "confirm cannot be negative", self.confirm)
+        require(self.confirm_seeds >= 1, "confirm_seeds must be at least 1", self.confirm_seeds)
+        require(self.tolerance >= 0, "tolerance cannot be negative", self.tolerance)
+        self.budget()  # refuses limits that are not positive
+        for option, value, known in (("sampler", self.sampler, SAMPLERS), ("pruner", self.pruner, {"auto", *PRUNERS})):
+            if value not in known:
+                raise unknown(option, value, known)
+        unfit = FOR_ONE if self.also else FOR_SEVERAL
+        rule = f"with --also the sampler cannot be {unfit[0]}" if self.also else f"{unfit[0]} needs --also"
+        require(self.sampler not in unfit, rule, self.sampler)
+        require(
+            not self.also or self.pruning == "none",
+            "pruners compare one value, so with --also the pruner must be none or auto",
+            self.pruner,
+        )
+
+    @property
+    def pruning(self) -> str:
+        """The pruner's name."""
+        by_default = "none" if self.also else "successive-halving"
+        return by_default if self.pruner == "auto" else self.pruner
+
+    def budget(self) -> Budget:
+        """The limits, with a clock that starts now."""
+        return Budget(self.max_device_hours, self.time_budget)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study with everything about it decided, nothing of it started."""
+
+    options: StudyOptions
+    config: TrainConfig
+    dataset: Dataset
+    space: Space
+    published: Mapping[str, Mapping[str, Any]]
+    folder: Store
+
+    @property
+    def contract(self) -> dict[str, Any]:
+        """What makes the trials comparable: it may not change while the study lives."""
+        several = {"also": self.rule.objectives[1:], "tolerance": self.rule.tolerance} if self.rule else {}
+        data, space = self.dataset.fingerprint, space_of(self.space)
+        return {"train": to_dict(self.config), "data": data, "space": space, **several}
+
+    @property
+    def rule(self) -> Rule | None:
+        """How a winner is picked among several objectives; None of one."""
+        also = sorted(self.options.also, key=lambda name: name == COST)
+        return Rule((self.config.objective, *also), self.options.tolerance) if also else None
+
+    @property
+    def pruning(self) -> str:
+        """What stops trials early, in words."""
+        if self.rule:
+            return "nothing is pruned: what is poor in one objective may be the best of another"
+        if self.options.pruning == "none" or not self.config.rungs:
+            return "nothing is pruned"
+        rungs = ", ".join(map(str, self.config.rungs))
+        return f"{self.options.pruning} prunes by the searched {self.config.objective} after epoch {rungs}"
+
+    def job(
+        self, parameters: Mapping[str, Any], seed: int, folder: Store, attempt: int, device: Literal["cpu", "cuda"]
+    ) -> Job:
+        """What a trial with `parameters` runs, in `folder`; `seed` is added to the study's."""
+        return Job(
+            train=with_parameters(self.config, parameters, seed),
+            data=self.dataset.uri,
+            trial=folder.uri,
+            attempt=attempt,
+            workers=self.options.workers,
+            cpus_per_worker=self.options.cpus_per_worker,
+            device=device,
+            reading=reading(self.options),
+            checkpoint_batches=self.options.checkpoint_batches,
+            stuck_minutes=self.options.stuck_minutes,
+        )
+
+
+def make_plan(options: StudyOptions, method: str, space: Space) -> Plan:
+    """Check everything that can be checked before anything starts. Raises the errors a user can mend."""
+    config = resolve(options, method)
+    config = dataclasses.replace(config, rungs=_rungs(options, config.recipe.epochs))
+    check_places_stay(options)
+    store = options.store.check_writable()
+    dataset = open_dataset(options.data) if options.data else embedded_dataset(store)
+    if not options.data and not config.weights and config.backbone == "tiny" and store.is_local:
+        config = dataclasses.replace(config, weights=embedded_weights(store, dataset))
+    if options.preset:
+        check_preset_fits(options.preset, dataset)
+    check_buildable(config, dataset)
+    check_also(options.also, config, dataset)
+    published = first_trials(config, space, options.published, options.preset)
+    return Plan(options, config, dataset, space, published, store / options.name)
+
+
+def with_parameters(config: TrainConfig, parameters: Mapping[str, Any], seed: int = 0) -> TrainConfig:
+    """`config` with a trial's parameters: recipe fields by their names, all others are the method's own options.
+
+    `seed` is added to that of `config`.
+    """
+    recipe_names = {field.name for field in dataclasses.fields(Recipe)}
+    recipe = {name: value for name, value in parameters.items() if name in recipe_names}
+    method_options = {name: value for name, value in parameters.items() if name not in recipe_names}
+    return dataclasses.replace(
+        config,
+        recipe=dataclasses.replace(config.recipe, **recipe),
+        options={**config.options, **method_options},
+        seed=config.seed + seed,
+    )
+
+
+def space_of(space: Space) -> dict[str, str]:
+    """The distributions of `space`, by parameter: what it would propose, asked in a study of its own."""
+    trial = optuna.create_study().ask()
+    space(trial)
+    return {name: optuna.distributions.distribution_to_json(d) for name, d in trial.distributions.items()}
+
+
+def first_trials(config: TrainConfig, space: Space, count: int, preset: str | None = None) -> dict[str, dict[str, Any]]:
+    """{name: parameters} to try before anything is proposed: the run's own settings, then published ones that differ.
+
+    The run's own are the preset's, or the method's defaults, under what the command line says; they bear the id of the
+    published row that they equal, or `OWN`. `preset` comes first, then rows of the same backbone. At most `count`.
+    """
+    proposed = set(space_of(space))
+    defaults = dataclasses.asdict(wsol_models.method_module(config.method).Config())
+    own = {**dataclasses.asdict(config.recipe), **defaults, **config.options}
+    mine = {name: own[name] for name in proposed}
+    published = {}
+    rows = search_spaces.presets(config.method).values()
+    for row in sorted(rows, key=lambda row: (row.id != preset, row.backbone != config.backbone)):
+        theirs = {**row.recipe, **row.method_options}
+        values = {name: theirs[name] for name in proposed}
+        trained = {**own, **space(optuna.trial.FixedTrial(values))}
+        if all(trained[name] == value for name, value in row.method_options.items()):
+            published[row.id] = values
+    found = {next((id for id, values in published.items() if values == mine), OWN): mine}
+    for id, values in published.items():
+        if values not in found.values():
+            found[id] = values
+    return dict(list(found.items())[:count])
+
+
+def check_places_stay(options: StudyOptions) -> None:
+    """Raise `UsageError` for storage or a database in a submitted job's copy of its working directory."""
+    places = {
+        "--storage": Path(options.store.uri) if options.store.is_local else None,
+        "--study-db": sqlite_file(options.study_db),
+        "MLFLOW_TRACKING_URI": sqlite_file(os.environ.get("MLFLOW_TRACKING_URI")),
+    }
+    for option, place in places.items():
+        if place:
+            cluster.check_storage_stays(place, option)
+
+
+def check_preset_fits(id: str, dataset: Dataset) -> None:
+    """Raise `UsageError` for the recipe of a known dataset on another known one; say so of a user's own data."""
+    preset = search_spaces.preset(id)
+    importer, classes = dataset.manifest.source.get("importer"), len(dataset.classes)
+    what = f"{dataset.uri} (imported as {importer!r}, {classes} classes)"
+    known = DATASETS.get((str(importer), classes))
+    if known is None:
+        logger.warning("Preset %s is for %s; %s is taken for data of your own.", id, preset.dataset, what)
+    elif known != preset.dataset.rstrip("0123456789"):  # the year
+        rows = search_spaces.presets(preset.method).values()
+        fitting = [row.id for row in rows if row.dataset.rstrip("0123456789") == known]
+        raise UsageError(
+            f"Preset {id} is for {preset.dataset} but {what} is {known}. Presets of {preset.method!r} for that: "
+            f"{', '.join(fitting) or 'none; leave --preset out and give its values as options'}."
+        )
+
+
+def check_buildable(config: TrainConfig, dataset: Dataset) -> None:
+    """Build the method here, so that a wrong name, option or file of weights is not left for a worker to find.
+
+    Weights to download are the workers' business: then the method is built without memory.
+    """
+    try:
+        with torch.device("meta" if config.weights in (None, "imagenet") else "cpu"):
+            weights = wsol_models.LATER if config.weights == "imagenet" else config.weights
+            method = build_method(dataclasses.replace(config, weights=weights), len(dataset.classes)).eval()
+            check_image_size(method, config)
+        build_readout(config).settings(method)
+        rules = protocol(config.protocol, image_size=config.image_size, resize_size=config.resize_size)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if rules.masks == "classes" and not dataset.multilabel:
+        raise UsageError(f"{rules.name} scores class masks, which only multi-label data has; {dataset.uri} is not.")
+    if config.weights == "imagenet" and config.backbone not in wsol_models.pretrained_backbones():
+        raise unknown("backbone with ImageNet weights", config.backbone, wsol_models.pretrained_backbones())
+    if config.objective not in selection.objectives(rules):
+        raise unknown(f"objective under {rules.name}", config.objective, selection.objectives(rules))
+    if (config.objective in selection.MASK_METRICS or not rules.ious) and not dataset.val.has_masks:
+        raise UsageError(
+            f"{config.objective} under {rules.name} needs masks but the 'val' split of {dataset.uri} has none."
+        )
+
+
+def check_also(also: tuple[str, ...], config: TrainConfig, dataset: Dataset) -> None:
+    """Raise `UsageError` for a further objective that validation does not yield, or that is there already."""
+    rules = protocol(config.protocol, image_size=config.image_size, resize_size=config.resize_size)
+    known = (*selection.measured(rules, dataset.val.has_masks), COST)
+    for name in also:
+        if name not in known:
+            raise unknown(f"further objective under {rules.name}", name, known)
+    names = (config.objective, *also)
+    require(len(set(names)) == len(names), "--also must differ from --objective and name each once", names)
+
+
+def check_image_size(method: wsol_models.LocalizationMethod, config: TrainConfig) -> None:
+    """Raise `UsageError` if images of this size shrink to nothing on the way through the network."""
+    try:
+        with torch.no_grad():
+            method(torch.zeros(1, 3, config.image_size, config.image_size))
+    except RuntimeError as error:
+        raise UsageError(
+            f"{config.method} on {config.backbone} cannot take images of {config.image_size} px "
+            f"({str(error).splitlines()[0][:120]}): use a larger --image-size."
+        ) from error
+
+
+def _rungs(options: StudyOptions, epochs: int) -> tuple[int, ...]:
+    if options.rungs is None:
+        return (max(1, epochs // 2),) if epochs > 1 and options.pruning != "none" else ()
+    require(all(0 < rung < epochs for rung in options.rungs), f"rungs must lie in 1..{epochs - 1}", options.rungs)
+    return options.rungs

@@ -1,0 +1,216 @@
+"""`--dry-run`: look at everything a study needs, train a few batches where its trials would, say what it would take.
+
+Nothing of the study is started or written. Times are of one worker with its share of the batch, on images that lie in
+memory: neither the exchange of gradients between workers nor a slow input is in them, and pruning only makes a study
+shorter than what is said.
+"""
+
+import dataclasses
+import functools
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import ray
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from wsol_pipeline.console.screens import format_hours
+from wsol_pipeline.data.dataset import TrainSplit, encode_labels, open_dataset
+from wsol_pipeline.data.images import decode_resize
+from wsol_pipeline.data.pixels import id_and_image, pixel_bytes
+from wsol_pipeline.data.reader import Batch, EvalRows
+from wsol_pipeline.errors import WsolError
+from wsol_pipeline.redaction import redact
+from wsol_pipeline.storage import Store
+from wsol_pipeline.study.mlflow_view import connect_mlflow
+from wsol_pipeline.study.plan import Plan
+from wsol_pipeline.tracking.projection import Connect, ServerAway
+from wsol_pipeline.training import cluster
+from wsol_pipeline.training.checkpoint import KEEP, CheckpointStore
+from wsol_pipeline.training.config import Job, Reading
+from wsol_pipeline.training.loop import World, set_up, train_step, validate
+from wsol_pipeline.training.run import resources_per_worker
+
+STEPS, VAL_BATCHES = 6, 2
+MEBI = 2**20
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one worker was seen to do. Seconds per image; bytes; `settings` of the readout."""
+
+    train_seconds: float
+    decode_seconds: float
+    one_setting_seconds: float
+    search_seconds: float
+    settings: int
+    checkpoint_bytes: int
+    model_bytes: int
+    peak_gpu_bytes: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the study would take: at most, since pruning shortens it."""
+
+    trials: int
+    trial_seconds: float
+    device_hours: float
+    wall_hours: float
+    storage_bytes: int
+
+
+def rehearse(plan: Plan) -> int:
+    """Check services and placement, measure, print. Returns the exit code.
+
+    Raises what keeps the study from starting, as the study itself would.
+    """
+    options = plan.options
+    console = Console(width=None if Console().is_terminal else 110, markup=False, emoji=False)
+    connect = connect_mlflow(options.store, options.experiment)
+    cluster.connect(nested=False)
+    cluster.check_storage_reaches_all(plan.folder, options.storage_is_shared, options.cluster_may_grow)
+    sample = plan.job(
+        {}, 0, plan.folder, attempt=0, device=cluster.pick_device(options.device, options.cluster_may_grow)
+    )
+    concurrent = cluster.check_placement(sample, options.concurrent, options.cluster_may_grow)
+    console.print("measuring a few batches where a trial would run ...")
+    measured = measure_there(sample)
+    estimate = estimated(plan, measured, concurrent)
+    _print(console, plan, _tracking(connect), sample, concurrent, measured, estimate)
+    return 0
+
+
+def _tracking(connect: Connect) -> str:
+    try:
+        return f"{redact(connect()[0].tracking_uri)}: answers"
+    except ServerAway as error:
+        return f"{error}. The study would begin without it, and be written once it is back"
+
+
+def measure_there(job: Job) -> Measured:
+    """`measure` where Ray would place a worker of `job`. Raises what it raises there."""
+    needs = resources_per_worker(job)
+    task = ray.remote(measure).options(num_cpus=needs["CPU"], num_gpus=needs.get("GPU", 0), max_retries=0)
+    try:
+        return ray.get(task.remote(job))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, WsolError):
+            raise error.cause from None
+        reason = str(error.cause).splitlines()[0][:200]
+        raise WsolError(f"A trial would fail at once: {type(error.cause).__name__}: {reason}") from error
+
+
+def measure(job: Job) -> Measured:
+    """Train and validate a few batches of a job's share, in this process."""
+    torch.set_num_threads(job.cpus_per_worker)
+    dataset, world = open_dataset(job.data), World(device=torch.device(job.device))
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints = CheckpointStore(Store.at(folder), 0)
+        run = set_up(job.train, dataset, checkpoints, world, Reading("streaming", job.reading.cache_dir))
+        rows = max(2, job.train.recipe.batch_size // job.workers)
+        start = time.perf_counter()
+        batch = first_rows(dataset.train, rows, job.train.image_size, job.reading.cache_dir)
+        decode = time.perf_counter() - start
+        run.method.train()
+        steps = [_seconds(world, lambda: train_step(run, 0, batch)) for _ in range(STEPS)]
+        few = dataclasses.replace(run, val=_few(run.val))
+        validate(few, search=False)  # the evaluator compiles
+        one, searched = (_seconds(world, functools.partial(validate, few, search)) for search in (False, True))
+    parameters = _bytes(run.method.state_dict().values())
+    images = few.val.num_rows
+    return Measured(
+        train_seconds=statistics.median(steps[1:]) / len(batch.ids),
+        decode_seconds=decode / len(batch.ids),
+        one_setting_seconds=one / images,
+        search_seconds=searched / images,
+        settings=len(run.readout.settings(run.method)),
+        checkpoint_bytes=parameters + _bytes(s["momentum_buffer"] for s in run.optimizer.state.values()),
+        model_bytes=parameters,
+        peak_gpu_bytes=torch.cuda.max_memory_allocated() if job.device == "cuda" else 0,
+    )
+
+
+def first_rows(split: TrainSplit, count: int, size: int, cache_dir: str | None) -> Batch:
+    """A batch of `count` rows at `size` pixels, uncropped: the first ones, again from the start if there are fewer."""
+    rows = np.array(list(itertools.islice(itertools.cycle(range(split.num_rows)), count)))
+    table = split.shard_set(cache_dir).read(rows, ["id", "image", "labels", "width", "height"])
+    images = torch.from_numpy(np.stack(list(decode_resize(id_and_image(table), size))))
+    labels = torch.from_numpy(encode_labels(table["labels"].to_pylist(), split))
+    sizes_B2 = np.stack([table[side].to_numpy() for side in ("width", "height")], axis=1).astype(np.int64)
+    return Batch(table["id"].to_pylist(), images, labels, None, sizes_B2, global_size=count)
+
+
+def estimated(plan: Plan, measured: Measured, concurrent: int) -> Estimate:
+    """The whole study, confirmations included, if no trial is pruned."""
+    options, config = plan.options, plan.config
+    train, val = plan.dataset.train.num_rows, plan.dataset.val.num_rows
+    searches = len(config.rungs) + 1
+    trials = options.trials + min(options.confirm, options.trials) * options.confirm_seeds
+    seconds = (
+        config.recipe.epochs * (train * measured.train_seconds + val * measured.one_setting_seconds)
+        + val * measured.one_setting_seconds  # the hits of single images, at the end
+        + searches * val * (measured.search_seconds - measured.one_setting_seconds)
+    ) / options.workers
+    hours = trials * seconds * options.workers / 3600
+    rounds = -(-trials // concurrent)
+    stored = trials * (KEEP * measured.checkpoint_bytes + 2 * measured.model_bytes)
+    return Estimate(trials, seconds, hours, rounds * seconds / 3600, stored)
+
+
+def _few(val: EvalRows) -> EvalRows:
+    return dataclasses.replace(val, end=min(val.end, val.begin + VAL_BATCHES * val.batch_size))
+
+
+def _seconds(world: World, work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    if world.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _bytes(tensors: object) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # type: ignore[attr-defined]
+
+
+def _print(
+    console: Console, plan: Plan, mlflow: str, job: Job, concurrent: int, measured: Measured, estimate: Estimate
+) -> None:
+    options, config, data = plan.options, plan.config, plan.dataset
+    decoded = pixel_bytes(data.train, config.resize_size)
+    over = options.reading == "auto" and decoded > options.cache_budget_gb * 2**30
+    streamed = over or options.reading == "streaming"
+    pixels = f"{decoded / MEBI:,.0f} MiB of training images: {'streamed' if streamed else 'cached on each node'}"
+    gpu = f", {measured.peak_gpu_bytes / MEBI:,.0f} MiB of GPU memory at most" if measured.peak_gpu_bytes else ""
+    each = f"{options.workers} worker{'s' * (options.workers > 1)} on {job.device}"
+    table = Table(title=f"Dry run of {options.name!r}: nothing was started", show_header=False, title_justify="left")
+    for name, text in (
+        ("data", f"{data.uri}: {data.train.num_rows:,} train, {data.val.num_rows:,} val, {len(data.classes)} classes"),
+        ("pixels", pixels),
+        ("storage", f"{options.store.uri}: writable"),
+        ("MLflow", redact(mlflow)),
+        ("cluster", f"{concurrent} trial{'s' * (concurrent > 1)} at once, {each} each"),
+        ("training", f"{1 / measured.train_seconds:,.1f} images/s a worker{gpu}"),
+        ("input", f"a core decodes {1 / measured.decode_seconds:,.0f} images/s"),
+        (
+            "validation",
+            f"{1e3 * measured.one_setting_seconds:.1f} ms an image; {1e3 * measured.search_seconds:.1f} ms where all "
+            f"{measured.settings} readout settings and every threshold are searched",
+        ),
+        ("a trial", f"{config.recipe.epochs} epochs: {format_hours(estimate.trial_seconds / 3600)}"),
+        (
+            "the study",
+            f"{estimate.trials} trials: at most {format_hours(estimate.device_hours)} of device time, "
+            f"{format_hours(estimate.wall_hours)} on the clock",
+        ),
+        ("kept", f"at most {estimate.storage_bytes / MEBI:,.0f} MiB of checkpoints and models"),
+    ):
+        table.add_row(name, text)
+    console.print(table)
