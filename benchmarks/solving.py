@@ -34,7 +34,7 @@ from solving_table import METRIC, SPACE, Line, Setting, Trainings, train_table
 from search_spaces import bas
 from wsol_pipeline.evaluation import selection
 from wsol_pipeline.evaluation.counts import Counts
-from wsol_pipeline.study.ledger import sampler
+from wsol_pipeline.study.samplers import sampler
 
 SOLVED, K_SAMPLED, BOTH_SAMPLED = KINDS = ("k and threshold solved", "k sampled", "k and threshold sampled")
 SAMPLERS = ("tpe", "random")

@@ -33,7 +33,9 @@ from wsol_pipeline.data.importers import synthetic
 from wsol_pipeline.data.ingest import import_dataset
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study.execute import execute
-from wsol_pipeline.study.plan import Plan, StudyOptions, make_plan
+from wsol_pipeline.study.mlflow_listener import MlflowListener
+from wsol_pipeline.study.options import StudyOptions
+from wsol_pipeline.study.plan import Plan, make_plan
 from wsol_pipeline.study.tuner import trial_folder
 from wsol_pipeline.tracking.projection import Projection
 from wsol_pipeline.training.build import build_method, build_readout
@@ -81,7 +83,7 @@ def loop(plan: Plan) -> None:
 
 def study(plan: Plan) -> None:
     """As a user's job runs it, from start to registered model."""
-    execute(plan)
+    execute(plan, [MlflowListener(plan)])
     ray.shutdown()
 
 

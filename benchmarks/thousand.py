@@ -32,13 +32,18 @@ from wsol_pipeline.evaluation import selection
 from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.storage import Store
-from wsol_pipeline.study.execute import WINNER, winner_record
+from wsol_pipeline.study.database import open_storage
 from wsol_pipeline.study.lease import Lease, acquire
-from wsol_pipeline.study.ledger import Ledger, open_ledger, open_storage, pruner, sampler
-from wsol_pipeline.study.mlflow_view import connect_mlflow, study_tags, study_view, trial_views
-from wsol_pipeline.study.plan import Plan, StudyOptions, make_plan
+from wsol_pipeline.study.ledger import Ledger, open_ledger
+from wsol_pipeline.study.mlflow_view import study_tags, study_view, trial_views
+from wsol_pipeline.study.options import StudyOptions
+from wsol_pipeline.study.outcome import WINNER, winner_record
+from wsol_pipeline.study.plan import Plan, make_plan
+from wsol_pipeline.study.samplers import pruner, sampler
 from wsol_pipeline.study.tuner import trial_folder
+from wsol_pipeline.tracking.connect import connect_mlflow
 from wsol_pipeline.tracking.projection import Projection
+from wsol_pipeline.tracking.runs import StudyRuns
 from wsol_pipeline.training.build import build_method
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position
 from wsol_pipeline.training.loop import model_files
@@ -152,11 +157,12 @@ def make_trial(
 
 def timed(projection: Projection) -> dict[str, float]:
     """Seconds and requests of one turn."""
-    assert isinstance(projection.client, Counting)
-    projection.client.requests.clear()
+    client = projection.runs.client
+    assert isinstance(client, Counting)
+    client.requests.clear()
     with Clock() as turn:
         assert projection.flush()
-    return turn.spent | {"requests": projection.client.requests.total()}
+    return turn.spent | {"requests": client.requests.total()}
 
 
 def measure(options: Options, root: Path) -> dict[str, Any]:
@@ -198,10 +204,9 @@ def projected(plan: Plan, ledger: Ledger, lease: Lease) -> dict[str, Any]:
     client, experiment = connect_mlflow(plan.options.store, "bench")()
 
     def projection() -> Projection:
-        ended: set[int] = set()
-        views = functools.partial(trial_views, plan, ledger, lease, ended)
-        summary = functools.partial(study_view, plan, ledger, lease)
-        return Projection(lambda: (Counting(client), experiment), NAME, study_tags(plan), views, summary, ended)  # type: ignore[arg-type]
+        runs = StudyRuns(lambda: (Counting(client), experiment), NAME, study_tags(plan))  # type: ignore[arg-type]
+        views = functools.partial(trial_views, plan, ledger, lease, runs.ended)
+        return Projection(runs, views, functools.partial(study_view, plan, ledger, lease))
 
     one = projection()
     found = {"first turn, everything": timed(one), "turn without news": timed(one)}

@@ -10,10 +10,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import tyro
-
 from rayjobs import evaluate, import_dataset, tune_bas, tune_cam
-from wsol_pipeline.errors import run_main
+from wsol_pipeline.console.command_line import command_line
+from wsol_pipeline.console.main import run_main
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,8 @@ def step(text: str, job: Callable[[list[str]], int], name: str, line: str) -> No
     job(shlex.split(line))
 
 
-def main() -> int:
-    options, started = tyro.cli(Options, description=__doc__), time.monotonic()
+def main(args: list[str] | None = None) -> int:
+    options, started = command_line(Options, args, __doc__), time.monotonic()
     where = f"--storage {shlex.quote(options.storage)}"
     same_budget = "--trials 6 --epochs 4"
     data = shlex.quote(f"{options.storage}/data/synthetic")

@@ -10,17 +10,28 @@ again: its kept result is shown.
 
 import os
 
-from wsol_pipeline.errors import run_main
-from wsol_pipeline.training import cluster
-from wsol_pipeline.training.options import command_line
-from wsol_pipeline.verdict.judge import EvaluateOptions, judge
+from wsol_pipeline.console.command_line import command_line
+from wsol_pipeline.console.main import run_main
+from wsol_pipeline.errors import PartialError
+from wsol_pipeline.verdict.options import EvaluateOptions as Options
 
 
 def main(args: list[str] | None = None) -> int:
-    options = command_line(EvaluateOptions, args, __doc__)
+    options = command_line(Options, args, __doc__)
+    from wsol_pipeline.console.progress import progress
+    from wsol_pipeline.console.screens import print_verdict
+    from wsol_pipeline.training import cluster
+    from wsol_pipeline.verdict.judge import judge, publish
+
     if "RAY_ADDRESS" in os.environ:
         cluster.connect(nested=False)
-    return judge(options)
+    verdict = judge(options, progress)
+    print_verdict(verdict)
+    crowned, missing = publish(verdict)
+    print(crowned, flush=True)
+    if missing:
+        raise PartialError(f"{missing}: the same command writes it, and judges nothing again.")
+    return 0
 
 
 if __name__ == "__main__":

@@ -26,16 +26,17 @@ from typing import Annotated, Any, Generic, TypeVar
 import tyro
 from rich.progress import MofNCompleteColumn, Progress
 
-from wsol_pipeline.console.screens import is_live
+from wsol_pipeline.console.command_line import command_line
+from wsol_pipeline.console.main import run_main
+from wsol_pipeline.console.progress import is_live
 from wsol_pipeline.data.archives import unpacked
 from wsol_pipeline.data.dataset import Dataset
 from wsol_pipeline.data.doctor import examine
 from wsol_pipeline.data.importers import Source, importer
 from wsol_pipeline.data.ingest import ShardReport, import_dataset
-from wsol_pipeline.errors import DataError, UsageError, run_main
+from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.redaction import redact
 from wsol_pipeline.storage import Store
-from wsol_pipeline.training.options import command_line
 
 OptionsT = TypeVar("OptionsT")
 

@@ -10,14 +10,15 @@ Beside the page, which is one file that needs no network, lie its table as Markd
 
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 
-from wsol_pipeline.errors import run_main
-from wsol_pipeline.report.facts import gather
-from wsol_pipeline.report.page import render
-from wsol_pipeline.report.tables import comparison_table, latex, markdown
-from wsol_pipeline.storage import Store
+from wsol_pipeline.console.command_line import command_line
+from wsol_pipeline.console.main import run_main
 from wsol_pipeline.training.config import check_name, require
-from wsol_pipeline.training.options import command_line
+from wsol_pipeline.training.options import store_at
+
+if TYPE_CHECKING:
+    from wsol_pipeline.storage import Store
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,18 @@ class Options:
         require(self.out is None or self.out.endswith(".html"), "out must be a name that ends with .html", self.out)
 
     @property
-    def store(self) -> Store:
+    def store(self) -> "Store":
         """Where all studies are kept."""
-        return Store.at(self.storage)
+        return store_at(self.storage)
 
 
 def main(args: list[str] | None = None) -> int:
     options = command_line(Options, args, __doc__)
+    from wsol_pipeline.report.facts import gather
+    from wsol_pipeline.report.page import render
+    from wsol_pipeline.report.tables import comparison_table, latex, markdown
+    from wsol_pipeline.storage import Store
+
     facts = gather(options.store, options.study, options.study_db)
     table = comparison_table(facts.lines, facts.objective)
     page = Store.at(options.out) if options.out else options.store / options.study[0] / "report.html"

@@ -9,47 +9,46 @@ ended. The same command again continues, or shows the same. What is given beside
 deviation. The report lies in the reproduction's folder, as a page and as Markdown.
 """
 
-import json
 import shlex
 import sys
 
-from wsol_pipeline.errors import PartialError, run_main
+from wsol_pipeline.console.command_line import command_line
+from wsol_pipeline.console.main import run_main
+from wsol_pipeline.errors import PartialError
 from wsol_pipeline.redaction import redact
-from wsol_pipeline.report.reproduction import compare, html, markdown, show, show_rows
-from wsol_pipeline.study.execute import execute
-from wsol_pipeline.study.rehearsal import rehearse
-from wsol_pipeline.training.options import command_line, describe
-from wsol_pipeline.verdict.reproduce import ReproduceOptions, find_row, find_rows, judge_seeds, plan_row, to_mlflow
+from wsol_pipeline.verdict.options import ReproduceOptions as Options
 
 
 def main(args: list[str] | None = None) -> int:
-    options = command_line(ReproduceOptions, args, __doc__)
+    options = command_line(Options, args, __doc__)
+    from wsol_pipeline.console.progress import progress
+    from wsol_pipeline.console.screens import print_reproduction, print_rows
+    from wsol_pipeline.console.tune import execute_and_show, is_only_shown
+    from wsol_pipeline.report.reproduction import html, markdown, means
+    from wsol_pipeline.verdict.reproduce import find_row, find_rows, judge_seeds, plan_row, to_mlflow
+
     if options.listed is not None:
-        show_rows(find_rows(options.listed))
+        print_rows(find_rows(options.listed))
         return 0
     row = find_row(options.row)
     plan = plan_row(options, row)
-    if options.print_config:
-        print(json.dumps(describe(plan.options, plan.config), indent=2))
+    if is_only_shown(plan):
         return 0
-    if options.dry_run:
-        return rehearse(plan)
-    outcome = execute(plan)
+    outcome, _, _ = execute_and_show(plan)
     if outcome.stopped:
         print(
             f"{outcome.stopped}: the same command with a larger limit continues; test stays closed until all seeds end"
         )
         return 0
-    found = judge_seeds(plan, row, outcome)
+    found = judge_seeds(plan, row, outcome, progress)
     command = f"python rayjobs/reproduce.py {redact(shlex.join(sys.argv[1:] if args is None else args))}"
     report = markdown(found, command)
     plan.folder.write("reproduction.md", report.encode())
     plan.folder.write("reproduction.html", html(found, command).encode())
-    show(found)
+    print_reproduction(found)
     print(f"report: {plan.folder.path('reproduction.html')} and reproduction.md", flush=True)
-    to_mlflow(plan, row, report, means={
-        f"{reading}/{one.metric}": spread.mean for one in compare(found) for reading, spread in one.readings.items()
-    })  # fmt: skip
+    if missing := to_mlflow(plan, row, report, means(found)):
+        raise PartialError(f"{missing}: the same command writes it, and trains nothing again.")
     if outcome.failures:
         raise PartialError(f"{len(outcome.failures)} of {options.seeds} seeds failed; the report has the others.")
     return 0

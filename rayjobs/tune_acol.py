@@ -12,10 +12,10 @@ The same command again continues: finished trials stay, those that a dead driver
 from dataclasses import dataclass
 
 from search_spaces import acol
-from wsol_pipeline.errors import run_main
-from wsol_pipeline.study.execute import run_study
-from wsol_pipeline.study.plan import StudyOptions
-from wsol_pipeline.training.options import parse
+from wsol_pipeline.console.command_line import parse
+from wsol_pipeline.console.main import run_main
+from wsol_pipeline.console.tune import run_study
+from wsol_pipeline.study.options import StudyOptions
 
 
 @dataclass(frozen=True)

@@ -11,18 +11,29 @@ Without --readout-options every layer is tried with every weighting. Any readout
 
 import dataclasses
 
-from wsol_pipeline.errors import run_main
-from wsol_pipeline.training.options import command_line
-from wsol_pipeline.verdict.solve import SolveOptions, solve_readout
+from wsol_pipeline.console.command_line import command_line
+from wsol_pipeline.console.main import run_main
+from wsol_pipeline.errors import PartialError
+from wsol_pipeline.verdict.options import SolveOptions as Options
 
 EVERYTHING = {"stages": "all", "weightings": '["ours1", "ours2", "ours3"]'}  # Tables 5 and 8
 
 
 def main(args: list[str] | None = None) -> int:
-    options = command_line(SolveOptions, args, __doc__)
+    options = command_line(Options, args, __doc__)
     if options.readout == "bagcams" and not options.readout_options:
         options = dataclasses.replace(options, readout_options=EVERYTHING)
-    return solve_readout(options)
+    from wsol_pipeline.console.progress import progress
+    from wsol_pipeline.console.screens import print_settings
+    from wsol_pipeline.verdict.solve import solve_readout
+
+    solved = solve_readout(options, progress)
+    if solved.counts:
+        print_settings(solved.counts, solved.objective)
+    print(f"Next: python rayjobs/evaluate.py --study {options.result} {options.study} --storage {options.storage}")
+    if solved.missing:
+        raise PartialError(f"{solved.missing}: the same command writes it.")
+    return 0
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from search_spaces import bcam
-from wsol_pipeline.errors import run_main
-from wsol_pipeline.study.execute import run_study
-from wsol_pipeline.study.plan import StudyOptions
-from wsol_pipeline.training.options import parse
+from wsol_pipeline.console.command_line import parse
+from wsol_pipeline.console.main import run_main
+from wsol_pipeline.console.tune import run_study
+from wsol_pipeline.study.options import StudyOptions
 
 
 @dataclass(frozen=True)

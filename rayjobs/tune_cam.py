@@ -13,10 +13,10 @@ Give it trials, epochs and --protocol of the method it is compared with: `evalua
 from dataclasses import dataclass
 
 from search_spaces import cam
-from wsol_pipeline.errors import run_main
-from wsol_pipeline.study.execute import run_study
-from wsol_pipeline.study.plan import StudyOptions
-from wsol_pipeline.training.options import parse
+from wsol_pipeline.console.command_line import parse
+from wsol_pipeline.console.main import run_main
+from wsol_pipeline.console.tune import run_study
+from wsol_pipeline.study.options import StudyOptions
 
 
 @dataclass(frozen=True)

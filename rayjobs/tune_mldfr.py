@@ -14,11 +14,11 @@ import functools
 from dataclasses import dataclass
 
 from search_spaces import mldfr
-from wsol_pipeline.errors import run_main
-from wsol_pipeline.study.execute import run_study
-from wsol_pipeline.study.plan import StudyOptions
+from wsol_pipeline.console.command_line import parse
+from wsol_pipeline.console.main import run_main
+from wsol_pipeline.console.tune import run_study
+from wsol_pipeline.study.options import StudyOptions
 from wsol_pipeline.training.config import require
-from wsol_pipeline.training.options import parse
 
 
 @dataclass(frozen=True)

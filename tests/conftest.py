@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: its threads would
 from collections.abc import Callable, Iterator
 
 import pytest
+import ray
 from tenacity import stop_after_attempt, wait_none
 
 from tests.servers import FaultProxy, free_port, running_mlflow, running_s3, serving
@@ -76,3 +77,19 @@ def mlflow_proxy(mlflow_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterato
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
     with serving(FaultProxy(mlflow_server)) as proxy:
         yield proxy
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    """A private Ray of two workers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            object_store_memory=200_000_000,
+            logging_level="warning",
+        )
+        yield
+        ray.shutdown()

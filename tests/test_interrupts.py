@@ -10,7 +10,7 @@ import pytest
 JOB = """
 import subprocess, sys, time
 from wsol_pipeline import interrupts
-from wsol_pipeline.errors import run_main
+from wsol_pipeline.console.main import run_main
 
 def abrupt():
     print("ready", flush=True)

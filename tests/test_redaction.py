@@ -6,8 +6,8 @@ import json
 import logging
 import sys
 import time
-from dataclasses import replace
 from types import SimpleNamespace
+from unittest.mock import Mock
 from urllib.parse import quote
 
 import optuna
@@ -15,20 +15,24 @@ import pytest
 from rich.console import Console
 
 from wsol_pipeline import redaction
-from wsol_pipeline.errors import WsolError, run_main
+from wsol_pipeline.console import config_file, screens
+from wsol_pipeline.console.main import run_main
+from wsol_pipeline.errors import WsolError
 from wsol_pipeline.redaction import redact
 from wsol_pipeline.report.facts import Line
 from wsol_pipeline.report.tables import comparison_table, latex, markdown
 from wsol_pipeline.storage import Store
-from wsol_pipeline.study import execute, rehearsal
-from wsol_pipeline.study.ledger import FAILURE, Ledger, Standing
+from wsol_pipeline.study import outcome, rehearsal
+from wsol_pipeline.study.ledger import FAILURE, Ledger
+from wsol_pipeline.study.options import StudyOptions
+from wsol_pipeline.study.standings import Standing
 from wsol_pipeline.tracking.projection import Projection, TrialView
+from wsol_pipeline.tracking.runs import StudyRuns
 from wsol_pipeline.training import run
 from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.config import Job, TrainConfig
-from wsol_pipeline.training.options import RunOptions, describe
 from wsol_pipeline.verdict import judge
-from wsol_pipeline.verdict.judge import Contender, Row
+from wsol_pipeline.verdict.rows import Contender, Row
 
 S = "q7Wz3kT9vX2mB5nR8sD4"  # no secret of anybody, and in the shapes below
 PHRASE = "correct/horse & staple"  # has no shape: known by its variable alone
@@ -244,9 +248,9 @@ class Recorder:
 def test_mlflow(shape):
     text, client = SHAPES[shape], Recorder()
     view = TrialView(0, "RUNNING", {"option": text, "beta": 0.5}, {"wsol.failure": text}, [])
-    projection = Projection(lambda: (client, "0"), "s", {"wsol.data": text}, lambda: [view])
-    assert projection.flush()
-    projection.add_text("ranking.md", text)
+    runs = StudyRuns(lambda: (client, "0"), "s", {"wsol.data": text})
+    assert Projection(runs, lambda: [view]).flush()
+    runs.add_text("ranking.md", text)
     assert len(client.told) == 2 + 2 + 3 + 1  # two runs, two parameters, three tags, a text
     assert "{'key': 'beta', 'value': '0.5'}" in client.told
     assert not leaked(" ".join(client.told))
@@ -255,33 +259,49 @@ def test_mlflow(shape):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_what_a_study_prints_and_keeps(tmp_path, monkeypatch, shape):
     text = SHAPES[shape]
-    options = replace(RunOptions(name="a"), experiment=text, options={"x": text})
-    shown = json.dumps(describe(options, TrainConfig(weights=text)))
+    options = StudyOptions(name="a", experiment=text, options={"x": text}, weights=text)
+    shown = config_file.dump(SimpleNamespace(options=options, config=TrainConfig(options={"x": text})))
     plan = SimpleNamespace(
         config=TrainConfig(), dataset=SimpleNamespace(uri=text), folder=Store.at(tmp_path), rule=None,
     )  # fmt: skip
     ledger = SimpleNamespace(trials=list, proposals=list, ranking=lambda: [Standing((0,), (1.0,))])
-    winner = json.dumps(execute.winner_record(plan, ledger, Store(text), None))
+    winner = json.dumps(outcome.winner_record(plan, ledger, Store(text), None))
     monkeypatch.setattr(judge, "evaluation_name", lambda contender: "result")
-    monkeypatch.setattr(judge, "_score_somewhere", lambda *_: ({"rows": [], "provenance": {"x": text}}, {}))
+    monkeypatch.setattr(judge, "score_somewhere", lambda *_: ({"rows": [], "provenance": {"x": text}}, {}))
     judge.judged_rows(judge.EvaluateOptions(storage=str(tmp_path)), Contender("a", "a", Store("")), None)
     result = (tmp_path / "a/evaluations/result.json").read_text()
     assert not leaked(shown + winner + result)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_dry_run(shape):
+def test_dry_run(shape, monkeypatch):
     text, console = SHAPES[shape], Console(file=io.StringIO(), width=110)
     split = SimpleNamespace(num_rows=1)
     plan = SimpleNamespace(
-        options=SimpleNamespace(name="a", workers=1, reading="cached", store=Store("/runs")),
+        options=SimpleNamespace(
+            name="a",
+            workers=1,
+            reading="cached",
+            store=Store("/runs"),
+            experiment="e",
+            storage_is_shared=False,
+            cluster_may_grow=False,
+            device="cpu",
+            concurrent=1,
+            cache_budget_gb=1,
+        ),
         config=TrainConfig(),
+        job=lambda *_, **__: None,
+        folder=Store("/runs/a"),
         dataset=SimpleNamespace(uri="/data", train=split, val=split, classes=("a",)),
     )
-    rehearsal._print(
-        console, plan, text, Job(TrainConfig(), "", "", 1), 1, rehearsal.Measured(1, 1, 1, 1, 1, 1, 1, 0),
-        rehearsal.Estimate(1, 1, 1, 1, 1),
-    )  # fmt: skip
+    monkeypatch.setattr(rehearsal, "connect_mlflow", lambda *_: lambda: (SimpleNamespace(tracking_uri=text), "0"))
+    monkeypatch.setattr(rehearsal, "cluster", Mock(check_placement=lambda *_: 1))
+    monkeypatch.setattr(rehearsal, "pixel_bytes", lambda *_: 1)
+    monkeypatch.setattr(rehearsal, "measure_there", lambda job: rehearsal.Measured(1, 1, 1, 1, 1, 1, 1, 0))
+    monkeypatch.setattr(rehearsal, "estimated", lambda *_: rehearsal.Estimate(1, 1, 1, 1, 1))
+    monkeypatch.setattr(screens, "_console", lambda width: console)
+    screens.print_rehearsal(plan, rehearsal.rehearse(plan))
     shown = "".join(line.strip("│┃ ") for line in console.file.getvalue().splitlines())
     assert "MLflow" in shown
     assert not leaked(shown)

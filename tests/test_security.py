@@ -11,6 +11,7 @@ import torch
 
 from rayjobs import report
 from wsol_models._backbones.weights import read_file
+from wsol_pipeline.console.main import run_main
 from wsol_pipeline.data.dataset import Dataset
 from wsol_pipeline.data.importers import synthetic
 from wsol_pipeline.data.importers.voc import Sbd
@@ -18,7 +19,7 @@ from wsol_pipeline.data.ingest import import_dataset
 from wsol_pipeline.data.pixels import IMAGES, cached_pixels
 from wsol_pipeline.data.schema import RowError
 from wsol_pipeline.data.shards import MANIFEST, read_manifest
-from wsol_pipeline.errors import DataError, ResourceError, UsageError, run_main
+from wsol_pipeline.errors import DataError, ResourceError, UsageError
 from wsol_pipeline.report.facts import Line
 from wsol_pipeline.report.tables import comparison_table, latex, markdown
 from wsol_pipeline.storage import Store
@@ -28,7 +29,8 @@ from wsol_pipeline.training.config import TrainConfig, check_name, to_dict
 from wsol_pipeline.training.model import DESCRIPTION, WEIGHTS, load_model, load_model_files
 from wsol_pipeline.training.options import RunOptions
 from wsol_pipeline.verdict.gallery import Shown, draw_gallery
-from wsol_pipeline.verdict.judge import EvaluateOptions, Row
+from wsol_pipeline.verdict.options import EvaluateOptions
+from wsol_pipeline.verdict.rows import Row
 
 ROOT = Path(__file__).parents[1]
 CODE = ("wsol_models", "wsol_pipeline", "search_spaces", "rayjobs", "benchmarks", "tests")

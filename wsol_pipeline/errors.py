@@ -1,15 +1,11 @@
-"""What can go wrong for a user, one class per exit code, and the one place that turns it into a line and a code.
+"""What can go wrong for a user, one class per exit code.
 
 A message says the rule, the value that broke it and the known choices. Programmer errors stay plain exceptions with
 their traceback.
 """
 
 import difflib
-import sys
-from collections.abc import Callable, Iterable
-from typing import NoReturn
-
-from wsol_pipeline import interrupts, redaction
+from collections.abc import Iterable
 
 
 class WsolError(Exception):
@@ -54,21 +50,3 @@ def unknown(kind: str, name: object, known: Iterable[object]) -> UsageError:
     near = difflib.get_close_matches(str(name), names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return UsageError(f"Unknown {kind} {str(name)!r}.{hint} Known: {', '.join(names)}.")
-
-
-def run_main(main: Callable[[], int | None]) -> NoReturn:
-    """Run a job's `main` and leave with its exit code; a `WsolError` becomes one line on stderr.
-
-    Ctrl+C becomes 130, SIGTERM 143; a second one ends everything at once.
-    """
-    interrupts.listen()
-    redaction.install()
-    try:
-        code = main()
-    except WsolError as error:
-        print(f"error: {redaction.printable(str(error))}", file=sys.stderr, flush=True)
-        code = error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted: the same command continues", file=sys.stderr, flush=True)
-        code = interrupts.exit_code()
-    sys.exit(code or 0)

@@ -1,5 +1,10 @@
 """Metrics and hyper-parameters by the names that papers print."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
 
 def metric_name(metric: str) -> str:
     """A metric as papers print it."""
@@ -27,3 +32,20 @@ def parameter_name(name: str) -> str:
 def curve_metric(objective: str) -> str:
     """The metric whose curve over thresholds is shown: PxAP has none, pIoU is read from the same masks."""
     return "piou" if objective == "pxap" else objective
+
+
+def format_parameters(parameters: Mapping[str, Any]) -> str:
+    """`lambda 0.91, alpha 0.5`: floats with three significant digits."""
+    return ", ".join(f"{name.rstrip('_')} {format_value(value)}" for name, value in parameters.items())
+
+
+def format_value(value: Any) -> str:
+    """A parameter's value: floats with three significant digits."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def format_hours(hours: float) -> str:
+    """`41 s`, `12.5 min` or `3.2 h`."""
+    if hours < 1 / 60:
+        return f"{hours * 3600:.0f} s"
+    return f"{hours * 60:.1f} min" if hours < 1 else f"{hours:.1f} h"

@@ -10,7 +10,7 @@ import pytest
 
 from rayjobs import tune_bas
 from tests.cluster.manifests import check, dangers, load_all, pods
-from wsol_pipeline.training.options import parse
+from wsol_pipeline.console.command_line import parse
 
 ROOT = Path(__file__).parents[2]
 PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)

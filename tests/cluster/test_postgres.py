@@ -30,9 +30,14 @@ import pytest
 from search_spaces import bas
 from tests.cluster.manifests import CLUSTER
 from wsol_pipeline.storage import Store
-from wsol_pipeline.study.ledger import Ledger, open_ledger, open_storage, pruner, sampler
+from wsol_pipeline.study.database import open_storage
+from wsol_pipeline.study.ledger import Ledger, open_ledger
+from wsol_pipeline.study.samplers import pruner, sampler
 from wsol_pipeline.tracking import projection
-from wsol_pipeline.tracking.projection import STUDY_TAG, TRIAL_TAG, Projection, TrialView, connect, deliver
+from wsol_pipeline.tracking import runs as study_runs
+from wsol_pipeline.tracking.connect import connect
+from wsol_pipeline.tracking.projection import Projection, TrialView
+from wsol_pipeline.tracking.runs import STUDY_TAG, TRIAL_TAG, StudyRuns, deliver
 
 STUDIES, TRIALS, EPOCHS = 4, 5, 6  # drivers at once, trials that each of them runs at once, epochs of a trial
 SUPERUSER = "postgres"
@@ -192,15 +197,18 @@ def drive(server: Server, url: str, name: str, tmp_path: Path) -> None:
             parameters = ledger.parameters(trial.number)
             yield TrialView(trial.number, trial.state.name, parameters, {}, list(records[trial.number]))
 
-    with Projection(lambda: (client, experiment), name, {}, views) as projection:
-        for epoch in range(1, EPOCHS + 1):
-            for number, kept in records.items():
-                kept.append(a_record(number, epoch))
-                ledger.spend(number, 1.0)
-                ledger.report(number, epoch, kept[-1]["value"])
+    study = StudyRuns(lambda: (client, experiment), name, {})
+    writer = Projection(study, views)
+    writer.start()
+    for epoch in range(1, EPOCHS + 1):
         for number, kept in records.items():
-            ledger.complete(number, kept[-1]["value"])
-    assert deliver(projection, {"the study's end": projection.close_parent}) == ""
+            kept.append(a_record(number, epoch))
+            ledger.spend(number, 1.0)
+            ledger.report(number, epoch, kept[-1]["value"])
+    for number, kept in records.items():
+        ledger.complete(number, kept[-1]["value"])
+    writer.stop()
+    assert deliver({"trials": writer.write, "the study's end": study.close_parent}) == ""
 
 
 def test_nobody_gets_in_without_the_password_or_under_another_host(server, tracking_url):
@@ -212,7 +220,8 @@ def test_nobody_gets_in_without_the_password_or_under_another_host(server, track
 
 
 def test_twenty_trials_at_once_lose_nothing(server, tracking_url, tmp_path, monkeypatch):
-    monkeypatch.setattr(projection, "PATIENCE", 120.0)
+    for module in (projection, study_runs):
+        monkeypatch.setattr(module, "PATIENCE", 120.0)
     names = [f"load-{number}" for number in range(STUDIES)]
     connect(tracking_url, "load", None)
     before, started = server.statements(), time.monotonic()

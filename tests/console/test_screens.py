@@ -11,7 +11,9 @@ from rich.console import Console
 
 from rayjobs import train
 from wsol_pipeline.console import screens
-from wsol_pipeline.console.screens import TrialLog, TrialTable, format_hours
+from wsol_pipeline.console.live import TrialLog, TrialTable
+from wsol_pipeline.console.progress import is_live
+from wsol_pipeline.text import format_hours
 from wsol_pipeline.training.checkpoint import Position
 
 ROOT = Path(__file__).parents[2]
@@ -127,7 +129,7 @@ def test_it_lives_on_a_terminal_that_can_be_redrawn(monkeypatch, terminal_name, 
     monkeypatch.setenv("TERM", terminal_name)
     monkeypatch.setenv("FORCE_COLOR", "1")  # as continuous integration sets it: nobody looks at that
     monkeypatch.setattr("sys.stdout", SimpleNamespace(isatty=lambda: tty, write=lambda text: None, flush=lambda: None))
-    assert screens.is_live() is live
+    assert is_live() is live
 
 
 def test_lines_leave_out_what_only_a_table_shows(capsys):

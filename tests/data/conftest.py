@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 from PIL import Image
 
 from wsol_pipeline.data.dataset import Dataset, open_dataset
@@ -230,19 +229,3 @@ def write(make_source):
 def tiny(write, tmp_path_factory) -> Dataset:
     """150 training, 11 validation, 7 test rows. Nobody changes its files."""
     return write(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def local_ray():
-    """A private Ray of two workers."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            object_store_memory=200_000_000,
-            logging_level="warning",
-        )
-        yield
-        ray.shutdown()

@@ -17,10 +17,10 @@ import time
 import psutil
 
 from search_spaces import bas
-from wsol_pipeline.errors import run_main
-from wsol_pipeline.study.execute import run_study
-from wsol_pipeline.study.plan import StudyOptions
-from wsol_pipeline.training.options import parse
+from wsol_pipeline.console.command_line import parse
+from wsol_pipeline.console.main import run_main
+from wsol_pipeline.console.tune import run_study
+from wsol_pipeline.study.options import StudyOptions
 
 
 def die(everything: bool = False) -> None:

@@ -22,7 +22,8 @@ import search_spaces
 from rayjobs import evaluate, import_dataset, train, tune_bas, tune_cam
 from wsol_models import methods
 from wsol_pipeline import storage
-from wsol_pipeline.errors import UsageError, run_main
+from wsol_pipeline.console.main import run_main
+from wsol_pipeline.errors import UsageError
 from wsol_pipeline.study import ledger
 from wsol_pipeline.study.plan import check_preset_fits
 from wsol_pipeline.training import cluster

@@ -8,10 +8,12 @@ from types import SimpleNamespace
 import mlflow
 import pytest
 
+from wsol_pipeline.console import tune
+from wsol_pipeline.console.tune import run_study
 from wsol_pipeline.errors import DataError, PartialError, WsolError
-from wsol_pipeline.study import execute
-from wsol_pipeline.study.execute import Outcome, run_study
-from wsol_pipeline.study.ledger import Standing
+from wsol_pipeline.study import plan as plan_module
+from wsol_pipeline.study.outcome import Outcome
+from wsol_pipeline.study.standings import Standing
 
 TRIALS = 3
 
@@ -96,12 +98,13 @@ def screen(monkeypatch, capsys):
     def run(**wrong) -> tuple[Exception, str]:
         balance = {"started": 2, "complete": 2, "pruned": 0, "fail": 0}
         options = {"print_config": False, "dry_run": False, "name": "s", "storage": "runs"}
+        missing = wrong.pop("missing", "")
         config = {"objective": "max_box_acc_v2", "protocol": "wsol-v1"}
         places = {"rule": None, "folder": SimpleNamespace(uri="runs/s")}
         plan = SimpleNamespace(options=SimpleNamespace(**options), config=SimpleNamespace(**config), **places)
-        outcome = Outcome(balance, [(Standing((1,), (61.25,)), "", {})], None, None, {}, 0.1, **wrong)
-        monkeypatch.setattr(execute, "make_plan", lambda *args: plan)
-        monkeypatch.setattr(execute, "execute", lambda *args: outcome)
+        outcome = Outcome(balance, [(Standing((1,), (61.25,)), "", {})], None, {}, 0.1, **wrong)
+        monkeypatch.setattr(plan_module, "make_plan", lambda *args: plan)
+        monkeypatch.setattr(tune, "execute_and_show", lambda *args: (outcome, "", missing))
         with pytest.raises(WsolError) as ended:
             run_study(plan.options, "bas", lambda trial: {})
         return ended.value, capsys.readouterr().out

@@ -18,7 +18,7 @@ from cluster.nodes import Cluster, running_cluster
 from wsol_pipeline.data.importers import synthetic
 from wsol_pipeline.data.ingest import import_dataset
 from wsol_pipeline.storage import Store
-from wsol_pipeline.study.ledger import open_storage
+from wsol_pipeline.study.database import open_storage
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = "--trials 2 --epochs 2 --batch-size 16 --image-size 32 --resize-size 36 --concurrent 1 --pruner none"

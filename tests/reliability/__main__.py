@@ -23,8 +23,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: its threads would
 
 from tests.reliability.row import Result, Row
 from wsol_pipeline import interrupts
-from wsol_pipeline.errors import run_main, unknown
-from wsol_pipeline.training.options import command_line
+from wsol_pipeline.console.command_line import command_line
+from wsol_pipeline.console.main import run_main
+from wsol_pipeline.errors import unknown
 
 MODULES = (
     "exits", "worker_kill", "node_kill", "preemption", "driver_kill", "world_size", "object_store", "checkpoints",

@@ -31,7 +31,7 @@ def inject(times: int, folder: Path) -> Iterator[Injection]:
     begun, undisturbed = (plan.job({}, 0, Store.at(folder / name), 1, "cpu") for name in ("begun", "undisturbed"))
     list(epochs(undisturbed, World()))
     with contextlib.suppress(Killed):
-        list(epochs(begun, World(pulse=end_at_newest)))
+        list(epochs(begun, World(orders=end_at_newest)))
     draw = random.Random(0)
     for number in range(times):
         harm, name = HARMS[number % 3], FILES[number // 3 % 3]

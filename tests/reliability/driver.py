@@ -4,15 +4,16 @@ import sys
 
 from search_spaces import cam
 from tests.reliability import trace
-from wsol_pipeline.errors import run_main
+from wsol_pipeline.console.command_line import parse
+from wsol_pipeline.console.main import run_main
+from wsol_pipeline.console.tune import run_study
 from wsol_pipeline.study import execute
-from wsol_pipeline.study.plan import StudyOptions
-from wsol_pipeline.training.options import parse
+from wsol_pipeline.study.options import StudyOptions
 
 
 def main() -> int:
     execute.trainable = lambda job: trace.run_on_one_device if job.workers == 1 else trace.run_on_workers
-    return execute.run_study(parse(StudyOptions, sys.argv[1:]), "cam", cam.space)
+    return run_study(parse(StudyOptions, sys.argv[1:]), "cam", cam.space)
 
 
 if __name__ == "__main__":

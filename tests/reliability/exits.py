@@ -30,12 +30,16 @@ from wsol_pipeline.data.ingest import import_dataset
 from wsol_pipeline.evaluation.metrics import predicted_box
 from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.storage import Store
+from wsol_pipeline.study.database import open_storage
 from wsol_pipeline.study.lease import acquire
-from wsol_pipeline.study.ledger import open_ledger, open_storage, pruner, sampler
-from wsol_pipeline.study.mlflow_view import connect_mlflow
-from wsol_pipeline.study.plan import Job, Plan, StudyOptions, make_plan
+from wsol_pipeline.study.ledger import open_ledger
+from wsol_pipeline.study.options import StudyOptions
+from wsol_pipeline.study.plan import Job, Plan, make_plan
+from wsol_pipeline.study.samplers import pruner, sampler
 from wsol_pipeline.study.tuner import LedgerSearcher, trial_folder
+from wsol_pipeline.tracking.connect import connect_mlflow
 from wsol_pipeline.tracking.projection import Projection, TrialView
+from wsol_pipeline.tracking.runs import StudyRuns
 from wsol_pipeline.training import loop
 from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.config import from_dict
@@ -103,7 +107,7 @@ def live(root: Path, storage: Path, point: Callable[[str], None]) -> None:
         def job(parameters: dict[str, Any], seed: int, folder: Store) -> Job:
             return plan.job(parameters, seed, folder, lease.attempt, "cpu")
 
-        projection = Projection(connect_mlflow(Store.at(storage), "wsol"), "s", {}, views)
+        projection = Projection(StudyRuns(connect_mlflow(Store.at(storage), "wsol"), "s", {}), views)
 
         def tell(*event: Any) -> None:
             projection.flush()
@@ -119,19 +123,19 @@ def live(root: Path, storage: Path, point: Callable[[str], None]) -> None:
                     break
             searcher.on_trial_complete(trial_id)
         assert projection.flush()
-    (storage / "outcome.json").write_text(json.dumps(outcome(plan, ledger.trials(), projection)))
+    (storage / "outcome.json").write_text(json.dumps(outcome(plan, ledger.trials(), projection.runs)))
 
 
-def outcome(plan: Plan, trials: list[Any], projection: Projection) -> dict[str, Any]:
+def outcome(plan: Plan, trials: list[Any], runs: StudyRuns) -> dict[str, Any]:
     """What must not depend on deaths: the ledger, each trial's epochs and weights, and MLflow's runs."""
     stores = [CheckpointStore(trial_folder(plan.folder, trial.number), 0) for trial in trials]
-    runs = projection.client.search_runs([projection.experiment_id])
+    found = runs.client.search_runs([runs.experiment_id])
     return {
         "trials": [[t.number, t.state.name, t.params, t.values, t.intermediate_values] for t in trials],
         "epochs": [[record["epoch"] for record in store.records()] for store in stores],
         "weights": [weights_of(store.trial.uri) for store in stores],
         "runs": sorted(
-            [run.data.tags["wsol.trial"], run.info.status, steps_of(projection.client, run.info.run_id)] for run in runs
+            [run.data.tags["wsol.trial"], run.info.status, steps_of(runs.client, run.info.run_id)] for run in found
         ),
     }
 

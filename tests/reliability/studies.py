@@ -21,7 +21,7 @@ from tests.reliability import trace
 from tests.reliability.exits import weights_of
 from tests.reliability.row import Injection
 from wsol_pipeline.storage import Store
-from wsol_pipeline.study.ledger import open_storage
+from wsol_pipeline.study.database import open_storage
 
 ROOT = Path(__file__).parents[2]
 INTERVAL = 4  # batches between checkpoints, of 6 an epoch

@@ -15,7 +15,7 @@ from wsol_pipeline.evaluation.selection import choose
 from wsol_pipeline.report.facts import Facts, Line, Search, Subject
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training.config import Recipe, TrainConfig
-from wsol_pipeline.verdict.judge import Contender, Row
+from wsol_pipeline.verdict.rows import Contender, Row
 
 PRESET = "bas-ext/table1/cub/resnet50"
 NOTHING = {"transferred": {}, "oracle": {}, "intervals": {}}

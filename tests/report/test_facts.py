@@ -12,10 +12,11 @@ from rayjobs import report
 from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.report.facts import gather
 from wsol_pipeline.storage import Store
-from wsol_pipeline.study.ledger import open_storage
+from wsol_pipeline.study.database import open_storage
 from wsol_pipeline.training.checkpoint import write_sealed
 from wsol_pipeline.training.config import to_dict
-from wsol_pipeline.verdict.judge import CENTRED_BOX, EVALUATIONS, PICTURES, evaluation_name
+from wsol_pipeline.verdict.pictures import PICTURES
+from wsol_pipeline.verdict.rows import CENTRED_BOX, EVALUATIONS, evaluation_name
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from optuna.trial import TrialState
 from wsol_pipeline.report import charts
 from wsol_pipeline.report.facts import Several
 from wsol_pipeline.report.page import render
-from wsol_pipeline.study.ledger import Standing
 from wsol_pipeline.study.pareto import Rule
+from wsol_pipeline.study.standings import Standing
 
 EVIL = "<script>alert(1)</script>"
 

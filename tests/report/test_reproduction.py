@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from search_spaces import preset
+from wsol_pipeline.console.screens import print_reproduction, print_rows
 from wsol_pipeline.data.published import Deviation
 from wsol_pipeline.report.reproduction import (
     OTHER_DATA,
@@ -15,8 +16,6 @@ from wsol_pipeline.report.reproduction import (
     label,
     markdown,
     sections,
-    show,
-    show_rows,
 )
 from wsol_pipeline.training.config import TrainConfig
 from wsol_pipeline.verdict.reproduce import Reproduction, SeedRun
@@ -113,7 +112,7 @@ def test_other_data_are_flagged_on_top_of_every_page_and_table(found, capsys):
     text, page = markdown(other, "python x"), html(other, "python x")
     assert text.count(f"**{OTHER_DATA}**") == 1 + text.count("\n## ")
     assert page.count(f">{OTHER_DATA}</p>".replace("'", "&#39;")) == 1 + page.count("<h2>")
-    show(other)
+    print_reproduction(other)
     told = capsys.readouterr().out
     assert told.count(f"{OTHER_DATA}: ") == 4  # three tables, and the last line
     assert "synthetic (generated)" in text
@@ -138,7 +137,7 @@ def test_the_page_is_one_file_that_runs_nothing(found):
 
 
 def test_rows_fit_a_terminal_of_100_columns(capsys):
-    show_rows({row: preset(row).published for row in ("b-cam/table10/cub/resnet50/bcam-p", ROW.id)})
+    print_rows({row: preset(row).published for row in ("b-cam/table10/cub/resnet50/bcam-p", ROW.id)})
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 100
     assert any("GT-known Loc 95.41" in line for line in lines)

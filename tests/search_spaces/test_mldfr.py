@@ -9,10 +9,12 @@ from rayjobs import tune_mldfr
 from search_spaces import preset, presets, space_for
 from wsol_models import build, method_module
 from wsol_models.readouts import readout
+from wsol_pipeline.console.command_line import parse
 from wsol_pipeline.errors import UsageError
 from wsol_pipeline.evaluation.protocols import PROTOCOLS
 from wsol_pipeline.training.config import Recipe
-from wsol_pipeline.training.options import RunOptions, parse, resolve
+from wsol_pipeline.training.options import RunOptions
+from wsol_pipeline.training.resolve import resolve
 
 BASE = "mldfr/table13/cub/resnet50"
 

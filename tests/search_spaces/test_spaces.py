@@ -12,7 +12,8 @@ from wsol_models.readouts import readout
 from wsol_pipeline.evaluation.selection import BOX_METRICS, CLASS_METRICS, MASK_METRICS, SEGMENTATION_METRICS
 from wsol_pipeline.training.build import build_method, build_readout
 from wsol_pipeline.training.config import Recipe
-from wsol_pipeline.training.options import RunOptions, resolve
+from wsol_pipeline.training.options import RunOptions
+from wsol_pipeline.training.resolve import resolve
 
 RECIPE = {"epochs", "batch_size", "learning_rate", "weight_decay", "nesterov", "decay_every", "decay_counts_from"}
 ERRORS = ("cls1_err", "cls5_err", "clsloc1_err", "clsloc5_err")  # of `selection.errors`

@@ -5,8 +5,8 @@ import pytest
 from optuna.trial import TrialState, create_trial
 
 from wsol_pipeline.study import charts
-from wsol_pipeline.study.ledger import Standing
 from wsol_pipeline.study.pareto import Rule
+from wsol_pipeline.study.standings import Standing
 
 
 def test_confirmations_are_in_no_picture(tmp_path, monkeypatch):

@@ -5,13 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from wsol_pipeline.console.screens import TrialLog, ranking_markdown
+from wsol_pipeline.console.live import TrialLog
 from wsol_pipeline.errors import DataError
 from wsol_pipeline.evaluation.counts import Counts, ImageHits
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study.doubt import Doubt, doubts, means, sentence, winners, winners_by
-from wsol_pipeline.study.ledger import Standing
+from wsol_pipeline.study.outcome import ranking_markdown
 from wsol_pipeline.study.pareto import Rule
+from wsol_pipeline.study.standings import Standing
 from wsol_pipeline.training.checkpoint import write_sealed
 
 METRIC = "gt_known_loc"

@@ -19,12 +19,12 @@ def test_a_stopped_training_goes_on_from_the_very_batch(
     config = make_config("cam")
     asked = []
 
-    def pulse(position):
+    def orders(position):
         asked.append(position)
         return Order.STOP if position == stop_at else Order.GO_ON
 
     checkpoints = CheckpointStore(Store.at(tmp_path / "stopped"), 1)
-    assert len(list(train(config, dataset, checkpoints, World(pulse=pulse), reading))) == records
+    assert len(list(train(config, dataset, checkpoints, World(orders=orders), reading))) == records
     assert asked[-1] == checkpoints.position() == stop_at
     assert checkpoints.final() is None
     resumed, undisturbed = fit(config, "stopped", attempt=2), fit(config, "undisturbed")
@@ -46,7 +46,7 @@ def test_a_training_that_was_told_to_save_goes_on_from_there_once_it_died(
 
     asked = []
 
-    def pulse(position):
+    def orders(position):
         asked.append(position)
         if asked.count(save_at) > asked_before + 1 or position > save_at:
             raise Died
@@ -54,7 +54,7 @@ def test_a_training_that_was_told_to_save_goes_on_from_there_once_it_died(
 
     config, checkpoints = make_config("cam"), CheckpointStore(Store.at(tmp_path / "died"), 1)
     with pytest.raises(Died):
-        list(train(config, dataset, checkpoints, World(pulse=pulse), reading))
+        list(train(config, dataset, checkpoints, World(orders=orders), reading))
     assert checkpoints.position() == save_at
     resumed, undisturbed = fit(config, "died", attempt=2), fit(config, "undisturbed")
     assert resumed.records == undisturbed.records

@@ -9,20 +9,12 @@ from optuna.trial import TrialState
 
 from wsol_pipeline.errors import ResourceError, UsageError
 from wsol_pipeline.storage import Store
-from wsol_pipeline.study.ledger import (
-    FOR_ONE,
-    FOR_SEVERAL,
-    PRUNERS,
-    SAMPLERS,
-    ObjectJournal,
-    database_needed,
-    front,
-    open_ledger,
-    open_storage,
-    pruner,
-    sampler,
-)
+from wsol_pipeline.study.database import ObjectJournal, database_needed, open_storage
+from wsol_pipeline.study.ledger import open_ledger
+from wsol_pipeline.study.options import FOR_ONE, FOR_SEVERAL
 from wsol_pipeline.study.pareto import Rule
+from wsol_pipeline.study.samplers import PRUNERS, SAMPLERS, pruner, sampler
+from wsol_pipeline.study.standings import front
 
 RULE = Rule(("gt_known_loc", "device_hours"), 1.0)
 

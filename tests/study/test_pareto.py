@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from wsol_pipeline.console.screens import on_front, ranking_markdown
-from wsol_pipeline.study.ledger import Standing
+from wsol_pipeline.study.outcome import on_front, ranking_markdown
 from wsol_pipeline.study.pareto import Rule, cell
+from wsol_pipeline.study.standings import Standing
 
 TWO = Rule(("gt_known_loc", "cls_top1"), 1.0)
 COSTLY = Rule(("gt_known_loc", "cls_top1", "device_hours"), 1.0)

@@ -6,9 +6,11 @@ import pytest
 
 from search_spaces import bas, cam
 from wsol_pipeline.errors import UsageError
+from wsol_pipeline.study.options import StudyOptions
 from wsol_pipeline.study.pareto import Rule
-from wsol_pipeline.study.plan import OWN, StudyOptions, first_trials, make_plan, with_parameters
-from wsol_pipeline.training.options import RunOptions, resolve
+from wsol_pipeline.study.plan import OWN, first_trials, make_plan, with_parameters
+from wsol_pipeline.training.options import RunOptions
+from wsol_pipeline.training.resolve import resolve
 
 PRESET = "bas-ext/table1/cub/resnet50"
 

@@ -5,9 +5,11 @@ from types import SimpleNamespace
 import pytest
 
 import wsol_models
+from wsol_pipeline.console.screens import print_rehearsal
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study import rehearsal
-from wsol_pipeline.study.plan import StudyOptions, make_plan
+from wsol_pipeline.study.options import StudyOptions
+from wsol_pipeline.study.plan import make_plan
 from wsol_pipeline.study.rehearsal import Measured, estimated, measure, rehearse
 from wsol_pipeline.training import cluster
 from wsol_pipeline.training.config import Job
@@ -58,7 +60,8 @@ def test_a_dry_run_says_what_the_study_would_take_and_starts_nothing(dataset, tm
     monkeypatch.setattr(rehearsal, "connect_mlflow", lambda *args: lambda: (SimpleNamespace(tracking_uri="here"), "1"))
     monkeypatch.setattr(rehearsal, "measure_there", lambda job: MEASURED)
     options = StudyOptions(name="s", data=dataset.uri, storage=str(tmp_path), trials=6, epochs=2)
-    assert rehearse(make_plan(options, "cam", lambda trial: {})) == 0
+    plan = make_plan(options, "cam", lambda trial: {})
+    print_rehearsal(plan, rehearse(plan))
     said = capsys.readouterr().out
     for line in (
         "64 train, 25 val, 3 classes",

@@ -15,9 +15,11 @@ from ray.tune.error import TuneError
 from wsol_pipeline.errors import ResourceError, UsageError, WsolError
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study.budget import Budget
+from wsol_pipeline.study.database import database_needed
 from wsol_pipeline.study.lease import Lease
-from wsol_pipeline.study.ledger import database_needed, open_ledger, pruner, sampler
+from wsol_pipeline.study.ledger import open_ledger
 from wsol_pipeline.study.pareto import Rule
+from wsol_pipeline.study.samplers import pruner, sampler
 from wsol_pipeline.study.tuner import LedgerScheduler, LedgerSearcher, run_trials, trial_folder
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position
 from wsol_pipeline.training.config import Job, TrainConfig, from_dict

@@ -9,9 +9,11 @@ import pytest
 
 from wsol_pipeline.errors import ResourceError, UsageError
 from wsol_pipeline.storage import Store
-from wsol_pipeline.study.mlflow_view import connect_mlflow
-from wsol_pipeline.tracking import projection, registry
-from wsol_pipeline.tracking.projection import Projection, ServerAway, TrialView
+from wsol_pipeline.tracking import projection, registry, runs
+from wsol_pipeline.tracking.connect import ServerAway, connect_mlflow
+from wsol_pipeline.tracking.connect import connect as connect_to
+from wsol_pipeline.tracking.projection import Projection, TrialView
+from wsol_pipeline.tracking.runs import StudyRuns, deliver
 
 FAULTS = ("closed", "timeout", "500", "cut")
 
@@ -25,9 +27,20 @@ def views(*states: str) -> list[TrialView]:
 
 
 @pytest.fixture
+def patient(monkeypatch):
+    """`patient(seconds)`: how long the end of the work waits for MLflow."""
+
+    def wait(seconds):
+        for module in (projection, runs):
+            monkeypatch.setattr(module, "PATIENCE", seconds)
+
+    return wait
+
+
+@pytest.fixture
 def connect(mlflow_proxy, request):
     """What connects through the proxy, to an experiment of this test's own."""
-    return functools.partial(projection.connect, mlflow_proxy.url, request.node.name, None)
+    return functools.partial(connect_to, mlflow_proxy.url, request.node.name, None)
 
 
 @pytest.fixture
@@ -60,7 +73,7 @@ def test_a_server_that_is_away_at_the_start_is_written_when_it_is_back(
     with pytest.raises(ServerAway, match=r"MLflow at http://127.0.0.1:\d+ does not answer"):
         connect()
     assert time.monotonic() - began < 10
-    writer = Projection(connect, "s", {}, lambda: views("COMPLETE", "PRUNED"))
+    writer = Projection(StudyRuns(connect, "s", {}), lambda: views("COMPLETE", "PRUNED"))
     assert not writer.flush()
     assert not writer.flush()
     assert caplog.text.count("MLflow is away") == 1
@@ -78,7 +91,7 @@ def test_whichever_request_fails_all_arrives_once(connect, mlflow_proxy, written
     for number in itertools.count():
         study = f"s{number}"
         mlflow_proxy.harm(fault, times=1, method="", after=number)
-        writer = Projection(connect, study, {}, lambda: views("COMPLETE", "PRUNED"))
+        writer = Projection(StudyRuns(connect, study, {}), lambda: views("COMPLETE", "PRUNED"))
         took = [writer.flush(), writer.flush()]
         failed, _ = mlflow_proxy.injected, mlflow_proxy.heal()
         assert took == [not failed, True]
@@ -88,20 +101,22 @@ def test_whichever_request_fails_all_arrives_once(connect, mlflow_proxy, written
     assert number > 5
 
 
-def test_a_slow_server_delays_the_end_by_its_patience_alone(connect, mlflow_proxy, monkeypatch, written):
-    monkeypatch.setattr(projection, "PATIENCE", 2.0)
+def test_a_slow_server_delays_the_end_by_its_patience_alone(connect, mlflow_proxy, patient, written):
+    patient(2.0)
     mlflow_proxy.silence = 0.8
     mlflow_proxy.harm("slow", method="")
-    writer = Projection(connect, "s", {}, lambda: views(*["COMPLETE"] * 30))
+    writer = Projection(StudyRuns(connect, "s", {}), lambda: views(*["COMPLETE"] * 30))
     began = time.monotonic()
-    with writer:
-        pass
-    missing = projection.deliver(writer, {"the end": writer.close_parent})
+    writer.start()
+    writer.stop()
+    writer.hurry()
+    missing = deliver({"trials": writer.write, "the end": writer.runs.close_parent})
     assert time.monotonic() - began < 60  # all requests would take longer
     assert missing == "MLflow lacks trials, the end (it is too slow)"
     mlflow_proxy.heal()
-    monkeypatch.setattr(projection, "PATIENCE", 200.0)
-    assert projection.deliver(writer, {"the end": writer.close_parent}) == ""
+    patient(200.0)
+    writer.hurry()
+    assert deliver({"trials": writer.write, "the end": writer.runs.close_parent}) == ""
     assert written("s") == {"study": ("FINISHED", []), **{str(n): ("FINISHED", [1, 2]) for n in range(30)}}
 
 
@@ -151,26 +166,28 @@ def test_a_model_is_registered_once_whatever_fails(connect, mlflow_proxy, fit, m
     final, name = fit(make_config()).final, f"m-{fault}-{path.replace('/', '-')}"
     if fault == "timeout":
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    writer = Projection(connect, name, {}, lambda: views("COMPLETE"))
+    writer = Projection(StudyRuns(connect, name, {}), lambda: views("COMPLETE"))
     assert writer.flush()
     mlflow_proxy.silence = 11
     mlflow_proxy.harm(fault, times=1, method="", path=path)
-    missing = projection.deliver(writer, {"model": lambda: registry.register(writer, name, 0, final)})
+    missing = deliver({"trials": writer.write, "model": lambda: registry.register(writer.runs, name, 0, final)})
     assert missing == ""
     assert mlflow_proxy.injected == 1
     mlflow_proxy.heal()
-    assert registry.register(writer, name, 0, final) == "1"
+    assert registry.register(writer.runs, name, 0, final) == "1"
     client = mlflow.MlflowClient(mlflow_proxy.url)
     assert len(client.search_model_versions(f"name = '{name}'")) == 1
-    run = client.get_run(writer.trial_run(0))
+    run = client.get_run(writer.runs.trial(0))
     assert run.info.status == "FINISHED"
     assert mlflow.pyfunc.load_model(f"models:/{name}/1")
 
 
-def test_a_server_away_at_the_end_leaves_a_list(connect, mlflow_proxy, monkeypatch):
-    monkeypatch.setattr(projection, "PATIENCE", 0.5)
-    writer = Projection(connect, "s", {}, lambda: views("COMPLETE"))
+def test_a_server_away_at_the_end_leaves_a_list(connect, mlflow_proxy, patient):
+    patient(0.5)
+    writer = Projection(StudyRuns(connect, "s", {}), lambda: views("COMPLETE"))
     writer.flush()
     mlflow_proxy.harm("500", method="")
-    told = projection.deliver(writer, {"the model": writer.close_parent, "pictures": writer.close_parent})
+    told = deliver(
+        {"trials": writer.write, "the model": writer.runs.close_parent, "pictures": writer.runs.close_parent}
+    )
     assert told.startswith("MLflow lacks the model, pictures (")

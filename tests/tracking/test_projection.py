@@ -11,8 +11,9 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
 from wsol_pipeline.errors import ResourceError
-from wsol_pipeline.tracking import projection
+from wsol_pipeline.tracking.connect import connect
 from wsol_pipeline.tracking.projection import Projection, StudyView, TrialView
+from wsol_pipeline.tracking.runs import StudyRuns
 
 
 class Lossy:
@@ -53,7 +54,7 @@ def database(tmp_path_factory) -> str:
 @pytest.fixture
 def connected(database, request, tmp_path):
     """(client, experiment) of an experiment of this test's own."""
-    return projection.connect(database, request.node.name, str(tmp_path))
+    return connect(database, request.node.name, str(tmp_path))
 
 
 def test_tables_are_made_by_one_driver_at_a_time(tmp_path, monkeypatch):
@@ -67,7 +68,7 @@ def test_tables_are_made_by_one_driver_at_a_time(tmp_path, monkeypatch):
 
     monkeypatch.setattr(mlflow, "MlflowClient", client)
     with pytest.raises(ResourceError, match="locked as it should be"):
-        projection.connect(f"sqlite:///{database}", "wsol", str(tmp_path))
+        connect(f"sqlite:///{database}", "wsol", str(tmp_path))
 
 
 def view(number: int, epochs: int, state: str = "RUNNING") -> TrialView:
@@ -89,7 +90,7 @@ def view(number: int, epochs: int, state: str = "RUNNING") -> TrialView:
 
 
 def project(client, experiment, views) -> Projection:
-    return Projection(lambda: (client, experiment), "s", {"wsol.data": "d"}, lambda: views)
+    return Projection(StudyRuns(lambda: (client, experiment), "s", {"wsol.data": "d"}), lambda: views)
 
 
 def test_a_second_driver_writes_the_same_again(connected):
@@ -148,7 +149,7 @@ def test_the_study_s_own_run_grows_with_it(connected):
         for told, best in states
     ]  # fmt: skip
     counting = Counting(client)
-    one = Projection(lambda: (counting, experiment), "s", {}, list, lambda: views.pop(0))
+    one = Projection(StudyRuns(lambda: (counting, experiment), "s", {}), list, lambda: views.pop(0))
     assert [one.flush() for _ in range(3)] == [True] * 3
     assert counting.requests["log_batch"] == 2  # nothing is written where nothing is new
     run = client.get_run(one.parent_run())
@@ -169,7 +170,7 @@ def test_an_answer_that_got_lost_makes_no_second_run(connected, caplog):
 
 def test_mlflow_that_never_answers_is_refused_without_its_password(unused_tcp_port):
     with pytest.raises(ResourceError, match=r"http://\*\*\*@127.0.0.1:\d+ does not answer") as refused:
-        projection.connect(f"http://user:secret@127.0.0.1:{unused_tcp_port}", "wsol", None)
+        connect(f"http://user:secret@127.0.0.1:{unused_tcp_port}", "wsol", None)
     assert "secret" not in str(refused.value)
 
 

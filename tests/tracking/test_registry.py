@@ -6,7 +6,8 @@ import mlflow
 import pytest
 
 from wsol_pipeline.errors import DataError, UsageError
-from wsol_pipeline.tracking import projection, registry
+from wsol_pipeline.tracking import registry
+from wsol_pipeline.tracking.connect import connect
 from wsol_pipeline.tracking.registry import CHAMPION, check_name_is_free, crown, model_tags
 
 TUNED = model_tags({"train": {"protocol": "wsol-v1", "image_size": 64, "resize_size": 72}, "dataset": "d" * 64})
@@ -18,7 +19,7 @@ FIGURES = {"max_box_acc_v2": 71.25, "gt_known_loc": 90.0}
 def client(tmp_path_factory) -> mlflow.MlflowClient:
     """Made once: MLflow's tables take seconds."""
     folder = tmp_path_factory.mktemp("mlflow")
-    return projection.connect(f"sqlite:///{folder}/mlflow.db", "tests", str(folder))[0]
+    return connect(f"sqlite:///{folder}/mlflow.db", "tests", str(folder))[0]
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ def run(rank: int, job: Job, rendezvous: str, stop_at: list[int] | None = None) 
     world = World(rank, job.workers, wrap=torch.nn.parallel.DistributedDataParallel)
     checkpoints = CheckpointStore(Store.at(job.trial), job.attempt)
     reached = Position(*stop_at or ())
-    stopped = dataclasses.replace(world, pulse=lambda at: Order.STOP if at >= reached else Order.GO_ON)
+    stopped = dataclasses.replace(world, orders=lambda at: Order.STOP if at >= reached else Order.GO_ON)
     for life in [stopped, world] if stop_at else [world]:
         list(train(job.train, open_dataset(job.data), checkpoints, life, job.reading, job.checkpoint_batches))
     torch.distributed.destroy_process_group()

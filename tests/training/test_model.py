@@ -27,7 +27,8 @@ from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.images import normalize
 from wsol_pipeline.storage import Store
 from wsol_pipeline.tracking import registry
-from wsol_pipeline.tracking.projection import Projection, connect
+from wsol_pipeline.tracking.connect import connect
+from wsol_pipeline.tracking.runs import StudyRuns
 from wsol_pipeline.training.build import build_method
 from wsol_pipeline.training.model import Model, box_in_image, load_model, load_model_files
 
@@ -160,9 +161,9 @@ def test_what_is_a_pickle_is_known(tmp_path):
 def test_mlflow_serves_the_winner_without_pickle(trained, tmp_path):
     store = Store.at(tmp_path / "mlflow")
     client, experiment = connect(f"sqlite:///{tmp_path}/mlflow.db", "tests", str(store))
-    projection = Projection(lambda: (client, experiment), "bas-tiny", {"wsol.protocol": "wsol-v1"}, list)
-    assert registry.register(projection, "bas-tiny", 3, trained.final) == "1"
-    assert registry.register(projection, "bas-tiny", 3, trained.final) == "1"  # a second time changes nothing
+    runs = StudyRuns(lambda: (client, experiment), "bas-tiny", {"wsol.protocol": "wsol-v1"})
+    assert registry.register(runs, "bas-tiny", 3, trained.final) == "1"
+    assert registry.register(runs, "bas-tiny", 3, trained.final) == "1"  # a second time changes nothing
     client.set_registered_model_alias("bas-tiny", registry.CHAMPION, "1")
     with without_pickle():
         served = mlflow.pyfunc.load_model("models:/bas-tiny@champion")
@@ -184,7 +185,7 @@ def test_the_three_lines_of_the_readme_work_anywhere(trained, tmp_path):
     """Typed in a fresh process, in a folder of its own, that knows nothing but the tracking address."""
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     connection = connect(uri, "tests", str(tmp_path / "mlflow"))
-    registry.register(Projection(lambda: connection, "bas-cub", {}, list), "bas-cub", 0, trained.final)
+    registry.register(StudyRuns(lambda: connection, "bas-cub", {}), "bas-cub", 0, trained.final)
     connection[0].set_registered_model_alias("bas-cub", registry.CHAMPION, "1")
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     lines = re.search(r"```python\n(import mlflow.*?)```", readme, re.DOTALL)[1].split("\n")

@@ -23,7 +23,7 @@ from wsol_pipeline.evaluation.evaluate import detect
 from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.evaluation.selection import choose, transferred
 from wsol_pipeline.storage import Store
-from wsol_pipeline.study.execute import WINNER
+from wsol_pipeline.study.outcome import WINNER
 from wsol_pipeline.study.plan import check_buildable
 from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.loop import train

@@ -21,7 +21,7 @@ from wsol_pipeline.training.loop import NonFiniteError, World, train
 def reports(monkeypatch) -> list[dict]:
     """What trials in this process, which is no worker of a cluster, report to Ray Tune."""
     found: list[dict] = []
-    monkeypatch.setattr(run, "_pulse", lambda job, nodes: None)
+    monkeypatch.setattr(run, "_signals", lambda job, nodes: None)
     monkeypatch.setattr(run, "node_id", lambda: "this")
     monkeypatch.setattr(ray.tune, "report", found.append)
     return found

@@ -3,10 +3,10 @@
 import pytest
 
 from wsol_pipeline.storage import Store
-from wsol_pipeline.training import signals
+from wsol_pipeline.training import ray_internals, signals
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position
 from wsol_pipeline.training.loop import Order
-from wsol_pipeline.training.signals import LEAVING_SECONDS, Pulse
+from wsol_pipeline.training.signals import LEAVING_SECONDS, Signals
 
 
 class Cluster:
@@ -23,11 +23,11 @@ class Cluster:
 def cluster(monkeypatch) -> Cluster:
     cluster = Cluster()
     monkeypatch.setattr(signals, "time", cluster)
-    monkeypatch.setattr(signals, "leaving_nodes", lambda: cluster.leaving)
-    monkeypatch.setattr(signals, "_internal_kv_put", lambda key, value, namespace: cluster.store.update({key: value}))
-    monkeypatch.setattr(signals, "_internal_kv_get", lambda key, namespace: cluster.store.get(key))
-    monkeypatch.setattr(signals, "_internal_kv_exists", lambda key, namespace: key in cluster.store)
-    monkeypatch.setattr(signals, "_internal_kv_del", lambda key, namespace: cluster.store.pop(key, None))
+    monkeypatch.setattr(ray_internals, "leaving_nodes", lambda: cluster.leaving)
+    monkeypatch.setattr(ray_internals, "put", lambda key, value: cluster.store.update({key: value}))
+    monkeypatch.setattr(ray_internals, "get", cluster.store.get)
+    monkeypatch.setattr(ray_internals, "exists", cluster.store.__contains__)
+    monkeypatch.setattr(ray_internals, "delete", lambda key: cluster.store.pop(key, None))
     return cluster
 
 
@@ -36,7 +36,7 @@ def trial(tmp_path) -> CheckpointStore:
     return CheckpointStore(Store.at(tmp_path), 1)
 
 
-def orders(cluster: Cluster, worker: Pulse, seconds: int) -> list[Order]:
+def orders(cluster: Cluster, worker: Signals, seconds: int) -> list[Order]:
     """What the worker is told in each of so many seconds."""
     told = []
     for second in range(seconds):
@@ -46,7 +46,7 @@ def orders(cluster: Cluster, worker: Pulse, seconds: int) -> list[Order]:
 
 
 def test_the_driver_knows_where_a_trial_stands_and_can_stop_it(cluster, trial):
-    worker = Pulse(trial)
+    worker = Signals(trial)
     assert worker(Position(2, 96)) is Order.GO_ON
     assert signals.position(trial) == Position(2, 96)
     signals.ask_to_stop(trial)
@@ -57,7 +57,7 @@ def test_the_driver_knows_where_a_trial_stands_and_can_stop_it(cluster, trial):
 
 
 def test_a_trial_writes_checkpoints_while_a_node_of_its_own_is_about_to_leave(cluster, trial):
-    worker = Pulse(trial, ["mine", "of the second rank"])
+    worker = Signals(trial, ["mine", "of the second rank"])
     cluster.leaving = {"another's"}
     assert set(orders(cluster, worker, 3)) == {Order.GO_ON}
     cluster.leaving = {"another's", "of the second rank"}

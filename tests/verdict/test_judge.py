@@ -12,16 +12,10 @@ from wsol_pipeline.errors import DataError
 from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.evaluation.selection import Choice, transferred
-from wsol_pipeline.storage import Store
-from wsol_pipeline.verdict.judge import (
-    Contender,
-    EvaluateOptions,
-    Row,
-    _require_comparable,
-    contenders,
-    paper_figures,
-    score,
-)
+from wsol_pipeline.verdict.judge import Verdict
+from wsol_pipeline.verdict.options import EvaluateOptions
+from wsol_pipeline.verdict.rows import Contender, Row, contenders, paper_figures, require_comparable
+from wsol_pipeline.verdict.score import score
 
 WINNER = {"model": "/runs/a/final", "published": {"model": "/runs/a/first", "preset": "row"}}
 
@@ -48,12 +42,16 @@ def test_one_table_holds_one_evaluation():
     judged = contenders({"a": WINNER})
     data = SimpleNamespace(uri="data", fingerprint="f")
     same = [model(protocol("wsol-v1", 64, 72))] * 2
-    _require_comparable(data, judged, same)
+    require_comparable(data, judged, same)
     with pytest.raises(DataError, match="a was tuned under bas-ext at 64 px, a under wsol-v1 at 64 px"):
-        _require_comparable(data, judged, [same[0], model(protocol("bas-ext", 64, 72))])
+        require_comparable(data, judged, [same[0], model(protocol("bas-ext", 64, 72))])
 
 
-def test_what_a_paper_reports_stands_beside_what_was_measured_alike(tmp_path, capsys):
+def verdict(rows, objective, rules):
+    return Verdict(EvaluateOptions(("a",)), rows, objective, rules, 9, "gallery.png", None, {}, None)
+
+
+def test_what_a_paper_reports_stands_beside_what_was_measured_alike(capsys):
     preset = "bas-ext/table1/cub/resnet50"
     figures = paper_figures(preset, protocol("bas-ext", 64, 72))
     assert figures == {"top1_loc": 76.75, "top5_loc": 90.04, "gt_known_loc": 95.41}
@@ -62,7 +60,7 @@ def test_what_a_paper_reports_stands_beside_what_was_measured_alike(tmp_path, ca
     measured = dict.fromkeys(("max_box_acc_v2", "gt_known_loc", "top1_loc", "top5_loc"), 51.25)
     ours = Row("a: winner", "1 > 0.1", measured, measured, measured, {})
     theirs = Row("a: published", "4 > 0.1", measured, measured, measured, {}, preset, figures)
-    print_verdict([theirs, ours], "max_box_acc_v2", "bas-ext", 9, Store.at(tmp_path), "gallery.png", "runs")
+    print_verdict(verdict([theirs, ours], "max_box_acc_v2", "bas-ext"))
     v2, gt_known, top1, top5 = capsys.readouterr().out.split("test images")[1:]
     assert "paper" not in v2  # the row has no figure for it
     for table, figure in ((gt_known, "95.4"), (top1, "76.8"), (top5, "90.0")):
@@ -72,16 +70,16 @@ def test_what_a_paper_reports_stands_beside_what_was_measured_alike(tmp_path, ca
         assert f"paper: {preset}, on its own data" in table
 
 
-def test_long_names_leave_the_numbers_whole(tmp_path, capsys):
+def test_long_names_leave_the_numbers_whole(capsys):
     row = Row("a-long-name-of-a-study" * 3, "a-long-readout" * 5, *[{"gt_known_loc": 51.25}] * 3, {})
-    print_verdict([row], "gt_known_loc", "wsol-v1", 9, Store.at(tmp_path), "gallery.png", "runs")
+    print_verdict(verdict([row], "gt_known_loc", "wsol-v1"))
     assert capsys.readouterr().out.count(" 51.2 ") == 3
 
 
 def test_data_that_was_imported_anew_is_refused():
     data = SimpleNamespace(uri="data", fingerprint="other")
     with pytest.raises(DataError, match="is not the data any more"):
-        _require_comparable(data, contenders({"a": WINNER}), [model(protocol("wsol-v1", 64, 72))] * 2)
+        require_comparable(data, contenders({"a": WINNER}), [model(protocol("wsol-v1", 64, 72))] * 2)
 
 
 def test_an_evaluation_keeps_every_image_its_counts_and_some_pictures(fit, make_config, reading):

@@ -12,11 +12,12 @@ from search_spaces import ALIASES, preset, presets
 from wsol_pipeline.data.published import Deviation
 from wsol_pipeline.errors import UsageError
 from wsol_pipeline.report.reproduction import compare, markdown
-from wsol_pipeline.study.ledger import Standing
+from wsol_pipeline.study.standings import Standing
 from wsol_pipeline.training.config import TrainConfig
-from wsol_pipeline.training.options import RunOptions, resolve
+from wsol_pipeline.training.options import RunOptions
+from wsol_pipeline.training.resolve import resolve
+from wsol_pipeline.verdict.options import ReproduceOptions
 from wsol_pipeline.verdict.reproduce import (
-    ReproduceOptions,
     deviations,
     find_row,
     find_rows,
@@ -152,7 +153,7 @@ def test_two_seeds_are_judged_once_each_and_stand_beside_the_row(
     assert not found.is_paper_data
     assert "| data | " in markdown(found, "python x")
 
-    monkeypatch.setattr("wsol_pipeline.verdict.judge.score", lambda *_: pytest.fail("test was opened again"))
+    monkeypatch.setattr("wsol_pipeline.verdict.score.score", lambda *_: pytest.fail("test was opened again"))
     assert markdown(judge_seeds(study, preset(row), outcome), "python x") == markdown(found, "python x")
 
 

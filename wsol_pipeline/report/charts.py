@@ -21,9 +21,9 @@ from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.evaluation.selection import Choice
 from wsol_pipeline.report.facts import Line, Search, Several, Subject
 from wsol_pipeline.report.summary import Share, best_of_settings, training_points
-from wsol_pipeline.study.ledger import Standing, study_of
-from wsol_pipeline.study.ledger import front as pareto_front
 from wsol_pipeline.study.pareto import COST
+from wsol_pipeline.study.standings import Standing, study_of
+from wsol_pipeline.study.standings import front as pareto_front
 from wsol_pipeline.text import curve_metric, metric_name, parameter_name
 
 # Stand for colours of the page, which replace them in the finished SVG.

@@ -17,25 +17,25 @@ from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.evaluation.protocols import Protocol, protocol
 from wsol_pipeline.evaluation.selection import Choice
 from wsol_pipeline.storage import Store
-from wsol_pipeline.study.ledger import CONFIRMS, Standing, first_objective, open_storage, standings
+from wsol_pipeline.study.database import open_storage
 from wsol_pipeline.study.pareto import Rule
+from wsol_pipeline.study.standings import CONFIRMS, Standing, first_objective, standings
 from wsol_pipeline.study.tuner import final_files
 from wsol_pipeline.training.checkpoint import read_sealed
 from wsol_pipeline.training.config import TrainConfig, from_dict
 from wsol_pipeline.training.model import DESCRIPTION, VAL_COUNTS, load_model
-from wsol_pipeline.verdict.judge import (
+from wsol_pipeline.verdict.pictures import PICTURES
+from wsol_pipeline.verdict.rows import (
     CENTRED_BOX,
     EVALUATIONS,
-    PICTURES,
     Contender,
     Row,
-    choices,
     contenders,
     evaluation_name,
     finished_study,
-    named,
     rows_of,
 )
+from wsol_pipeline.verdict.score import choices, named
 
 SURFACES = 12  # trials whose readout surface is shown
 

@@ -20,8 +20,9 @@ from wsol_pipeline.report import charts
 from wsol_pipeline.report.facts import Facts, Line, Search, Subject
 from wsol_pipeline.report.summary import FEW_TRIALS, by_size, gain, gain_sentence, kinds, size_edges
 from wsol_pipeline.report.tables import comparison_table
-from wsol_pipeline.study.ledger import FAILURE, PUBLISHED, SPENT, standings
-from wsol_pipeline.study.ledger import front as pareto_front
+from wsol_pipeline.study.ledger import FAILURE, PUBLISHED, SPENT
+from wsol_pipeline.study.standings import front as pareto_front
+from wsol_pipeline.study.standings import standings
 from wsol_pipeline.text import metric_name, parameter_name
 from wsol_pipeline.tracking.provenance import provenance
 from wsol_pipeline.training.config import to_dict

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import jinja2
 from markupsafe import Markup
-from rich.console import Console
-from rich.table import Table
 from scipy.stats import t as student
 
 from wsol_pipeline.report import charts
@@ -20,7 +18,6 @@ from wsol_pipeline.verdict.reproduce import AS_PUBLISHED, ORACLE, READINGS, TRAN
 OTHER_DATA = "NOT THE PAPER'S DATA"
 COLUMNS = {AS_PUBLISHED: "as published", ORACLE: "oracle (upper bound)", TRANSFERRED: "transferred (honest)"}
 CONFIDENCE = 0.95
-LIST_WIDTH = 100
 
 
 @dataclass(frozen=True)
@@ -78,6 +75,13 @@ class Section:
     head: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
     right: tuple[int, ...] = ()
+
+
+def means(found: Reproduction) -> dict[str, float]:
+    """The mean over seeds of every figure that the row has, by reading/metric."""
+    return {
+        f"{reading}/{one.metric}": spread.mean for one in compare(found) for reading, spread in one.readings.items()
+    }
 
 
 def compare(found: Reproduction) -> list[Compared]:
@@ -260,27 +264,3 @@ def picture(compared: Sequence[Compared]) -> str:
         made.axis.set_xlabel("%")
         made.figure.legend(loc="outside lower center", ncols=2)
     return made.svg
-
-
-def show(found: Reproduction) -> None:
-    """The figures and what differs, on the terminal."""
-    console = Console(width=None if Console().is_terminal else 110)
-    flag = f"{label(found)}: " if label(found) else ""
-    shown = ("Published beside measured", "Published, not measured", "What differs")
-    for section in (section for section in sections(found) if section.title.startswith(shown)):
-        table = Table(title=f"{flag}{section.title}", title_justify="left")
-        for number, name in enumerate(section.head):
-            table.add_column(name, justify="right" if number in section.right else "left", overflow="fold")
-        for cells in section.rows:
-            table.add_row(*cells)
-        console.print(table)
-    console.print(f"{flag}{headline(found)}")
-
-
-def show_rows(rows: Mapping[str, Mapping[str, float]]) -> None:
-    """The published figures of rows by id, on the terminal."""
-    table = Table("row", "published, %", title=f"{len(rows)} published rows")
-    table.columns[0].overflow = "fold"
-    for id, published in rows.items():
-        table.add_row(id, ", ".join(f"{metric_name(metric)} {value:g}" for metric, value in published.items()))
-    Console(width=LIST_WIDTH).print(table)

@@ -10,8 +10,8 @@ import matplotlib.pyplot as plt
 import optuna
 from optuna.trial import TrialState
 
-from wsol_pipeline.study.ledger import CONFIRMS, Standing, first_objective, front, study_of
 from wsol_pipeline.study.pareto import Rule
+from wsol_pipeline.study.standings import CONFIRMS, Standing, first_objective, front, study_of
 
 
 def draw_study(study: optuna.Study, folder: Path) -> list[Path]:

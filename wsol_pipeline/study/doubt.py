@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from wsol_pipeline.evaluation import selection
 from wsol_pipeline.evaluation.counts import Counts, ImageHits
 from wsol_pipeline.storage import Store
-from wsol_pipeline.study.ledger import Standing
 from wsol_pipeline.study.pareto import COST, Rule
+from wsol_pipeline.study.standings import Standing
 from wsol_pipeline.study.tuner import final_files
 from wsol_pipeline.training.checkpoint import read_sealed
 from wsol_pipeline.training.model import VAL_COUNTS, VAL_IMAGES

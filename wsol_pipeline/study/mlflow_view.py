@@ -4,7 +4,6 @@ import functools
 import json
 import logging
 import math
-import os
 import sys
 from collections import Counter
 from collections.abc import Container, Iterator, Sequence
@@ -16,28 +15,18 @@ from mlflow.entities import Metric
 from optuna.trial import FrozenTrial, TrialState
 
 import search_spaces
-from wsol_pipeline.console.screens import format_value
-from wsol_pipeline.errors import UsageError
 from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.redaction import redact
-from wsol_pipeline.storage import Store
 from wsol_pipeline.study.lease import Lease
-from wsol_pipeline.study.ledger import CONFIRMS, FAILURE, PUBLISHED, SEED, Ledger
+from wsol_pipeline.study.ledger import FAILURE, PUBLISHED, Ledger
 from wsol_pipeline.study.plan import Plan
+from wsol_pipeline.study.standings import CONFIRMS, SEED
 from wsol_pipeline.study.surface import kept_counts, write_surface
 from wsol_pipeline.study.tuner import trial_folder
-from wsol_pipeline.text import metric_name, parameter_name
-from wsol_pipeline.tracking.projection import (
-    PARENT,
-    STUDY_TAG,
-    TRIAL_TAG,
-    Connect,
-    ServerAway,
-    StudyView,
-    TrialView,
-    connect,
-)
+from wsol_pipeline.text import format_value, metric_name, parameter_name
+from wsol_pipeline.tracking.projection import StudyView, TrialView
 from wsol_pipeline.tracking.provenance import provenance
+from wsol_pipeline.tracking.runs import PARENT, STUDY_TAG, TRIAL_TAG
 from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.config import TrainConfig, to_dict
 
@@ -46,26 +35,6 @@ logger = logging.getLogger(__name__)
 NOTE = "mlflow.note.content"  # a run's description, in Markdown
 SHOWN = 10  # trials of the study's table
 ENDS = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
-
-
-def connect_mlflow(store: Store, experiment: str) -> Connect:
-    """What gives (client, experiment id) of MLFLOW_TRACKING_URI, or of a SQLite file in a local `store`.
-
-    It is asked here once, for what no waiting mends. A server that is away is no such thing: work that needs none of it
-    begins, with a warning.
-    """
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
-    if not uri and not store.is_local:
-        raise UsageError(f"MLFLOW_TRACKING_URI is not set, and {store.uri} cannot hold MLflow's SQLite file: set it.")
-    experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", experiment)
-    uri = uri or f"sqlite:///{store.path('mlflow.db')}"
-    again = functools.partial(connect, uri, experiment, store.path("mlflow-artifacts"))
-    try:
-        connected = again()
-    except ServerAway as error:
-        logger.warning("%s. The work begins without it, and is written when it is back.", error)
-        return again
-    return lambda: connected
 
 
 def study_tags(plan: Plan) -> dict[str, str]:

@@ -3,14 +3,13 @@
 import dataclasses
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import optuna
 import torch
-import tyro
 
 import search_spaces
 import wsol_models
@@ -19,15 +18,16 @@ from wsol_pipeline.errors import UsageError, unknown
 from wsol_pipeline.evaluation import selection
 from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.storage import Store
-from wsol_pipeline.study.budget import Budget
-from wsol_pipeline.study.ledger import FOR_ONE, FOR_SEVERAL, PRUNERS, SAMPLERS, Space
+from wsol_pipeline.study.ledger import Space
+from wsol_pipeline.study.options import StudyOptions
 from wsol_pipeline.study.pareto import COST, Rule
-from wsol_pipeline.tracking.projection import sqlite_file
+from wsol_pipeline.tracking.connect import sqlite_file
 from wsol_pipeline.training import cluster
 from wsol_pipeline.training.build import build_method, build_readout
 from wsol_pipeline.training.config import Job, Recipe, TrainConfig, require, to_dict
 from wsol_pipeline.training.embedded import embedded_dataset, embedded_weights
-from wsol_pipeline.training.options import RunOptions, reading, resolve
+from wsol_pipeline.training.loop import Record
+from wsol_pipeline.training.resolve import reading, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -42,93 +42,6 @@ DATASETS = {  # (importer, number of classes) -> the dataset that it is, by the 
     ("voc", 20): "voc",
     ("coco", 80): "coco",
 }
-
-
-@dataclass(frozen=True)
-class SearchOptions:
-    """Which parameters are tried, how often, and what is stopped early."""
-
-    trials: Annotated[int, tyro.conf.arg(aliases=("--max-trials",))] = 8
-    """Trials in all, published settings included; a larger number later continues the study."""
-    also: tuple[str, ...] = ()
-    """Further objectives beside --objective, for which readout and thresholds are solved: any metric of validation,
-    e.g. cls_top1, and device_hours, what a trial's training and validation cost. The study then seeks the Pareto front.
-    By default none."""
-    tolerance: float = 1.0
-    """With --also: of the front, settings within so many percentage points of the best of an objective go on to the
-    next one; the last decides. device_hours always is the last."""
-    sampler: str = "tpe"
-    """What proposes parameters, by Optuna's names: tpe, gp (Gaussian process), qmc (an even cover of the space) or
-    random; cma-es for one objective, nsga2 for several."""
-    startup_trials: int = 4
-    """Trials before the tpe, gp or cma-es sampler takes over from random proposals; nsga2: its population."""
-    published: int = 2
-    """Settings tried before any is proposed: the run's own (the preset's), then other published ones."""
-    pruner: str = "auto"
-    """What stops trials early that are poor in --objective at the rungs, by Optuna's names: successive-halving (auto),
-    hyperband, median or none. With --also nothing does: what is poor in one objective may be the best of another."""
-    rungs: tuple[int, ...] | None = None
-    """Epochs after which the whole readout is searched and the pruner asked. By default a half of the epochs."""
-    confirm: int = 0
-    """How many of the best settings are trained again with further seeds, once all trials have ended: a winner is then
-    the best mean."""
-    confirm_seeds: int = 2
-    """Further seeds for each setting that is confirmed."""
-    study_db: str | None = None
-    """SQLAlchemy URL of the study's database (PostgreSQL for teams). By default SQLite in a local --storage, or a
-    journal of objects in an s3:// one."""
-
-
-@dataclass(frozen=True)
-class LimitsOptions:
-    """What a study may spend. What runs when a limit is reached is finished."""
-
-    max_device_hours: float | None = None
-    """Start no more trials once the study has spent this: hours of training and validation x workers, over all runs of
-    the command. What runs is finished."""
-    time_budget: float | None = None
-    """Hours after which this run of the command starts no more trials. What runs is finished."""
-    concurrent: int | None = None
-    """Trials at once; by default as many as the cluster holds."""
-
-
-@dataclass(frozen=True)
-class StudyOptions(LimitsOptions, SearchOptions, RunOptions):
-    """Options of every tuning job."""
-
-    name: str = "study"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.trials >= 1, "trials must be at least 1", self.trials)
-        require(self.concurrent is None or self.concurrent >= 1, "concurrent must be at least 1", self.concurrent)
-        require(self.published >= 0, "published cannot be negative", self.published)
-        require(self.startup_trials >= 0, "startup_trials cannot be negative", self.startup_trials)
-        require(self.confirm >= 0, "confirm cannot be negative", self.confirm)
-        require(self.confirm_seeds >= 1, "confirm_seeds must be at least 1", self.confirm_seeds)
-        require(self.tolerance >= 0, "tolerance cannot be negative", self.tolerance)
-        self.budget()  # refuses limits that are not positive
-        for option, value, known in (("sampler", self.sampler, SAMPLERS), ("pruner", self.pruner, {"auto", *PRUNERS})):
-            if value not in known:
-                raise unknown(option, value, known)
-        unfit = FOR_ONE if self.also else FOR_SEVERAL
-        rule = f"with --also the sampler cannot be {unfit[0]}" if self.also else f"{unfit[0]} needs --also"
-        require(self.sampler not in unfit, rule, self.sampler)
-        require(
-            not self.also or self.pruning == "none",
-            "pruners compare one value, so with --also the pruner must be none or auto",
-            self.pruner,
-        )
-
-    @property
-    def pruning(self) -> str:
-        """The pruner's name."""
-        by_default = "none" if self.also else "successive-halving"
-        return by_default if self.pruner == "auto" else self.pruner
-
-    def budget(self) -> Budget:
-        """The limits, with a clock that starts now."""
-        return Budget(self.max_device_hours, self.time_budget)
 
 
 @dataclass(frozen=True)
@@ -183,15 +96,20 @@ class Plan:
         )
 
 
-def make_plan(options: StudyOptions, method: str, space: Space) -> Plan:
-    """Check everything that can be checked before anything starts. Raises the errors a user can mend."""
+def make_plan(
+    options: StudyOptions, method: str, space: Space, on_record: Callable[[Record], None] = lambda record: None
+) -> Plan:
+    """Check everything that can be checked before anything starts. Raises the errors a user can mend.
+
+    `on_record` is told of each epoch of the embedded start, if that has to be trained first.
+    """
     config = resolve(options, method)
     config = dataclasses.replace(config, rungs=_rungs(options, config.recipe.epochs))
     check_places_stay(options)
     store = options.store.check_writable()
     dataset = open_dataset(options.data) if options.data else embedded_dataset(store)
     if not options.data and not config.weights and config.backbone == "tiny" and store.is_local:
-        config = dataclasses.replace(config, weights=embedded_weights(store, dataset))
+        config = dataclasses.replace(config, weights=embedded_weights(store, dataset, on_record))
     if options.preset:
         check_preset_fits(options.preset, dataset)
     check_buildable(config, dataset)

@@ -17,10 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import ray
 import torch
-from rich.console import Console
-from rich.table import Table
 
-from wsol_pipeline.console.screens import format_hours
 from wsol_pipeline.data.dataset import TrainSplit, encode_labels, open_dataset
 from wsol_pipeline.data.images import decode_resize
 from wsol_pipeline.data.pixels import id_and_image, pixel_bytes
@@ -28,9 +25,8 @@ from wsol_pipeline.data.reader import Batch, EvalRows
 from wsol_pipeline.errors import WsolError
 from wsol_pipeline.redaction import redact
 from wsol_pipeline.storage import Store
-from wsol_pipeline.study.mlflow_view import connect_mlflow
 from wsol_pipeline.study.plan import Plan
-from wsol_pipeline.tracking.projection import Connect, ServerAway
+from wsol_pipeline.tracking.connect import Connect, ServerAway, connect_mlflow
 from wsol_pipeline.training import cluster
 from wsol_pipeline.training.checkpoint import KEEP, CheckpointStore
 from wsol_pipeline.training.config import Job, Reading
@@ -38,7 +34,6 @@ from wsol_pipeline.training.loop import World, set_up, train_step, validate
 from wsol_pipeline.training.run import resources_per_worker
 
 STEPS, VAL_BATCHES = 6, 2
-MEBI = 2**20
 
 
 @dataclass(frozen=True)
@@ -66,25 +61,40 @@ class Estimate:
     storage_bytes: int
 
 
-def rehearse(plan: Plan) -> int:
-    """Check services and placement, measure, print. Returns the exit code.
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a dry run found. `mlflow`: whether it answers, in words; `decoded_bytes`: training images as pixels."""
 
-    Raises what keeps the study from starting, as the study itself would.
-    """
+    mlflow: str
+    device: str
+    concurrent: int
+    decoded_bytes: int
+    streamed: bool
+    measured: Measured
+    estimate: Estimate
+
+
+def rehearse(plan: Plan) -> Rehearsal:
+    """Check services and placement, and measure. Raises what keeps the study from starting, as the study would."""
     options = plan.options
-    console = Console(width=None if Console().is_terminal else 110, markup=False, emoji=False)
     connect = connect_mlflow(options.store, options.experiment)
     cluster.connect(nested=False)
     cluster.check_storage_reaches_all(plan.folder, options.storage_is_shared, options.cluster_may_grow)
-    sample = plan.job(
-        {}, 0, plan.folder, attempt=0, device=cluster.pick_device(options.device, options.cluster_may_grow)
-    )
+    device = cluster.pick_device(options.device, options.cluster_may_grow)
+    sample = plan.job({}, 0, plan.folder, attempt=0, device=device)
     concurrent = cluster.check_placement(sample, options.concurrent, options.cluster_may_grow)
-    console.print("measuring a few batches where a trial would run ...")
+    decoded = pixel_bytes(plan.dataset.train, plan.config.resize_size)
+    over = options.reading == "auto" and decoded > options.cache_budget_gb * 2**30
     measured = measure_there(sample)
-    estimate = estimated(plan, measured, concurrent)
-    _print(console, plan, _tracking(connect), sample, concurrent, measured, estimate)
-    return 0
+    return Rehearsal(
+        mlflow=redact(_tracking(connect)),
+        device=device,
+        concurrent=concurrent,
+        decoded_bytes=decoded,
+        streamed=over or options.reading == "streaming",
+        measured=measured,
+        estimate=estimated(plan, measured, concurrent),
+    )
 
 
 def _tracking(connect: Connect) -> str:
@@ -178,39 +188,3 @@ def _seconds(world: World, work: Callable[[], object]) -> float:
 
 def _bytes(tensors: object) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # type: ignore[attr-defined]
-
-
-def _print(
-    console: Console, plan: Plan, mlflow: str, job: Job, concurrent: int, measured: Measured, estimate: Estimate
-) -> None:
-    options, config, data = plan.options, plan.config, plan.dataset
-    decoded = pixel_bytes(data.train, config.resize_size)
-    over = options.reading == "auto" and decoded > options.cache_budget_gb * 2**30
-    streamed = over or options.reading == "streaming"
-    pixels = f"{decoded / MEBI:,.0f} MiB of training images: {'streamed' if streamed else 'cached on each node'}"
-    gpu = f", {measured.peak_gpu_bytes / MEBI:,.0f} MiB of GPU memory at most" if measured.peak_gpu_bytes else ""
-    each = f"{options.workers} worker{'s' * (options.workers > 1)} on {job.device}"
-    table = Table(title=f"Dry run of {options.name!r}: nothing was started", show_header=False, title_justify="left")
-    for name, text in (
-        ("data", f"{data.uri}: {data.train.num_rows:,} train, {data.val.num_rows:,} val, {len(data.classes)} classes"),
-        ("pixels", pixels),
-        ("storage", f"{options.store.uri}: writable"),
-        ("MLflow", redact(mlflow)),
-        ("cluster", f"{concurrent} trial{'s' * (concurrent > 1)} at once, {each} each"),
-        ("training", f"{1 / measured.train_seconds:,.1f} images/s a worker{gpu}"),
-        ("input", f"a core decodes {1 / measured.decode_seconds:,.0f} images/s"),
-        (
-            "validation",
-            f"{1e3 * measured.one_setting_seconds:.1f} ms an image; {1e3 * measured.search_seconds:.1f} ms where all "
-            f"{measured.settings} readout settings and every threshold are searched",
-        ),
-        ("a trial", f"{config.recipe.epochs} epochs: {format_hours(estimate.trial_seconds / 3600)}"),
-        (
-            "the study",
-            f"{estimate.trials} trials: at most {format_hours(estimate.device_hours)} of device time, "
-            f"{format_hours(estimate.wall_hours)} on the clock",
-        ),
-        ("kept", f"at most {estimate.storage_bytes / MEBI:,.0f} MiB of checkpoints and models"),
-    ):
-        table.add_row(name, text)
-    console.print(table)

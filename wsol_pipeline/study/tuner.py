@@ -18,16 +18,18 @@ from wsol_pipeline import interrupts
 from wsol_pipeline.errors import ResourceError, WsolError
 from wsol_pipeline.storage import STORAGE_ERRORS, Store, describe_storage_error
 from wsol_pipeline.study.budget import Budget
+from wsol_pipeline.study.database import DATABASE_ERRORS
+from wsol_pipeline.study.events import Listener
 from wsol_pipeline.study.lease import Lease
-from wsol_pipeline.study.ledger import DATABASE_ERRORS, SEED, Ledger
+from wsol_pipeline.study.ledger import Ledger
 from wsol_pipeline.study.pareto import COST, Rule
+from wsol_pipeline.study.standings import SEED
 from wsol_pipeline.training import signals
 from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.cluster import check_alive
 from wsol_pipeline.training.config import Job, to_dict
 from wsol_pipeline.training.run import RAY_RETRIES
 
-Event = Callable[[str, int, dict[str, Any]], None]  # (what happened, trial number, details)
 Point = Callable[[str], None]  # called with the name of each step passed; tests kill the driver there
 
 STOP_WITHIN = 30.0  # seconds that trials have to write a checkpoint and end, once the study is interrupted
@@ -54,7 +56,7 @@ class LedgerSearcher(Searcher):
         make_job: Callable[[dict[str, Any], int, Store], Job],
         trials: int,
         folder: Store,
-        on_event: Event,
+        on_event: Listener,
         point: Point = lambda name: None,
         budget: Budget | None = None,
         confirm: tuple[int, int] = (0, 0),
@@ -221,7 +223,7 @@ def final_files(study: Store, name: str) -> dict[int, str]:
     return {int(file.split("/")[1]): file for file in study.list("trials") if file.endswith(f"/final/{name}")}
 
 
-def report(ledger: Ledger, number: int, record: dict[str, Any], on_event: Event) -> bool:
+def report(ledger: Ledger, number: int, record: dict[str, Any], on_event: Listener) -> bool:
     """Show a record to the pruner; True if the trial is PRUNED by it.
 
     It is told before Ray stops the trial: a driver killed in between leaves no trial that was half pruned.
@@ -235,7 +237,7 @@ def report(ledger: Ledger, number: int, record: dict[str, Any], on_event: Event)
     return stop
 
 
-def settle(ledger: Ledger, number: int, checkpoints: CheckpointStore, on_event: Event) -> bool:
+def settle(ledger: Ledger, number: int, checkpoints: CheckpointStore, on_event: Listener) -> bool:
     """Tell COMPLETE or FAIL if the trial's worker has written its end; False if it has not."""
     if final := checkpoints.final():
         records = checkpoints.records()
@@ -268,7 +270,7 @@ def reached(records: list[dict[str, Any]], rule: Rule | None) -> dict[str, float
     return {first: last["value"]} | {name: known[name] for name in others}
 
 
-def settle_orphans(ledger: Ledger, checkpoints: Callable[[int], CheckpointStore], on_event: Event) -> list[int]:
+def settle_orphans(ledger: Ledger, checkpoints: Callable[[int], CheckpointStore], on_event: Listener) -> list[int]:
     """Tell what a dead driver could not any more, the pruner's word included; return the trials that have to go on."""
 
     def ended(number: int) -> bool:

@@ -27,7 +27,7 @@ import wsol_pipeline
 from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.storage import Store
 from wsol_pipeline.text import metric_name
-from wsol_pipeline.tracking.projection import Projection
+from wsol_pipeline.tracking.runs import StudyRuns
 from wsol_pipeline.training.checkpoint import SEAL
 from wsol_pipeline.training.model import DESCRIPTION, WEIGHTS
 
@@ -63,17 +63,17 @@ def model_tags(description: Mapping[str, Any]) -> dict[str, str]:
     return dict(zip(JUDGED_ALIKE, (train["protocol"], sizes, description["dataset"]), strict=True))
 
 
-def register(projection: Projection, name: str, trial: int, final: Store) -> str:
+def register(runs: StudyRuns, name: str, trial: int, final: Store) -> str:
     """Register the finished model of `trial` under `name`; return its version. Does nothing if it is there already."""
-    client, fingerprint = projection.client, model_fingerprint(final)
+    client, fingerprint = runs.client, model_fingerprint(final)
     if found := find_version(client, name, fingerprint):
         return str(found.version)
     description = json.loads(final.read(DESCRIPTION))
     tags = model_tags(description)
     check_name_is_free(client, name, tags)
     tags |= {FINGERPRINT_TAG: fingerprint, SELECTED_TAG: "val"}
-    run = projection.trial_run(trial)
-    model_id = _logged_model(projection, fingerprint) or _log_model(run, final, tags)
+    run = runs.trial(trial)
+    model_id = _logged_model(runs, fingerprint) or _log_model(run, final, tags)
     try:
         client.create_registered_model(name, description=_ABOUT.format(name=name))
     except MlflowException as error:
@@ -189,11 +189,9 @@ def _compared(before: ModelVersion, figures: Mapping[str, float]) -> str:
     return ", whose figures on test are not known"
 
 
-def _logged_model(projection: Projection, fingerprint: str) -> str | None:
+def _logged_model(runs: StudyRuns, fingerprint: str) -> str | None:
     """The id of a whole model of this fingerprint that was logged, but not registered, before; or None."""
-    found = projection.client.search_logged_models(
-        [projection.experiment_id], f"tags.`{FINGERPRINT_TAG}` = '{fingerprint}'"
-    )
+    found = runs.client.search_logged_models([runs.experiment_id], f"tags.`{FINGERPRINT_TAG}` = '{fingerprint}'")
     return next((model.model_id for model in found if model.status == LoggedModelStatus.READY), None)
 
 

@@ -4,20 +4,16 @@ import logging
 import os
 import secrets
 import shutil
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import ray
-import ray._private.worker
-from ray._private import ray_constants
-from ray._private.ray_constants import PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET
-from ray._private.utils import get_num_cpus
 
 from wsol_pipeline import interrupts
 from wsol_pipeline.errors import ResourceError, UsageError
 from wsol_pipeline.storage import Store
+from wsol_pipeline.training import ray_internals
 from wsol_pipeline.training.config import Job
 from wsol_pipeline.training.run import resources_per_worker
 
@@ -55,31 +51,22 @@ def connect(nested: bool) -> None:
         ray.init(
             address="local", _node_ip_address="127.0.0.1", logging_level=logging.ERROR, log_to_driver=False,
             include_dashboard=nested, object_store_memory=500_000_000,
-            num_cpus=int(get_num_cpus()) + nested,  # else as many workers as cores lack TUNE_ACTOR_CPU
+            num_cpus=ray_internals.cores() + nested,  # else as many workers as cores lack TUNE_ACTOR_CPU
         )  # fmt: skip
     interrupts.listen()  # `ray.init` has taken SIGTERM
 
 
 def check_alive() -> None:
     """Raise `ResourceError` if a process of a cluster that `connect` started has ended: trials would wait for ever."""
-    node = ray._private.worker._global_node
-    ended: list[str] = [name for name, _ in node.dead_processes()] if node else []  # none of a cluster that was joined
-    dead = [name for name in ended if name in (PROCESS_TYPE_RAYLET, PROCESS_TYPE_GCS_SERVER)]
-    if dead:
+    if ended := ray_internals.ended_process():
         place = Path("/dev/shm")
         left = f" {place} has {shutil.disk_usage(place).free / 1e6:.0f} MB left." if place.exists() else ""
-        raise ResourceError(f"Ray's {dead[0]} on this machine has ended.{left} The same command continues.")
+        raise ResourceError(f"Ray's {ended} on this machine has ended.{left} The same command continues.")
 
 
 def _stay_private() -> None:
-    """Let a cluster of one process listen on loopback alone, and to nobody without a token that is its own.
-
-    Ray takes the machine's address for itself, and where it has one it listens on all interfaces. It reads the
-    variable that says "one machine only" when it is imported, so its constant is set too.
-    """
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
+    """Let a cluster of one process listen on loopback alone, and to nobody without a token that is its own."""
+    ray_internals.stay_on_loopback()
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 

@@ -8,11 +8,11 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from wsol_pipeline.data.augment import TRAIN_GEOMETRIES
 from wsol_pipeline.errors import UsageError, unknown
 
 T = TypeVar("T")
-SCHEDULES = ("step", "plateau_top1", "plateau_loss", "poly")
+Schedule = Literal["step", "plateau_top1", "plateau_loss", "poly"]  # see `optim.learning_rate`
+TrainGeometry = Literal["crop", "random_resized_crop", "random_resized_crop_stored"]  # see `augment.Augmentation`
 NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -63,12 +63,12 @@ class Recipe:
     weight_decay: float = 5e-4
     momentum: float = 0.9
     nesterov: bool = True
-    schedule: Literal["step", "plateau_top1", "plateau_loss", "poly"] = "step"  # see `optim.learning_rate`
+    schedule: Schedule = "step"
     plateau_patience: int = 2  # epochs without improvement that a plateau schedule waits before lr x 0.1
     decay_every: int = 0  # step: epochs between lr x 0.1; 0: never
     decay_counts_from: int = 0  # 0: before 0-based epochs divisible by decay_every; 1: before 1-based ones
     clip_norm: float = 0.0  # gradient norm above which gradients are scaled down; 0: never
-    train_geometry: str = "crop"  # what training images are: see `augment.Augmentation`
+    train_geometry: TrainGeometry = "crop"  # what training images are
     crop_scale: float = 0.08  # smallest share of an image's area in a random resized crop
     drop_last: bool = False  # leave out what is left of an epoch after its last whole batch
 
@@ -83,9 +83,9 @@ class Recipe:
         require(self.decay_counts_from in (0, 1), "decay_counts_from must be 0 or 1", self.decay_counts_from)
         require(self.clip_norm >= 0, "clip_norm cannot be negative", self.clip_norm)
         require(0 < self.crop_scale <= 1, "crop_scale must be in (0, 1]", self.crop_scale)
-        for kind, known in (("schedule", SCHEDULES), ("train_geometry", TRAIN_GEOMETRIES)):
-            if getattr(self, kind) not in known:
-                raise unknown(kind, getattr(self, kind), known)
+        for kind, known in (("schedule", Schedule), ("train_geometry", TrainGeometry)):
+            if getattr(self, kind) not in typing.get_args(known):
+                raise unknown(kind, getattr(self, kind), typing.get_args(known))
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ class World:
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     wrap: Callable[[nn.Module], nn.Module] = lambda module: module  # into DDP, where there is more than one
-    pulse: Callable[[Position], Order] | None = None  # rank 0's, told the position, says what to do there
+    orders: Callable[[Position], Order] | None = None  # rank 0's, told the position, says what to do there
     beat: Callable[[], None] = lambda: None  # called after each batch, of validation too
 
     def gather(self, value: Any) -> list[Any]:
@@ -72,9 +72,9 @@ class World:
 
     def order(self, position: Position) -> Order:
         """What rank 0 was told to do: the same on every rank, so that all do it after the same batch."""
-        if self.pulse is None:
+        if self.orders is None:
             return Order.GO_ON
-        order = self.pulse(position) if self.rank == 0 else Order.GO_ON
+        order = self.orders(position) if self.rank == 0 else Order.GO_ON
         if self.size == 1:
             return order
         told = torch.tensor([order], dtype=torch.uint8, device=self.device)

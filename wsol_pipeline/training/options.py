@@ -1,35 +1,15 @@
-"""Command-line options that jobs share, and how they become a `TrainConfig`. Parsed by tyro from the dataclass."""
+"""What every training can be told: plain data, of which command lines and files are made.
 
-import ast
-import contextlib
-import dataclasses
-import inspect
-import io
-import itertools
-import json
-import re
-import shutil
-import sys
-import textwrap
-import typing
-from collections.abc import Mapping, Sequence
+Importing options loads no torch, ray or mlflow: `--help` and a mistyped option answer at once.
+"""
+
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
-import tyro
+from wsol_pipeline.training.config import Schedule, TrainGeometry, check_name, require
 
-import search_spaces
-from wsol_pipeline.errors import UsageError, unknown
-from wsol_pipeline.evaluation.protocols import protocol
-from wsol_pipeline.evaluation.selection import objectives
-from wsol_pipeline.redaction import redact
-from wsol_pipeline.storage import Store
-from wsol_pipeline.training.config import Reading, Recipe, TrainConfig, check_name, require, to_dict
-
-LAPTOP = Recipe(epochs=4, learning_rate=0.003, clip_norm=1.0)  # the recipe without a preset: for `tiny`
-
-T = TypeVar("T")
-Options = TypeVar("Options", bound="RunOptions")
+if TYPE_CHECKING:
+    from wsol_pipeline.storage import Store
 
 
 @dataclass(frozen=True)
@@ -48,11 +28,13 @@ class WhatOptions:
     preset: str | None = None
     """A paper's recipe by id, e.g. bas-ext/table1/cub/resnet50. Options given beside it win. By default a recipe that
     suits a laptop."""
+    config: str | None = None
+    """A YAML file of options, as --print-config writes it; what else is given here wins."""
     dry_run: bool = False
     """Check configuration, data, storage, MLflow and placement, train a few batches, say what the study would take, and
     start nothing."""
     print_config: bool = False
-    """Print the resolved configuration and end."""
+    """Print every option with the value that the run would have, as YAML for --config, and end."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +54,7 @@ class TrainingOptions:
     weight_decay: float | None = None
     """L2 penalty on every parameter, biases and normalisation included. By default the preset's; 0.0005 without
     one."""
-    schedule: Literal["step", "plateau_top1", "plateau_loss", "poly"] | None = None
+    schedule: Schedule | None = None
     """How the learning rate falls: every --decay-every epochs (step), when validation's Top-1 accuracy or the training
     loss stops improving (plateau_*), or evenly to 0 at the end (poly). By default the preset's; step without one."""
     plateau_patience: int | None = None
@@ -82,7 +64,7 @@ class TrainingOptions:
     """Epochs between learning rate x 0.1 in a step schedule; 0: never. By default the preset's; 0 without one."""
     clip_norm: float | None = None
     """Gradient norm above which gradients are scaled down; 0: never. By default the preset's; 1 without one."""
-    train_geometry: Literal["crop", "random_resized_crop", "random_resized_crop_stored"] | None = None
+    train_geometry: TrainGeometry | None = None
     """Training images: a random crop of the resized image (crop); a random region of it, resized (mLDFR); or such a
     region of the stored image, sharper but decoded every time: it needs streaming. By default the preset's; crop
     without one."""
@@ -176,156 +158,13 @@ class RunOptions(MachineOptions, ReadingOptions, ReadoutOptions, TrainingOptions
         require(self.stuck_minutes > 0, "stuck_minutes must be positive", self.stuck_minutes)
 
     @property
-    def store(self) -> Store:
+    def store(self) -> "Store":
         """Where all studies are kept."""
-        return Store.at(self.storage)
+        return store_at(self.storage)
 
 
-def parse(options: type[Options], args: list[str] | None = None) -> Options:
-    """`options` from the command line. Raises `UsageError` for what tyro rejects."""
-    return command_line(options, args, sys.modules[options.__module__].__doc__)
+def store_at(place: str) -> "Store":
+    """`Store.at`, whose import (an S3 client's) waits until something is read or written."""
+    from wsol_pipeline.storage import Store
 
-
-def command_line(options: type[T], args: Sequence[str] | None = None, description: str | None = None) -> T:
-    """`tyro.cli`, with what it rejects as a `UsageError` of one line: the fault and the nearest known option.
-
-    --help has a group for each class from which `options` inherits fields.
-    """
-    told, form = io.StringIO(), _form(options) if isinstance(options, type) else options
-    markers = (tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone)
-    try:
-        with contextlib.redirect_stderr(told):
-            parsed: Any = tyro.cli(form, args=args, description=_wrapped(description or ""), config=markers)
-    except SystemExit as end:
-        if not end.code:  # --help
-            raise
-        raise UsageError(_one_line(told.getvalue())) from None
-    return options(**_flat(parsed)) if form is not options else parsed
-
-
-def _form(options: type) -> type:
-    """`options` with the fields that it inherits as a nested dataclass for each class that declares some."""
-    hints, docs = typing.get_type_hints(options, include_extras=True), _field_docs(options)
-    groups: dict[type, list[Any]] = {options: []}
-    for known in dataclasses.fields(options):
-        owner = next(cls for cls in reversed(options.__mro__) if known.name in inspect.get_annotations(cls))
-        shown = tyro.conf.arg(help=docs[known.name], help_behavior_hint=_default_hint)
-        default = dataclasses.field(default=known.default, default_factory=known.default_factory)
-        groups.setdefault(owner, []).append((known.name, Annotated[hints[known.name], shown], default))
-    fields = groups.pop(options)
-    for owner, own in groups.items():
-        group = dataclasses.make_dataclass(owner.__name__, own, namespace={"__doc__": owner.__doc__})
-        fields.append((owner.__name__.removesuffix("Options").lower(), group, dataclasses.field(default_factory=group)))
-    return dataclasses.make_dataclass(options.__name__, fields)
-
-
-def _flat(form: Any) -> dict[str, Any]:
-    """The values of a form, those of its groups included, by the options' names."""
-    values: dict[str, Any] = {}
-    for name, value in vars(form).items():
-        values |= _flat(value) if dataclasses.is_dataclass(value) else {name: value}
-    return values
-
-
-def _field_docs(options: type) -> dict[str, str]:
-    """The string below each field, of the class that declares it last and has one."""
-    docs: dict[str, str] = {}
-    for cls in filter(dataclasses.is_dataclass, reversed(options.__mro__)):
-        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
-        for field_, doc in itertools.pairwise(body):
-            if isinstance(field_, ast.AnnAssign) and isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant):
-                docs[ast.unparse(field_.target)] = " ".join(str(doc.value.value).split())
-    return docs
-
-
-def _default_hint(default: str) -> str:
-    """What follows an option's text; nothing where that says itself what happens by default."""
-    return "" if default in ("None", "''") else f"(default: {default})"
-
-
-def _wrapped(text: str) -> str:
-    """Paragraphs at the width of the terminal, 100 characters at most; indented ones, which are commands, as they are.
-
-    tyro joins lines that begin with a letter, and doubles empty ones before others: none begins so, none is empty.
-    """
-    width = min(shutil.get_terminal_size().columns, 100)
-    parts = text.strip().split("\n\n")
-    filled = (
-        part if part.startswith(" ") else textwrap.fill(part, width, initial_indent=" ", subsequent_indent=" ")
-        for part in parts
-    )
-    return "\n\u200b\n".join(filled)
-
-
-def _one_line(box: str) -> str:
-    """The text of tyro's box, which is of letters or of lines, before its pointer to --help."""
-    text = " ".join(line.strip("│ ") for line in box.splitlines()[1:-1])
-    parts = [" ".join(part.split()) for part in re.split("[─-]{4,}", text) if "full helptext" not in part]
-    return "; ".join(part.rstrip(".") for part in parts) + "."
-
-
-def resolve(options: RunOptions, method: str) -> TrainConfig:
-    """The training configuration: the preset's values (or the laptop defaults), under what was given beside them."""
-    preset, presets = _preset(options.preset, method), search_spaces.presets(method)
-    recipe = Recipe(**preset.recipe) if preset else LAPTOP
-    given = {field.name: getattr(options, field.name, None) for field in dataclasses.fields(Recipe)}
-    recipe = dataclasses.replace(recipe, **{name: value for name, value in given.items() if value is not None})
-    require(
-        options.reading != "cached" or recipe.train_geometry != "random_resized_crop_stored",
-        "random_resized_crop_stored cuts stored images, which no cache holds: reading must be auto or streaming",
-        options.reading,
-    )
-    published = next((row.readout for row in [preset or next(iter(presets.values()), None)] if row), {})
-    own = options.readout in (None, published.get("name"))
-    rules = protocol(options.protocol or (preset.protocol if preset else "wsol-v1"))
-    return TrainConfig(
-        method=method,
-        backbone=options.backbone or (preset.backbone if preset else "tiny"),
-        weights=options.weights,
-        options={**(preset.method_options if preset else {}), **plain_values(options.options)},
-        readout=options.readout or published.get("name", "cam"),
-        readout_options={**(published.get("options", {}) if own else {}), **plain_values(options.readout_options)},
-        fixed_setting=published.get("setting") if preset and own else None,
-        protocol=rules.name,
-        objective=options.objective or ("max_box_acc_v2" if rules.ious else objectives(rules)[0]),
-        recipe=recipe,
-        image_size=options.image_size or (preset.image_size if preset else 64),
-        resize_size=options.resize_size or (preset.resize_size or preset.image_size + 32 if preset else 72),
-        freeze_batch_norm=options.freeze_batch_norm,
-        sync_batch_norm=options.sync_batch_norm,
-        precision=options.precision,
-        channels_last=options.channels_last,
-        seed=options.seed,
-    )
-
-
-def _preset(name: str | None, method: str) -> search_spaces.Preset | None:
-    known = search_spaces.presets(method)
-    if name is not None and name not in known:
-        if other := search_spaces.presets().get(name):
-            raise UsageError(f"Preset {name!r} is of method {other.method!r}, not of {method!r}: tune that one.")
-        raise unknown(f"preset of {method!r}", name, known)
-    return known[name] if name else None
-
-
-def plain_values(options: Mapping[str, str]) -> dict[str, Any]:
-    """Values of the command line as what they look like: JSON (numbers, true, null, lists), else text."""
-    return {name: _plain_value(value) for name, value in options.items()}
-
-
-def _plain_value(text: str) -> Any:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return text
-    return tuple(value) if isinstance(value, list) else value
-
-
-def reading(options: RunOptions) -> Reading:
-    """How rows reach the workers."""
-    return Reading(options.reading, options.cache_dir, options.cache_budget_gb, options.shard_cache_gb)
-
-
-def describe(options: RunOptions, config: TrainConfig) -> dict[str, Any]:
-    """What `--print-config` shows."""
-    return redact({"options": to_dict(options), "train": to_dict(config)})
+    return Store.at(place)

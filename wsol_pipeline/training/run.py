@@ -29,7 +29,7 @@ from wsol_pipeline.storage import Store
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position
 from wsol_pipeline.training.config import Job, from_dict
 from wsol_pipeline.training.loop import NonFiniteError, Record, World, train
-from wsol_pipeline.training.signals import Pulse
+from wsol_pipeline.training.signals import Signals
 
 
 class NoProgressError(WsolError):
@@ -54,7 +54,7 @@ def run_on_one_device(payload: dict[str, Any]) -> None:
     job = from_dict(Job, payload)
     _reset_process(job)
     with _own_failures(job):
-        for record in epochs(job, World(device=torch.device(job.device), pulse=_pulse(job, [node_id()]))):
+        for record in epochs(job, World(device=torch.device(job.device), orders=_signals(job, [node_id()]))):
             ray.tune.report(reportable(record))
 
 
@@ -97,7 +97,7 @@ def worker_loop(config: dict[str, Any]) -> None:
         device=ray.train.torch.get_device(),
         wrap=lambda module: _distribute(module, job),
     )
-    world = replace(world, pulse=_pulse(job, [config["controller"], *world.gather(node_id())]))
+    world = replace(world, orders=_signals(job, [config["controller"], *world.gather(node_id())]))
     if CheckpointStore(Store.at(job.trial), job.attempt).failed():
         return  # Ray started the group again after a failure of the trial's own: it would only fail again
     with _own_failures(job, end_quietly=False):  # the other ranks wait for this one: the group has to be torn down
@@ -160,8 +160,8 @@ def watched(seconds: float) -> Iterator[Callable[[], None]]:
         faulthandler.cancel_dump_traceback_later()
 
 
-def _pulse(job: Job, nodes: list[str]) -> Pulse:
-    return Pulse(CheckpointStore(Store.at(job.trial), job.attempt), nodes)
+def _signals(job: Job, nodes: list[str]) -> Signals:
+    return Signals(CheckpointStore(Store.at(job.trial), job.attempt), nodes)
 
 
 def node_id() -> str:

@@ -10,10 +10,7 @@ import logging
 import time
 from collections.abc import Collection
 
-import ray
-import ray._private.state
-from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_exists, _internal_kv_get, _internal_kv_put
-
+from wsol_pipeline.training import ray_internals
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position
 from wsol_pipeline.training.loop import Order
 
@@ -21,10 +18,9 @@ logger = logging.getLogger(__name__)
 
 SECONDS = 1.0  # between two exchanges
 LEAVING_SECONDS = 10.0  # between checkpoints while a node is about to leave: what is lost when it does
-_SPACE = "wsol"  # of keys in the store
 
 
-class Pulse:
+class Signals:
     """The worker's side: called with the position after each batch, it says what to do there.
 
     A machine that a cloud takes back, or that is shut down, is *draining* for Ray before it is gone: its trial, on
@@ -39,10 +35,10 @@ class Pulse:
         if now - self.said < SECONDS:
             return Order.GO_ON
         self.said = now
-        _internal_kv_put(self.key, json.dumps([position.epoch, position.samples]), namespace=_SPACE)
-        if _internal_kv_exists(_stop(self.key), namespace=_SPACE):
+        ray_internals.put(self.key, json.dumps([position.epoch, position.samples]))
+        if ray_internals.exists(_stop(self.key)):
             return Order.STOP
-        leaving = self.nodes & leaving_nodes()
+        leaving = self.nodes & ray_internals.leaving_nodes()
         if not leaving or now - self.saved < LEAVING_SECONDS:
             return Order.GO_ON
         logger.warning("node %s is about to leave: writing a checkpoint at %s", ", ".join(sorted(leaving)), position)
@@ -50,26 +46,21 @@ class Pulse:
         return Order.SAVE
 
 
-def leaving_nodes() -> set[str]:
-    """Ray's ids of the nodes that are draining."""
-    return set(ray._private.state.state.get_draining_nodes())  # no public name for it; Ray Train asks the same
-
-
 def position(trial: CheckpointStore) -> Position | None:
     """Where the trial's workers said last that they are, None if they have not."""
-    said = _internal_kv_get(trial.own.uri, namespace=_SPACE)
+    said = ray_internals.get(trial.own.uri)
     return Position(*json.loads(said)) if said else None
 
 
 def ask_to_stop(trial: CheckpointStore) -> None:
     """Let the trial's workers write a checkpoint after the batch they are at, and end."""
-    _internal_kv_put(_stop(trial.own.uri), "now", namespace=_SPACE)
+    ray_internals.put(_stop(trial.own.uri), "now")
 
 
 def forget(trial: CheckpointStore) -> None:
     """Remove what was said; a cluster may outlive thousands of trials."""
     for key in (trial.own.uri, _stop(trial.own.uri)):
-        _internal_kv_del(key, namespace=_SPACE)
+        ray_internals.delete(key)
 
 
 def _stop(key: str) -> str:

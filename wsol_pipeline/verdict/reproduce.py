@@ -13,68 +13,40 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from statistics import fmean
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
 from mlflow.entities import Metric, RunTag
 
 import search_spaces
 import wsol_models
 from search_spaces import Preset
 from wsol_pipeline.data.published import Deviation, data_deviations, is_paper_data
-from wsol_pipeline.errors import DataError, PartialError, UsageError
+from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.evaluation.selection import errors
 from wsol_pipeline.redaction import redact
 from wsol_pipeline.storage import Store
-from wsol_pipeline.study.execute import Outcome
-from wsol_pipeline.study.mlflow_view import connect_mlflow, study_tags
-from wsol_pipeline.study.plan import Plan, StudyOptions, make_plan
+from wsol_pipeline.study.mlflow_view import study_tags
+from wsol_pipeline.study.options import StudyOptions
+from wsol_pipeline.study.outcome import Outcome
+from wsol_pipeline.study.plan import Plan, make_plan
 from wsol_pipeline.study.tuner import trial_folder
-from wsol_pipeline.tracking.projection import Projection, deliver
+from wsol_pipeline.tracking.connect import connect_mlflow
+from wsol_pipeline.tracking.runs import StudyRuns, deliver
 from wsol_pipeline.training import cluster
 from wsol_pipeline.training.checkpoint import CheckpointStore
-from wsol_pipeline.training.config import TrainConfig, require, to_dict
+from wsol_pipeline.training.config import TrainConfig, to_dict
 from wsol_pipeline.training.model import DESCRIPTION
-from wsol_pipeline.training.options import RunOptions, resolve
-from wsol_pipeline.verdict.judge import EVALUATIONS, Contender, EvaluateOptions, evaluation_name, judged_rows
+from wsol_pipeline.training.options import RunOptions
+from wsol_pipeline.training.resolve import resolve
+from wsol_pipeline.verdict.judge import judged_rows
+from wsol_pipeline.verdict.options import AUTO, EvaluateOptions, ReproduceOptions
+from wsol_pipeline.verdict.rows import EVALUATIONS, Contender, evaluation_name
+from wsol_pipeline.verdict.score import Progress, silent
 
-AUTO = "auto"
 AS_PUBLISHED, ORACLE, TRANSFERRED = READINGS = ("as published", "oracle", "transferred")
 # Not what a paper trained with: how it runs here, and what our choices on validation aim at.
 _OURS = ("seed", "rungs", "objective", "channels_last", "fixed_setting")
-
-
-@dataclass(frozen=True)
-class ReproduceOptions(RunOptions):
-    """Options of a reproduction. What is not given is as the paper has it."""
-
-    row: str = ""
-    """The published row by id, e.g. bas-ext/table1/cub/resnet50: a preset of any method (--list)."""
-    seeds: int = 3
-    """Trainings, with --seed and the following ones. A larger number later adds the missing ones."""
-    listed: Annotated[tuple[str, ...] | None, tyro.conf.arg(name="list")] = None
-    """Show the rows whose ids hold all of these texts (all rows, without one) with their figures, and end."""
-    name: str = AUTO
-    """Name of the reproduction: the same name continues it. auto: made of the row's id."""
-    preset: tyro.conf.Suppress[str | None] = None
-    dry_run: bool = False
-    """Check configuration, data, storage, MLflow and placement, train a few batches, say what it would take, and start
-    nothing."""
-    max_device_hours: float | None = None
-    """Start no more seeds once this is spent: hours of training and validation x workers, over all runs of the
-    command."""
-    time_budget: float | None = None
-    """Hours after which this run of the command starts no more seeds."""
-    concurrent: int | None = None
-    """Seeds at once, from the second on; by default as many as the cluster holds."""
-    study_db: str | None = None
-    """SQLAlchemy URL of the study's database. By default as for a study."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.seeds >= 1, "seeds must be at least 1", self.seeds)
-        require(bool(self.row) or self.listed is not None, "--row must be the id of a published row (--list)", self.row)
 
 
 @dataclass(frozen=True)
@@ -150,7 +122,7 @@ def plan_row(options: ReproduceOptions, row: Preset) -> Plan:
     return make_plan(study, row.method, lambda trial: {})
 
 
-def judge_seeds(plan: Plan, row: Preset, outcome: Outcome) -> Reproduction:
+def judge_seeds(plan: Plan, row: Preset, outcome: Outcome, progress: Progress = silent) -> Reproduction:
     """Open the test split, once for each model, and gather what stands beside the row's figures."""
     if outcome.best is None:
         raise DataError(outcome.damaged)
@@ -158,7 +130,7 @@ def judge_seeds(plan: Plan, row: Preset, outcome: Outcome) -> Reproduction:
         cluster.connect(nested=False)
     manifest = plan.dataset.manifest
     standing = outcome.ranking[0][0]
-    runs = tuple(_judged(plan, row, number) for number in standing.trials)
+    runs = tuple(_judged(plan, row, number, progress) for number in standing.trials)
     return Reproduction(
         row=row,
         config=plan.config,
@@ -170,7 +142,7 @@ def judge_seeds(plan: Plan, row: Preset, outcome: Outcome) -> Reproduction:
     )
 
 
-def _judged(plan: Plan, row: Preset, number: int) -> SeedRun:
+def _judged(plan: Plan, row: Preset, number: int, progress: Progress) -> SeedRun:
     options, folder = plan.options, plan.folder
     final = CheckpointStore(trial_folder(folder, number), 0).final()
     assert final is not None  # its trial is complete
@@ -180,8 +152,7 @@ def _judged(plan: Plan, row: Preset, number: int) -> SeedRun:
         experiment=options.experiment,
     )  # fmt: skip
     rules = protocol(plan.config.protocol, plan.config.image_size, plan.config.resize_size)
-    print(f"seed {seed}: the test split, once", flush=True)
-    *published, solved = judged_rows(asked, Contender(f"seed {seed}", options.name, final, row.id), rules)
+    *published, solved = judged_rows(asked, Contender(f"seed {seed}", options.name, final, row.id), rules, progress)
     read = {AS_PUBLISHED: published[0].transferred} if published and is_read_alike(row, plan.config) else {}
     read |= {ORACLE: with_ois(solved.oracle), TRANSFERRED: solved.transferred}
     metrics = {reading: {**values, **errors(values)} for reading, values in read.items()}
@@ -258,19 +229,17 @@ def _provenance(plan: Plan, final: Store) -> dict[str, str]:
     return redact(told | result["provenance"])
 
 
-def to_mlflow(plan: Plan, row: Preset, report: str, means: Mapping[str, float]) -> None:
+def to_mlflow(plan: Plan, row: Preset, report: str, means: Mapping[str, float]) -> str:
     """Put the report and its means (reading/metric) on the study's run, tagged with the row that it reproduces.
 
-    Raises `PartialError` if MLflow is away.
+    Returns what MLflow lacks of it.
     """
-    connect = connect_mlflow(plan.options.store, plan.options.experiment)
-    projection = Projection(connect, plan.options.name, study_tags(plan), list)
+    runs = StudyRuns(connect_mlflow(plan.options.store, plan.options.experiment), plan.options.name, study_tags(plan))
 
     def add() -> None:
-        run = projection.client.get_run(projection.parent_run()).info
+        run = runs.client.get_run(runs.parent()).info
         metrics = [Metric(f"test/{name}", value, run.start_time, 0) for name, value in means.items()]
-        projection.client.log_batch(run.run_id, metrics, tags=[RunTag("wsol.reproduces", row.id)])
-        projection.add_text("reproduction.md", report)
+        runs.client.log_batch(run.run_id, metrics, tags=[RunTag("wsol.reproduces", row.id)])
+        runs.add_text("reproduction.md", report)
 
-    if missing := deliver(projection, {"the reproduction": add}):
-        raise PartialError(f"{missing}: the same command writes it, and trains nothing again.")
+    return deliver({"the reproduction": add})

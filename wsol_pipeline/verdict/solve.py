@@ -1,87 +1,55 @@
 """Another readout for a finished model: solved on validation, nothing trained. The result is a study like any other."""
 
 import dataclasses
-import functools
 import json
 import time
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
-from wsol_pipeline.console.screens import progress
 from wsol_pipeline.data.dataset import Dataset, open_dataset
 from wsol_pipeline.data.reader import ReadConfig, eval_rows
-from wsol_pipeline.errors import DataError, PartialError, ResourceError, UsageError, unknown
+from wsol_pipeline.errors import DataError, ResourceError, UsageError, unknown
 from wsol_pipeline.evaluation import evaluate, selection
 from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.evaluation.selection import Choice
 from wsol_pipeline.redaction import redact
 from wsol_pipeline.storage import Store
-from wsol_pipeline.study.execute import WINNER
 from wsol_pipeline.study.lease import acquire
-from wsol_pipeline.study.mlflow_view import connect_mlflow, flat_parameters
+from wsol_pipeline.study.mlflow_view import flat_parameters
+from wsol_pipeline.study.outcome import WINNER
 from wsol_pipeline.study.tuner import trial_folder
 from wsol_pipeline.tracking import registry
-from wsol_pipeline.tracking.projection import Connect, Projection, TrialView, deliver
+from wsol_pipeline.tracking.connect import Connect, connect_mlflow
+from wsol_pipeline.tracking.projection import Projection, TrialView
 from wsol_pipeline.tracking.provenance import provenance
+from wsol_pipeline.tracking.runs import StudyRuns, deliver
 from wsol_pipeline.training.build import build_readout
 from wsol_pipeline.training.checkpoint import CheckpointStore
-from wsol_pipeline.training.config import TrainConfig, check_name, require, to_dict
+from wsol_pipeline.training.config import TrainConfig, to_dict
 from wsol_pipeline.training.loop import model_files
 from wsol_pipeline.training.model import Model, load_model
-from wsol_pipeline.training.options import plain_values
-from wsol_pipeline.verdict.judge import finished_study
-
-SHOWN = 10  # settings printed
+from wsol_pipeline.training.resolve import plain_values
+from wsol_pipeline.verdict.options import SolveOptions
+from wsol_pipeline.verdict.rows import finished_study
+from wsol_pipeline.verdict.score import Progress, silent
 
 
 @dataclass(frozen=True)
-class SolveOptions:
-    """Which model is read anew, and how."""
+class Solved:
+    """Another readout's answer. `counts`: those of all settings on validation, None of an answer that was kept.
 
-    study: str = "bas"
-    """The finished study (or run) whose winner is read."""
-    name: str = ""
-    """Name of the result, a study of one trial. By default <study>-<readout>."""
-    storage: str = "runs"
-    """The --storage of both."""
-    readout: str = "bagcams"
-    """A file of wsol_models/readouts."""
-    readout_options: dict[str, str] = field(default_factory=dict)
-    """The readout's options by name, e.g. --readout-options stages '["layer3"]'."""
-    objective: str | None = None
-    """What validation maximises; by default what the study did."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: a GPU if there is one."""
-    batch_size: int = 32
-    """Images a pass."""
-    cache_dir: str | None = None
-    """Where a node keeps decoded pixels; by default below the user's cache folder."""
-    experiment: str = "wsol"
-    """MLflow experiment."""
+    `missing`: what MLflow lacks, in words.
+    """
 
-    def __post_init__(self) -> None:
-        check_name("study", self.study)
-        check_name("name", self.result)
-        require(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size)
-        require(self.result != self.study, "name must differ from study", self.result)
-        if self.objective is not None and self.objective not in selection.METRICS:
-            raise unknown("objective", self.objective, selection.METRICS)
-
-    @property
-    def result(self) -> str:
-        return self.name or f"{self.study}-{self.readout}"
-
-    @property
-    def store(self) -> Store:
-        return Store.at(self.storage)
+    objective: str
+    counts: Counts | None
+    missing: str
 
 
-def solve_readout(options: SolveOptions) -> int:
-    """Search all settings of the readout on validation, keep the best as a finished study. Returns the exit code."""
+def solve_readout(options: SolveOptions, progress: Progress = silent) -> Solved:
+    """Search all settings of the readout on validation, keep the best as a finished study."""
     source = finished_study(options.store, options.study)
     model = load_model(Store(source["model"]), _device(options))
     config = dataclasses.replace(
@@ -93,11 +61,11 @@ def solve_readout(options: SolveOptions) -> int:
     )
     if config.objective not in selection.objectives(model.protocol):
         raise unknown(f"objective under {config.protocol}", config.objective, selection.objectives(model.protocol))
-    folder, connect = options.store / options.result, connect_mlflow(options.store, options.experiment)
+    folder, connect, counts = options.store / options.result, connect_mlflow(options.store, options.experiment), None
     with acquire(folder / "lease") as lease:
         trial = CheckpointStore(trial_folder(folder, 0), lease.attempt)
         if trial.final() is None:
-            choice, counts = _search(options, model, config)
+            choice, counts = _search(options, model, config, progress)
             dataset = open_dataset(model.description["data"])
             trial.finish(model_files(model.method, config, dataset, choice, counts), [_record(choice, counts)])
         final = trial.final()
@@ -106,9 +74,7 @@ def solve_readout(options: SolveOptions) -> int:
         _require_same(kept.config, config, options)
         winner = {**source, "model": final.uri, "trial": 0, "trials": 1, "published": None}
         folder.write(WINNER, json.dumps(redact(winner)).encode())
-        print(f"Next: python rayjobs/evaluate.py --study {options.result} {options.study} --storage {options.storage}")
-        _publish(options, connect, kept, trial, final)
-    return 0
+        return Solved(config.objective, counts, _publish(options, connect, kept, trial, final))
 
 
 def _device(options: SolveOptions) -> str:
@@ -117,7 +83,7 @@ def _device(options: SolveOptions) -> str:
     return "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def _search(options: SolveOptions, model: Model, config: TrainConfig) -> tuple[Choice, Counts]:
+def _search(options: SolveOptions, model: Model, config: TrainConfig, progress: Progress) -> tuple[Choice, Counts]:
     rules = model.protocol
     dataset = _validated_dataset(model)
     read = ReadConfig(rules.resize_size, rules.image_size, cache_dir=options.cache_dir)
@@ -127,13 +93,10 @@ def _search(options: SolveOptions, model: Model, config: TrainConfig) -> tuple[C
         settings = readout.settings(model.method)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    print(f"{options.readout}: {len(settings)} settings on {rows.num_rows} validation images", flush=True)
-    with progress("solving", rows.num_rows) as add:
-        choice, counts = evaluate.solve(
+    with progress(f"{options.readout}: {len(settings)} settings on validation", rows.num_rows) as add:
+        return evaluate.solve(
             model.method, readout, rows, rules, config.objective, device=_device(options), on_batch=add
         )
-    _print_settings(counts, config.objective)
-    return choice, counts
 
 
 def _validated_dataset(model: Model) -> Dataset:
@@ -159,16 +122,8 @@ def _record(choice: Choice, counts: Counts) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _print_settings(counts: Counts, objective: str) -> None:
-    values_S = selection.best(counts)[objective]
-    table = Table("setting", objective, title=f"validation, best {min(SHOWN, len(values_S))} of {len(values_S)}")
-    for s in (-values_S).argsort(kind="stable")[:SHOWN]:
-        table.add_row(str(counts.settings[s]), f"{values_S[s]:.1f}")
-    Console(markup=False, emoji=False).print(table)
-
-
-def _publish(options: SolveOptions, connect: Connect, model: Model, trial: CheckpointStore, final: Store) -> None:
-    """A parent run, a child run with the answer, a registered version."""
+def _publish(options: SolveOptions, connect: Connect, model: Model, trial: CheckpointStore, final: Store) -> str:
+    """A parent run, a child run with the answer, a registered version. Returns what MLflow lacks of them."""
     tags = {
         "wsol.data": model.description["data"],
         "wsol.data_fingerprint": model.description["dataset"],
@@ -182,8 +137,9 @@ def _publish(options: SolveOptions, connect: Connect, model: Model, trial: Check
         0, "COMPLETE", flat_parameters(model.config), {"wsol.readout": json.dumps(model.choice.to_dict())},
         trial.records(),
     )  # fmt: skip
-    projection = Projection(connect, options.result, tags, lambda: [view])
-    register = functools.partial(registry.register, projection, options.result, 0, final)
-    missing = deliver(projection, {"the model": register, "the study's end": projection.close_parent})
-    if missing:
-        raise PartialError(f"{missing}: the same command writes it.")
+    runs = StudyRuns(connect, options.result, tags)
+    return deliver({
+        "the answer's run": Projection(runs, lambda: [view]).write,
+        "the model": lambda: registry.register(runs, options.result, 0, final),
+        "the study's end": runs.close_parent,
+    })  # fmt: skip

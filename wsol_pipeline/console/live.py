@@ -1,0 +1,268 @@
+"""A study's trials on the terminal: a table that lives, or a line per event."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from wsol_pipeline.console.progress import is_live
+from wsol_pipeline.console.screens import print_interrupted
+from wsol_pipeline.study.ledger import Ledger
+from wsol_pipeline.study.pareto import cell
+from wsol_pipeline.study.plan import Plan
+from wsol_pipeline.study.standings import CONFIRMS, SEED
+from wsol_pipeline.text import format_hours, format_parameters
+from wsol_pipeline.training.checkpoint import Position
+
+FINISHED_SHOWN = 5
+
+
+class Screen:
+    """A listener that shows a study's trials while they run: a live table on a terminal, else lines."""
+
+    def __init__(self, plan: Plan, mlflow_away: Callable[[], bool]) -> None:
+        self.plan, self.mlflow_away = plan, mlflow_away
+
+    def __call__(self, event: str, trial: int | None, details: Mapping[str, Any]) -> None:
+        match event:
+            case "opened":
+                self.view = self._view(details["ledger"])
+            case "planned":
+                self.view.begin(**details)
+            case "over" | "closed":
+                self.view.end()
+            case "interrupted":
+                print_interrupted(**details, folder=self.plan.folder)
+            case _ if trial is not None:
+                self.view(event, trial, details)
+
+    def _view(self, ledger: Ledger) -> TrialLog:
+        if is_live():
+            return TrialTable(self.plan, ledger, self.mlflow_away)
+        return TrialLog(self.plan.config.recipe.epochs, self.plan.config.objective)
+
+
+class TrialLog:
+    """Prints each event of a study's trials as one line. Called as `log(event, trial number, details)`."""
+
+    def __init__(self, epochs: int, objective: str) -> None:
+        self.epochs, self.objective, self.started = epochs, objective, time.monotonic()
+
+    def begin(
+        self, trials: int, done: int, adopted: Sequence[int], concurrent: int, workers: int, device: str, pruning: str
+    ) -> None:
+        """Say what is about to happen."""
+        place = f"{workers} worker(s) on {device}"
+        self._line(f"{trials} trials, {done} done; {concurrent} at once, {place} each, {self.epochs} epochs")
+        self._line(pruning)
+        if adopted:
+            self._line(f"going on with trial {', '.join(map(str, adopted))} of a driver that died")
+
+    def end(self) -> None:
+        """Nothing is left to close."""
+
+    def __call__(self, event: str, number: int, details: Mapping[str, Any]) -> None:
+        text = {
+            "started": lambda: f"{_beginning(details)}: {format_parameters(details['parameters'])}",
+            "epoch": lambda: self._epoch(details),
+            "complete": lambda: f"complete: {self._reached(details)}",
+            "pruned": lambda: "pruned",
+            "failed": lambda: f"failed: {details['kind']}: {details.get('message', '')[:160]}",
+            "died": lambda: "its worker died: another goes on from the last checkpoint",
+            "stopping": lambda: "writes a checkpoint and ends; the same signal again leaves at once",
+        }.get(event)
+        if text:
+            self._line(f"trial {number:>3} {text()}")
+
+    def _reached(self, details: Mapping[str, Any]) -> str:
+        value, *others = details["values"].items()
+        return ", ".join([f"{self.objective} {value[1]:.1f}", *(f"{name} {cell(name, [of])}" for name, of in others)])
+
+    def _epoch(self, record: Mapping[str, Any]) -> str:
+        how = "all settings" if record["searched"] else "one setting"
+        return (
+            f"epoch {record['epoch']}/{self.epochs}  loss {record['loss']:.3f}  "
+            f"{self.objective} {record['value']:.1f} ({how})  {record['images_per_second']:.0f} images/s"
+        )
+
+    def _line(self, text: str) -> None:
+        print(f"[{time.monotonic() - self.started:5.0f} s] {text}", flush=True)
+
+
+@dataclass
+class _Shown:
+    """A trial as a row of the table. Epochs count from 0; `rate` is in images a second."""
+
+    number: int
+    parameters: str
+    confirms: bool = False
+    state: str = "waits"
+    epoch: int = 0
+    samples: int = 0
+    value: str = ""
+    rate: float = 0.0
+    began: float = field(default_factory=time.monotonic)  # waiting; then the open epoch, as far as it was seen
+    began_at: int = 0  # samples at that time
+
+    def move(self, position: Position) -> None:
+        """Take the position that workers tell while they train."""
+        now = time.monotonic()
+        if self.state != "trains" or position.epoch != self.epoch:
+            self.state, self.began, self.began_at = "trains", now, position.samples
+        self.epoch, self.samples = position.epoch, position.samples
+        if now - self.began >= 1 and self.samples > self.began_at:
+            self.rate = (self.samples - self.began_at) / (now - self.began)
+
+
+class TrialTable(TrialLog):
+    """Shows a study's trials as a table that lives: those that run, the last that ended, counts, best, time left.
+
+    It keeps what it shows, however many trials there are. Its thread draws while the study's changes it.
+    """
+
+    def __init__(self, plan: Plan, ledger: Ledger, mlflow_away: Callable[[], bool]) -> None:
+        super().__init__(plan.config.recipe.epochs, plan.config.objective)
+        options = plan.options
+        self.title = f"Study {options.name}: {self.objective} on validation ({plan.config.protocol})"
+        self.total = options.trials + options.confirm * options.confirm_seeds
+        self.rows, self.workers, self.mlflow_away = plan.dataset.train.num_rows, options.workers, mlflow_away
+        self.counts, self.device_seconds = ledger.balance(), ledger.device_seconds()
+        self.best = max(((s.mean, s.number) for s in ledger.ranking()), default=None)
+        self.running: dict[int, _Shown] = {}
+        self.finished: deque[_Shown] = deque(maxlen=FINISHED_SHOWN)
+        self.epoch_seconds: deque[float] = deque(maxlen=50)
+        self.concurrent, self.note = 1, ""
+        self.console = Console(markup=False, emoji=False)
+        self.size = self.console.size
+        self.live = Live(get_renderable=self.draw, console=self.console, refresh_per_second=2, transient=True)
+
+    def begin(
+        self, trials: int, done: int, adopted: Sequence[int], concurrent: int, workers: int, device: str, pruning: str
+    ) -> None:
+        self.concurrent = concurrent
+        self.live.start()
+        self._line(pruning)
+        if adopted:
+            self._line(f"going on with trial {', '.join(map(str, adopted))} of a driver that died")
+
+    def end(self) -> None:
+        self.live.stop()
+
+    def __call__(self, event: str, number: int, details: Mapping[str, Any]) -> None:
+        if event == "started":
+            confirms = CONFIRMS in details
+            text = f"confirms trial {details[CONFIRMS]} with seed {details[SEED]}: " if confirms else ""
+            self.running[number] = _Shown(number, text + format_parameters(details["parameters"]), confirms)
+        elif event in ("complete", "pruned", "failed"):
+            self._end(event, number, details)
+        elif row := self.running.get(number):
+            self._change(row, event, details)
+
+    def _change(self, row: _Shown, event: str, details: Mapping[str, Any]) -> None:
+        if event == "launched":
+            row.state = "starts"
+        elif event == "position":
+            row.move(details["position"])
+        elif event == "stopping":
+            self.note = "stopping: trials write a checkpoint and end; Ctrl+C again leaves at once"
+        elif event == "epoch":
+            row.state, row.epoch, row.samples, row.rate = "", details["epoch"], 0, details["images_per_second"]
+            row.value = f"{details['value']:.1f}" if details["searched"] else f"({details['value']:.1f})"
+            self.device_seconds += details["device_seconds"]
+            self.epoch_seconds.append(details["device_seconds"] / self.workers)
+
+    def _end(self, event: str, number: int, details: Mapping[str, Any]) -> None:
+        row = self.running.pop(number, None) or _Shown(number, "")  # none: its driver died before it was told
+        row.state = f"failed: {details['kind']}" if event == "failed" else event
+        self.counts["fail" if event == "failed" else event] += 1
+        self.finished.append(row)
+        if event == "complete":
+            value = details["record"]["value"]
+            row.value, row.epoch = f"{value:.1f}", self.epochs
+            if not row.confirms and (self.best is None or value > self.best[0]):
+                self.best = value, number
+
+    def draw(self) -> Group:
+        """The table as it stands, in what the terminal has room for."""
+        if self.console.size != self.size:  # a narrower terminal has wrapped what stood there: begin again
+            self.size = self.console.size
+            self.console.clear()
+        width, height = self.size
+        running, room = list(self.running.values()), height - 9  # lines that trials may take
+        ended = list(reversed(self.finished))[: room // 2]
+        shown = running[: max(1, room - len(ended))]
+        # two columns stay free at the end of the last line, for the ^C that a terminal echoes
+        table = Table(box=None, width=width - 2, padding=(0, 2, 0, 0), header_style="bold")
+        for name, fixed, justify in (
+            ("trial", 5, "right"), ("", 20 if width >= 100 else 10, "left"), ("epoch", 7, "right"),
+            ("images/s", 8, "right"), ("value", 6, "right"), ("parameters", None, "left"),
+        ):  # fmt: skip
+            ratio = None if fixed else 1
+            table.add_column(name, width=fixed, ratio=ratio, justify=justify, no_wrap=True, overflow="ellipsis")  # type: ignore[arg-type]
+        for row in shown:
+            table.add_row(*self._cells(row))
+        if len(shown) < len(running):
+            table.add_row("", f"+ {len(running) - len(shown)} more")
+        for row in ended:
+            table.add_row(*self._cells(row), style="dim")
+        lines = [self.title, *self._summary(len(running)), *self._waiting(running)]
+        return Group(*(Text(line, no_wrap=True, overflow="ellipsis") for line in lines), table)
+
+    def _cells(self, row: _Shown) -> tuple[Any, ...]:
+        done = (row.epoch + row.samples / self.rows) / self.epochs
+        epoch = f"{min(row.epoch + (row.samples > 0), self.epochs)}/{self.epochs}"
+        rate = f"{row.rate:,.0f}" if row.rate and row.number in self.running else ""
+        state: Any = row.state
+        if row.state == "waits":
+            state = f"waits {time.monotonic() - row.began:.0f} s"
+        elif row.state == "trains" and row.samples >= self.rows:
+            state = "validates"
+        elif row.state in ("", "trains"):
+            state = ProgressBar(total=1.0, completed=done)
+        return str(row.number), state, epoch, rate, row.value, row.parameters
+
+    def _summary(self, running: int) -> tuple[str, str]:
+        ended = self.counts["complete"] + self.counts["pruned"] + self.counts["fail"]
+        to_go = max(0, self.total - ended - running)
+        counts = (
+            f"{self.counts['complete']} complete, {self.counts['pruned']} pruned, {self.counts['fail']} failed, "
+            f"{running} running, {to_go} to go"
+        )
+        told = [f"{format_hours((time.monotonic() - self.started) / 3600)} passed"]
+        if left := self._seconds_left(to_go):
+            told.append(f"at most {format_hours(left / 3600)} left")
+        told.append(f"{format_hours(self.device_seconds / 3600)} of device time")
+        best = f"best {self.best[0]:.1f} (trial {self.best[1]}); " if self.best else ""
+        return counts, best + ", ".join(told)
+
+    def _seconds_left(self, to_go: int) -> float:
+        """If every trial ran all its epochs, at the speed of the last ones; 0 before any has ended."""
+        if not self.epoch_seconds:
+            return 0.0
+        each = sum(self.epoch_seconds) / len(self.epoch_seconds)
+        open_epochs = sum(self.epochs - row.epoch - row.samples / self.rows for row in list(self.running.values()))
+        return (open_epochs + to_go * self.epochs) * each / self.concurrent
+
+    def _waiting(self, running: Sequence[_Shown]) -> list[str]:
+        waits = sum(row.state == "waits" and time.monotonic() - row.began > 60 for row in running)
+        found = [f"{waits} waiting for a place in the cluster"] if waits else []
+        found += ["MLflow is away: it is written when it is back"] if self.mlflow_away() else []
+        return [*found, *([self.note] if self.note else [])]
+
+    def _line(self, text: str) -> None:
+        self.console.print(text, highlight=False)
+
+
+def _beginning(details: Mapping[str, Any]) -> str:
+    if CONFIRMS not in details:
+        return "starts"
+    return f"starts, confirming trial {details[CONFIRMS]} with seed {details[SEED]}"

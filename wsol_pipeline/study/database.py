@@ -1,0 +1,131 @@
+"""Where a study lives: SQLite, a database of a team, or a journal of objects in a bucket."""
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import BaseJournalBackend
+from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random
+
+from wsol_pipeline.errors import DataError, ResourceError
+from wsol_pipeline.redaction import redact
+from wsol_pipeline.storage import Store
+
+DATABASE_ERRORS = (optuna.exceptions.StorageInternalError, SQLAlchemyError, sqlite3.Error)
+
+
+LOCK_SECONDS = 5.0  # how long another process may hold the database when a study begins
+
+
+class ObjectJournal(BaseJournalBackend):
+    """Optuna's journal as numbered objects in a `Store`: a study that lives in a bucket, with no database.
+
+    Each append creates the next number (If-None-Match), so two writers can't overwrite each other; the study's lease
+    keeps them from trying.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._logs: list[dict[str, Any]] = []
+        self._objects = 0
+
+    def read_logs(self, log_number_from: int) -> list[dict[str, Any]]:
+        self._catch_up()
+        return self._logs[log_number_from:]
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        while not self.store.create(_journal_name(self._objects), json.dumps(logs).encode()):
+            self._catch_up()
+        self._logs += logs
+        self._objects += 1
+
+    def _catch_up(self) -> None:
+        if self._objects == 0:
+            for name in self.store.list():
+                self._take(name)
+        while self.store.exists(_journal_name(self._objects)):
+            self._take(_journal_name(self._objects))
+
+    def _take(self, name: str) -> None:
+        self._logs += json.loads(self.store.read(name))
+        self._objects += 1
+
+
+def _journal_name(number: int) -> str:
+    return f"{number:08d}.json"
+
+
+def open_storage(store: Store, database: str | None) -> BaseStorage:
+    """Where the study lives: `database` (an SQLAlchemy URL), else SQLite in a local `store`, else a journal in `store`.
+
+    Raises `ResourceError` if the database can't be opened, within seconds if another process has locked it.
+    """
+    if not database and not store.is_local:
+        return JournalStorage(ObjectJournal(store / "journal"))
+    url = database or f"sqlite:///{store.path('study.db')}"
+    with _database_errors(url):
+        if not database:
+            Path(store.uri).mkdir(parents=True, exist_ok=True)
+        if not url.startswith("sqlite:///"):
+            return _open_database(url)
+        _check_unlocked(url.removeprefix("sqlite:///"))
+        return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
+
+
+@contextlib.contextmanager
+def database_needed() -> Iterator[None]:
+    """Within, a database that fails (locked for a minute, its disk full, its server gone) is a `ResourceError`."""
+    try:
+        yield
+    except DATABASE_ERRORS as error:
+        why = redact(str(error.__cause__ or error).partition("\n")[0])[:300]  # SQL follows
+        raise ResourceError(f"The study's database does not answer: {why}. The same command continues.") from error
+
+
+@contextlib.contextmanager
+def _database_errors(url: str) -> Iterator[None]:
+    """What a database that is away, locked, broken or of another Optuna raises, as a `ResourceError`."""
+    try:
+        yield
+    except (
+        *DATABASE_ERRORS, ImportError, OSError, ValueError,
+        RuntimeError,  # Optuna's word for tables of another version
+    ) as error:  # fmt: skip
+        why = redact(" ".join(str(error.__cause__ or error).split()))[:300]
+        raise ResourceError(f"The study's database {redact(url)} cannot be opened: {why}") from error
+
+
+def _check_unlocked(file: str) -> None:
+    """Write nothing to an SQLite file, but as a writer: who holds it is told of in seconds, not after a minute."""
+    with contextlib.closing(sqlite3.connect(file, timeout=LOCK_SECONDS, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("ROLLBACK")
+
+
+def check_trials_are_known(storage: BaseStorage, name: str, folder: Store) -> None:
+    """Raise `DataError` if `folder` holds trials of a study that `storage` has never heard of.
+
+    Then the database was removed, or is another one: trials numbered anew would go on from the old ones' checkpoints.
+    """
+    if name not in optuna.study.get_all_study_names(storage) and folder.list("trials"):
+        raise DataError(
+            f"{folder.path('trials')} holds trials of a study {name!r} that its database does not know: bring the "
+            "database back (or its --study-db), or give another --name."
+        )
+
+
+# Of two drivers that make the tables of a new database at once one fails; it finds them made when it tries again.
+@retry(
+    retry=retry_if_exception_type((IntegrityError, ProgrammingError)),
+    stop=stop_after_attempt(4),
+    wait=wait_random(0, 2),
+    reraise=True,
+)
+def _open_database(url: str) -> RDBStorage:
+    return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})

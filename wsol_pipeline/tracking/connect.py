@@ -1,0 +1,106 @@
+"""The way to MLflow: a server, or an SQLite file; what its faults mean."""
+
+import contextlib
+import functools
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from filelock import FileLock
+from mlflow.exceptions import MlflowException
+from mlflow.store.db.db_types import DATABASE_ENGINES
+from sqlalchemy.exc import SQLAlchemyError
+
+from wsol_pipeline.errors import ResourceError, UsageError, WsolError
+from wsol_pipeline.redaction import redact
+from wsol_pipeline.storage import STORAGE_ERRORS, Store
+
+logger = logging.getLogger(__name__)
+
+Connect = Callable[[], tuple[mlflow.MlflowClient, str]]  # (client, experiment id), or a `ResourceError`
+EXPERIMENT_TAGS = {  # MLflow would guess from traces, which we have none of, that this is about language models
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.note.content": "Studies of weakly supervised object localization: a run per study, its trials as children.",
+}
+AWAY = (MlflowException, SQLAlchemyError, ValueError, *STORAGE_ERRORS)  # of calls that MLflow did not answer well
+
+
+class ServerAway(ResourceError):
+    """A server that may be back later."""
+
+
+def connect_mlflow(store: Store, experiment: str) -> Connect:
+    """What gives (client, experiment id) of MLFLOW_TRACKING_URI, or of a SQLite file in a local `store`.
+
+    It is asked here once, for what no waiting mends. A server that is away is no such thing: work that needs none of it
+    begins, with a warning.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri and not store.is_local:
+        raise UsageError(f"MLFLOW_TRACKING_URI is not set, and {store.uri} cannot hold MLflow's SQLite file: set it.")
+    experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", experiment)
+    uri = uri or f"sqlite:///{store.path('mlflow.db')}"
+    again = functools.partial(connect, uri, experiment, store.path("mlflow-artifacts"))
+    try:
+        connected = again()
+    except ServerAway as error:
+        logger.warning("%s. The work begins without it, and is written when it is back.", error)
+        return again
+    return lambda: connected
+
+
+def connect(uri: str, experiment: str, artifacts: str | None) -> tuple[mlflow.MlflowClient, str]:
+    """(client, experiment id). `artifacts` is where a database without a server keeps files.
+
+    Within seconds raises `ServerAway` if a server does not answer or fails, `UsageError` for an address that is none or
+    answers with a refusal (401, 403, 404), `ResourceError` for a database that cannot be opened.
+    """
+    for name, value in {"TIMEOUT": "10", "MAX_RETRIES": "0"}.items():
+        os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    try:
+        mlflow.set_tracking_uri(uri)
+        location = None if uri.startswith("http") else artifacts
+        with _one_at_a_time(uri):
+            client = mlflow.MlflowClient(uri)  # makes a new file's tables
+            known = client.get_experiment_by_name(experiment)
+            return client, known.experiment_id if known else client.create_experiment(
+                experiment, location, EXPERIMENT_TAGS
+            )
+    except (ImportError, *AWAY) as error:
+        raise _refused(uri, error) from error
+
+
+def _refused(uri: str, error: Exception) -> WsolError:
+    where, why = f"MLflow at {redact(uri)}", reason(error, 300)
+    scheme = uri.split(":")[0].split("+")[0]
+    if scheme in DATABASE_ENGINES:
+        return ResourceError(f"{where} cannot be opened: {why}")
+    if scheme not in ("http", "https"):
+        return UsageError(f"{where} is neither a server (http://...) nor a database (sqlite:///...): {why}")
+    status = error.get_http_status_code() if isinstance(error, MlflowException) else 500
+    if 400 <= status < 500 and status not in (408, 429):  # a timeout, too many requests: those pass
+        return UsageError(f"{where} answers with status {status}: check the address and the password. {why}")
+    return ServerAway(f"{where} does not answer: {why}")
+
+
+def sqlite_file(uri: str | None) -> Path | None:
+    """The file behind an SQLite URL; None for any other."""
+    return Path(uri.removeprefix("sqlite:///")) if uri and uri.startswith("sqlite:///") else None
+
+
+def _one_at_a_time(uri: str) -> contextlib.AbstractContextManager[Any]:
+    """Two drivers that create the tables of one new SQLite file at once would both fail."""
+    file = sqlite_file(uri)
+    return FileLock(f"{file}.lock") if file else contextlib.nullcontext()
+
+
+def reason(error: Exception, most: int = 200) -> str:
+    """An error in a line of at most `most` characters, without secrets."""
+    return redact(" ".join(str(error).split()))[:most]

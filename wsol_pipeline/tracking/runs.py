@@ -1,0 +1,122 @@
+"""A study's runs in MLflow: a parent for the study, a child for each trial; found by their tags, never made twice."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.entities import Metric, Param, RunTag
+
+from wsol_pipeline.errors import ResourceError, UsageError
+from wsol_pipeline.redaction import redact
+from wsol_pipeline.tracking.connect import AWAY, Connect, reason
+
+STUDY_TAG, TRIAL_TAG, PARENT_TAG = "wsol.study", "wsol.trial", "mlflow.parentRunId"
+PARENT = "study"  # the value of TRIAL_TAG on a study's own run
+RUNNING = "RUNNING"  # MLflow's status of a run that is not over
+PATIENCE = 30.0  # seconds that the end of the work waits for MLflow
+MAX_PARAM = 6000  # characters MLflow keeps of a parameter
+
+
+@dataclass
+class StudyRuns:
+    """The runs of the study named `study`, whose own run bears `tags`. `connect` is called until it has succeeded.
+
+    `ended`: trials whose end MLflow has.
+    """
+
+    connect: Connect
+    study: str
+    tags: dict[str, str]
+    ended: set[int] = field(default_factory=set)
+    _ids: dict[str, str] = field(default_factory=dict)  # value of TRIAL_TAG -> run id
+
+    @cached_property
+    def _connection(self) -> tuple[mlflow.MlflowClient, str]:
+        return self.connect()
+
+    @property
+    def client(self) -> mlflow.MlflowClient:
+        return self._connection[0]
+
+    @property
+    def experiment_id(self) -> str:
+        return self._connection[1]
+
+    def parent(self) -> str:
+        """The id of the study's own run, created if it is not there."""
+        return self._run(PARENT, self.study, self.tags)
+
+    def trial(self, number: int) -> str:
+        """The id of trial `number`'s run, created if it is not there."""
+        return self._run(str(number), f"{self.study} {number:04d}", {PARENT_TAG: self.parent()})
+
+    def forget(self) -> None:
+        """Look all of them up again: one may have been created although the answer was lost."""
+        self._ids.clear()
+
+    def log(self, run_id: str, metrics: list[Metric], parameters: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        """Metrics in as many requests as they need, the rest with the first."""
+        given = redact({key: str(value) for key, value in parameters.items()})
+        params = [Param(key, value[:MAX_PARAM]) for key, value in given.items()]
+        run_tags = [RunTag(key, value) for key, value in redact(dict(tags)).items()]
+        for start in range(0, max(len(metrics), 1), 500):
+            self.client.log_batch(run_id, metrics=metrics[start : start + 500], params=params, tags=run_tags)
+            params, run_tags = [], []
+
+    def add_pictures(self, paths: Iterable[Path]) -> None:
+        """Put pictures on the study's run, over earlier ones of the same names."""
+        for path in paths:
+            self.client.log_artifact(self.parent(), str(path), "pictures")
+
+    def add_text(self, name: str, text: str) -> None:
+        """Put a text file on the study's run, over an earlier one of that name."""
+        self.client.log_text(self.parent(), redact(text), name)
+
+    def close_parent(self) -> None:
+        """Note the end of the study."""
+        self.client.set_terminated(self.parent())
+
+    def _run(self, trial: str, name: str, tags: dict[str, str]) -> str:
+        if not self._ids:
+            self._ids = self._find()
+        if trial not in self._ids:
+            tags = redact({STUDY_TAG: self.study, TRIAL_TAG: trial, **tags})
+            self._ids[trial] = self.client.create_run(self.experiment_id, tags=tags, run_name=name).info.run_id
+        return self._ids[trial]
+
+    def _find(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        token = None
+        while True:
+            page = self.client.search_runs(
+                [self.experiment_id], f"tags.`{STUDY_TAG}` = '{self.study}'", page_token=token, max_results=1000
+            )
+            found |= {run.data.tags[TRIAL_TAG]: run.info.run_id for run in page if TRIAL_TAG in run.data.tags}
+            # terminated is what a trial is last, after all else of it was delivered
+            over = {run.data.tags.get(TRIAL_TAG, PARENT) for run in page if run.info.status != RUNNING}
+            self.ended |= {int(trial) for trial in over - {PARENT}}
+            token = page.token
+            if not token:
+                return found
+
+
+def deliver(steps: Mapping[str, Callable[[], object]]) -> str:
+    """Take `steps` in their order, each repeated until MLflow takes it or `PATIENCE` is over.
+
+    `steps`: what each writes -> the call, which changes nothing when repeated. Returns what is missing and why, or "".
+    """
+    deadline = time.monotonic() + PATIENCE
+    left = list(steps)
+    while left:
+        try:
+            steps[left[0]]()
+            left.pop(0)
+        except (ResourceError, UsageError, *AWAY) as error:
+            if isinstance(error, UsageError) or time.monotonic() > deadline:
+                return f"MLflow lacks {', '.join(left)} ({reason(error)})"
+            time.sleep(1)
+    return ""

@@ -1,0 +1,77 @@
+"""From options to a `TrainConfig`: the preset's values, under what was given beside them."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import search_spaces
+from wsol_pipeline.errors import UsageError, unknown
+from wsol_pipeline.evaluation.protocols import protocol
+from wsol_pipeline.evaluation.selection import objectives
+from wsol_pipeline.training.config import Reading, Recipe, TrainConfig, require
+from wsol_pipeline.training.options import RunOptions
+
+LAPTOP = Recipe(epochs=4, learning_rate=0.003, clip_norm=1.0)  # the recipe without a preset: for `tiny`
+
+
+def resolve(options: RunOptions, method: str) -> TrainConfig:
+    """The training configuration: the preset's values (or the laptop defaults), under what was given beside them."""
+    preset, presets = _preset(options.preset, method), search_spaces.presets(method)
+    recipe = Recipe(**preset.recipe) if preset else LAPTOP
+    given = {field.name: getattr(options, field.name, None) for field in dataclasses.fields(Recipe)}
+    recipe = dataclasses.replace(recipe, **{name: value for name, value in given.items() if value is not None})
+    require(
+        options.reading != "cached" or recipe.train_geometry != "random_resized_crop_stored",
+        "random_resized_crop_stored cuts stored images, which no cache holds: reading must be auto or streaming",
+        options.reading,
+    )
+    published = next((row.readout for row in [preset or next(iter(presets.values()), None)] if row), {})
+    own = options.readout in (None, published.get("name"))
+    rules = protocol(options.protocol or (preset.protocol if preset else "wsol-v1"))
+    return TrainConfig(
+        method=method,
+        backbone=options.backbone or (preset.backbone if preset else "tiny"),
+        weights=options.weights,
+        options={**(preset.method_options if preset else {}), **plain_values(options.options)},
+        readout=options.readout or published.get("name", "cam"),
+        readout_options={**(published.get("options", {}) if own else {}), **plain_values(options.readout_options)},
+        fixed_setting=published.get("setting") if preset and own else None,
+        protocol=rules.name,
+        objective=options.objective or ("max_box_acc_v2" if rules.ious else objectives(rules)[0]),
+        recipe=recipe,
+        image_size=options.image_size or (preset.image_size if preset else 64),
+        resize_size=options.resize_size or (preset.resize_size or preset.image_size + 32 if preset else 72),
+        freeze_batch_norm=options.freeze_batch_norm,
+        sync_batch_norm=options.sync_batch_norm,
+        precision=options.precision,
+        channels_last=options.channels_last,
+        seed=options.seed,
+    )
+
+
+def _preset(name: str | None, method: str) -> search_spaces.Preset | None:
+    known = search_spaces.presets(method)
+    if name is not None and name not in known:
+        if other := search_spaces.presets().get(name):
+            raise UsageError(f"Preset {name!r} is of method {other.method!r}, not of {method!r}: tune that one.")
+        raise unknown(f"preset of {method!r}", name, known)
+    return known[name] if name else None
+
+
+def plain_values(options: Mapping[str, str]) -> dict[str, Any]:
+    """Values of the command line as what they look like: JSON (numbers, true, null, lists), else text."""
+    return {name: _plain_value(value) for name, value in options.items()}
+
+
+def _plain_value(text: str) -> Any:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return tuple(value) if isinstance(value, list) else value
+
+
+def reading(options: RunOptions) -> Reading:
+    """How rows reach the workers."""
+    return Reading(options.reading, options.cache_dir, options.cache_budget_gb, options.shard_cache_gb)

@@ -1,0 +1,120 @@
+"""What the jobs that judge, solve and reproduce can be told."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from wsol_pipeline.training.config import check_name, require
+from wsol_pipeline.training.options import RunOptions, store_at
+
+if TYPE_CHECKING:
+    from wsol_pipeline.storage import Store
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Which studies to judge, and where."""
+
+    study: tuple[str, ...] = ("bas",)
+    """Names of studies (or runs). The first one's winner is the contender; the others stand beside it."""
+    storage: str = "runs"
+    """The --storage of those studies."""
+    champion: bool = True
+    """Give the first study's winner the alias 'champion' in the model registry."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU if there is one."""
+    batch_size: int = 64
+    """Images a forward pass."""
+    cache_dir: str | None = None
+    """Where a node keeps decoded pixels; by default below the user's cache folder."""
+    experiment: str = "wsol"
+    """MLflow experiment of the studies."""
+
+    def __post_init__(self) -> None:
+        require(len(self.study) >= 1, "at least one --study is needed", self.study)
+        for name in self.study:
+            check_name("study", name)
+        require(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size)
+
+    @property
+    def store(self) -> "Store":
+        """Where all studies are kept."""
+        return store_at(self.storage)
+
+
+@dataclass(frozen=True)
+class SolveOptions:
+    """Which model is read anew, and how."""
+
+    study: str = "bas"
+    """The finished study (or run) whose winner is read."""
+    name: str = ""
+    """Name of the result, a study of one trial. By default <study>-<readout>."""
+    storage: str = "runs"
+    """The --storage of both."""
+    readout: str = "bagcams"
+    """A file of wsol_models/readouts."""
+    readout_options: dict[str, str] = field(default_factory=dict)
+    """The readout's options by name, e.g. --readout-options stages '["layer3"]'."""
+    objective: str | None = None
+    """What validation maximises; by default what the study did."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU if there is one."""
+    batch_size: int = 32
+    """Images a pass."""
+    cache_dir: str | None = None
+    """Where a node keeps decoded pixels; by default below the user's cache folder."""
+    experiment: str = "wsol"
+    """MLflow experiment."""
+
+    def __post_init__(self) -> None:
+        check_name("study", self.study)
+        check_name("name", self.result)
+        require(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size)
+        require(self.result != self.study, "name must differ from study", self.result)
+
+    @property
+    def result(self) -> str:
+        """The name of what comes out."""
+        return self.name or f"{self.study}-{self.readout}"
+
+    @property
+    def store(self) -> "Store":
+        """Where both are kept."""
+        return store_at(self.storage)
+
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class ReproduceOptions(RunOptions):
+    """Options of a reproduction. What is not given is as the paper has it."""
+
+    row: str = ""
+    """The published row by id, e.g. bas-ext/table1/cub/resnet50: a preset of any method (--list)."""
+    seeds: int = 3
+    """Trainings, with --seed and the following ones. A larger number later adds the missing ones."""
+    listed: Annotated[tuple[str, ...] | None, tyro.conf.arg(name="list")] = None
+    """Show the rows whose ids hold all of these texts (all rows, without one) with their figures, and end."""
+    name: str = AUTO
+    """Name of the reproduction: the same name continues it. auto: made of the row's id."""
+    preset: tyro.conf.Suppress[str | None] = None
+    dry_run: bool = False
+    """Check configuration, data, storage, MLflow and placement, train a few batches, say what it would take, and start
+    nothing."""
+    max_device_hours: float | None = None
+    """Start no more seeds once this is spent: hours of training and validation x workers, over all runs of the
+    command."""
+    time_budget: float | None = None
+    """Hours after which this run of the command starts no more seeds."""
+    concurrent: int | None = None
+    """Seeds at once, from the second on; by default as many as the cluster holds."""
+    study_db: str | None = None
+    """SQLAlchemy URL of the study's database. By default as for a study."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.seeds >= 1, "seeds must be at least 1", self.seeds)
+        require(bool(self.row) or self.listed is not None, "--row must be the id of a published row (--list)", self.row)

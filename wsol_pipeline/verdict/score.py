@@ -1,0 +1,169 @@
+"""A model on the test split: counts, figures, intervals, and every single image as it sees it."""
+
+import dataclasses
+import functools
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import torch
+
+from wsol_pipeline.data.dataset import Dataset, open_dataset
+from wsol_pipeline.data.reader import EvalRows, ReadConfig, eval_rows
+from wsol_pipeline.errors import ResourceError
+from wsol_pipeline.evaluation import selection
+from wsol_pipeline.evaluation.baseline import count_centred
+from wsol_pipeline.evaluation.cases import Case, add_cases
+from wsol_pipeline.evaluation.counts import Counts
+from wsol_pipeline.evaluation.detection import mean_average_precision
+from wsol_pipeline.evaluation.evaluate import count, detect
+from wsol_pipeline.evaluation.protocols import Protocol
+from wsol_pipeline.evaluation.selection import Choice
+from wsol_pipeline.study.surface import published_choice, published_reading
+from wsol_pipeline.tracking.provenance import provenance
+from wsol_pipeline.training import cluster
+from wsol_pipeline.training.model import VAL_COUNTS, Model, load_model
+from wsol_pipeline.verdict.options import EvaluateOptions
+from wsol_pipeline.verdict.pictures import PICTURES, pictures_of
+from wsol_pipeline.verdict.rows import Contender, Row
+
+DETECTION_IOUS = (0.1, 0.3, 0.5)
+# (what is passed, of how many images) -> a context whose value is called with how many more are done
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+
+def silent(what: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+    """Tells nobody how a pass goes on."""
+    return nullcontext(lambda more: None)
+
+
+def score_somewhere(
+    options: EvaluateOptions, contender: Contender, progress: Progress
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Score here, or on a node with a GPU if this process runs as a job on a cluster that has one."""
+    if not ray.is_initialized():
+        device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
+        if options.device == "cuda" and device == "cpu":
+            raise ResourceError("--device cuda needs a GPU but this machine has none.")
+        return score(contender, options, device, progress)
+    if cluster.pick_device(options.device) == "cpu":  # a worker would first import for seconds what is here already
+        return score(contender, options, "cpu", progress)
+    return ray.get(ray.remote(score).options(num_gpus=1).remote(contender, options, "cuda"))
+
+
+def score(
+    contender: Contender, options: EvaluateOptions, device: str, progress: Progress = silent
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Open the test split for one model and count. Everything was chosen before.
+
+    The result comes back as plain data, with the files beside it: every image as each row sees it, and pictures of some
+    as the last row does. Class masks are scored together, so that there a single image has no result of its own.
+    """
+    model = load_model(contender.final, device)
+    val = Counts.from_dict(json.loads(contender.final.read(VAL_COUNTS)))
+    dataset = open_dataset(model.description["data"])
+    rows = test_rows(options, dataset, model.protocol)
+    results, kept, files = [], [], {}
+    for number, (label, choice) in enumerate(choices(contender, model).items()):
+        cases: list[Case] = []
+        note = functools.partial(add_cases, cases, choice.threshold, model.protocol)
+        with progress(f"{contender.label}{label} on test", rows.num_rows) as add:
+            counts = count(
+                model.method, model.readout, rows, model.protocol, settings=[choice.readout], device=device,
+                keep_images=True, ten_crop=model.protocol.ten_crop, on_batch=add,
+                on_maps=note if model.protocol.masks != "classes" else None,
+            )  # fmt: skip
+        row = _row(label, choice, val, counts, model.protocol)
+        if model.multilabel and model.protocol.box_rule == "components":
+            row.transferred.update(_average_precisions(model, rows, choice, device))
+        results.append(row)
+        kept.append(counts.to_dict())
+        files[f"images-{number}.parquet"] = _parquet(cases)
+    files[PICTURES] = json.dumps(pictures_of(model, rows, dataset.classes, cases, device)).encode()
+    result = {
+        "rows": [dataclasses.asdict(row) for row in results],
+        "counts": kept,
+        "model": contender.final.uri,
+        "description": model.description,
+        "test_fingerprint": dataset.test().fingerprint,
+        "images": dataset.test().num_rows,
+        "device": device,
+        "provenance": provenance(),
+    }
+    return result, files
+
+
+def choices(contender: Contender, model: Model) -> dict[str, Choice]:
+    """How a model is read, by what is added to its label: as published, if its setting is, and as solved."""
+    return _published_choice(contender, model) | {", readout solved" if contender.preset else "": model.choice}
+
+
+def named(choice: Choice) -> str:
+    """A readout setting and the threshold of its boxes or masks, as a table shows them."""
+    return f"{choice.readout} > {choice.threshold:.3f}"
+
+
+def _parquet(cases: Sequence[Case]) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([dataclasses.asdict(case) for case in cases]), file)
+    return file.getvalue()
+
+
+def _average_precisions(model: Model, rows: EvalRows, choice: Choice, device: str) -> dict[str, float]:
+    """Detection mAP at the IoUs that mLDFR reports, percent."""
+    found, truth = detect(model.method, model.readout, rows, model.protocol, choice, device=device)
+    return {f"map_{100 * iou:.0f}": mean_average_precision(found, truth, iou) for iou in DETECTION_IOUS}
+
+
+def _row(label: str, choice: Choice, val: Counts, test: Counts, rules: Protocol) -> Row:
+    """`val` is a mean over images, as the choices were; test is what the protocol says."""
+    weights = None
+    if rules.over_classes and test.image_hits:
+        weights, test = selection.class_weights(test.image_hits.labels), selection.balanced(test)
+    return Row(
+        label=label,
+        readout=named(choice),
+        val=selection.transferred(val, choice),
+        transferred=selection.transferred(test, choice),
+        oracle=selection.oracle(test, choice),
+        intervals=selection.bootstrap(test, choice, weights_N=weights),
+    )
+
+
+def _published_choice(contender: Contender, model: Model) -> dict[str, Choice]:
+    """The published setting and threshold too, for a model of a published row that names them and is read alike."""
+    reading = published_reading(model.config, contender.preset)
+    if reading is None:
+        return {}
+    return {"": published_choice(model.choice, tuple(model.readout.settings(model.method)), reading)}
+
+
+def centred_box(options: EvaluateOptions, dataset: Dataset, rules: Protocol) -> Row:
+    """The centred box, its area chosen on validation like every other threshold."""
+    config = _read_config(options, rules)
+    val = count_centred(eval_rows(dataset.val, config, rules.geometry, options.batch_size), rules)
+    test = count_centred(test_rows(options, dataset, rules), rules)
+    choice = selection.choose(val, selection.metrics_of(val)[0])
+    area = f"area {choice.threshold if rules.ious else 1 - choice.threshold:.2f}"
+    values = (selection.transferred(val, choice), selection.transferred(test, choice), selection.oracle(test, choice))
+    val_boxes, transferred, oracle = map(_boxes_only, values)
+    return Row("centred box", area, val_boxes, transferred, oracle, {})
+
+
+def _boxes_only(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics without those of a classifier, which a centred box has not."""
+    return {name: value for name, value in metrics.items() if not name.startswith(("top", "cls"))}
+
+
+def _read_config(options: EvaluateOptions, rules: Protocol) -> ReadConfig:
+    return ReadConfig(resize_size=rules.resize_size, image_size=rules.image_size, cache_dir=options.cache_dir)
+
+
+def test_rows(options: EvaluateOptions, dataset: Dataset, rules: Protocol) -> EvalRows:
+    """The test split, as `rules` cut its images."""
+    return eval_rows(dataset.test(), _read_config(options, rules), rules.geometry, options.batch_size)
