@@ -5,7 +5,8 @@
     output = method(images_BCHW, targets_B)
     loss = sum(method_module("bas").losses(output, method.config).values())
 
-A method file holds a frozen `Config` with the paper's values as defaults, a `Method` and its `losses`. A `Config` says
+A method file holds a frozen `Config` with the paper's values as defaults, a `Method` and its `losses`, with
+`reduction="none"` those of each image (SPG's and DA-WSOL's are of the whole batch). A `Config` says
 with `layout` which form of backbone it wants (`_backbones/`). To add a method, add its file.
 """
 

@@ -32,6 +32,7 @@ from wsol_models._layers import (
     FrozenBatchNorm2d,
     LocalizationMethod,
     Output,
+    Reduction,
     classification,
     require_targets,
     select_taps,
@@ -241,6 +242,6 @@ def convolutions(module: nn.Module) -> list[nn.Conv2d]:
     return [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
 
 
-def losses(output: Output, config: Config) -> dict[str, Tensor]:
+def losses(output: Output, config: Config, reduction: Reduction = "mean") -> dict[str, Tensor]:
     """Classification: see `classification`."""
-    return {"cls": classification(output.logits_BK, targets_of(output))}
+    return {"cls": classification(output.logits_BK, targets_of(output), reduction)}
