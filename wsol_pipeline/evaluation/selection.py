@@ -172,6 +172,14 @@ def oracle(counts_test: Counts, choice: Choice) -> dict[str, float]:
     return {name: float(values_S[s]) for name, values_S in best(counts_test).items()}
 
 
+def at_threshold(counts: Counts, metric: str, threshold: float) -> NDArray[np.float64]:
+    """A metric, percent, with all its curves read at one fixed threshold, the grid's nearest, per setting [S].
+
+    PxAP is over all thresholds and knows none.
+    """
+    return _read(curves(counts, metric), [_nearest(counts, metric, threshold)])
+
+
 def errors(metrics: Mapping[str, float]) -> dict[str, float]:
     """Accuracies of `transferred` or `oracle` as the errors that mLDFR and ILSVRC's challenge report, percent."""
     names = {"cls1_err": "cls_top1", "cls5_err": "cls_top5", "clsloc1_err": "top1_loc", "clsloc5_err": "top5_loc"}
@@ -275,12 +283,17 @@ def _best_thresholds(counts: Counts, metric: str, setting: int) -> tuple[float, 
 def _at(counts: Counts, choice: Choice, metric: str) -> list[int]:
     """Indices of the chosen thresholds in the grid of these counts; 0 for a metric that has none."""
     thresholds = choice.thresholds[_THRESHOLD_OF.get(metric, metric)]
-    return [int(np.abs(grid(counts, metric) - t).argmin()) for t in thresholds] or [0]
+    return [_nearest(counts, metric, threshold) for threshold in thresholds] or [0]
+
+
+def _nearest(counts: Counts, metric: str, threshold: float) -> int:
+    values_T = grid(counts, metric)
+    return int(np.abs(values_T - threshold).argmin()) if len(values_T) else 0
 
 
 def _read(curves_SCT: NDArray[np.float64], at_C: list[int]) -> NDArray[np.float64]:
-    """The mean over curves, each at its own threshold, [S]."""
-    values_S: NDArray[np.float64] = curves_SCT[:, np.arange(len(at_C)), at_C].mean(-1)
+    """The mean over curves, each at its own threshold or all at the same, [S]."""
+    values_S: NDArray[np.float64] = curves_SCT[:, np.arange(curves_SCT.shape[1]), at_C].mean(-1)
     return values_S
 
 
