@@ -18,11 +18,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.functional import interpolate
 from torchvision.io import decode_image
 
 from wsol_models import readouts
 from wsol_pipeline.data.reader import ReadConfig, eval_rows
 from wsol_pipeline.errors import DataError
+from wsol_pipeline.evaluation.evaluate import count
 from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.images import normalize
 from wsol_pipeline.storage import Store
@@ -112,6 +114,28 @@ def test_a_localization_is_in_pixels_of_the_image(trained, make_config, fit, mon
         assert 1 / 3 <= found.score <= 1
         seen = {"wsol-v1": (0, 0, 120, 60), "bas-ext": (120 * 2 / 36, 60 * 2 / 36, 120 * 34 / 36, 60 * 34 / 36)}[rules]
         assert found.window == pytest.approx(seen)
+
+
+def test_gradient_maps_are_enlarged_as_by_their_authors_wherever_they_are_shown(fit, make_config, dataset, reading):
+    """Bilinearly to what the network sees, then min-max; the evaluation's own cubic resize finds nothing to do."""
+    model = load_model(fit(make_config("cam", readout="gradcam", epochs=1)).final)
+    rows = eval_rows(dataset.val, ReadConfig(36, 32, cache_dir=reading.cache_dir), model.protocol.geometry, 8)
+    batch = next(iter(rows.batches()))
+    images = normalize(batch.images_BCHW)
+    classes = model.method(images).logits_BK.argmax(1)
+    coarse = model.readout.coarse_maps(model.method, images, classes, "block4")
+    large = interpolate(coarse[:, None], (32, 32), mode="bilinear", align_corners=False)[:, 0].numpy()
+    for found, map_HW in zip(model.localize(batch.images_BCHW.permute(0, 2, 3, 1).numpy()), large, strict=True):
+        expected = (map_HW - map_HW.min()) / max(map_HW.max() - map_HW.min(), 1e-30)
+        np.testing.assert_allclose(found.map_HW, expected, atol=1e-6)
+    counted = []
+    count(
+        model.method, model.readout, rows, model.protocol, settings=["block4"],
+        on_maps=lambda rows_B, of, maps_BHW, *_: counted.append((of, maps_BHW)),
+    )  # fmt: skip
+    of, maps = counted[0]
+    coarse = model.readout.coarse_maps(model.method, normalize(of.images_BCHW), of.labels_B, "block4")
+    torch.testing.assert_close(maps, interpolate(coarse[:, None], (32, 32), mode="bilinear")[:, 0])
 
 
 @pytest.mark.parametrize("rules", ["wsol-v1", "bas-ext"])

@@ -145,10 +145,15 @@ def choose(counts_val: Counts, objective: str = "max_box_acc_v2") -> Choice:
     values_S = curves(counts_val, objective).max(-1).mean(-1)
     if np.isnan(values_S).all():
         raise UsageError(f"{objective} is not defined for binary maps; known: max_box_acc_v2, piou, peak_iou.")
-    setting = int(np.nanargmax(values_S))
+    return choose_at(counts_val, int(np.nanargmax(values_S)), objective)
+
+
+def choose_at(counts_val: Counts, setting: int, objective: str = "max_box_acc_v2") -> Choice:
+    """The best thresholds of every metric for a setting (its index) that somebody else chose."""
+    value = float(curves(counts_val, objective)[setting].max(-1).mean())
     metrics = [metric for metric in metrics_of(counts_val) if metric not in _THRESHOLD_OF]
     thresholds = {metric: _best_thresholds(counts_val, metric, setting) for metric in metrics}
-    return Choice(objective, float(values_S[setting]), setting, counts_val.settings[setting], thresholds)
+    return Choice(objective, value, setting, counts_val.settings[setting], thresholds)
 
 
 def transferred(counts_test: Counts, choice: Choice) -> dict[str, float]:

@@ -143,8 +143,8 @@ def _figures(compared: Sequence[Compared], seeds: int) -> Section:
     ]
     text = (
         "Mean ± standard deviation over seeds, %. The difference is that of the reading as published (the paper's own "
-        "threshold) where there is one, else of the oracle, which picks thresholds on test as the field's code does, "
-        "an upper bound. Transferred has those of validation."
+        "setting and threshold; without a threshold the best on test) where there is one, else of the oracle, which "
+        "picks thresholds on test as the field's code does, an upper bound. Transferred has those of validation."
     )
     head = ("metric", "published", *(COLUMNS[kind] for kind in kinds), "difference", "verdict")
     title = f"Published beside measured, {seeds} seed{'s' if seeds > 1 else ''}"
