@@ -16,6 +16,7 @@ from typing import Any
 
 from wsol_models import _backbones
 from wsol_models._backbones import LATER as LATER
+from wsol_models._backbones import backbone_names as backbone_names
 from wsol_models._backbones import network_state as network_state
 from wsol_models._layers import LocalizationMethod
 from wsol_models._lookup import configured, file_names, unknown
