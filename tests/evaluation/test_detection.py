@@ -45,6 +45,13 @@ def test_a_component_that_is_partly_below_the_mean_counts_that_part_as_nothing()
     assert scores.tolist() == pytest.approx([1 / 3])
 
 
+def test_components_of_a_mask_have_the_objects_mean_activation():
+    """Where (3, 5, 1, 9) is above (1, 1, 4, 1): 3 is below the object's mean of 4.5 and counts as nothing."""
+    raw = np.array([[[3.0, 5, 1, 9]], [[1, 1, 4, 1]]])
+    boxes, scores = component_boxes(raw, 0.2, RULE, (4, 1))
+    assert (boxes.tolist(), scores.tolist()) == ([[0, 0, 1, 0], [3, 0, 3, 0]], [2.5, 9.0])
+
+
 HERE, THERE = (0, 0, 9, 9), (20, 20, 29, 29)
 TRUTH = {
     ("a", 0): np.array([HERE, THERE], float),

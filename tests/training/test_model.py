@@ -31,6 +31,7 @@ from wsol_pipeline.storage import Store
 from wsol_pipeline.training import registry, tracking
 from wsol_pipeline.training.build import build_method
 from wsol_pipeline.training.model import Model, box_in_image, load_model, load_model_files
+from wsol_pipeline.training.verdict import _seen
 
 
 @pytest.fixture
@@ -136,6 +137,24 @@ def test_gradient_maps_are_enlarged_as_by_their_authors_wherever_they_are_shown(
     of, maps = counted[0]
     coarse = model.readout.coarse_maps(model.method, normalize(of.images_BCHW), of.labels_B, "block4")
     torch.testing.assert_close(maps, interpolate(coarse[:, None], (32, 32), mode="bilinear")[:, 0])
+
+
+def test_a_mask_of_two_maps_is_served_and_drawn_as_one(fit, make_config):
+    """B-CAM's m: 1 where the object's map is higher than the background's, in a prediction and in the gallery."""
+    reading = {"readings": ("plain",), "modes": ("mask",)}
+    config = make_config("bcam", readout="bcam", readout_options=reading, options={"heads": 2}, epochs=1)
+    model = load_model(fit(config).final)
+    images_BHW3 = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    images_BCHW = torch.from_numpy(images_BHW3).permute(0, 3, 1, 2)
+    seen = normalize(images_BCHW)
+    labels = model.method(seen).logits_BK.argmax(1)
+    both = model.readout.maps(model.method, seen, labels, "plain/mask")
+    truths = [np.array([[4.0, 4, 20, 20]])] * 3
+    drawn = _seen(model, images_BCHW, labels, truths, [(32, 32)] * 3)
+    for found, shown, (above, below) in zip(model.localize(images_BHW3), drawn, both, strict=True):
+        np.testing.assert_array_equal(found.map_HW, (above > below).numpy())
+        np.testing.assert_array_equal(shown.map_HW, found.map_HW)
+        np.testing.assert_allclose(shown.box, found.box)
 
 
 @pytest.mark.parametrize("rules", ["wsol-v1", "bas-ext"])
