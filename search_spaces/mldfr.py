@@ -83,21 +83,55 @@ def virtual_batch(backbone: str, batch_size: int) -> int:
     return round(batch_size / GPUS[backbone]) if backbone in GPUS else 0
 
 
+BOXES = (
+    "Boxes: the text thresholds at 0.2 and takes each region, the code at 0.2 and at the mean, and takes one box. "
+    "Here: as the code."
+)
+BOX_PER_REGION = (
+    "Boxes: the text thresholds at 0.2 and takes each region, the code at 0.2 and at the mean, and takes one box. "
+    "Here: the code's mask, each region a box."
+)
+NO_BATCH_NORM = "Batch norm: the code has no network without. Here: every one is left out."
+
+
+def of_checkpoints(size: int) -> str:
+    """The note of a network whose settings and files do not agree."""
+    return f"Batch: the code's settings have 256 images, the names of its files {size}. Here: the size of the text."
+
+
+OF_NETWORKS: dict[str, tuple[str, ...]] = {
+    "vgg16_bn": (of_checkpoints(64),),
+    "resnet50": (of_checkpoints(128),),
+    "densenet161": (
+        "Batch: the code's settings have 128 images, the names of its files 96. Here: the size of the text.",
+        "Third recalibration: the text has it after the fourth halving, the code after the convolution of transition3. "
+        "Here: as the code.",
+    ),
+    "googlenet": (
+        "Recalibration's name: the code's file asks for a class that it does not have. Here: that of others.",
+    ),
+    "mobilenet_v2": ("MobileNetV2: the code has none. Here: places of the recalibration as we read the text.",),
+}
+
+
 def notes(dataset: str, backbone: str) -> tuple[str, ...]:
     """Where text and code differ, for a model of the released code."""
     found = [
         "Recipe: the text has 50 epochs, a plateau of the loss and crops from 0.8 of the area; the code 45, a plateau "
         "of Top-1 on test and crops from 0.08. Here: as the code, on validation; rows that end in /paper as the text.",
-        "Recalibration: the code has batch norm in both of its parts, the text in none. Here: as the code.",
-        "Boxes: the text thresholds at 0.2 and takes each region, the code at 0.2 and at the mean, and takes one box. "
-        "Here: as the code.",
+        BOXES,
+        "Recalibration: the code has batch norm in both of its parts, the text in none; of the two maps over channels "
+        "the code takes the maximum first, the text the mean. Here: as the code.",
+        "Class maps: the code's last convolution has biases, the text's none. Here: as the code.",
+        "Start: by the text networks are trained on ILSVRC after they were changed; the code starts from weights of "
+        "before. Here: as the code.",
+        "Thresholds: the text chooses them on a tenth of the training images, which the code does not set aside. Here: "
+        "0.2.",
         "Which epoch: the code keeps every one, and the tested one is chosen by hand. Here: the last.",
     ]
     if dataset == "ilsvrc":
         found.append("ILSVRC: the code has no settings for it. Here: those of CUB.")
-    if backbone == "mobilenet_v2":
-        found.append("MobileNetV2: the code has none, so that places of the recalibration are our reading of the text.")
-    return tuple(found)
+    return (*found, *OF_NETWORKS.get(backbone, ()))
 
 
 def model(row: tuple[Any, ...]) -> Preset:
@@ -145,6 +179,7 @@ def variant(
         recipe={**base.recipe, **(recipe or {})},
         readout=pyramid(scales),
         published=published,
+        notes=base.notes if options.get("bn", True) else (*base.notes, NO_BATCH_NORM),
     )
 
 
@@ -265,8 +300,10 @@ def voc07(table: str, published: Mapping[str, float]) -> Preset:
         published=published,
         notes=(
             "Recipe: not stated for VOC2007, and not in the code. Here: that of CUB.",
-            "Detections: the text gives no score and no cut-off. Here: the class's sigmoid times the region's mean.",
-            *base.notes[1:],
+            BOX_PER_REGION,
+            "Detections: the text gives no score and no cut-off. Here: the class's sigmoid times the region's mean "
+            "activation, what is below the map's mean counting as 0.",
+            *base.notes[2:],
         ),
     )
 

@@ -88,6 +88,19 @@ def test_training_step(name, backbone):
         assert method.lr_scale(parameter_name) > 0
 
 
+@pytest.mark.parametrize("targets", [TARGETS, torch.tensor([[1.0, 0, 1, 0], [0, 1, 1, 1]])], ids=["one", "several"])
+@pytest.mark.parametrize("name", [name for name in methods() if name not in ("spg", "dawsol")])
+def test_terms_of_each_image_have_the_terms_as_their_mean(name, targets):
+    method, losses = make(name, "tiny").double(), method_module(name).losses
+    output = method(images().double(), targets.double() if targets.ndim == 2 else targets)
+    terms, of_images = losses(output, method.config), losses(output, method.config, reduction="none")
+    assert terms.keys() == of_images.keys()
+    for term in terms:
+        assert of_images[term].shape == (2,)
+        assert of_images[term][0] != of_images[term][1]
+        torch.testing.assert_close(of_images[term].mean(), terms[term], rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("name", methods())
 def test_mixed_precision(name):
     """Under bfloat16 autocast the terms stay close to float32's."""
@@ -218,9 +231,9 @@ def test_readout(name, readout_name):
     assert [setting for setting, _ in found] == settings
     shared = list(reader.search(method, images(), TARGETS, method(images())))
     for (setting, maps), (_, maps_of_shared) in zip(found, shared, strict=True):
-        assert maps.ndim == 3
-        assert len(maps) == 2
-        assert maps.dtype == (torch.bool if str(setting).endswith("/mask") else torch.float32)
+        assert maps.shape[:-2] == ((2, 2) if str(setting).endswith("/mask") else (2,))
+        assert maps.shape[-2:] == (64, 64) or not reader.enlarges
+        assert maps.dtype == torch.float32
         assert maps.isfinite().all()
         assert not maps.requires_grad
         assert torch.equal(maps, maps_of_shared)
@@ -231,10 +244,17 @@ def test_readout(name, readout_name):
 
 @pytest.mark.parametrize(("name", "readout_name"), READ)
 def test_readout_in_mixed_precision(name, readout_name):
-    """Maps stay float32 or masks, and finite."""
+    """Maps stay float32 and finite."""
     method = make(name, "tiny").eval()
     with torch.autocast("cpu", torch.bfloat16):
         found = list(readout(readout_name).search(method, images(), TARGETS))
-    for setting, maps in found:
-        assert maps.dtype == (torch.bool if str(setting).endswith("/mask") else torch.float32)
+    for _, maps in found:
+        assert maps.dtype == torch.float32
         assert maps.isfinite().all()
+
+
+@pytest.mark.parametrize(("name", "readout_name"), READ)
+def test_maps_of_a_float64_model_stay_float64(name, readout_name):
+    method = make(name, "tiny").double().eval()
+    for setting, maps in readout(readout_name).search(method, images().double(), TARGETS):
+        assert maps.dtype == torch.float64, setting

@@ -8,6 +8,7 @@ import wsol_models
 from wsol_models._layers import Output
 from wsol_models.readouts import readout
 from wsol_models.readouts.cam import class_activation_maps
+from wsol_models.readouts.suppression import Judge
 from wsol_models.readouts.topk import by_score
 
 CLASSES = torch.tensor([3, 0, 5])
@@ -134,7 +135,7 @@ def at_scale(method, images, classes, scale, over, setting):
     """The oracle: the images at this scale, the map below, back to the images' size."""
     size = [round(scale * side) for side in images.shape[2:]]
     scaled = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
-    maps = readout(over).maps(method, scaled, classes, setting)
+    maps = readout(over).coarse_maps(method, scaled, classes, setting)
     return F.interpolate(maps[:, None], images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
 
 
@@ -199,7 +200,7 @@ def test_pyramid_refuses(cam):
 def test_the_threshold_of_an_image_is_the_one_that_suppresses_best(bas):
     """Literally: each image alone, every threshold, S^b by hand of masked features."""
     images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    found = dict(readout("suppression", steps=8).search(bas, images, CLASSES))["suppression"]
+    found = dict(readout("suppression", steps=8).search(bas, images, CLASSES))["own"]
     cuts = []
     for image, k, cut in zip(images[:, None], CLASSES.tolist(), found, strict=True):
         with torch.no_grad():
@@ -215,6 +216,38 @@ def test_the_threshold_of_an_image_is_the_one_that_suppresses_best(bas):
         cuts.append(best)
         torch.testing.assert_close(cut, torch.where(map_HW >= best, map_HW, 0))
     assert max(cuts) > 0
+
+
+@torch.no_grad()
+def test_an_image_has_one_threshold_for_the_map_that_its_views_add_up_to(bas, monkeypatch):
+    """Literally: masks of the summed map, brought to F's grid, in the place of M_f; one cut, whatever the views."""
+    images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    below = {"scales": (0.5, 1.0), "mirror": True, "over": "own"}
+    summed = readout("pyramid", **below).maps(bas, images, CLASSES, "0.5+1/own")
+    reader = readout("suppression", steps=8, over="pyramid", options=below)
+    assert reader.settings(bas) == ["0.5/own", "1/own", "0.5+1/own"]
+    judged, background = [], bas.background_logits
+    monkeypatch.setattr(bas, "background_logits", lambda *args: judged.append(args[2]) or background(*args))
+    found = reader.maps(bas, images, CLASSES, "0.5+1/own")
+    assert len(judged) == 8
+    torch.testing.assert_close(dict(reader.search(bas, images, CLASSES))["0.5+1/own"], found)
+    for i in range(3):
+        map_HW = summed[i] / summed[i].max()
+        features = bas.F1(images[i : i + 1], ())[0]
+        sums = []
+        for step in range(8):
+            mask = F.interpolate((map_HW >= step / 8)[None, None].float(), features.shape[2:], mode="nearest-exact")[0]
+            torch.testing.assert_close(judged[step][i], mask[0])
+            left = bas.classifier_cls(bas.F2(features * (1 - mask), ())[0])[1].mean((2, 3))[0, CLASSES[i]].clamp(min=0)
+            whole = bas(images[i : i + 1]).logits_BK[0, CLASSES[i]].clamp(min=0)
+            sums.append(float(mask.mean() + (1 if left > whole else left / (whole + 1e-8))))
+        best = min(range(8), key=lambda step: sums[step]) / 8
+        torch.testing.assert_close(found[i], torch.where(map_HW >= best, map_HW, 0))
+
+
+def test_a_map_that_is_nowhere_positive_has_no_pixel_of_an_object(bas):
+    judge = Judge.of(bas, torch.zeros(1, 3, 64, 64), CLASSES[:1], None)
+    assert not judge.cut(-torch.rand(1, 5, 7), 4).any()
 
 
 def test_a_threshold_of_an_image_needs_what_bas_has(cam):

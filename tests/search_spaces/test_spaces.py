@@ -109,7 +109,7 @@ def test_errors_name_the_known():
     ("id", "batch_size", "learning_rate", "shown"),
     [
         ("bas-ext/table6/voc12/resnet50/bas", 16, 0.005, "0.5+1+1.5+2/1"),
-        ("bas-ext/table15/voc12/resnet50/image-specific", 16, 0.005, "0.5+1+1.5+2/suppression"),
+        ("bas-ext/table15/voc12/resnet50/image-specific", 16, 0.005, "0.5+1+1.5+2/1"),
         ("bas-ext/table6/coco14/resnet50/baseline", 64, 0.005, "0.5+1+1.5+2/1"),
         ("b-cam/table5/voc12-val/resnet50/bcam-p", 8, 0.01, "0.5+1+1.5+2/plain_relu/object"),
     ],

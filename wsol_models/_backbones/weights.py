@@ -11,19 +11,43 @@ from torch import Tensor, nn
 
 from wsol_models._backbones.stages import Backbone, Entry
 
+ADDED = "added."  # before the names of layers that a layout added, in a state dict of the network
 
-def network_state(method: nn.Module) -> dict[str, Tensor]:
+
+def network_state(method: nn.Module, added: bool = False) -> dict[str, Tensor]:
     """The backbone's tensors of a method under the network's own names: `weights` for another method or layout.
 
-    Layers that the layout added are not of the network and stay behind.
+    Layers that the layout added are not of the network and stay behind, unless `added`: then they come as
+    "added." and their names here, for which the network may have tensors of another shape; `weights` for this layout.
     """
-    parts = [module for module in method.modules() if isinstance(module, Backbone)]
     return {
-        part.origin[name]: tensor
-        for part in parts
+        part.origin.get(name, f"{ADDED}{name}"): tensor
+        for part in parts(method).values()
         for name, tensor in part.state_dict().items()
+        if added or not part.is_new(name)
+    }
+
+
+def backbone_names(method: nn.Module) -> dict[str, str]:
+    """Name of a tensor in a method's `state_dict()` -> its name in the network, as checkpoints of others have it.
+
+        names = backbone_names(method)
+        state = torch.load("resnet50.pth", weights_only=True)
+        method.load_state_dict({mine: state[theirs] for mine, theirs in names.items()}, strict=False)
+
+    For torchvision's networks these are torchvision's names. Layers that the layout or the method adds have none.
+    """
+    return {
+        f"{prefix}.{name}": part.origin[name]
+        for prefix, part in parts(method).items()
+        for name in part.state_dict()
         if not part.is_new(name)
     }
+
+
+def parts(method: nn.Module) -> dict[str, Backbone]:
+    """The parts of a method's backbone by their names in it."""
+    return {name: module for name, module in method.named_modules() if isinstance(module, Backbone)}
 
 
 def read_weights(weights: str, entry: Entry) -> dict[str, Tensor]:
@@ -67,14 +91,19 @@ def load_weights(
     known: Collection[str],
     source: str,
     network: str,
-) -> None:
-    """Load `state`, which has the network's names, into the stages.
+) -> bool:
+    """Load `state`, which has the network's names, into the stages. Returns whether it had layers that a layout adds.
 
     known: all names that the state may have; stages need not use every one. source, network: for errors.
+    Those of this layout come too if the state has any (`network_state`).
     Raises `ValueError` if a stage's tensors are missing or of another shape, or names are unknown.
     """
+    added = {name: f"{ADDED}{name}" for name in nn.ModuleDict(dict(modules)).state_dict() if name not in origin}
+    brought_added = not state.keys().isdisjoint(added.values())
+    if brought_added:
+        origin = {**origin, **added}
     missing = [key for key in origin.values() if key not in state and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in state if key not in known]
+    unexpected = [key for key in state if key not in (*known, *added.values())]
     if missing or unexpected:
         raise ValueError(
             f"Weights {source} are not of a {network}: {len(missing)} tensors missing {missing[:3]}, "
@@ -85,3 +114,4 @@ def load_weights(
         nn.ModuleDict(dict(modules)).load_state_dict(body, strict=False)
     except RuntimeError as error:
         raise ValueError(f"Weights {source} do not fit {network}: {error}") from error
+    return brought_added

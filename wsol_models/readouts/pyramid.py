@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wsol_models._layers import LocalizationMethod, Output
-from wsol_models.readouts import LocalizationReadout, Setting, readout
+from wsol_models.readouts import LocalizationReadout, Setting, enlarged, readout
 
 AS_IT_IS = (1.0, False)  # the view that shares the caller's forward
 
@@ -46,7 +46,7 @@ class Readout(LocalizationReadout):
     def settings(self, method: LocalizationMethod) -> list[Setting]:
         return list(self._parts(method))
 
-    def search(
+    def coarse_search(
         self, method: LocalizationMethod, images_BCHW: Tensor, classes_B: Tensor, output: Output | None = None
     ) -> Iterator[tuple[Setting, Tensor]]:
         """One pass per scale: the searches below run side by side, and one map per view is held at a time."""
@@ -54,7 +54,7 @@ class Readout(LocalizationReadout):
         views = self._views(subsets[-1])
         below = readout(self.over, **self.options)
         searches = [
-            below.search(method, seen(images_BCHW, *view), classes_B, output if view == AS_IT_IS else None)
+            below.coarse_search(method, seen(images_BCHW, *view), classes_B, output if view == AS_IT_IS else None)
             for view in views
         ]
         for found in zip(*searches, strict=True):
@@ -62,7 +62,7 @@ class Readout(LocalizationReadout):
             for subset in subsets:
                 yield named(subset, found[0][0]), total([restored[view] for view in self._views(subset)])
 
-    def maps(
+    def coarse_maps(
         self,
         method: LocalizationMethod,
         images_BCHW: Tensor,
@@ -76,7 +76,7 @@ class Readout(LocalizationReadout):
         restored = []
         for view in self._views(subset):
             shared = output if view == AS_IT_IS else None
-            maps_BHW = below.maps(method, seen(images_BCHW, *view), classes_B, setting_below, shared)
+            maps_BHW = below.coarse_maps(method, seen(images_BCHW, *view), classes_B, setting_below, shared)
             restored.append(restore(maps_BHW, images_BCHW, view[1]))
         return total(restored)
 
@@ -112,11 +112,9 @@ def rescaled(images_BCHW: Tensor, scale: float) -> Tensor:
     return F.interpolate(images_BCHW, size, mode="bilinear", align_corners=False, antialias=True)
 
 
-@torch.no_grad()
 def restore(maps_BHW: Tensor, images_BCHW: Tensor, mirrored: bool) -> Tensor:
     """Maps of a view on the pixels of the images."""
-    size = list(images_BCHW.shape[2:])
-    maps_BHW = F.interpolate(maps_BHW[:, None].float(), size, mode="bilinear", align_corners=False)[:, 0]
+    maps_BHW = enlarged(maps_BHW, images_BCHW.shape[2:])
     return maps_BHW.flip(-1) if mirrored else maps_BHW
 
 

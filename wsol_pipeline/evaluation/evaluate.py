@@ -14,7 +14,7 @@ from wsol_pipeline.errors import DataError
 from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.evaluation.detection import Detection, component_boxes
 from wsol_pipeline.evaluation.masks import IGNORED
-from wsol_pipeline.evaluation.metrics import LocalizationCounts
+from wsol_pipeline.evaluation.metrics import LocalizationCounts, plain
 from wsol_pipeline.evaluation.protocols import Protocol, ground_truth_boxes
 from wsol_pipeline.evaluation.selection import Choice, choose
 from wsol_pipeline.images import normalize
@@ -129,7 +129,7 @@ def detect(
             image_of, class_of = (scores_BK >= min_score).nonzero().unbind(1)
             if not len(image_of):
                 continue
-            maps_PHW = readout.maps(method, images_BCHW[image_of], class_of, choice.readout).float().cpu().numpy()
+            maps_PHW = plain(readout.maps(method, images_BCHW[image_of], class_of, choice.readout))
             for raw_HW, i, c in zip(maps_PHW, image_of.tolist(), class_of.tolist(), strict=True):
                 boxes = component_boxes(raw_HW, choice.threshold, protocol, tuple(batch.sizes_B2[i].tolist()))
                 score = float(scores_BK[i, c])

@@ -16,7 +16,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsol_pipeline.data.importers import Count, Source, below, by_class_and_hash, faulty, images_below, read_lines
+from wsol_pipeline.data.importers.__init__ import (
+    Count,
+    Source,
+    below,
+    by_class_and_hash,
+    faulty,
+    images_below,
+    read_lines,
+)
 from wsol_pipeline.data.importers._xml import Annotation, Object, read_annotation
 from wsol_pipeline.data.importers.wsolevaluation import validation
 from wsol_pipeline.data.schema import Fault, Kind, Row, RowError
