@@ -34,7 +34,7 @@ from rich.table import Table
 
 from wsol_pipeline.data.dataset import TrainSplit, open_dataset
 from wsol_pipeline.data.images import decode
-from wsol_pipeline.data.importers.__init__ import Source
+from wsol_pipeline.data.importers import Source
 from wsol_pipeline.data.ingest import import_dataset
 from wsol_pipeline.data.reader import ReadConfig, TrainReader
 from wsol_pipeline.data.schema import Row

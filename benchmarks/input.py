@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader
 from wsol_pipeline.data.augment import crop_flip, draw_crops, hash_ids
 from wsol_pipeline.data.dataset import TrainSplit, open_dataset
 from wsol_pipeline.data.images import decode_resize
-from wsol_pipeline.data.importers.__init__ import Source
+from wsol_pipeline.data.importers import Source
 from wsol_pipeline.data.ingest import import_dataset
 from wsol_pipeline.data.plan import EpochPlan
 from wsol_pipeline.data.reader import ReadConfig, TrainReader

@@ -38,7 +38,7 @@ from rich.table import Table
 
 from wsol_pipeline.data import ingest, pixels
 from wsol_pipeline.data.dataset import TrainSplit, ValSplit, open_dataset
-from wsol_pipeline.data.importers.__init__ import Source
+from wsol_pipeline.data.importers import Source
 from wsol_pipeline.data.reader import ReadConfig, TrainReader, eval_rows
 from wsol_pipeline.data.schema import ROW_GROUP, Row
 from wsol_pipeline.protocol import Role

@@ -33,7 +33,7 @@ from input import textured_jpeg
 from rich.console import Console
 
 from wsol_pipeline.data.dataset import TrainSplit, open_dataset
-from wsol_pipeline.data.importers.__init__ import Source
+from wsol_pipeline.data.importers import Source
 from wsol_pipeline.data.ingest import import_dataset
 from wsol_pipeline.data.schema import ROW_GROUP, Row
 from wsol_pipeline.protocol import Role

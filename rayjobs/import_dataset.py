@@ -32,7 +32,7 @@ from wsol_pipeline.console.progress import is_live
 from wsol_pipeline.data.archives import unpacked
 from wsol_pipeline.data.dataset import Dataset
 from wsol_pipeline.data.doctor import examine
-from wsol_pipeline.data.importers.__init__ import Source, importer
+from wsol_pipeline.data.importers import Source, importer
 from wsol_pipeline.data.ingest import ShardReport, import_dataset
 from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.redaction import redact

@@ -10,7 +10,7 @@ from PIL import Image
 
 from wsol_pipeline.data.dataset import Dataset, open_dataset
 from wsol_pipeline.data.doctor import examine
-from wsol_pipeline.data.importers.__init__ import Source, importer
+from wsol_pipeline.data.importers import Source, importer
 from wsol_pipeline.data.ingest import import_dataset
 from wsol_pipeline.data.schema import Row
 from wsol_pipeline.protocol import Role

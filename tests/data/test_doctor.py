@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from wsol_pipeline.data.doctor import examine
-from wsol_pipeline.data.importers.__init__ import Count
+from wsol_pipeline.data.importers import Count
 from wsol_pipeline.protocol import Role
 
 

@@ -8,7 +8,7 @@ import pytest
 from rayjobs import import_dataset as job
 from wsol_pipeline.console.main import run_main
 from wsol_pipeline.data.dataset import open_dataset
-from wsol_pipeline.data.importers.__init__ import names
+from wsol_pipeline.data.importers import names
 from wsol_pipeline.errors import UsageError
 
 SMALL = ["--train", "12", "--val", "6", "--test", "6", "--size", "40"]

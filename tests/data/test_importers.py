@@ -9,8 +9,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsol_pipeline.data.importers import cub, folder, ilsvrc, synthetic, tinyimagenet, wsolevaluation
-from wsol_pipeline.data.importers.__init__ import Count, importer, names
+from wsol_pipeline.data.importers import (
+    Count,
+    cub,
+    folder,
+    ilsvrc,
+    importer,
+    names,
+    synthetic,
+    tinyimagenet,
+    wsolevaluation,
+)
 from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.protocol import Role
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from wsol_pipeline.data.importers.__init__ import Source
+from wsol_pipeline.data.importers import Source
 from wsol_pipeline.data.ingest import import_dataset, write_shard
 from wsol_pipeline.data.schema import schema
 from wsol_pipeline.errors import DataError, UsageError

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsol_pipeline.data.importers.__init__ import IMAGE_ENDINGS, Source
+from wsol_pipeline.data.importers import IMAGE_ENDINGS, Source
 from wsol_pipeline.data.ingest import checked
 from wsol_pipeline.data.schema import Fault, Kind, Row, RowError
 from wsol_pipeline.protocol import Role

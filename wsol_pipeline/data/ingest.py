@@ -23,7 +23,7 @@ from PIL import Image
 
 from wsol_pipeline.data.augment import hash_ids
 from wsol_pipeline.data.images import IGNORED, MAX_BYTES, decode, probe
-from wsol_pipeline.data.importers.__init__ import Source, read_file
+from wsol_pipeline.data.importers import Source, read_file
 from wsol_pipeline.data.schema import ROW_GROUP, VERSION, Box, ClassMask, Kind, Row, RowError, schema
 from wsol_pipeline.data.shards import (
     MANIFEST,

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from defusedxml import ElementTree
 from defusedxml.common import DefusedXmlException
 
-from wsol_pipeline.data.importers.__init__ import read_file
+from wsol_pipeline.data.importers import read_file
 from wsol_pipeline.data.schema import Box, Kind, RowError
 
 MAX_XML_BYTES = 2**20

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as polygons
 
 from wsol_pipeline.data.images import IGNORED
-from wsol_pipeline.data.importers.__init__ import Source, below, faulty, hold_out, read_file
+from wsol_pipeline.data.importers import Source, below, faulty, hold_out, read_file
 from wsol_pipeline.data.schema import Box, Fault, Kind, Row, RowError
 from wsol_pipeline.errors import DataError, UsageError, unknown
 from wsol_pipeline.protocol import Role

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wsol_pipeline.data.archives import unpacked
-from wsol_pipeline.data.importers.__init__ import Count, Source, below, faulty, hold_out, read_lines
+from wsol_pipeline.data.importers import Count, Source, below, faulty, hold_out, read_lines
 from wsol_pipeline.data.importers.wsolevaluation import validation
 from wsol_pipeline.data.schema import Box, Kind, Row, RowError
 from wsol_pipeline.errors import DataError, UsageError

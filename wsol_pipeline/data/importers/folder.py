@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from wsol_pipeline.data.importers.__init__ import MAX_LIST_BYTES, Source, below, faulty, images_below, read_file
+from wsol_pipeline.data.importers import MAX_LIST_BYTES, Source, below, faulty, images_below, read_file
 from wsol_pipeline.data.schema import Box, Kind, Row, RowError
 from wsol_pipeline.errors import DataError, unknown
 from wsol_pipeline.protocol import Role

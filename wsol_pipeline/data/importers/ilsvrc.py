@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsol_pipeline.data.importers.__init__ import (
+from wsol_pipeline.data.importers import (
     Count,
     Source,
     below,

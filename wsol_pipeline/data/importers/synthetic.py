@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from wsol_pipeline.data.importers.__init__ import Source
+from wsol_pipeline.data.importers import Source
 from wsol_pipeline.data.schema import Row
 from wsol_pipeline.errors import UsageError
 from wsol_pipeline.protocol import Role

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsol_pipeline.data.importers.__init__ import Count, Source, below, faulty, read_lines
+from wsol_pipeline.data.importers import Count, Source, below, faulty, read_lines
 from wsol_pipeline.data.schema import Box, Fault, Kind, Row, RowError
 from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.protocol import Role

@@ -32,7 +32,7 @@ from scipy.io.matlab import MatReadError
 
 from wsol_pipeline.data.archives import unpacked
 from wsol_pipeline.data.images import IGNORED, MAX_BYTES, probe
-from wsol_pipeline.data.importers.__init__ import Source, below, faulty, hold_out, read_file, read_lines
+from wsol_pipeline.data.importers import Source, below, faulty, hold_out, read_file, read_lines
 from wsol_pipeline.data.importers._xml import Annotation, read_annotation
 from wsol_pipeline.data.schema import Fault, Kind, Row, RowError
 from wsol_pipeline.errors import DataError, UsageError, unknown

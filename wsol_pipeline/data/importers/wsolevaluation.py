@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsol_pipeline.data.importers.__init__ import Source, below, faulty, read_lines
+from wsol_pipeline.data.importers import Source, below, faulty, read_lines
 from wsol_pipeline.data.schema import Box, Kind, Row, RowError
 from wsol_pipeline.errors import DataError
 from wsol_pipeline.protocol import Role
