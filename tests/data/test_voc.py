@@ -176,7 +176,7 @@ def test_a_missing_list_names_those_that_there_are(devkit):
 
 
 def test_lists_that_overlap_are_refused(devkit, write):
-    with pytest.raises(DataError, match="'2007_000003'"):
+    with pytest.raises(DataError, match="1 ids come more than once: 2007_000003"):
         write(devkit / "out", voc.read(devkit, voc.Options(test="Segmentation/val", val="Main/val")))
 
 

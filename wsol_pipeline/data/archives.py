@@ -17,6 +17,7 @@ from typing import Self
 
 from filelock import FileLock
 
+from wsol_pipeline.data.importers import is_hidden
 from wsol_pipeline.data.shards import cache_root
 from wsol_pipeline.errors import DataError, ResourceError
 
@@ -47,8 +48,8 @@ Member = tuple[
 def unpacked(source: Path, cache_dir: str | None = None) -> Path:
     """`source` itself if it is no file, else the folder in the cache that this archive is unpacked to, once.
 
-    An archive of a single folder is that folder. Raises `DataError` for a file that is no tar or zip, is broken, or
-    could do harm, `ResourceError` where the cache cannot take it.
+    An archive of a single folder is that folder; what systems put beside it (__MACOSX) is none. Raises `DataError` for
+    a file that is no tar or zip, is broken, or could do harm, `ResourceError` where the cache cannot take it.
     """
     if not source.is_file():
         return source
@@ -64,7 +65,7 @@ def unpacked(source: Path, cache_dir: str | None = None) -> Path:
                     (Path(aside) / "all").rename(folder)
     except OSError as error:
         raise ResourceError(f"{source} cannot be unpacked to {folder}: {error}. XDG_CACHE_HOME moves it.") from error
-    entries = list(folder.iterdir())
+    entries = [entry for entry in folder.iterdir() if not is_hidden(entry.name)]
     return entries[0] if len(entries) == 1 and entries[0].is_dir() else folder
 
 
