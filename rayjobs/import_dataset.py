@@ -32,7 +32,7 @@ from rich.progress import MofNCompleteColumn, Progress
 from wsol_pipeline.console.command_line import command_line
 from wsol_pipeline.console.main import run_main
 from wsol_pipeline.console.progress import is_live
-from wsol_pipeline.data.archives import unpacked
+from wsol_pipeline.data.archives import left_beside, unpacked
 from wsol_pipeline.data.dataset import Dataset
 from wsol_pipeline.data.doctor import examine
 from wsol_pipeline.data.findings import Finding, Refused, of_rows
@@ -138,8 +138,9 @@ def tell(findings: Iterable[Finding], title: str = "") -> None:
 
 def read(config: ImportConfig[Any]) -> Source:
     """The source as its importer finds it."""
-    found = importer(config.dataset).read(unpacked(config.source.expanduser().resolve()), config.options)
-    return dataclasses.replace(found, located=config.boxes == "required")
+    place = config.source.expanduser().resolve()
+    found = importer(config.dataset).read(unpacked(place), config.options)
+    return dataclasses.replace(found, located=config.boxes == "required", beside=left_beside(place))
 
 
 def origin(config: ImportConfig[Any]) -> dict[str, Any]:

@@ -180,11 +180,11 @@ def _mask(pngs: tuple[Path | bytes, ...], size: Size, scaled: bool) -> bytes:
 def _check_size(mask: Size, image: Size, scaled: bool) -> None:
     """Raises `DataError` unless a mask has the image's size or, if it may be `scaled`, its shape.
 
-    The shape is the same if the larger one, made as small as the other, misses its sides by a pixel at most: what
-    rounding leaves.
+    The shape is the same if the larger one, made as small as the other, misses it by a pixel at most: what rounding
+    leaves.
     """
     off = abs(mask[0] * image[1] - mask[1] * image[0])
-    if mask != image and not (scaled and off <= max(sum(mask), sum(image))):
+    if mask != image and not (scaled and off <= max(*mask, *image)):
         raise DataError(f"image is {image[0]}x{image[1]} but its mask is {mask[0]}x{mask[1]}")
 
 

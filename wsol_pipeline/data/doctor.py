@@ -19,6 +19,14 @@ BESIDE = {  # why a file is passed over -> what to do about it
     HIDDEN: "Leave them: they are not read.",
 }
 
+NOTED = {  # what is done to an image -> what to think of
+    Note.UPRIGHT: "Boxes and masks are taken to be for the upright image.",
+    Note.STORED: "Boxes and masks are taken to be for the image as it is stored.",
+    Note.CONVERTED: "Nothing is lost: the pixels are the same.",
+    Note.CLIPPED: "See whether these are the images that were annotated.",
+    Note.RING: "Nothing is lost: points and lines have no pixels.",
+}
+
 
 def examine(
     source: Source, threads: int = 1, on_row: Callable[[int, int], None] = lambda done, total: None
@@ -44,10 +52,10 @@ def examine(
     beside = passed_over(source, rows)
     problems = [*of_source(source, rows), *_counts(source, rows), *_shared(twins), *_misplaced(source, rows)]
     notes = [*_order(rows), *_noted(noted), *_beside(beside)]
-    return [*problems, *of_rows(bad), *notes], _tally(source, good, beside, noted)
+    return [*problems, *of_rows(bad), *notes], _tally(source, good, beside)
 
 
-def _tally(source: Source, rows: list[Row], beside: dict[str, list[Path]], noted: dict[Note, list[str]]) -> Tally:
+def _tally(source: Source, rows: list[Row], beside: dict[str, list[Path]]) -> Tally:
     counts = {role: Counter(label for row in rows if row.role is role for label in row.labels) for role in Role}
     return Tally(
         source.classes,
@@ -55,14 +63,12 @@ def _tally(source: Source, rows: list[Row], beside: dict[str, list[Path]], noted
         {role: tuple(counts[role][label] for label in range(len(source.classes))) for role in Role},
         {reason: by_ending(files) for reason, files in beside.items()},
         source.left_out,
-        {note.value: len(names) for note, names in noted.items()},
     )
 
 
 def _noted(noted: dict[Note, list[str]]) -> Iterator[Finding]:
     for note, names in noted.items():
-        mend = "Boxes and masks must be for the image as it now is."
-        yield Finding(note.value, tuple(names), mend, is_note=True)
+        yield Finding(note.value, tuple(names), NOTED[note], is_note=True)
 
 
 def _beside(beside: dict[str, list[Path]]) -> Iterator[Finding]:

@@ -23,7 +23,7 @@ KINDS = {
         "Get the images that were annotated: boxes of another size are wrong.",
     ),
     Kind.LABEL: ("images have a label that is no class", "Correct these, or the list of classes."),
-    Kind.BOX: ("images have a wrong box", "Boxes are x0, y0, x1, y1 in pixels of the stored image: correct these."),
+    Kind.BOX: ("images have a wrong box", "Boxes are x0, y0, x1, y1 in pixels of the image: correct these."),
     Kind.MASK: ("images have a wrong mask", "Masks are PNGs of the image's size: correct or remove these."),
 }
 
@@ -80,9 +80,10 @@ def _shares(source: Source, rows: list[Row]) -> list[Finding]:
     boxes = [box for row in rows for box in row.boxes] if source.located else []
     if not boxes or any(corner > 1 for box in boxes for corner in box):
         return []
-    what = "images have boxes, and all corners of this set are at most 1: shares of the image? This layout wants pixels"
-    items = tuple(f"{row.id}: box {row.boxes[0]}" for row in rows if row.boxes)
-    return [Finding(what, items, "Multiply x by the width and y by the height of each image.")]
+    what = "set of boxes has all its corners at most 1: shares of the image? This layout wants pixels"
+    first = next(row for row in rows if row.boxes)
+    item = f"the first is {first.boxes[0]} of {first.id}"
+    return [Finding(what, (item,), "Multiply x by the width and y by the height of each image.")]
 
 
 def _repeated(rows: list[Row]) -> list[Finding]:

@@ -75,7 +75,7 @@ class Note(StrEnum):
     STORED = "images left as stored, although their EXIF orientation would turn them"
     CONVERTED = "images of another kind stored as PNG"
     CLIPPED = "images with boxes or polygons that were cut off at the edge of the image"
-    RING = "images with polygons of one or two points, which were dropped"
+    RING = "images with polygons of less than three points, which were dropped"
 
 
 class Kind(StrEnum):

@@ -24,9 +24,9 @@ def passed_over(source: Source, rows: Iterable[Row]) -> dict[str, list[Path]]:
     images = {row.image for row in rows if isinstance(row.image, Path)} | set(source.aside)
     used = images | {mask for row in rows for mask in (*row.masks, row.ignore) if mask}
     faulty = {Path(row.id).stem for row in rows if row.fault}  # listed, and told of elsewhere
-    beside = _below(source.folders) if source.folders else _beside(images)
     found: dict[str, list[Path]] = {}
-    for path, hidden in beside:
+    around = _below(source.folders) if source.folders else _beside(images)
+    for path, hidden in (*around, *_below(source.beside, hidden=True)):
         if hidden or not (path in used or (path.is_symlink() and path.resolve() in used) or path.stem in faulty):
             found.setdefault(_reason(path, hidden), []).append(path)
     return found
@@ -43,6 +43,8 @@ def _reason(path: Path, hidden: bool) -> str:
 def _below(folders: Iterable[Path], hidden: bool = False) -> Iterator[tuple[Path, bool]]:
     """All files below the folders, each with whether it, or a folder of it, is hidden."""
     for folder in folders:
+        if folder.is_file():
+            yield folder, hidden
         for here, inner, names in os.walk(folder):
             inner.sort()
             above = hidden or any(map(is_hidden, Path(here).relative_to(folder).parts))
@@ -59,7 +61,7 @@ def _beside(images: Iterable[Path]) -> Iterator[tuple[Path, bool]]:
 
 def by_ending(files: Iterable[Path]) -> dict[str, int]:
     """How many files there are of each ending; those without one go by name."""
-    return dict(Counter(path.suffix.lower() or path.name for path in files).most_common())
+    return dict(Counter(path.suffix.lower() or path.name for path in files))
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,7 @@ class Tally:
         """The tally in words."""
         taken = [f"{role.value} {count} ({self._classes(self.per_class[role])})" for role, count in self.rows.items()]
         beside = [
-            f"passed over: {sum(endings.values())} {reason}: "
-            + ", ".join(f"{ending} {count}" for ending, count in endings.items())
+            f"passed over: {sum(endings.values())} {reason}: {_listed(endings)}"
             for reason, endings in self.passed_over.items()
         ]
         kept = [f"not offered: {count} {what}" for what, count in self.left_out.items()]
@@ -93,3 +94,10 @@ class Tally:
         if len(counts) > FEW:
             return f"{min(counts)} to {max(counts)} of each of {len(counts)} classes"
         return ", ".join(f"{name} {count}" for name, count in zip(self.classes, counts, strict=True))
+
+
+def _listed(endings: Mapping[str, int]) -> str:
+    """The most frequent first."""
+    return ", ".join(
+        f"{ending} {count}" for ending, count in sorted(endings.items(), key=lambda item: (-item[1], item))
+    )

@@ -48,6 +48,7 @@ class Source:
     counts: Mapping[Role, Count] = field(default_factory=dict)  # where they are known, for the doctor
     faults: tuple[str, ...] = ()  # what is wrong beside single rows: there is no import before it is mended
     folders: tuple[Path, ...] = ()  # all that is below them is of the layout; by default the folders of the images
+    beside: tuple[Path, ...] = ()  # what systems put beside the source
     aside: Collection[Path] = ()  # files that are known, and not of a row: images that `left_out` counts, tables
     benchmark: bool = True  # published, so that each bad row matters; among your own files a few may be broken
     located: bool = True  # held-out images have boxes or masks
