@@ -178,6 +178,7 @@ def test_compressed_runs_are_those_of_pycocotools(share):
         ({"size": [HEIGHT, WIDTH]}, "cannot be drawn: KeyError: 'counts'"),
         ({"size": [HEIGHT, WIDTH], "counts": {}}, "does not fit|cannot be drawn"),
         ([[1, 2, 3, 4]], "at least three points"),
+        ([1, 2, 3, 4, 5, 6], "is a list of numbers: it must be a list of polygons"),
         ([[1, 2, 3, 4, 5, 6, 7]], "at least three points"),
         ([[1, 2, 3, 4, 5, 60000000]], "polygon is not on the image of 40x30"),
         ([[1, 2, 3, 4, 5, float("nan")]], "polygon is not on the image of 40x30"),

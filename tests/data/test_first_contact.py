@@ -488,7 +488,7 @@ def test_too_many_bad_images_are_all_told(cats, put, run, tmp_path):
         put(name, b"none")
     code, out, err = run()
     assert code == 3
-    assert "3 of 14 rows are bad, over what is let pass by default; --max-bad" in err
+    assert "3 of 14 rows are bad, and 2 pass without --max-bad" in err
     assert all(f"{name}: image is not a readable" in out for name in ("train/ant/0.jpg", "test/cat/1.jpg"))
     assert len(json.loads((tmp_path / "out/quarantine.json").read_bytes())) == 3
 
@@ -503,7 +503,7 @@ def test_one_bad_file_among_your_own_is_a_warning(cats, put, run, layouts, tmp_p
     assert "; 1 rows left out" in out
     read = layouts("cub", tmp_path / "cub")
     (tmp_path / "cub/images/001.a/0.jpg").write_bytes(b"none")
-    with pytest.raises(DataError, match="1 of 8 rows are bad, over what is let pass by default"):
+    with pytest.raises(DataError, match="1 of 8 rows are bad, and 0 pass without --max-bad"):
         write(tmp_path / "of cub", read(), max_bad=None)
 
 

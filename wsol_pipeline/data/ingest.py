@@ -97,8 +97,9 @@ def import_dataset(
     reports = _written(jobs, workers, on_shard, _allowed(source, max_bad, len(rows)) if source.benchmark else len(rows))
     bad = [row for report in reports for row in report.bad]
     out.write(QUARANTINE, (json.dumps(bad, indent=1) + "\n").encode())
-    if len(bad) > _allowed(source, max_bad, len(rows)):
-        raise _too_many(bad, len(rows), max_bad, out)
+    if len(bad) > (allowed := _allowed(source, max_bad, len(rows))):
+        limit = f"over --max-bad {max_bad:g}" if max_bad is not None else f"and {int(allowed)} pass without --max-bad"
+        raise _too_many(bad, f"{len(bad)} of {len(rows)} rows are bad, {limit}", out)
     manifest = _manifest(source, rows, name, origin, jobs, reports)
     out.write(MANIFEST, manifest.to_json())
     for job in jobs:
@@ -144,13 +145,10 @@ def faults_of(quarantine: list[dict[str, str]]) -> Iterator[tuple[str, Fault]]:
     return ((row["id"], Fault(Kind(row["kind"]), row["reason"])) for row in quarantine)
 
 
-def _too_many(bad: list[dict[str, str]], rows: int, max_bad: float | None, out: Store) -> Refused:
-    limit = "what is let pass by default; --max-bad is" if max_bad is None else f"--max-bad {max_bad:g}"
-    return Refused(
-        f"{len(bad)} of {rows} rows are bad, over {limit}. The first is {bad[0]['id']!r}: {bad[0]['reason']}. "
-        f"All that were found are in {out.path(QUARANTINE)}.",
-        of_rows(faults_of(bad)),
-    )
+def _too_many(bad: list[dict[str, str]], what: str, out: Store) -> Refused:
+    first = f"The first is {bad[0]['id']!r}: {bad[0]['reason']}"
+    message = f"{what}. {first}. All that were found are in {out.path(QUARANTINE)}."
+    return Refused(message, of_rows(faults_of(bad)))
 
 
 def _finished(out: Store, origin: dict[str, Any]) -> Manifest:

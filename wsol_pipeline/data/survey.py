@@ -98,6 +98,5 @@ class Tally:
 
 def _listed(endings: Mapping[str, int]) -> str:
     """The most frequent first."""
-    return ", ".join(
-        f"{ending} {count}" for ending, count in sorted(endings.items(), key=lambda item: (-item[1], item))
-    )
+    counts = sorted((-count, ending) for ending, count in endings.items())
+    return ", ".join(f"{ending} {-count}" for count, ending in counts)

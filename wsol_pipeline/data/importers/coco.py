@@ -308,6 +308,10 @@ def segment(shape: Any, width: int, height: int) -> NDArray[np.bool_]:
 
 def _check_ring(ring: NDArray[np.float64], width: int, height: int) -> None:
     """At least a triangle (four numbers would be drawn as a box), and no further off the image than its own size."""
+    if ring.ndim == 0:
+        raise RowError(
+            Kind.MASK, "segmentation is a list of numbers: it must be a list of polygons, each a list x, y, ..."
+        )
     if ring.ndim != 1 or len(ring) < 6 or len(ring) % 2:
         raise RowError(Kind.MASK, f"polygon has the shape {ring.shape}: it must be x, y of at least three points")
     if not _is_within(ring, (width, height), (width, height)):
