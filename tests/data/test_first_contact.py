@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 import shutil
 import sys
 import unicodedata
@@ -19,6 +20,7 @@ from wsol_pipeline.console.main import run_main
 from wsol_pipeline.data.dataset import open_dataset
 from wsol_pipeline.data.doctor import examine
 from wsol_pipeline.data.importers import folder
+from wsol_pipeline.data.reader import ReadConfig, eval_rows
 from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.protocol import Role
 
@@ -532,6 +534,11 @@ def test_labels_alone_make_a_dataset(cats, run, tmp_path):
     assert len(dataset.val.ids) == len(dataset.test().ids) == 4
     assert dataset.train.labels.tolist().count(1) == 3
     assert all(row["boxes"] == [] and row["mask"] is None for row in rows_of(dataset, Role.VAL).values())
+    read = ReadConfig(image_size=30, resize_size=30, mode="streaming")
+    (batch,) = eval_rows(dataset.val, read, "resize", 8).batches()
+    assert batch.labels_B.tolist() == [0, 0, 1, 1]
+    assert [len(boxes) for boxes in batch.boxes] == [0] * 4
+    assert batch.masks is None
     assert run("--boxes", "none", "--check")[0] == 0
 
 
@@ -564,10 +571,14 @@ def test_splits_of_labels_alone_are_drawn_of_all_images(own, run, tmp_path):
     assert [split.rows for split in dataset.manifest.splits.values()] == [18, 6, 6]
 
 
-def test_the_next_command_can_be_pasted(cats, run):
+@pytest.mark.parametrize("out", ["my cats & dogs", "100%25", "r#1", "q?x=1", "läufe", "[red]$HOME"])
+def test_odd_places_are_written_to_and_the_next_command_can_be_pasted(cats, run, tmp_path, out):
     cats()
-    _, out, _ = run(out="my cats & dogs")
-    assert out.splitlines()[-1].endswith("tune_bas.py --data 'my cats & dogs'")
+    code, told, _ = run(out=out)
+    assert code == 0
+    assert told.splitlines()[-1].endswith(f"tune_bas.py --data {shlex.quote(out)}")
+    assert open_dataset(str(tmp_path / out)).val.num_rows == 4
+    assert {path.name for path in tmp_path.iterdir()} == {"in", out}
 
 
 def test_help_of_your_own_images_has_an_example(capsys):

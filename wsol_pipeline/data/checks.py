@@ -48,8 +48,9 @@ def looks(rows: list[Row], rules: Rules, threads: int = 1) -> Iterator[tuple[Row
             return row, error.fault
 
     with ThreadPoolExecutor(threads) as pool:
-        for first in range(0, len(rows), 64):  # a pool holds all that it has done: images of a million rows are much
-            yield from pool.map(look, rows[first : first + 64])
+        at_once = 16 * threads  # a pool holds all that it has done: images of a million rows are much
+        for first in range(0, len(rows), at_once):
+            yield from pool.map(look, rows[first : first + at_once])
 
 
 def checked(row: Row, rules: Rules) -> Checked:
