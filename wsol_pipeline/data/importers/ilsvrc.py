@@ -69,7 +69,8 @@ def read(source: Path, options: Options) -> Source:
     if options.imagenetv2:
         rows += validation(source / options.imagenetv2_metadata, source / options.imagenetv2, len(names))
     counts = published(source, len(names), options)
-    return Source(tuple(names.values()), "inclusive0", rows, counts=counts, faults=tuple(faults))
+    walked = (images / "train", images / "val")
+    return Source(tuple(names.values()), "inclusive0", rows, counts=counts, faults=tuple(faults), folders=walked)
 
 
 def published(source: Path, num_classes: int, options: Options) -> dict[Role, Count]:
