@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -211,6 +212,16 @@ def test_what_is_not_read_is_counted_by_reason_and_ending(cats, put, run):
         assert set(counts) <= set(out.splitlines())
     assert "No problem" not in out
     assert "in/train/lost.jpg" in out
+
+
+def test_names_that_cannot_be_printed_are_counted_in_signs_that_can(cats, put, run):
+    root = cats()
+    put("train/cat/a.\x1b[31m", b"")
+    (root / os.fsdecode(b"train/cat/b.\xff")).write_bytes(b"")
+    code, out, _ = run()
+    assert code == 0
+    assert r"passed over: 2 files that are no images: '.\udcff' 1, '.\x1b[31m' 1" in out
+    assert all(line.isprintable() for line in out.splitlines())
 
 
 def test_boxes_that_are_shares_of_the_image(cats, run, told):

@@ -25,7 +25,7 @@ def passed_over(source: Source, rows: Iterable[Row]) -> dict[str, list[Path]]:
     used = images | {mask for row in rows for mask in (*row.masks, row.ignore) if mask}
     faulty = {Path(row.id).stem for row in rows if row.fault}  # listed, and told of elsewhere
     found: dict[str, list[Path]] = {}
-    around = _below(source.folders) if source.folders else _beside(images)
+    around = _below(folder.resolve() for folder in source.folders) if source.folders else _beside(images)
     for path, hidden in (*around, *_below(source.beside, hidden=True)):
         if hidden or not (path in used or (path.is_symlink() and path.resolve() in used) or path.stem in faulty):
             found.setdefault(_reason(path, hidden), []).append(path)
@@ -98,5 +98,5 @@ class Tally:
 
 def _listed(endings: Mapping[str, int]) -> str:
     """The most frequent first."""
-    counts = sorted((-count, ending) for ending, count in endings.items())
+    counts = sorted((-count, ending if ending.isprintable() else ascii(ending)) for ending, count in endings.items())
     return ", ".join(f"{ending} {-count}" for count, ending in counts)
