@@ -208,7 +208,7 @@ def told():
     """`told(source)`: all that is wrong with a source, one line each, as --check tells it."""
 
     def make(source: Source) -> str:
-        return "\n".join(item for finding in examine(source) if not finding.is_note for item in finding.items)
+        return "\n".join(item for finding in examine(source)[0] if not finding.is_note for item in finding.items)
 
     return make
 
@@ -218,7 +218,7 @@ def write(make_source):
     """`write(where, source)`: import a source (default: the tiny one) into several small shards and open it."""
 
     def make(where: Path | str, source: Source | None = None, **options) -> Dataset:
-        settings = {"name": "tiny", "origin": {"importer": "test"}, "shard_bytes": 60_000} | options
+        settings = {"name": "tiny", "origin": {"importer": "test"}, "shard_bytes": 60_000, "max_bad": 0.001} | options
         import_dataset(source or make_source(), Store.at(where), **settings)
         return open_dataset(str(where))
 

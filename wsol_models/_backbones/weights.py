@@ -1,8 +1,10 @@
 """Weights on their way into stages and out of them, always under the network's own names."""
 
+import logging
 import pickle
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -12,6 +14,10 @@ from torch import Tensor, nn
 from wsol_models._backbones.stages import Backbone, Entry
 
 ADDED = "added."  # before the names of layers that a layout added, in a state dict of the network
+# Where a training's checkpoint has the network, and what DataParallel, torch.compile and trainers put before names.
+WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net")
+PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
+_log = logging.getLogger(__name__)
 
 
 def network_state(method: nn.Module, added: bool = False) -> dict[str, Tensor]:
@@ -61,14 +67,29 @@ def read_weights(weights: str, entry: Entry) -> dict[str, Tensor]:
 
 
 def read_file(path: str) -> dict[str, Tensor]:
+    """The state dict in a file; of a training's checkpoint that of its network, which is said."""
     if Path(path).suffix not in (".pth", ".safetensors") or not Path(path).is_file():
         raise ValueError(f"Weights must be 'imagenet' or an existing .pth or .safetensors file but are {path!r}.")
     try:
         if path.endswith(".safetensors"):
-            return load_file(path)
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
+            return _unwrapped(load_file(path), path)
+        return _unwrapped(dict(torch.load(path, map_location="cpu", weights_only=True)), path)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a state dict of tensors: {str(error).splitlines()[0]}") from error
+
+
+def _unwrapped(state: dict[str, Any], path: str) -> dict[str, Tensor]:
+    """The network's tensors without what a training has put around them; what was looked through is logged."""
+    inside = []
+    while (key := next((key for key in WRAPPERS if isinstance(state.get(key), Mapping)), None)) is not None:
+        inside.append(repr(key))
+        state = dict(state[key])
+    while state and (prefix := next((p for p in PREFIXES if all(str(key).startswith(p) for key in state)), "")):
+        inside.append(f"names after {prefix!r}")
+        state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+    if inside:
+        _log.warning("Weights %s: %d tensors, read from %s.", path, len(state), ", ".join(inside))
+    return state
 
 
 def body_of(state: Mapping[str, Tensor], entry: Entry) -> dict[str, Tensor]:

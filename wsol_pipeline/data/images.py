@@ -1,6 +1,7 @@
 """Encoded images that may come from strangers: look at the header first, decode within limits, resize one way."""
 
 import io
+import struct
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,26 +22,39 @@ IGNORED = 255  # label of mask pixels that count neither way
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 64_000_000  # 192 MB decoded
 MAX_SCANS = 100  # passes over the pixels of a JPEG: an encoder makes about ten, and a hundred bytes ask for one
+STORED = ("JPEG", "PNG")  # what shards hold
+READ = (*STORED, "WEBP", "BMP")  # what an import takes
+_ORIENTATION = 0x0112  # of EXIF
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_BROKEN = (OSError, SyntaxError, ValueError)  # what PIL says of an image that is not as it should be
 # What `convert("RGB")` turns into 8-bit colour without a choice of its own; 16-bit and float images are not among them.
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 # Odd EXIF, palettes with alpha and sizes over a limit that is not ours: all is decoded or refused here.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def probe(data: bytes) -> tuple[str, int, int]:
-    """Format ("JPEG" or "PNG"), width and height, from the header alone. Raises `DataError` for all that is refused."""
+def probe(data: bytes, formats: tuple[str, ...] = STORED) -> tuple[str, int, int]:
+    """Format (of `formats`), width and height, from the header alone. Raises `DataError` for all that is refused."""
     if len(data) > MAX_BYTES:
         raise DataError(f"image has {len(data)} bytes, over the limit of {MAX_BYTES}")
     if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > MAX_SCANS:
         raise DataError(f"image has more than {MAX_SCANS} scans")
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+        with Image.open(io.BytesIO(data), formats=formats) as image:
             kind, (width, height), mode = str(image.format), image.size, image.mode
         kind = kind.replace("MPO", "JPEG")  # several JPEGs in a file, as phones write them: the first is the image
     except Image.DecompressionBombError as error:
         raise DataError(f"image is over the limit of {MAX_PIXELS} pixels: {error}") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError("image is not a readable JPEG or PNG") from error
+    except _BROKEN as error:
+        raise DataError(f"image is not a readable {', '.join(formats[:-1])} or {formats[-1]}") from error
     if width * height > MAX_PIXELS:
         raise DataError(f"image has {width}x{height} pixels, over the limit of {MAX_PIXELS}")
     if mode not in _MODES:
@@ -48,20 +62,21 @@ def probe(data: bytes) -> tuple[str, int, int]:
     return kind, width, height
 
 
-def decode(data: bytes) -> torch.Tensor:
-    """uint8 RGB [3, H, W]. Grey, palette and CMYK become RGB, alpha is dropped, EXIF rotation is not applied (boxes
-    are in stored pixels). Raises `DataError` if the image is refused or cannot be decoded to its end."""
-    kind, _, _ = probe(data)
+def decode(data: bytes, formats: tuple[str, ...] = STORED) -> torch.Tensor:
+    """uint8 RGB [3, H, W]. Grey, palette and CMYK become RGB, alpha is dropped, EXIF's orientation is not applied (see
+    `schema`). Raises `DataError` if the image is refused or cannot be decoded to its end."""
+    kind, _, _ = probe(data, formats)
     if kind == "PNG":
         return _decode_png(data)
     try:
-        return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+        if kind == "JPEG":
+            return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
     except RuntimeError:
         pass  # a colour space or coding that libjpeg's RGB path lacks: PIL has the last word
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+        with Image.open(io.BytesIO(data), formats=(kind,)) as image:
             pixels_HWC = np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
+    except _BROKEN as error:
         raise DataError(f"image cannot be decoded: {error}") from error
     return torch.from_numpy(pixels_HWC).permute(2, 0, 1).contiguous()
 
@@ -72,6 +87,34 @@ def _decode_png(data: bytes) -> torch.Tensor:
     if pixels_HWC is None:
         raise DataError("image cannot be decoded: it is a broken PNG")
     return torch.from_numpy(pixels_HWC).permute(2, 0, 1).contiguous()
+
+
+def orientation(data: bytes) -> int:
+    """EXIF's orientation, 1 to 8 (1: as stored); 1 for an image that has none, or none that can be read."""
+    if not any(mark in data for mark in (b"Exif", b"eXIf", b"EXIF")):  # of a JPEG, PNG, WebP
+        return 1
+    try:
+        with Image.open(io.BytesIO(data), formats=READ) as image:
+            found = image.getexif().get(_ORIENTATION)
+    except (*_BROKEN, KeyError, OverflowError, TypeError, struct.error):
+        return 1
+    return found if found in _TURNS else 1
+
+
+def oriented(size_wh: tuple[int, int], turn: int) -> tuple[int, int]:
+    """Width and height of an image once it is turned as EXIF's orientation `turn` says."""
+    return size_wh[::-1] if turn >= 5 else size_wh
+
+
+def upright(image_CHW: torch.Tensor, turn: int, kind: str) -> bytes:
+    """The image turned as EXIF's orientation `turn` says, encoded anew: of kind "JPEG" as a JPEG, else as a PNG."""
+    image = Image.fromarray(image_CHW.permute(1, 2, 0).numpy())
+    turned, sink = image.transpose(_TURNS[turn]) if turn in _TURNS else image, io.BytesIO()
+    if kind == "JPEG":
+        turned.save(sink, "JPEG", quality=95, subsampling=0)  # 48 dB on photos: far finer than what resizing leaves
+    else:
+        turned.save(sink, "PNG")
+    return sink.getvalue()
 
 
 def resize(image_CHW: torch.Tensor, size: int, keep_aspect: bool = False) -> torch.Tensor:
