@@ -46,7 +46,7 @@ audit: $(READY)
 
 bench: $(READY)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev,bench]'
-	for b in evaluation input memory shards dataset readout bagcams "step resnet50" "step vgg16" step_bcam training study solving thousand; do \
+	for b in startup evaluation input memory shards dataset readout bagcams "step resnet50" "step vgg16" step_bcam training study solving thousand; do \
 	  set -- $$b; $(BIN)/python benchmarks/$$1.py $${2:+--backbone $$2} || exit 1; done
 
 mlflow: $(READY)

@@ -62,7 +62,7 @@ def backbone(name: str, layout: str, weights: str | None = None, frozen_batch_no
     own = network.state_dict(keep_vars=True)  # before the cut, which may replace some
     modules = entry.cut(network, layout)
     origin = origin_of(modules, own)
-    state = read_weights(weights, entry) if weights and weights != LATER else {}
+    state = read_weights(weights, entry, own) if weights and weights != LATER else {}
     brought_added = False
     if weights and weights != LATER:
         brought_added = load_weights(modules, origin, body_of(state, entry), own, weights, type(network).__name__)

@@ -56,35 +56,35 @@ def parts(method: nn.Module) -> dict[str, Backbone]:
     return {name: module for name, module in method.named_modules() if isinstance(module, Backbone)}
 
 
-def read_weights(weights: str, entry: Entry) -> dict[str, Tensor]:
-    """The state dict that `weights` means: "imagenet", which `entry` must have, or a file."""
+def read_weights(weights: str, entry: Entry, own: Collection[str]) -> dict[str, Tensor]:
+    """The state dict that `weights` means: "imagenet", or a file of a network whose names are `own`."""
     if weights == "imagenet":
         assert entry.imagenet is not None
         state = dict(entry.imagenet.get_state_dict(progress=False, check_hash=True, weights_only=True))
     else:
-        state = read_file(weights)
+        state = read_file(weights, own)
     return {entry.rename(key): tensor for key, tensor in state.items()}
 
 
-def read_file(path: str) -> dict[str, Tensor]:
+def read_file(path: str, own: Collection[str] = ()) -> dict[str, Tensor]:
     """The state dict in a file; of a training's checkpoint that of its network, which is said."""
     if Path(path).suffix not in (".pth", ".safetensors") or not Path(path).is_file():
         raise ValueError(f"Weights must be 'imagenet' or an existing .pth or .safetensors file but are {path!r}.")
     try:
         if path.endswith(".safetensors"):
-            return _unwrapped(load_file(path), path)
-        return _unwrapped(dict(torch.load(path, map_location="cpu", weights_only=True)), path)
+            return _unwrapped(load_file(path), path, own)
+        return _unwrapped(dict(torch.load(path, map_location="cpu", weights_only=True)), path, own)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a state dict of tensors: {str(error).splitlines()[0]}") from error
 
 
-def _unwrapped(state: dict[str, Any], path: str) -> dict[str, Tensor]:
+def _unwrapped(state: dict[str, Any], path: str, own: Collection[str]) -> dict[str, Tensor]:
     """The network's tensors without what a training has put around them; what was looked through is logged."""
-    inside = []
+    inside, wraps = [], [p for p in PREFIXES if not any(name.startswith(p) for name in own)]
     while (key := next((key for key in WRAPPERS if isinstance(state.get(key), Mapping)), None)) is not None:
         inside.append(repr(key))
         state = dict(state[key])
-    while state and (prefix := next((p for p in PREFIXES if all(str(key).startswith(p) for key in state)), "")):
+    while state and (prefix := next((p for p in wraps if all(str(key).startswith(p) for key in state)), "")):
         inside.append(f"names after {prefix!r}")
         state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
     if inside:
