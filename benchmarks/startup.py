@@ -2,8 +2,8 @@
 
     python benchmarks/startup.py            (--quick only shows that it runs)
 
-Whole processes, one after the other, in rounds; the peer is a Python that imports torch, ray and mlflow, which every one
-of these answers waited for when options imported them.
+Whole processes, one after the other, in rounds; the peer is a Python that imports torch, ray and mlflow, which every
+one of these answers waited for when options imported them.
 """
 
 import json
