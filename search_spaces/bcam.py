@@ -107,12 +107,12 @@ def preset(
 
 def segmentation(split: str, variant: str, miou: float, recall: float, precision: float) -> Preset:
     """Seeds for segmentation of VOC2012, by the text: its code has another recipe and does not give these figures."""
-    scales = (0.5, 1.0, 1.5, 2.0)
+    size = {"scales": (0.5, 1.0, 1.5, 2.0), "base": "stored", "resampling": "bicubic", "canvas": 16}
     below = {"readings": ("plain_relu",), "modes": ("object",)}
     readouts: dict[str, dict[str, Any]] = {
         "bcam-p": {
             "name": "pyramid",
-            "options": {"scales": scales, "mirror": True, "over": "bcam", "options": below},
+            "options": {**size, "mirror": True, "over": "bcam", "options": below},
             "setting": "0.5+1+1.5+2/plain_relu/object",
             "threshold": 0.15,
         },

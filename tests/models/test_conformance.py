@@ -214,9 +214,10 @@ def test_readout(name, readout_name):
     settings = reader.settings(method)
     assert json.loads(json.dumps(settings)) == settings
     assert len(set(settings)) == len(settings)
-    found = list(reader.search(method, images(), TARGETS))
+    handed = {"stored_BCHW": images()} if reader.needs_stored else {}
+    found = list(reader.search(method, images(), TARGETS, **handed))
     assert [setting for setting, _ in found] == settings
-    shared = list(reader.search(method, images(), TARGETS, method(images())))
+    shared = list(reader.search(method, images(), TARGETS, method(images()), **handed))
     for (setting, maps), (_, maps_of_shared) in zip(found, shared, strict=True):
         assert maps.ndim == 3
         assert len(maps) == 2
@@ -224,7 +225,7 @@ def test_readout(name, readout_name):
         assert maps.isfinite().all()
         assert not maps.requires_grad
         assert torch.equal(maps, maps_of_shared)
-        assert torch.equal(maps, reader.maps(method, images(), TARGETS, setting))
+        assert torch.equal(maps, reader.maps(method, images(), TARGETS, setting, **handed))
     assert hooks(method) == 0
     assert all(parameter.grad is None for parameter in method.parameters())
 
@@ -234,7 +235,9 @@ def test_readout_in_mixed_precision(name, readout_name):
     """Maps stay float32 or masks, and finite."""
     method = make(name, "tiny").eval()
     with torch.autocast("cpu", torch.bfloat16):
-        found = list(readout(readout_name).search(method, images(), TARGETS))
+        reader = readout(readout_name)
+        handed = {"stored_BCHW": images()} if reader.needs_stored else {}
+        found = list(reader.search(method, images(), TARGETS, **handed))
     for setting, maps in found:
         assert maps.dtype == (torch.bool if str(setting).endswith("/mask") else torch.float32)
         assert maps.isfinite().all()

@@ -9,7 +9,7 @@ with. It works on every method that offers what it needs.
 
 import importlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,11 +24,16 @@ Setting = int | float | str | bool | None | tuple[int | float | str | bool | Non
 class LocalizationReadout:
     """What every `Readout` is: settings, each a plain value that JSON can hold, whose maps are read from shared passes.
 
-    A file writes `settings`, `passes` and `read`. Maps are raw, B×H×W, float32 (boolean where a readout cuts
+    A file writes `settings`, `passes` and `read`. Maps are raw, B×H×W, float32 at least (boolean where a readout cuts
     masks itself), on the network's grid unless the readout says otherwise. `classes_B` are the classes to localize.
     `output` is a forward of the same images, to share it; without one, or where it needs gradients, the readout runs
     its own. The method is in eval mode.
+
+    needs_stored: `search` and `maps` are to be handed `stored_BCHW` too, the photographs as they are stored, of one
+    size and normalised like the images; maps are of the whole of them.
     """
+
+    needs_stored: ClassVar[bool] = False
 
     @property
     def name(self) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wsol_models._layers import LocalizationMethod, Output
+from wsol_models._layers import LocalizationMethod, Output, at_least_float32
 from wsol_models.readouts import LocalizationReadout, Setting, forward, require
 
 
@@ -52,7 +52,7 @@ class Readout(LocalizationReadout):
     def read(self, passes: tuple[Tensor, Tensor], classes_B: Tensor, setting: Setting) -> Tensor:
         maps_BKHW, order_BK = passes
         if setting == 1:
-            return maps_BKHW[rows(maps_BKHW), classes_B].float()
+            return at_least_float32(maps_BKHW[rows(maps_BKHW), classes_B])
         top_Bk = order_BK[:, : check_k(setting, maps_BKHW.shape[1])]
         return maps_BKHW[rows(maps_BKHW)[:, None], top_Bk].mean(1, dtype=torch.float64).float()
 

@@ -29,7 +29,7 @@ from wsol_pipeline.training.model import Model, load_model
 from wsol_pipeline.training.options import plain_values
 from wsol_pipeline.training.provenance import provenance
 from wsol_pipeline.training.study import WINNER
-from wsol_pipeline.training.terminal import progress
+from wsol_pipeline.training.terminal import print_shrunk, progress
 from wsol_pipeline.training.tuner import trial_folder
 from wsol_pipeline.training.verdict import finished_study
 from wsol_pipeline.training.views import connect_mlflow, flat_parameters
@@ -131,6 +131,7 @@ def _search(options: SolveOptions, model: Model, config: TrainConfig) -> tuple[C
         choice, counts = evaluate.solve(
             model.method, readout, rows, rules, config.objective, device=_device(options), on_batch=add
         )
+    print_shrunk(int(counts.shrunk or 0), rows.num_rows)
     _print_settings(counts, config.objective)
     return choice, counts
 

@@ -19,6 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from wsol_pipeline.data.images import STORED_PIXELS
 from wsol_pipeline.redaction import redact
 from wsol_pipeline.training.ledger import CONFIRMS, SEED, Ledger, front
 from wsol_pipeline.training.pareto import COST, Rule, cell
@@ -62,6 +63,13 @@ def progress(what: str, total: int, unit: str = "images") -> Iterator[Callable[[
             print(f"  {what}: {done}/{total} {unit}", flush=True)
 
     yield add
+
+
+def print_shrunk(count: int, of: int) -> None:
+    """Say it where a readout was to see photographs as they are stored, and some were too large for that."""
+    if count:
+        pixels = f"{STORED_PIXELS / 1e6:.1f} million pixels"
+        print(f"{count} of {of} photographs have more than {pixels} and were read shrunk to that.", flush=True)
 
 
 def trial_view(plan: Plan, ledger: Ledger, mlflow_away: Callable[[], bool]) -> TrialLog:

@@ -41,12 +41,19 @@ from wsol_pipeline.evaluation.cases import Case, add_cases, spread
 from wsol_pipeline.evaluation.contours import ious_of_boxes
 from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.evaluation.detection import mean_average_precision
-from wsol_pipeline.evaluation.evaluate import batch_boxes, class_pairs, count, detect
+from wsol_pipeline.evaluation.evaluate import (
+    batch_boxes,
+    class_pairs,
+    count,
+    detect,
+    picked,
+    read_maps,
+    rows_for,
+)
 from wsol_pipeline.evaluation.maps import normalised_map
 from wsol_pipeline.evaluation.metrics import predicted_box
 from wsol_pipeline.evaluation.protocols import Protocol
 from wsol_pipeline.evaluation.selection import Choice
-from wsol_pipeline.images import normalize
 from wsol_pipeline.redaction import redact
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training import cluster, registry
@@ -56,7 +63,7 @@ from wsol_pipeline.training.model import VAL_COUNTS, Model, load_model
 from wsol_pipeline.training.provenance import provenance
 from wsol_pipeline.training.study import WINNER
 from wsol_pipeline.training.surface import published_choice, published_reading
-from wsol_pipeline.training.terminal import print_verdict, progress
+from wsol_pipeline.training.terminal import print_shrunk, print_verdict, progress
 from wsol_pipeline.training.tracking import Connect, Projection, deliver
 from wsol_pipeline.training.views import connect_mlflow
 
@@ -205,7 +212,9 @@ def judged_rows(options: EvaluateOptions, contender: Contender, rules: Protocol)
         for file, data in files.items():
             (folder / name).write(file, data)
         folder.write(f"{name}.json", json.dumps(redact(result), indent=1).encode())
-    return rows_of(contender, json.loads(folder.read(f"{name}.json"))["rows"], rules)
+    result = json.loads(folder.read(f"{name}.json"))
+    print_shrunk(result["shrunk"], result["images"])
+    return rows_of(contender, result["rows"], rules)
 
 
 def evaluation_name(contender: Contender) -> str:
@@ -271,6 +280,7 @@ def score(contender: Contender, options: EvaluateOptions, device: str) -> tuple[
         "description": model.description,
         "test_fingerprint": dataset.test().fingerprint,
         "images": dataset.test().num_rows,
+        "shrunk": int(counts.shrunk or 0),
         "device": device,
         "provenance": provenance(),
     }
@@ -295,18 +305,26 @@ def _pictures(
     found = []
     for group, some in spread(cases, PICTURES_OF_A_KIND).items():
         for case in some:
-            (read,) = dataclasses.replace(rows, begin=case.row, end=case.row + 1).batches()
+            (read,) = rows_for(model.readout, dataclasses.replace(rows, begin=case.row, end=case.row + 1)).batches()
             batch = class_pairs(read, model.protocol)
             at = batch.labels_B.tolist().index(case.label)
             size_wh = model.protocol.map_size(batch.sizes_B2[at])
-            images, labels_B = normalize(batch.images_BCHW[at : at + 1], device), batch.labels_B[at : at + 1].to(device)
-            raw_HW = model.readout.maps(model.method, images, labels_B, model.choice.readout)[0].cpu().numpy()
+            raw_HW = _raw_maps(model, batch, [at], device)[0]
             map_HW = np.rint(255 * normalised_map(raw_HW, model.protocol, size_wh)).astype(np.uint8)
             picture = _picture(batch.images_BCHW[at], size_wh)[..., ::-1]  # OpenCV's order
             encoded = {"image": _encoded(".jpg", picture), "map": _encoded(".png", map_HW)}
             seen = dataclasses.asdict(case) | {"group": group, "class": classes[case.label], "pixels": size_wh}
             found.append(seen | encoded)
     return found
+
+
+def _raw_maps(model: Model, batch: Any, at: list[int], device: str = "cpu") -> np.ndarray:
+    """The model's maps of some images of a batch, of their labels."""
+    seen, labels_B = picked(batch, at), batch.labels_B[at]
+    maps_BHW = read_maps(
+        model.method, model.readout, seen, labels_B, model.choice.readout, model.protocol, device=device
+    )
+    return maps_BHW.cpu().numpy()
 
 
 def _encoded(kind: str, picture: np.ndarray) -> str:
@@ -382,6 +400,8 @@ def _draw(options: EvaluateOptions, dataset: Dataset, models: Mapping[str, Model
     """
     rules = next(iter(models.values())).protocol
     rows = _test_rows(options, dataset, rules)
+    for model in models.values():
+        rows = rows_for(model.readout, rows)
     wanted = sorted(set(np.linspace(0, rows.num_rows - 1, GALLERY_IMAGES).astype(int).tolist()))
     shown: dict[str, list[Shown]] = {label: [] for label in models}
     images, classes, truths = [], [], []
@@ -399,7 +419,7 @@ def _draw(options: EvaluateOptions, dataset: Dataset, models: Mapping[str, Model
         images += [_picture(batch.images_BCHW[i], size) for i, size in zip(at, sizes, strict=True)]
         truths += [truth[i] for i in at]
         for label, model in models.items():
-            shown[label] += _seen(model, batch.images_BCHW[at], batch.labels_B[at], [truth[i] for i in at], sizes)
+            shown[label] += _seen(model, batch, at, [truth[i] for i in at], sizes)
     with tempfile.TemporaryDirectory() as temporary:
         picture = draw_gallery(images, classes, truths, shown, Path(temporary) / GALLERY)
         folder.write(GALLERY, picture.read_bytes())
@@ -412,15 +432,10 @@ def _picture(image_CHW: torch.Tensor, size_wh: tuple[int, int]) -> np.ndarray:
 
 
 def _seen(
-    model: Model,
-    images_BCHW: torch.Tensor,
-    labels_B: torch.Tensor,
-    truths: list[np.ndarray],
-    sizes: list[tuple[int, int]],
+    model: Model, batch: Any, at: list[int], truths: list[np.ndarray], sizes: list[tuple[int, int]]
 ) -> list[Shown]:
-    maps_BHW = model.readout.maps(model.method, normalize(images_BCHW), labels_B, model.choice.readout).cpu().numpy()
     found = []
-    for raw_HW, truth_N4, size_wh in zip(maps_BHW, truths, sizes, strict=True):
+    for raw_HW, truth_N4, size_wh in zip(_raw_maps(model, batch, at), truths, sizes, strict=True):
         box = predicted_box(raw_HW, model.threshold, model.protocol, size_wh)
         map_HW = normalised_map(raw_HW, model.protocol, size_wh)
         found.append(Shown(map_HW, box, float(ious_of_boxes(box[None], truth_N4)[0])))
