@@ -272,13 +272,11 @@ class EvalRows:
             masks = self._masks(table, known.sizes_N2 if self.geometry == "short_side" else None)
             seen = map(self._seen, decode_resize(id_and_image(table), None))
             passes_N = (known.labels_N > 0).sum(1) if self.split.multilabel else np.ones(len(known.ids), int)
-            for at, run in neighbours(seen, passes_N):
-                whole_BCHW = torch.stack([image.whole_CHW for image in run])
+            for at, (whole_BCHW, stored_BCHW) in neighbours(seen, passes_N):
                 of_run = None if masks is None else [masks[row][inner, inner] for row in at]
                 batch = _batch(known, at, whole_BCHW, of_run, inner)
-                stored = [image.stored_CHW for image in run if image.stored_CHW is not None]
-                num_shrunk = int((known.sizes_N2[at].prod(1) > STORED_PIXELS).sum()) if stored else 0
-                yield replace(batch, stored_BCHW=torch.stack(stored) if stored else None, num_shrunk=num_shrunk)
+                over = self.stored & (known.sizes_N2[at].prod(1) > STORED_PIXELS)
+                yield replace(batch, stored_BCHW=stored_BCHW, num_shrunk=int(over.sum()))
 
     def _seen(self, image_CHW: np.ndarray) -> "Seen":
         """A stored image as the network is shown it, before a crop, and as it is stored if that is asked for."""
@@ -323,37 +321,40 @@ class EvalRows:
 
 
 class Seen(NamedTuple):
-    """An evaluation image, uint8 [3, H, W]: before the centre crop, and as it is stored, if that was asked for."""
+    """An evaluation image, uint8 [3, H, W], or some of one shape: before the centre crop, and as stored if asked."""
 
-    whole_CHW: torch.Tensor
-    stored_CHW: torch.Tensor | None
+    whole: torch.Tensor
+    stored: torch.Tensor | None
 
     @property
     def shape(self) -> torch.Size:
         """What images of one batch share."""
-        return (self.whole_CHW if self.stored_CHW is None else self.stored_CHW).shape
-
-    @property
-    def pixels(self) -> int:
-        """Of what is stored."""
-        return 0 if self.stored_CHW is None else self.stored_CHW[0].numel()
+        return (self.whole if self.stored is None else self.stored).shape
 
 
-def neighbours(images: Iterable[Seen], passes_N: np.ndarray) -> Iterator[tuple[np.ndarray, list[Seen]]]:
-    """Rows and images in order, cut where the shape changes or `STORED_PIXELS` would be passed over.
+def neighbours(images: Iterable[Seen], passes_N: np.ndarray) -> Iterator[tuple[np.ndarray, Seen]]:
+    """Rows and images in order, cut where the shape changes or stored ones would have over `STORED_PIXELS` in all.
 
     An image's pixels count once for each of its `passes`.
     """
     run: list[Seen] = []
     held = end = 0
     for end, image in enumerate(images):
-        more = image.pixels * int(passes_N[end])
+        more = 0 if image.stored is None else image.stored[0].numel() * int(passes_N[end])
         if run and (image.shape != run[0].shape or held + more > STORED_PIXELS):
-            yield np.arange(end - len(run), end), run
-            run, held = [], 0
+            yield np.arange(end - len(run), end), _joined(run)
+            held = 0
         run.append(image)
         held += more
-    yield np.arange(end + 1 - len(run), end + 1), run
+    yield np.arange(end + 1 - len(run), end + 1), _joined(run)
+
+
+def _joined(run: list[Seen]) -> Seen:
+    """The images as a batch; the list is empty then, so that they are not held twice."""
+    stored = [image.stored for image in run if image.stored is not None]
+    batch = Seen(torch.stack([image.whole for image in run]), torch.stack(stored) if stored else None)
+    run.clear()
+    return batch
 
 
 def _batch(
