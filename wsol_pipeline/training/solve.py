@@ -131,7 +131,8 @@ def _search(options: SolveOptions, model: Model, config: TrainConfig) -> tuple[C
         choice, counts = evaluate.solve(
             model.method, readout, rows, rules, config.objective, device=_device(options), on_batch=add
         )
-    print_shrunk(int(counts.shrunk or 0), rows.num_rows)
+    if counts.shrunk:
+        print_shrunk(int(counts.shrunk), rows.num_rows)
     _print_settings(counts, config.objective)
     return choice, counts
 

@@ -67,9 +67,8 @@ def progress(what: str, total: int, unit: str = "images") -> Iterator[Callable[[
 
 def print_shrunk(count: int, of: int) -> None:
     """Say it where a readout was to see photographs as they are stored, and some were too large for that."""
-    if count:
-        pixels = f"{STORED_PIXELS / 1e6:.1f} million pixels"
-        print(f"{count} of {of} photographs have more than {pixels} and were read shrunk to that.", flush=True)
+    pixels = f"{STORED_PIXELS / 1e6:.1f} million pixels"
+    print(f"{count} of {of} photographs have more than {pixels} and were read shrunk to that.", flush=True)
 
 
 def trial_view(plan: Plan, ledger: Ledger, mlflow_away: Callable[[], bool]) -> TrialLog:

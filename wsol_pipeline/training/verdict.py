@@ -213,7 +213,8 @@ def judged_rows(options: EvaluateOptions, contender: Contender, rules: Protocol)
             (folder / name).write(file, data)
         folder.write(f"{name}.json", json.dumps(redact(result), indent=1).encode())
     result = json.loads(folder.read(f"{name}.json"))
-    print_shrunk(result["shrunk"], result["images"])
+    if shrunk := result.get("shrunk"):
+        print_shrunk(shrunk, result["images"])
     return rows_of(contender, result["rows"], rules)
 
 
