@@ -137,11 +137,11 @@ FIGURE_15 = Preset(
 
 
 def seeds(over: str, setting: str, **options: Any) -> dict[str, Any]:
-    """The sum over scales and mirror images of what `over` reads."""
-    scales = (0.5, 1.0, 1.5, 2.0)
+    """The sum over scales of the stored photograph, and mirror images, of what `over` reads."""
+    size = {"scales": (0.5, 1.0, 1.5, 2.0), "base": "stored", "resampling": "bicubic", "canvas": 16}
     return {
         "name": "pyramid",
-        "options": {"scales": scales, "mirror": True, "over": over, "options": options},
+        "options": {**size, "mirror": True, "over": over, "options": options},
         "setting": f"0.5+1+1.5+2/{setting}",
     }
 

@@ -114,12 +114,12 @@ def preset(
 
 def segmentation(split: str, variant: str, miou: float, recall: float, precision: float) -> Preset:
     """Seeds for segmentation of VOC2012, by the text: its code has another recipe and does not give these figures."""
-    scales = (0.5, 1.0, 1.5, 2.0)
+    size = {"scales": (0.5, 1.0, 1.5, 2.0), "base": "stored", "resampling": "bicubic", "canvas": 16}
     reading, mode = {"bcam-p": ("plain_relu", "object"), "bcam-m": ("plain", "mask")}[variant]
     below = {"readings": (reading,), "modes": (mode,)}
     readout = {
         "name": "pyramid",
-        "options": {"scales": scales, "mirror": True, "over": "bcam", "options": below},
+        "options": {**size, "mirror": True, "over": "bcam", "options": below},
         "setting": f"0.5+1+1.5+2/{reading}/{mode}",
         **({"threshold": 0.15} if mode == "object" else {}),
     }

@@ -47,6 +47,7 @@ METRICS = ("cls1_err", "cls5_err", "clsloc1_err", "clsloc5_err", "corloc")
 # GPUs of the authors' settings, over which batch norm was not synchronised. MobileNetV2 has none.
 GPUS = {"googlenet": 2, "vgg16_bn": 3, "resnet50": 4, "inception_v3": 4, "densenet161": 5}
 SCALES = (1.0, 1.5, 2.0)
+SCALES_299 = (1.0, 1.5, 597 / 299)  # the authors' are short sides of 224, 336, 448; 299, 448, 597
 SOURCE = "https://github.com/wangbo2016/wsol-mLDFR-2020"
 
 
@@ -62,13 +63,17 @@ def code_recipe(batch_size: int) -> dict[str, Any]:
         "plateau_patience": 2,
         "decay_every": 0,
         "decay_counts_from": 0,
-        "train_geometry": "random_resized_crop",
+        "train_geometry": "random_resized_crop_stored",
         "crop_scale": 0.08,
         "drop_last": True,
     }
 
 
-def pyramid(scales: Sequence[float] = SCALES) -> dict[str, Any]:
+def scales_of(backbone: str) -> tuple[float, ...]:
+    return SCALES_299 if backbone == "inception_v3" else SCALES
+
+
+def pyramid(scales: Sequence[float]) -> dict[str, Any]:
     """MsCAM over the class maps of `fc`, with its bias: the box rule's zeros are not those of maps without it."""
     return {
         "name": "pyramid",
@@ -147,7 +152,7 @@ def model(row: tuple[Any, ...]) -> Preset:
             "bn_virtual_batch": virtual_batch(backbone, batch_size),
         },
         recipe=code_recipe(batch_size),
-        readout=pyramid(),
+        readout=pyramid(scales_of(backbone)),
         protocol="mldfr",
         published=dict(zip(METRICS, figures, strict=True)),
         source=SOURCE,
@@ -166,7 +171,7 @@ def variant(
     name: str,
     published: Mapping[str, float],
     *,
-    scales: Sequence[float] = SCALES,
+    scales: Sequence[float] | None = None,
     recipe: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Preset:
@@ -177,7 +182,7 @@ def variant(
         id="/".join(part for part in ("mldfr", table, dataset, backbone, name) if part),
         method_options={**base.method_options, **options},
         recipe={**base.recipe, **(recipe or {})},
-        readout=pyramid(scales),
+        readout=pyramid(scales or scales_of(backbone)),
         published=published,
         notes=base.notes if options.get("bn", True) else (*base.notes, NO_BATCH_NORM),
     )

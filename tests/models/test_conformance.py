@@ -227,9 +227,10 @@ def test_readout(name, readout_name):
     settings = reader.settings(method)
     assert json.loads(json.dumps(settings)) == settings
     assert len(set(settings)) == len(settings)
-    found = list(reader.search(method, images(), TARGETS))
+    handed = {"stored_BCHW": images()} if reader.needs_stored else {}
+    found = list(reader.search(method, images(), TARGETS, **handed))
     assert [setting for setting, _ in found] == settings
-    shared = list(reader.search(method, images(), TARGETS, method(images())))
+    shared = list(reader.search(method, images(), TARGETS, method(images()), **handed))
     for (setting, maps), (_, maps_of_shared) in zip(found, shared, strict=True):
         assert maps.shape[:-2] == ((2, 2) if str(setting).endswith("/mask") else (2,))
         assert maps.shape[-2:] == (64, 64) or not reader.enlarges
@@ -237,7 +238,7 @@ def test_readout(name, readout_name):
         assert maps.isfinite().all()
         assert not maps.requires_grad
         assert torch.equal(maps, maps_of_shared)
-        assert torch.equal(maps, reader.maps(method, images(), TARGETS, setting))
+        assert torch.equal(maps, reader.maps(method, images(), TARGETS, setting, **handed))
     assert hooks(method) == 0
     assert all(parameter.grad is None for parameter in method.parameters())
 
@@ -247,7 +248,9 @@ def test_readout_in_mixed_precision(name, readout_name):
     """Maps stay float32 and finite."""
     method = make(name, "tiny").eval()
     with torch.autocast("cpu", torch.bfloat16):
-        found = list(readout(readout_name).search(method, images(), TARGETS))
+        reader = readout(readout_name)
+        handed = {"stored_BCHW": images()} if reader.needs_stored else {}
+        found = list(reader.search(method, images(), TARGETS, **handed))
     for _, maps in found:
         assert maps.dtype == torch.float32
         assert maps.isfinite().all()
@@ -256,5 +259,7 @@ def test_readout_in_mixed_precision(name, readout_name):
 @pytest.mark.parametrize(("name", "readout_name"), READ)
 def test_maps_of_a_float64_model_stay_float64(name, readout_name):
     method = make(name, "tiny").double().eval()
-    for setting, maps in readout(readout_name).search(method, images().double(), TARGETS):
+    reader = readout(readout_name)
+    handed = {"stored_BCHW": images().double()} if reader.needs_stored else {}
+    for setting, maps in reader.search(method, images().double(), TARGETS, **handed):
         assert maps.dtype == torch.float64, setting

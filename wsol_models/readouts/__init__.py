@@ -32,9 +32,12 @@ class LocalizationReadout:
 
     enlarges: maps are enlarged to the images bilinearly, since that is what the authors normalise; else an evaluation
         enlarges them, in its own way.
+    needs_stored: `search` and `maps` are to be handed `stored_BCHW` too, the photographs as they are stored, of one
+        size and normalised like the images; maps are of the whole of them.
     """
 
     enlarges: ClassVar[bool] = False
+    needs_stored: ClassVar[bool] = False
 
     @property
     def name(self) -> str:

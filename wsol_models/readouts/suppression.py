@@ -46,26 +46,38 @@ class Readout(LocalizationReadout):
         require("suppression", "background suppression", method)
         return readout(self.over, **self.options).settings(method)
 
-    def coarse_search(
-        self, method: LocalizationMethod, images_BCHW: Tensor, classes_B: Tensor, output: Output | None = None
+    @property
+    def needs_stored(self) -> bool:  # type: ignore[override]
+        return readout(self.over, **self.options).needs_stored
+
+    def search(
+        self,
+        method: LocalizationMethod,
+        images_BCHW: Tensor,
+        classes_B: Tensor,
+        output: Output | None = None,
+        **stored: Tensor,
     ) -> Iterator[tuple[Setting, Tensor]]:
         self.settings(method)
         judge = Judge.of(method, images_BCHW, classes_B, output)
         below = readout(self.over, **self.options)
-        for setting, maps_BHW in below.search(method, images_BCHW, classes_B, output):
+        for setting, maps_BHW in below.search(method, images_BCHW, classes_B, output, **stored):
             yield setting, judge.cut(maps_BHW, self.steps)
 
-    def coarse_maps(
+    def maps(
         self,
         method: LocalizationMethod,
         images_BCHW: Tensor,
         classes_B: Tensor,
         setting: Setting,
         output: Output | None = None,
+        **stored: Tensor,
     ) -> Tensor:
         self.settings(method)
-        maps_BHW = readout(self.over, **self.options).maps(method, images_BCHW, classes_B, setting, output)
+        maps_BHW = readout(self.over, **self.options).maps(method, images_BCHW, classes_B, setting, output, **stored)
         return Judge.of(method, images_BCHW, classes_B, output).cut(maps_BHW, self.steps)
+
+    coarse_search, coarse_maps = search, maps  # the maps below were enlarged already
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Encoded images that may come from strangers: look at the header first, decode within limits, resize one way."""
 
 import io
+import math
 import struct
 import warnings
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,7 @@ from wsol_pipeline.errors import DataError
 IGNORED = 255  # label of mask pixels that count neither way
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 64_000_000  # 192 MB decoded
+STORED_PIXELS = 2**22  # of stored images that are held at once: a larger image is shrunk to it
 MAX_SCANS = 100  # passes over the pixels of a JPEG: an encoder makes about ten, and a hundred bytes ask for one
 STORED = ("JPEG", "PNG")  # what shards hold
 READ = (*STORED, "WEBP", "BMP")  # what an import takes
@@ -125,6 +127,15 @@ def resize(image_CHW: torch.Tensor, size: int, keep_aspect: bool = False) -> tor
     return functional.resize(image_CHW, [size] if keep_aspect else [size, size], antialias=True)
 
 
+def shrunk(images: torch.Tensor) -> torch.Tensor:
+    """uint8 images [..., H, W] as they are; of over `STORED_PIXELS` each, bilinear to at most that, the aspect kept."""
+    height, width = images.shape[-2:]
+    if height * width <= STORED_PIXELS:
+        return images
+    scale = math.sqrt(STORED_PIXELS / (height * width))
+    return functional.resize(images, [max(1, int(scale * side)) for side in (height, width)], antialias=True)
+
+
 def label_mask(
     mask: bytes | None, ignore: bytes | None, size_wh: tuple[int, int], classes: bool = False
 ) -> NDArray[np.uint8]:
@@ -167,10 +178,7 @@ def decoder(threads: int) -> Any:
 
 
 def decode_resize(
-    named: Iterable[tuple[str, bytes]],
-    size: int | None,
-    pool: ThreadPoolExecutor | None = None,
-    keep_aspect: bool = False,
+    named: Iterable[tuple[str, bytes]], size: int | None, pool: ThreadPoolExecutor | None = None
 ) -> Iterator[np.ndarray]:
     """Decode and `resize` `(id, bytes)` pairs, one after the other (ahead in threads if there is a `pool`), to uint8
     [3, size, size] each; as they are without a size. Raises `DataError` that names the id."""
@@ -178,7 +186,7 @@ def decode_resize(
     def one(pair: tuple[str, bytes]) -> np.ndarray:
         try:
             image_CHW = decode(pair[1])
-            return (image_CHW if size is None else resize(image_CHW, size, keep_aspect)).numpy()
+            return (image_CHW if size is None else resize(image_CHW, size)).numpy()
         except DataError as error:
             raise DataError(f"Row {pair[0]!r}: {error}.") from error
 

@@ -92,6 +92,7 @@ def score(
         "description": model.description,
         "test_fingerprint": dataset.test().fingerprint,
         "images": dataset.test().num_rows,
+        "shrunk": int(counts.shrunk or 0),
         "device": device,
         "provenance": provenance(),
     }
