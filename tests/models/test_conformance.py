@@ -101,6 +101,18 @@ def test_mixed_precision(name):
         torch.testing.assert_close(terms[term].float(), exact[term], rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize("name", methods())
+def test_float64(name):
+    """Every term is float64 from end to end: a part in float32 would leave its rounding in the gradients."""
+    method = make(name, "tiny")
+    rounded = terms_of(name, method, images())
+    terms = terms_of(name, method.double(), images().double())
+    sum(terms.values()).backward()
+    for term in terms:
+        assert terms[term].dtype == torch.float64
+        torch.testing.assert_close(terms[term].float(), rounded[term], rtol=0.05, atol=0.05)
+
+
 @pytest.mark.parametrize("name", [name for name in methods() if name not in BATCH_WIDE])
 @pytest.mark.parametrize("targets", [torch.tensor([1, 3, 0, 2]), torch.tensor([[1.0, 1, 0, 1]] * 4)])
 def test_parts_of_a_batch_together_give_its_gradients(name, targets):
@@ -231,10 +243,11 @@ def test_readout(name, readout_name):
 
 @pytest.mark.parametrize(("name", "readout_name"), READ)
 def test_readout_in_mixed_precision(name, readout_name):
-    """Maps stay float32 or masks, and finite."""
+    """Maps stay float32 or masks, and finite; so they do of a network in float64."""
     method = make(name, "tiny").eval()
     with torch.autocast("cpu", torch.bfloat16):
         found = list(readout(readout_name).search(method, images(), TARGETS))
+    found += readout(readout_name).search(method.double(), images().double(), TARGETS)
     for setting, maps in found:
         assert maps.dtype == (torch.bool if str(setting).endswith("/mask") else torch.float32)
         assert maps.isfinite().all()

@@ -266,6 +266,20 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_weights_in_float32(make_config,
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
+def test_float64_trains_and_keeps_weights_that_rounding_does_not_move(make_config, fit):
+    """Another number of threads sums in another order. The finished model localizes in float64 too."""
+    config = make_config("bas", precision="float64")
+    alone = fit(config, "alone")
+    torch.set_num_threads(3)
+    together = fit(config, "together")
+    for name, weight in alone.weights.items():
+        assert weight.dtype == torch.float64
+        torch.testing.assert_close(together.weights[name], weight, rtol=1e-9, atol=1e-9)
+    assert together.records[-1]["choice"] == alone.records[-1]["choice"]
+    (found,) = load_model(alone.final).localize(np.zeros((1, 40, 40, 3), np.uint8))
+    assert np.isfinite(found.map_HW).all()
+
+
 def test_channels_last_is_another_layout_of_the_same_numbers(make_config, fit, monkeypatch):
     strides = set()
     build = wsol_models.build

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,7 @@ from wsol_pipeline.evaluation.masks import IGNORED
 from wsol_pipeline.evaluation.metrics import LocalizationCounts
 from wsol_pipeline.evaluation.protocols import Protocol, ground_truth_boxes
 from wsol_pipeline.evaluation.selection import Choice, choose
-from wsol_pipeline.images import normalize
+from wsol_pipeline.images import dtype_of, normalize
 from wsol_pipeline.protocol import require_searchable
 
 
@@ -50,6 +51,7 @@ def count(
     labels: list[int] = []
     first_row = 0
     masks = bool(protocol.masks) and rows.has_masks
+    as_input = partial(prepare, device=device, dtype=dtype_of(method))
     if not protocol.ious and not masks:
         raise DataError(f"Protocol {protocol.name} scores masks but the {rows.role.value!r} split has none.")
     with _evaluating(method):
@@ -59,10 +61,10 @@ def count(
         )
         for found in rows.batches():
             batch = class_pairs(found, protocol)
-            images_BCHW, labels_B = prepare(batch.images_BCHW, device), batch.labels_B.to(device)
+            images_BCHW, labels_B = as_input(batch.images_BCHW), batch.labels_B.to(device)
             with torch.no_grad():
                 output = method(images_BCHW)
-                scores_BK = ten_crop_scores(method, prepare(batch.whole_BCHW, device), protocol) if ten_crop else None
+                scores_BK = ten_crop_scores(method, as_input(batch.whole_BCHW), protocol) if ten_crop else None
             scores_BK = output.logits_BK.detach() if scores_BK is None else scores_BK
             if batch.others_BK is not None:
                 scores_BK = scores_BK.masked_fill(batch.others_BK.to(device), -torch.inf)
@@ -123,7 +125,7 @@ def detect(
             pairs = class_pairs(batch, protocol)
             keys = [(batch.ids[i], c) for i, c in zip(*(of.tolist() for of in pairs.pairs), strict=True)]
             truth |= dict(zip(keys, batch_boxes(pairs, rows.box_convention, protocol), strict=True))
-            images_BCHW = prepare(batch.images_BCHW, device)
+            images_BCHW = prepare(batch.images_BCHW, device, dtype_of(method))
             with torch.no_grad():
                 scores_BK = method(images_BCHW).logits_BK.sigmoid()
             image_of, class_of = (scores_BK >= min_score).nonzero().unbind(1)

@@ -28,7 +28,7 @@ from wsol_pipeline.errors import DataError, WsolError
 from wsol_pipeline.evaluation import evaluate, selection
 from wsol_pipeline.evaluation.counts import Counts, ImageHits
 from wsol_pipeline.evaluation.protocols import Protocol, protocol
-from wsol_pipeline.images import normalize
+from wsol_pipeline.images import dtype_of, normalize
 from wsol_pipeline.protocol import require_searchable
 from wsol_pipeline.training.build import build_method, build_readout, fixed_setting
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position
@@ -221,7 +221,7 @@ def train_step(run: Run, epoch: int, batch: Batch) -> None:
     torch.manual_seed(_fold(config.seed, epoch, run.progress.position.samples))
     done = run.progress.position.samples // config.recipe.batch_size / run.plan.num_batches
     set_learning_rate(run.optimizer, learning_rate(config.recipe, epoch, run.progress.records, done))
-    images = normalize(batch.images_BCHW, device)
+    images = normalize(batch.images_BCHW, device, dtype_of(run.method))
     if config.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):

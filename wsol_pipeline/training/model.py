@@ -19,7 +19,7 @@ from wsol_pipeline.evaluation.maps import normalised_map
 from wsol_pipeline.evaluation.metrics import predicted_box
 from wsol_pipeline.evaluation.protocols import Protocol, protocol
 from wsol_pipeline.evaluation.selection import Choice
-from wsol_pipeline.images import normalize
+from wsol_pipeline.images import dtype_of, normalize
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training.build import build_method, build_readout
 from wsol_pipeline.training.checkpoint import read_sealed
@@ -74,7 +74,7 @@ class Model:
         `images_BHW3`: uint8 RGB, [B, H, W, 3], any size. Images come in order, the classes of one in theirs.
         """
         batch_BCHW = torch.stack([self._fit(image) for image in images_BHW3])
-        images = normalize(batch_BCHW, next(self.method.parameters()).device)
+        images = normalize(batch_BCHW, next(self.method.parameters()).device, dtype_of(self.method))
         with torch.no_grad():
             output = self.method(images)
         scores_BK = output.logits_BK.sigmoid() if self.multilabel else output.logits_BK.softmax(1)

@@ -46,7 +46,7 @@ from wsol_pipeline.evaluation.maps import normalised_map
 from wsol_pipeline.evaluation.metrics import predicted_box
 from wsol_pipeline.evaluation.protocols import Protocol
 from wsol_pipeline.evaluation.selection import Choice
-from wsol_pipeline.images import normalize
+from wsol_pipeline.images import dtype_of, normalize
 from wsol_pipeline.redaction import redact
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training import cluster, registry
@@ -299,7 +299,8 @@ def _pictures(
             batch = class_pairs(read, model.protocol)
             at = batch.labels_B.tolist().index(case.label)
             size_wh = model.protocol.map_size(batch.sizes_B2[at])
-            images, labels_B = normalize(batch.images_BCHW[at : at + 1], device), batch.labels_B[at : at + 1].to(device)
+            images = normalize(batch.images_BCHW[at : at + 1], device, dtype_of(model.method))
+            labels_B = batch.labels_B[at : at + 1].to(device)
             raw_HW = model.readout.maps(model.method, images, labels_B, model.choice.readout)[0].cpu().numpy()
             map_HW = np.rint(255 * normalised_map(raw_HW, model.protocol, size_wh)).astype(np.uint8)
             picture = _picture(batch.images_BCHW[at], size_wh)[..., ::-1]  # OpenCV's order
@@ -418,7 +419,8 @@ def _seen(
     truths: list[np.ndarray],
     sizes: list[tuple[int, int]],
 ) -> list[Shown]:
-    maps_BHW = model.readout.maps(model.method, normalize(images_BCHW), labels_B, model.choice.readout).cpu().numpy()
+    images = normalize(images_BCHW, dtype=dtype_of(model.method))
+    maps_BHW = model.readout.maps(model.method, images, labels_B, model.choice.readout).cpu().numpy()
     found = []
     for raw_HW, truth_N4, size_wh in zip(maps_BHW, truths, sizes, strict=True):
         box = predicted_box(raw_HW, model.threshold, model.protocol, size_wh)
