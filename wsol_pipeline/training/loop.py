@@ -70,6 +70,23 @@ class World:
         torch.distributed.all_gather_object(gathered, value)
         return gathered
 
+    def share_buffers(self, module: nn.Module) -> None:
+        """Give every rank rank 0's buffers: one broadcast for each of their types.
+
+        DDP does so before every training forward, so the others' last update would be dropped there anyway: a mean over
+        ranks would be of that one step, and is none for counts and memories.
+        """
+        if self.size == 1:
+            return
+        alike: dict[torch.dtype, list[Tensor]] = {}
+        for buffer in module.buffers():
+            alike.setdefault(buffer.dtype, []).append(buffer)
+        for buffers in alike.values():
+            flat = torch.cat([buffer.flatten() for buffer in buffers])
+            torch.distributed.broadcast(flat, src=0)
+            for buffer, shared in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
+                buffer.copy_(shared.view_as(buffer))
+
     def order(self, position: Position) -> Order:
         """What rank 0 was told to do: the same on every rank, so that all do it after the same batch."""
         if self.pulse is None:
@@ -291,7 +308,11 @@ def _finish_epoch(run: Run, epoch: int, started: float, rows: int) -> Record:
 
 
 def validate(run: Run, search: bool) -> Counts:
-    """Validation counts over all ranks: of every readout setting, or of the one setting scored each epoch."""
+    """Validation counts over all ranks: of every readout setting, or of the one setting scored each epoch.
+
+    Ranks judge the network that is kept, rank 0's: their own statistics of batch norm may be of other rows.
+    """
+    run.world.share_buffers(run.method)
     run.method.eval()
     return _count(run, None if search else [fixed_setting(run.config.fixed_setting, run.readout.settings(run.method))])
 
