@@ -159,9 +159,9 @@ def check(cases: dict[str, bytes], stored: dict[str, bytes], bad: dict[str, dict
         assert row["reason"].startswith("image "), name
     for name, data in stored.items():
         assert data == cases[name]
-        before = time.perf_counter()
+        before = time.process_time()  # a busy machine does not count
         pixels_HWC = decode(data).permute(1, 2, 0).numpy()
-        assert time.perf_counter() - before < 5, name
+        assert time.process_time() - before < 5, name
         other_HWC = another_decoder(data)
         assert other_HWC is not None, name
         assert other_HWC.shape == pixels_HWC.shape, name
