@@ -17,7 +17,6 @@ import tyro
 from rayjobs import evaluate, import_dataset, tune_bas, tune_cam
 from wsol_pipeline.errors import run_main
 
-
 BUDGET = "--trials 6 --epochs 2 --batch-size 8 --image-size 48 --resize-size 54"
 SAME_ANYWHERE = "--sampler random --pruner none --precision float64"
 

@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch.nn import functional
 from torchvision.io import ImageReadMode, decode_jpeg
-from torchvision.transforms.v2 import functional
 
 from wsol_pipeline.errors import DataError
 
@@ -79,7 +79,16 @@ def resize(image_CHW: torch.Tensor, size: int, keep_aspect: bool = False) -> tor
 
     keep_aspect: only the short side becomes `size`.
     """
-    return functional.resize(image_CHW, [size] if keep_aspect else [size, size], antialias=True)
+    sides = image_CHW.shape[1:]
+    return resize_to(image_CHW, [int(size * side / min(sides)) if keep_aspect else size for side in sides])
+
+
+def resize_to(image_CHW: torch.Tensor, shape_HW: Sequence[int]) -> torch.Tensor:
+    """uint8 [3, *shape_HW], as `resize` does it: the same pixels on every CPU.
+
+    torchvision's own goes by way of floats where a CPU has no AVX2, and rounds otherwise there.
+    """
+    return functional.interpolate(image_CHW[None], list(shape_HW), mode="bilinear", antialias=True)[0]
 
 
 def label_mask(

@@ -14,8 +14,8 @@ from wsol_pipeline.training.config import Recipe, TrainConfig
 from wsol_pipeline.training.loop import train
 from wsol_pipeline.training.model import BACKBONE
 
-# Until it tells most images apart: one that is sure of all looks at single emblems, and trials cannot mend that. In
-# float64, because all trials begin with it: last bits, which differ between CPUs, would be amplified into other studies.
+# Until it tells most images apart: one that is sure of all looks at single emblems, and trials cannot mend that.
+# In float64, because all trials begin with it: last bits, which differ between CPUs, would become other studies.
 START = TrainConfig(
     method="cam",
     readout="cam",

@@ -14,6 +14,7 @@ import torch
 from torchvision.transforms.v2 import functional as F
 
 from wsol_models import LATER, LocalizationMethod
+from wsol_pipeline.data.images import resize
 from wsol_pipeline.errors import DataError
 from wsol_pipeline.evaluation.maps import normalised_map
 from wsol_pipeline.evaluation.metrics import predicted_box
@@ -91,8 +92,8 @@ class Model:
         rules, size = self.protocol, self.protocol.read_size
         image = torch.from_numpy(np.ascontiguousarray(image_HW3)).permute(2, 0, 1)
         if rules.geometry == "short_side":
-            return F.resize(image, [size], antialias=True)
-        return F.center_crop(F.resize(image, [size, size], antialias=True), [rules.image_size, rules.image_size])
+            return resize(image, size, keep_aspect=True)
+        return F.center_crop(resize(image, size), [rules.image_size, rules.image_size])
 
     def _localization(
         self, raw_HW: np.ndarray, image: int, label: int, score: float, shape: tuple[int, int]

@@ -29,10 +29,10 @@ import pyarrow.parquet as pq
 import ray
 import torch
 from mlflow.entities import Metric
-from torchvision.transforms.v2.functional import resize
 
 import search_spaces
 from wsol_pipeline.data.dataset import Dataset, open_dataset
+from wsol_pipeline.data.images import resize_to
 from wsol_pipeline.data.reader import EvalRows, ReadConfig, eval_rows
 from wsol_pipeline.errors import DataError, PartialError, ResourceError
 from wsol_pipeline.evaluation import selection
@@ -409,7 +409,7 @@ def _draw(options: EvaluateOptions, dataset: Dataset, models: Mapping[str, Model
 
 def _picture(image_CHW: torch.Tensor, size_wh: tuple[int, int]) -> np.ndarray:
     """The image as its map and boxes are measured, uint8 [H, W, 3]."""
-    return resize(image_CHW, [size_wh[1], size_wh[0]], antialias=True).permute(1, 2, 0).numpy()
+    return resize_to(image_CHW, size_wh[::-1]).permute(1, 2, 0).numpy()
 
 
 def _seen(
