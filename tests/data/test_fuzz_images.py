@@ -164,9 +164,9 @@ def check(cases: dict[str, bytes], stored: dict[str, bytes], bad: dict[str, dict
         assert row["kind"] == "image", name
         assert row["reason"].startswith("image "), name
     for name, data in stored.items():
-        before = time.perf_counter()
+        before = time.process_time()  # a busy machine does not count
         pixels_HWC = decode(data).permute(1, 2, 0).numpy()
-        assert time.perf_counter() - before < 5, name
+        assert time.process_time() - before < 5, name
         other_HWC = another_decoder(cases[name])
         assert other_HWC is not None, name
         as_it_came = data == cases[name]

@@ -96,7 +96,7 @@ def by_definition(matrix):
 
 
 def counted(rows, **options):
-    prepare = lambda images, device: images.float() / 255 - 0.5  # noqa: E731
+    prepare = lambda images, device, dtype: images.to(dtype) / 255 - 0.5  # noqa: E731
     return count(Grey(), ClassMaps(), rows, RULE, prepare=prepare, **options)
 
 

@@ -114,6 +114,18 @@ def test_mixed_precision(name):
         torch.testing.assert_close(terms[term].float(), exact[term], rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize("name", methods())
+def test_float64(name):
+    """Every term is float64 from end to end: a part in float32 would leave its rounding in the gradients."""
+    method = make(name, "tiny")
+    rounded = terms_of(name, method, images())
+    terms = terms_of(name, method.double(), images().double())
+    sum(terms.values()).backward()
+    for term in terms:
+        assert terms[term].dtype == torch.float64
+        torch.testing.assert_close(terms[term].float(), rounded[term], rtol=0.05, atol=0.05)
+
+
 @pytest.mark.parametrize("name", [name for name in methods() if name not in BATCH_WIDE])
 @pytest.mark.parametrize("targets", [torch.tensor([1, 3, 0, 2]), torch.tensor([[1.0, 1, 0, 1]] * 4)])
 def test_parts_of_a_batch_together_give_its_gradients(name, targets):
@@ -121,8 +133,8 @@ def test_parts_of_a_batch_together_give_its_gradients(name, targets):
 
     For the rest, and in the training loop, `tests/training/test_workers.py` starts workers.
     """
-    method = make(name, "tiny", **NO_BATCH_NORM.get(name, {}))
-    batch, ids = torch.cat([images(), images().flip(0) + 1]), ["a", "b", "c", "d"]
+    method = make(name, "tiny", **NO_BATCH_NORM.get(name, {})).double()
+    batch, ids = torch.cat([images(), images().flip(0) + 1]).double(), ["a", "b", "c", "d"]
 
     def gradients(rows: slice) -> torch.Tensor:
         torch.manual_seed(3)
@@ -131,17 +143,17 @@ def test_parts_of_a_batch_together_give_its_gradients(name, targets):
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(method.parameters()))])
 
     whole, parts = gradients(slice(4)), (3 * gradients(slice(3)) + gradients(slice(3, 4))) / 4
-    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5 * float(whole.abs().max()))
+    torch.testing.assert_close(parts, whole, rtol=1e-9, atol=1e-9 * float(whole.abs().max()))
 
 
 @pytest.mark.parametrize("name", methods())
 def test_channels_last_changes_no_number(name):
-    method = make(name, "tiny")
-    expected = terms_of(name, method, images())
+    method, batch = make(name, "tiny").double(), images().double()
+    expected = terms_of(name, method, batch)
     method = method.to(memory_format=torch.channels_last)
-    terms = terms_of(name, method, images().to(memory_format=torch.channels_last))
+    terms = terms_of(name, method, batch.to(memory_format=torch.channels_last))
     for term in terms:
-        torch.testing.assert_close(terms[term], expected[term], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(terms[term], expected[term], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -161,13 +173,13 @@ def test_gpu(name):
 
 @pytest.mark.parametrize("name", methods())
 def test_learns(name):
-    """Ten steps on two images lower the loss."""
-    method = make(name, "tiny")
+    """Ten steps on two images lower the loss; in float64, so that rounding has no say."""
+    method, batch = make(name, "tiny").double(), images().double()
     optimizer = torch.optim.SGD(method.parameters(), lr=0.05)
     history = []
     for _ in range(10):
         optimizer.zero_grad()
-        loss = sum(method_module(name).losses(method(images(), TARGETS), method.config).values())
+        loss = sum(method_module(name).losses(method(batch, TARGETS), method.config).values())
         loss.backward()
         optimizer.step()
         history.append(loss.item())
@@ -183,13 +195,13 @@ def test_losses_without_targets_are_refused(name):
 
 @pytest.mark.parametrize(("name", "backbone"), CASES)
 def test_evaluation_is_deterministic_and_changes_nothing(name, backbone):
-    method = make(name, backbone).eval()
+    method, batch = make(name, backbone).double().eval(), images().double()
     before = {key: value.clone() for key, value in method.state_dict().items()}
-    first, second = method(images()), method(images())
+    first, second = method(batch), method(batch)
     assert torch.equal(first.logits_BK, second.logits_BK)
     assert all(torch.equal(value, before[key]) for key, value in method.state_dict().items())
-    alone = method(images()[:1])
-    torch.testing.assert_close(alone.logits_BK, first.logits_BK[:1], rtol=1e-4, atol=1e-5)
+    alone = method(batch[:1])
+    torch.testing.assert_close(alone.logits_BK, first.logits_BK[:1], rtol=1e-9, atol=1e-9)
     if first.maps_BKHW is not None:
         assert first.maps_BKHW.shape[:2] == (2, CLASSES)
         assert first.maps_BKHW.isfinite().all()

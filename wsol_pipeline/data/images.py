@@ -4,7 +4,7 @@ import io
 import math
 import struct
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch.nn import functional
 from torchvision.io import ImageReadMode, decode_jpeg
-from torchvision.transforms.v2 import functional
 
 from wsol_pipeline.errors import DataError
 
@@ -119,12 +119,23 @@ def upright(image_CHW: torch.Tensor, turn: int, kind: str) -> bytes:
     return sink.getvalue()
 
 
-def resize(image_CHW: torch.Tensor, size: int, keep_aspect: bool = False) -> torch.Tensor:
-    """uint8 [3, size, size]: bilinear with antialiasing, ignoring the aspect ratio, as most of the field's code does.
+def resize(images: torch.Tensor, size: int, keep_aspect: bool = False) -> torch.Tensor:
+    """uint8 [..., 3, size, size]: bilinear with antialiasing, the aspect ratio ignored, as most of the field has it.
 
     keep_aspect: only the short side becomes `size`.
     """
-    return functional.resize(image_CHW, [size] if keep_aspect else [size, size], antialias=True)
+    sides = images.shape[-2:]
+    return resize_to(images, [int(size * side / min(sides)) if keep_aspect else size for side in sides])
+
+
+def resize_to(images: torch.Tensor, shape_HW: Sequence[int]) -> torch.Tensor:
+    """uint8 [..., 3, *shape_HW], as `resize` does it: the same pixels on every CPU.
+
+    torchvision's own goes by way of floats where a CPU has no AVX2, and rounds otherwise there.
+    """
+    planes_BCHW = images.reshape(-1, *images.shape[-3:])
+    resized = functional.interpolate(planes_BCHW, list(shape_HW), mode="bilinear", antialias=True)
+    return resized.reshape(*images.shape[:-2], *shape_HW)
 
 
 def shrunk(images: torch.Tensor) -> torch.Tensor:
@@ -133,7 +144,7 @@ def shrunk(images: torch.Tensor) -> torch.Tensor:
     if height * width <= STORED_PIXELS:
         return images
     scale = math.sqrt(STORED_PIXELS / (height * width))
-    return functional.resize(images, [max(1, int(scale * side)) for side in (height, width)], antialias=True)
+    return resize_to(images, [max(1, int(scale * side)) for side in (height, width)])
 
 
 def label_mask(

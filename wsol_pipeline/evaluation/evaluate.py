@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +19,7 @@ from wsol_pipeline.evaluation.masks import IGNORED
 from wsol_pipeline.evaluation.metrics import LocalizationCounts, plain
 from wsol_pipeline.evaluation.protocols import Protocol, ground_truth_boxes
 from wsol_pipeline.evaluation.selection import Choice, choose
-from wsol_pipeline.images import normalize
+from wsol_pipeline.images import dtype_of, normalize
 from wsol_pipeline.protocol import require_searchable
 
 
@@ -53,6 +54,7 @@ def count(
     first_row = num_shrunk = 0
     rows = rows_for(readout, rows)
     masks = bool(protocol.masks) and rows.has_masks
+    as_input = partial(prepare, device=device, dtype=dtype_of(method))
     if not protocol.ious and not masks:
         raise DataError(f"Protocol {protocol.name} scores masks but the {rows.role.value!r} split has none.")
     with _evaluating(method):
@@ -62,17 +64,17 @@ def count(
         )
         for found in rows.batches():
             batch = class_pairs(found, protocol)
-            images_BCHW, labels_B = prepare(batch.images_BCHW, device), batch.labels_B.to(device)
+            images_BCHW, labels_B = as_input(batch.images_BCHW), batch.labels_B.to(device)
             with torch.no_grad():
                 output = method(images_BCHW)
-                scores_BK = ten_crop_scores(method, prepare(batch.whole_BCHW, device), protocol) if ten_crop else None
+                scores_BK = ten_crop_scores(method, as_input(batch.whole_BCHW), protocol) if ten_crop else None
             scores_BK = output.logits_BK.detach() if scores_BK is None else scores_BK
             if batch.others_BK is not None:
                 scores_BK = scores_BK.masked_fill(batch.others_BK.to(device), -torch.inf)
             ranks_B = class_ranks(scores_BK, labels_B).cpu()
             truth = batch_boxes(batch, rows.box_convention, protocol)
             true_masks = batch_masks(batch, protocol) if masks else None
-            handed: dict[str, Any] = {"output": output, **photographs(readout, batch, device, prepare)}
+            handed: dict[str, Any] = {"output": output, **photographs(readout, batch, as_input)}
             for index, whole_BHW in _maps(method, readout, images_BCHW, labels_B, handed, settings, chosen):
                 maps_BHW = shown_part(whole_BHW, readout, protocol)
                 metric.update(index, maps_BHW, truth, ranks_B, true_masks, batch.sizes_B2, batch.pairs)
@@ -130,7 +132,7 @@ def detect(
             pairs = class_pairs(batch, protocol)
             keys = [(batch.ids[i], c) for i, c in zip(*(of.tolist() for of in pairs.pairs), strict=True)]
             truth |= dict(zip(keys, batch_boxes(pairs, rows.box_convention, protocol), strict=True))
-            images_BCHW = prepare(batch.images_BCHW, device)
+            images_BCHW = prepare(batch.images_BCHW, device, dtype_of(method))
             with torch.no_grad():
                 scores_BK = method(images_BCHW).logits_BK.sigmoid()
             image_of, class_of = (scores_BK >= min_score).nonzero().unbind(1)
@@ -181,17 +183,15 @@ def read_maps(
     prepare: Callable[..., Tensor] = normalize,
 ) -> Tensor:
     """Raw maps of a batch at one setting, B×H×W, of what the protocol shows the network. The method is in eval mode."""
-    images_BCHW = prepare(batch.images_BCHW, device)
-    handed = {"output": output, **photographs(readout, batch, device, prepare)}
-    maps_BHW = readout.maps(method, images_BCHW, labels_B.to(device), setting, **handed)
+    as_input = partial(prepare, device=device, dtype=dtype_of(method))
+    handed = {"output": output, **photographs(readout, batch, as_input)}
+    maps_BHW = readout.maps(method, as_input(batch.images_BCHW), labels_B.to(device), setting, **handed)
     return shown_part(maps_BHW, readout, protocol)
 
 
-def photographs(
-    readout: Any, batch: Any, device: torch.device | str, prepare: Callable[..., Tensor]
-) -> dict[str, Tensor]:
+def photographs(readout: Any, batch: Any, as_input: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     """What a readout is handed beside a batch's images: its photographs as they are stored, if it needs them."""
-    return {"stored_BCHW": prepare(batch.stored_BCHW, device)} if needs_stored(readout) else {}
+    return {"stored_BCHW": as_input(batch.stored_BCHW)} if needs_stored(readout) else {}
 
 
 def shown_part(maps_BHW: Tensor, readout: Any, protocol: Protocol) -> Tensor:

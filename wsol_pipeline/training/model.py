@@ -22,7 +22,7 @@ from wsol_pipeline.evaluation.maps import normalised_map
 from wsol_pipeline.evaluation.metrics import predicted_box
 from wsol_pipeline.evaluation.protocols import Protocol, protocol
 from wsol_pipeline.evaluation.selection import Choice
-from wsol_pipeline.images import normalize
+from wsol_pipeline.images import dtype_of, normalize
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training.build import build_method, build_readout
 from wsol_pipeline.training.checkpoint import read_sealed
@@ -80,7 +80,7 @@ class Model:
         batch = SimpleNamespace(images_BCHW=self._fit(photographs_BCHW), stored_BCHW=shrunk(photographs_BCHW))
         device = next(self.method.parameters()).device
         with torch.no_grad():
-            output = self.method(normalize(batch.images_BCHW, device))
+            output = self.method(normalize(batch.images_BCHW, device, dtype_of(self.method)))
         scores_BK = output.logits_BK.sigmoid() if self.multilabel else output.logits_BK.softmax(1)
         image_N, class_N = seen_classes(scores_BK, self.multilabel).nonzero(as_tuple=True)
         maps_NHW = read_maps(

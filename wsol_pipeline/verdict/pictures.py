@@ -10,9 +10,9 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from torchvision.transforms.v2.functional import resize
 
 from wsol_pipeline.data.dataset import Dataset
+from wsol_pipeline.data.images import resize_to
 from wsol_pipeline.data.reader import EvalRows
 from wsol_pipeline.evaluation.cases import Case, spread
 from wsol_pipeline.evaluation.contours import ious_of_boxes
@@ -98,7 +98,7 @@ def draw(rows: EvalRows, dataset: Dataset, models: Mapping[str, Model], folder: 
 
 def _picture(image_CHW: torch.Tensor, size_wh: tuple[int, int]) -> np.ndarray:
     """The image as its map and boxes are measured, uint8 [H, W, 3]."""
-    return resize(image_CHW, [size_wh[1], size_wh[0]], antialias=True).permute(1, 2, 0).numpy()
+    return resize_to(image_CHW, size_wh[::-1]).permute(1, 2, 0).numpy()
 
 
 def _seen(
