@@ -33,8 +33,9 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
 
-from wsol_pipeline.data.augment import crop_flip, draw_crops, hash_ids
+from wsol_pipeline.data.augment import crop_flip, draw_crops
 from wsol_pipeline.data.dataset import TrainSplit, open_dataset
+from wsol_pipeline.data.hashes import hash_ids
 from wsol_pipeline.data.images import decode_resize
 from wsol_pipeline.data.importers import Source
 from wsol_pipeline.data.ingest import import_dataset

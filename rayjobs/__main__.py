@@ -7,7 +7,6 @@ eval "$(wsol --completion bash)"
 """
 
 import ast
-import contextlib
 import difflib
 import importlib
 import shutil
@@ -86,8 +85,7 @@ def main(args: list[str] | None = None) -> int:
 
 def wsol() -> None:
     """The entry point of the package."""
-    with contextlib.suppress(BrokenPipeError):  # `wsol | head`
-        run_main(main)
+    run_main(main)
 
 
 if __name__ == "__main__":

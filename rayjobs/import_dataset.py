@@ -20,36 +20,19 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
-from rich.progress import MofNCompleteColumn, Progress
 
 from wsol_pipeline.console.command_line import command_line
 from wsol_pipeline.console.main import run_main
-from wsol_pipeline.console.progress import is_live
-from wsol_pipeline.data.archives import left_beside, unpacked
-from wsol_pipeline.data.dataset import Dataset
-from wsol_pipeline.data.doctor import examine
-from wsol_pipeline.data.findings import Finding, Refused, of_rows
 from wsol_pipeline.data.importers import Source, importer
-from wsol_pipeline.data.ingest import ShardReport, faults_of, import_dataset
-from wsol_pipeline.data.shards import QUARANTINE, Manifest
-from wsol_pipeline.data.survey import Tally
-from wsol_pipeline.errors import DataError, UsageError
+from wsol_pipeline.errors import UsageError
 from wsol_pipeline.redaction import redact
-from wsol_pipeline.storage import Store
 
 OptionsT = TypeVar("OptionsT")
-NO_PROBLEM = "No problem was found."
-LABELS_ALONE = (
-    "note: val and test have labels alone (--boxes none): a model can be trained and its maps looked at, but no "
-    "threshold, readout or trial can be chosen by boxes, and no localization measured"
-)
 
 
 @dataclass(frozen=True)
@@ -96,48 +79,10 @@ def parse(argv: list[str]) -> ImportConfig[Any]:
     return command_line(ImportConfig[layout.Options], argv, f"{__doc__}\n{layout.__doc__}")  # type: ignore[name-defined]
 
 
-def reporter() -> tuple[AbstractContextManager[Any], Callable[[ShardReport, int, int], None]]:
-    """How progress is told: a bar for a person at a terminal, a line for each shard otherwise."""
-    if not is_live():
-        return nullcontext(), lambda report, done, total: print(describe(report, done, total), flush=True)
-    bar = Progress(*Progress.get_default_columns(), MofNCompleteColumn())
-    task = bar.add_task("shards")
-    return bar, lambda report, done, total: bar.update(task, completed=done, total=total)
-
-
-def describe(report: ShardReport, done: int, total: int) -> str:
-    """One line on one shard."""
-    stored = f"{report.shard['name']} {report.shard['rows']} rows" if report.shard else "no row fit to be stored"
-    verb = " (kept from an earlier run)" if report.kept else ""
-    return f"shard {done}/{total}: {stored}{verb}" + (f", {len(report.bad)} bad rows" if report.bad else "")
-
-
-def check(source: Source, threads: int) -> int:
-    """Print what is wrong with a source; the exit code is that of bad data if anything but a note is."""
-    with Progress(disable=not is_live()) as bar:
-        task = bar.add_task("images")
-        findings, tally = examine(source, threads, lambda done, total: bar.update(task, completed=done, total=total))
-    tell(findings)
-    print("\n".join(tally.lines()))
-    problems = sum(not finding.is_note for finding in findings)
-    print(verdict(problems, tally.vanished))
-    return DataError.exit_code if problems else 0
-
-
-def verdict(problems: int, vanished: int) -> str:
-    """The last line of --check: nothing that is not taken goes without a word."""
-    if problems:
-        return f"{problems} problems"
-    return f"What was taken is sound; {vanished} files or images were not (see above)." if vanished else NO_PROBLEM
-
-
-def tell(findings: Iterable[Finding], title: str = "") -> None:
-    for finding in findings:
-        print("\n".join(finding.lines(title=title)))
-
-
 def read(config: ImportConfig[Any]) -> Source:
     """The source as its importer finds it."""
+    from wsol_pipeline.data.archives import left_beside, unpacked
+
     place = config.source.expanduser().resolve()
     found = importer(config.dataset).read(unpacked(place), config.options)
     return dataclasses.replace(found, located=config.boxes == "required", beside=left_beside(place))
@@ -151,25 +96,14 @@ def origin(config: ImportConfig[Any]) -> dict[str, Any]:
     return redact(facts if config.boxes == "required" else facts | {"boxes": config.boxes})
 
 
-def summary(manifest: Manifest, out: Store) -> str:
-    """What came of an import."""
-    splits, bad = manifest.splits, sum(manifest.quarantine.values())
-    rows = ", ".join(f"{role.value} {info.rows}" for role, info in splits.items())
-    tally = Tally(
-        manifest.classes,
-        {role: info.rows for role, info in splits.items()},
-        {role: info.per_class for role, info in splits.items()},
-        manifest.passed_over,
-        manifest.left_out,
-        manifest.notes,
-    )
-    alone = [] if manifest.located else [LABELS_ALONE]
-    head = f"{manifest.name}: {len(manifest.classes)} classes, {rows}; {bad} rows left out"
-    return "\n".join([head, *tally.lines(), *alone, f"fingerprint {Dataset(out.uri, manifest).fingerprint}"])
-
-
 def main(args: list[str] | None = None) -> int:
     config = parse(sys.argv[1:] if args is None else args)
+    from wsol_pipeline.console.imports import check, reporter, summary, tell
+    from wsol_pipeline.data.findings import Refused, of_rows
+    from wsol_pipeline.data.ingest import faults_of, import_dataset
+    from wsol_pipeline.data.shards import QUARANTINE
+    from wsol_pipeline.storage import Store
+
     if config.check:
         return check(read(config), config.workers)
     out = Store.at(config.out or f"runs/data/{config.dataset}")

@@ -5,17 +5,8 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional
 
-from wsol_pipeline.data.augment import (
-    Crops,
-    Regions,
-    crop_flip,
-    cut_resize_flip,
-    draw_crops,
-    draw_regions,
-    hash_ids,
-    splitmix64,
-    uniform,
-)
+from wsol_pipeline.data.augment import Crops, Regions, crop_flip, cut_resize_flip, draw_crops, draw_regions, uniform
+from wsol_pipeline.data.hashes import hash_ids, splitmix64
 
 
 def test_splitmix64_gives_the_published_sequence():

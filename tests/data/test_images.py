@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
-from wsol_pipeline.data.images import decode, decode_resize, decoder, label_mask, probe, resize
+from wsol_pipeline.data.headers import probe
+from wsol_pipeline.data.images import decode, decode_resize, decoder, label_mask, resize
 from wsol_pipeline.errors import DataError
 
 RED = (200, 30, 40)  # a flat image decodes to its colour whatever the coding

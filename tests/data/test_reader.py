@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
-from wsol_pipeline.data.augment import draw_crops, draw_regions, hash_ids
+from wsol_pipeline.data.augment import draw_crops, draw_regions
 from wsol_pipeline.data.dataset import open_dataset
+from wsol_pipeline.data.hashes import hash_ids
 from wsol_pipeline.data.images import decode, shrunk
 from wsol_pipeline.data.pixels import cached_pixels
 from wsol_pipeline.data.reader import ReadConfig, Seen, TrainReader, eval_rows, neighbours, train_batches

@@ -9,8 +9,9 @@ import torch
 from torchvision.transforms.v2 import functional
 
 from wsol_pipeline.data import stream
-from wsol_pipeline.data.augment import draw_regions, hash_ids
+from wsol_pipeline.data.augment import draw_regions
 from wsol_pipeline.data.dataset import open_dataset
+from wsol_pipeline.data.hashes import hash_ids
 from wsol_pipeline.data.images import decode
 from wsol_pipeline.data.reader import Batch, ReadConfig, TrainReader, eval_rows
 from wsol_pipeline.data.stream import regroup

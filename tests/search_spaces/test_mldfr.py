@@ -13,7 +13,8 @@ from wsol_models import build, method_module
 from wsol_models.readouts import readout
 from wsol_models.readouts.pyramid import scaled
 from wsol_pipeline.console.command_line import parse
-from wsol_pipeline.data.augment import Augmentation, hash_ids
+from wsol_pipeline.data.augment import Augmentation
+from wsol_pipeline.data.hashes import hash_ids
 from wsol_pipeline.data.images import resize
 from wsol_pipeline.errors import UsageError
 from wsol_pipeline.evaluation.protocols import PROTOCOLS

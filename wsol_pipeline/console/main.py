@@ -1,5 +1,7 @@
 """The one place that turns a failure into a line and an exit code."""
 
+import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -20,6 +22,9 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
     except WsolError as error:
         print(f"error: {redaction.printable(str(error))}", file=sys.stderr, flush=True)
         code = error.exit_code
+    except BrokenPipeError:  # who read what was printed has ended, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python says so again when it ends
+        code = 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print("interrupted: the same command continues", file=sys.stderr, flush=True)
         code = interrupts.exit_code()

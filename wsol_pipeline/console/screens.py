@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from rich.console import Console
 from rich.table import Table
 
-from wsol_pipeline.data.images import STORED_PIXELS
+from wsol_pipeline.data.headers import STORED_PIXELS
 from wsol_pipeline.evaluation import selection
 from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.redaction import redact

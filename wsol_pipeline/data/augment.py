@@ -4,7 +4,6 @@ The draws are a counter-based hash of (seed, epoch, image id), so a restart, ano
 executor give the same pixels.
 """
 
-import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from wsol_pipeline.data.hashes import _GOLDEN, splitmix64
 from wsol_pipeline.data.images import resize
 
 TRAIN_GEOMETRIES = ("crop", "random_resized_crop", "random_resized_crop_stored")
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _TRIES = 10  # regions drawn until one fits, as torchvision does
 _ASPECTS = (3 / 4, 4 / 3)  # of a region's width to its height
 
@@ -74,20 +73,6 @@ class Augmentation:
             return crop_flip(images, crops, self.image_size)
         regions = draw_regions(hashes_B, seed, epoch, sizes_B2, self.crop_scale)
         return cut_resize_flip(images, regions, sizes_B2, self.image_size)
-
-
-def hash_ids(ids: Iterable[str]) -> np.ndarray:
-    """A stable 64-bit hash of each id, uint64 [N]."""
-    digests = b"".join(hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=8).digest() for name in ids)
-    return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
-
-
-def splitmix64(state: np.ndarray) -> np.ndarray:
-    """The output function of SplitMix64 (Steele, Lea, Flood 2014, Fig. 16), uint64 to uint64, elementwise."""
-    z = state + _GOLDEN
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
 
 
 def uniform(hashes_B: np.ndarray, seed: int, epoch: int | np.ndarray, draws: int) -> np.ndarray:

@@ -12,17 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from wsol_pipeline.data.images import (
-    IGNORED,
-    MAX_BYTES,
-    READ,
-    STORED,
-    decode,
-    orientation,
-    oriented,
-    probe,
-    upright,
-)
+from wsol_pipeline.data.headers import IGNORED, MAX_BYTES, READ, STORED, orientation, oriented, probe
+from wsol_pipeline.data.images import decode, upright
 from wsol_pipeline.data.importers import read_file
 from wsol_pipeline.data.schema import Box, ClassMask, Fault, Frame, Kind, Note, Row, RowError, Rules, Size
 from wsol_pipeline.errors import DataError

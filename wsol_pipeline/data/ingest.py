@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from wsol_pipeline.data.augment import hash_ids
 from wsol_pipeline.data.checks import checked, looks
 from wsol_pipeline.data.findings import Refused, of_rows, of_source, refusal
+from wsol_pipeline.data.hashes import hash_ids
 from wsol_pipeline.data.importers import Source
 from wsol_pipeline.data.schema import ROW_GROUP, VERSION, Fault, Kind, Row, RowError, Rules, schema
 from wsol_pipeline.data.shards import (

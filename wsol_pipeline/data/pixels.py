@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
-from wsol_pipeline.data.augment import hash_ids
 from wsol_pipeline.data.dataset import Split, encode_labels
+from wsol_pipeline.data.hashes import hash_ids
 from wsol_pipeline.data.images import decode_resize, decoder, label_mask
 from wsol_pipeline.data.schema import PIXEL_COLUMNS, schema
 from wsol_pipeline.data.shards import ShardSet, cache_root

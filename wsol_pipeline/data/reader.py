@@ -16,7 +16,8 @@ import torch
 
 from wsol_pipeline.data.augment import TRAIN_GEOMETRIES, Augmentation
 from wsol_pipeline.data.dataset import Split, TestSplit, TrainSplit, ValSplit
-from wsol_pipeline.data.images import STORED_PIXELS, decode_resize, resize, shrunk
+from wsol_pipeline.data.headers import STORED_PIXELS
+from wsol_pipeline.data.images import decode_resize, resize, shrunk
 from wsol_pipeline.data.pixels import (
     Pixels,
     Rows,

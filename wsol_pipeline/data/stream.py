@@ -16,8 +16,9 @@ import pyarrow as pa
 import ray.data
 from ray.exceptions import RayTaskError
 
-from wsol_pipeline.data.augment import Augmentation, hash_ids
+from wsol_pipeline.data.augment import Augmentation
 from wsol_pipeline.data.dataset import TrainSplit, encode_labels
+from wsol_pipeline.data.hashes import hash_ids
 from wsol_pipeline.data.images import decode_resize
 from wsol_pipeline.data.pixels import id_and_image
 from wsol_pipeline.data.plan import EpochPlan

@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 from unicodedata import normalize
 
-from wsol_pipeline.data.augment import hash_ids
+from wsol_pipeline.data.hashes import hash_ids
 from wsol_pipeline.data.schema import Fault, Kind, Row, RowError, Rules
 from wsol_pipeline.errors import DataError, unknown
 from wsol_pipeline.protocol import Role

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as polygons
 
-from wsol_pipeline.data.images import IGNORED
+from wsol_pipeline.data.headers import IGNORED
 from wsol_pipeline.data.importers import Source, below, faulty, hold_out, read_file
 from wsol_pipeline.data.schema import Box, Fault, Frame, Kind, Note, Row, RowError, Size
 from wsol_pipeline.errors import DataError, UsageError, unknown

@@ -38,7 +38,7 @@ from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
 from wsol_pipeline.data.archives import unpacked
-from wsol_pipeline.data.images import IGNORED, MAX_BYTES, probe
+from wsol_pipeline.data.headers import IGNORED, MAX_BYTES, probe
 from wsol_pipeline.data.importers import (
     Source,
     below,

@@ -1,0 +1,83 @@
+"""What an import says: a bar or lines while it runs, what was taken and what was not at its end."""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from rich.progress import MofNCompleteColumn, Progress
+
+from wsol_pipeline.console.progress import is_live
+from wsol_pipeline.data.dataset import Dataset
+from wsol_pipeline.data.doctor import examine
+from wsol_pipeline.data.findings import Finding
+from wsol_pipeline.data.importers import Source
+from wsol_pipeline.data.ingest import ShardReport
+from wsol_pipeline.data.shards import Manifest
+from wsol_pipeline.data.survey import Tally
+from wsol_pipeline.errors import DataError
+from wsol_pipeline.storage import Store
+
+NO_PROBLEM = "No problem was found."
+
+
+LABELS_ALONE = (
+    "note: val and test have labels alone (--boxes none): a model can be trained and its maps looked at, but no "
+    "threshold, readout or trial can be chosen by boxes, and no localization measured"
+)
+
+
+def reporter() -> tuple[AbstractContextManager[Any], Callable[[ShardReport, int, int], None]]:
+    """How progress is told: a bar for a person at a terminal, a line for each shard otherwise."""
+    if not is_live():
+        return nullcontext(), lambda report, done, total: print(describe(report, done, total), flush=True)
+    bar = Progress(*Progress.get_default_columns(), MofNCompleteColumn())
+    task = bar.add_task("shards")
+    return bar, lambda report, done, total: bar.update(task, completed=done, total=total)
+
+
+def describe(report: ShardReport, done: int, total: int) -> str:
+    """One line on one shard."""
+    stored = f"{report.shard['name']} {report.shard['rows']} rows" if report.shard else "no row fit to be stored"
+    verb = " (kept from an earlier run)" if report.kept else ""
+    return f"shard {done}/{total}: {stored}{verb}" + (f", {len(report.bad)} bad rows" if report.bad else "")
+
+
+def check(source: Source, threads: int) -> int:
+    """Print what is wrong with a source; the exit code is that of bad data if anything but a note is."""
+    with Progress(disable=not is_live()) as bar:
+        task = bar.add_task("images")
+        findings, tally = examine(source, threads, lambda done, total: bar.update(task, completed=done, total=total))
+    tell(findings)
+    print("\n".join(tally.lines()))
+    problems = sum(not finding.is_note for finding in findings)
+    print(verdict(problems, tally.vanished))
+    return DataError.exit_code if problems else 0
+
+
+def verdict(problems: int, vanished: int) -> str:
+    """The last line of --check: nothing that is not taken goes without a word."""
+    if problems:
+        return f"{problems} problems"
+    return f"What was taken is sound; {vanished} files or images were not (see above)." if vanished else NO_PROBLEM
+
+
+def tell(findings: Iterable[Finding], title: str = "") -> None:
+    for finding in findings:
+        print("\n".join(finding.lines(title=title)))
+
+
+def summary(manifest: Manifest, out: Store) -> str:
+    """What came of an import."""
+    splits, bad = manifest.splits, sum(manifest.quarantine.values())
+    rows = ", ".join(f"{role.value} {info.rows}" for role, info in splits.items())
+    tally = Tally(
+        manifest.classes,
+        {role: info.rows for role, info in splits.items()},
+        {role: info.per_class for role, info in splits.items()},
+        manifest.passed_over,
+        manifest.left_out,
+        manifest.notes,
+    )
+    alone = [] if manifest.located else [LABELS_ALONE]
+    head = f"{manifest.name}: {len(manifest.classes)} classes, {rows}; {bad} rows left out"
+    return "\n".join([head, *tally.lines(), *alone, f"fingerprint {Dataset(out.uri, manifest).fingerprint}"])
