@@ -30,7 +30,8 @@ class LocalizationReadout:
     its own. The method is in eval mode.
 
     needs_stored: `search` and `maps` are to be handed `stored_BCHW` too, the photographs as they are stored, of one
-    size and normalised like the images; maps are of the whole of them.
+    size, and `prepare`, which turns what is resized into what the network takes, if it is not yet; maps are of the
+    whole photographs.
     """
 
     needs_stored: ClassVar[bool] = False

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -188,11 +189,12 @@ def read_maps(
     return shown_part(maps_BHW, readout, protocol)
 
 
-def photographs(
-    readout: Any, batch: Any, device: torch.device | str, prepare: Callable[..., Tensor]
-) -> dict[str, Tensor]:
-    """What a readout is handed beside a batch's images: its photographs as they are stored, if it needs them."""
-    return {"stored_BCHW": prepare(batch.stored_BCHW, device)} if needs_stored(readout) else {}
+def photographs(readout: Any, batch: Any, device: torch.device | str, prepare: Callable[..., Tensor]) -> dict[str, Any]:
+    """What a readout is handed beside a batch's images, if it needs it: photographs as they are stored, in bytes, and
+    what makes images of them when it has resized them."""
+    if not needs_stored(readout):
+        return {}
+    return {"stored_BCHW": batch.stored_BCHW.to(device), "prepare": partial(prepare, device=device)}
 
 
 def shown_part(maps_BHW: Tensor, readout: Any, protocol: Protocol) -> Tensor:
