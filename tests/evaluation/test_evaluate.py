@@ -128,11 +128,11 @@ class OfPhotographs(Shift):
     def settings(self, method):
         return [0]
 
-    def maps(self, method, images_BCHW, classes_B, setting, output=None, stored_BCHW=None):
-        return stored_BCHW.mean(1)
+    def maps(self, method, images_BCHW, classes_B, setting, output=None, stored_BCHW=None, prepare=None):
+        return prepare(stored_BCHW).mean(1)
 
-    def search(self, method, images_BCHW, classes_B, output=None, stored_BCHW=None):
-        yield 0, self.maps(method, images_BCHW, classes_B, 0, stored_BCHW=stored_BCHW)
+    def search(self, method, images_BCHW, classes_B, output=None, **photographs):
+        yield 0, self.maps(method, images_BCHW, classes_B, 0, **photographs)
 
 
 @pytest.mark.parametrize("settings", [None, [0]])

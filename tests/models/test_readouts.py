@@ -1,7 +1,9 @@
 """Top-k against the plain mean over the k best classes, CAM by hand, MsCAM scale by scale, and what readouts refuse."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional
 
@@ -149,19 +151,21 @@ def of_photographs(seen, maps_of, size=(75, 110)):
     return F.interpolate(maps_of(seen)[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
 
+def by_interpolation(size, mode="bilinear"):
+    return F.interpolate(PHOTOGRAPHS, size, mode=mode, align_corners=False, antialias=True)
+
+
 def own_maps(method):
     return lambda images: method(images).maps_BKHW.detach()[[0, 1, 2], CLASSES]
 
 
 def test_pyramid_is_of_the_photograph_resized_by_its_short_side(mldfr):
-    """mLDFR's procedure by torchvision's Resize, in float64: short sides 32, 48, 64, maps enlarged once, raw sum."""
+    """mLDFR's procedure in float64: short sides 32, 48, 64, maps enlarged once, raw sum."""
     pyramid = readout("pyramid", scales=(2, 1.0, 1.5), over="topk", options={"ks": (1,)})
     found = dict(pyramid.search(mldfr, NETWORKS, CLASSES, stored_BCHW=PHOTOGRAPHS))
     layers = {}
     for name, side, width in (("1", 32, 46), ("1.5", 48, 70), ("2", 64, 93)):
-        seen = functional.resize(PHOTOGRAPHS, [side], antialias=True)
-        assert seen.shape[2:] == (side, width)
-        layers[name] = of_photographs(seen, own_maps(mldfr))
+        layers[name] = of_photographs(by_interpolation([side, width]), own_maps(mldfr))
     assert len(found) == 7
     for setting, maps in found.items():
         expected = sum(layers[scale] for scale in setting.removesuffix("/1").split("+"))
@@ -179,12 +183,33 @@ def test_pyramid_of_segmentation_seeds(mldfr):
     )  # fmt: skip
     expected = 0
     for size in ([38, 55], [75, 110], [112, 165], [150, 220]):
-        seen = functional.resize(PHOTOGRAPHS, size, functional.InterpolationMode.BICUBIC, antialias=True)
+        seen = by_interpolation(size, "bicubic")
         expected = expected + of_photographs(seen, own_maps(mldfr), (80, 112))
         mirrored = lambda images: own_maps(mldfr)(images.flip(-1)).flip(-1)  # noqa: E731
         expected = expected + of_photographs(seen, mirrored, (80, 112))
     maps = pyramid.maps(mldfr, NETWORKS, CLASSES, "0.5+1+1.5+2/1", stored_BCHW=PHOTOGRAPHS)
     torch.testing.assert_close(maps, expected[:, :75, :110], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("resampling", "base"), [("bilinear", "network"), ("bicubic", "stored")])
+def test_bytes_are_resized_as_pil_does_and_prepared_then(mldfr, resampling, base):
+    """The authors' networks see what PIL has rounded to bytes; here to two levels, and nearly always the same."""
+    seen = []
+    handle = mldfr.register_forward_hook(lambda module, args, output: seen.append(args[0]))
+    photograph = torch.randint(0, 256, (1, 3, 75, 110), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pyramid = readout("pyramid", scales=(0.5, 1.5), base=base, resampling=resampling, over="topk")
+    prepare = lambda images: images.double() / 255  # noqa: E731
+    pyramid.maps(mldfr, NETWORKS, CLASSES[:1], "0.5+1.5/1", stored_BCHW=photograph, prepare=prepare)
+    handle.remove()
+    picture = Image.fromarray(photograph[0].permute(1, 2, 0).numpy())
+    assert [tuple(image.shape[2:]) for image in seen] == (
+        [(16, 23), (48, 70)] if base == "network" else [(38, 55), (112, 165)]
+    )
+    for image in seen:
+        expected = picture.resize(image.shape[:1:-1], Image.Resampling[resampling.upper()])
+        apart = (image[0] * 255 - torch.from_numpy(np.array(expected)).permute(2, 0, 1)).abs()
+        assert apart.max() < 2.5
+        assert apart.mean() < 0.05
 
 
 @pytest.mark.parametrize(

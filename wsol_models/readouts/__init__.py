@@ -33,7 +33,8 @@ class LocalizationReadout:
     enlarges: maps are enlarged to the images bilinearly, since that is what the authors normalise; else an evaluation
         enlarges them, in its own way.
     needs_stored: `search` and `maps` are to be handed `stored_BCHW` too, the photographs as they are stored, of one
-        size and normalised like the images; maps are of the whole of them.
+        size, and `prepare`, which turns what is resized into what the network takes, if it is not yet; maps are of the
+        whole photographs.
     """
 
     enlarges: ClassVar[bool] = False

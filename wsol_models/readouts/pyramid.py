@@ -11,7 +11,8 @@ code resizes bicubically, and lays maps out on a canvas whose sides are multiple
 a network with a stride of 16 rounds its map up, so that its cells have 16 pixels there.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from math import ceil, isfinite
@@ -19,7 +20,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import resize
 
 from wsol_models._layers import LocalizationMethod, Output, at_least_float32
 from wsol_models._lookup import unknown
@@ -70,15 +72,15 @@ class Readout(LocalizationReadout):
         classes_B: Tensor,
         output: Output | None = None,
         stored_BCHW: Tensor | None = None,
+        prepare: Callable[[Tensor], Tensor] | None = None,
     ) -> Iterator[tuple[Setting, Tensor]]:
         """One pass per scale: the searches below run side by side, and one map per view is held at a time."""
         stored_BCHW = photographs(stored_BCHW)
         subsets = self._subsets()
         views = self._views(subsets[-1])
         below = readout(self.over, **self.options)
-        searches = [
-            below.coarse_search(method, self._seen(stored_BCHW, images_BCHW, *view), classes_B) for view in views
-        ]
+        seen = functools.partial(self._seen, stored_BCHW, images_BCHW, prepare)
+        searches = [below.coarse_search(method, seen(*view), classes_B) for view in views]
         for found in zip(*searches, strict=True):
             restored = {v: self._restore(m_BHW, stored_BCHW, v[1]) for v, (_, m_BHW) in zip(views, found, strict=True)}
             for subset in subsets:
@@ -92,6 +94,7 @@ class Readout(LocalizationReadout):
         setting: Setting,
         output: Output | None = None,
         stored_BCHW: Tensor | None = None,
+        prepare: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         self.check(method, setting)
         stored_BCHW = photographs(stored_BCHW)
@@ -99,16 +102,25 @@ class Readout(LocalizationReadout):
         below = readout(self.over, **self.options)
         restored = []
         for view in self._views(subset):
-            seen_BCHW = self._seen(stored_BCHW, images_BCHW, *view)
+            seen_BCHW = self._seen(stored_BCHW, images_BCHW, prepare, *view)
             maps_BHW = below.coarse_maps(method, seen_BCHW, classes_B, setting_below)
             restored.append(self._restore(maps_BHW, stored_BCHW, view[1]))
         return total(restored)
 
-    def _seen(self, stored_BCHW: Tensor, images_BCHW: Tensor, scale: float, mirrored: bool) -> Tensor:
-        """Photographs as one view has them."""
+    def _seen(
+        self,
+        stored_BCHW: Tensor,
+        images_BCHW: Tensor,
+        prepare: Callable[[Tensor], Tensor] | None,
+        scale: float,
+        mirrored: bool,
+    ) -> Tensor:
+        """Photographs as one view has them. Bytes stay bytes until they have their size, as in the papers' code."""
         side = None if self.base == "stored" else min(images_BCHW.shape[2:])
         size = scaled(stored_BCHW.shape[2:], scale, side)
-        return resized(stored_BCHW.flip(-1) if mirrored else stored_BCHW, size, self.resampling)
+        mode = InterpolationMode(self.resampling)
+        seen_BCHW = resize(stored_BCHW.flip(-1) if mirrored else stored_BCHW, size, mode, antialias=True)
+        return prepare(seen_BCHW) if prepare else seen_BCHW
 
     @torch.no_grad()
     def _restore(self, maps_BHW: Tensor, stored_BCHW: Tensor, mirrored: bool) -> Tensor:
@@ -154,13 +166,6 @@ def scaled(size: Sequence[int], scale: float, side: int | None) -> list[int]:
         return [max(1, round(scale * length)) for length in size]
     short = max(1, round(scale * side))
     return [short if length == min(size) else int(short * length / min(size)) for length in size]
-
-
-def resized(images_BCHW: Tensor, size: list[int], resampling: str) -> Tensor:
-    """As PIL resizes, which widens its filter where it shrinks."""
-    if list(images_BCHW.shape[2:]) == size:
-        return images_BCHW
-    return F.interpolate(images_BCHW, size, mode=resampling, align_corners=False, antialias=True)
 
 
 def total(maps: Sequence[Tensor]) -> Tensor:

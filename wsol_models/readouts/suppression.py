@@ -56,7 +56,7 @@ class Readout(LocalizationReadout):
         images_BCHW: Tensor,
         classes_B: Tensor,
         output: Output | None = None,
-        **stored: Tensor,
+        **stored: Any,
     ) -> Iterator[tuple[Setting, Tensor]]:
         self.settings(method)
         judge = Judge.of(method, images_BCHW, classes_B, output)
@@ -71,7 +71,7 @@ class Readout(LocalizationReadout):
         classes_B: Tensor,
         setting: Setting,
         output: Output | None = None,
-        **stored: Tensor,
+        **stored: Any,
     ) -> Tensor:
         self.settings(method)
         maps_BHW = readout(self.over, **self.options).maps(method, images_BCHW, classes_B, setting, output, **stored)

@@ -74,7 +74,7 @@ def count(
             ranks_B = class_ranks(scores_BK, labels_B).cpu()
             truth = batch_boxes(batch, rows.box_convention, protocol)
             true_masks = batch_masks(batch, protocol) if masks else None
-            handed: dict[str, Any] = {"output": output, **photographs(readout, batch, as_input)}
+            handed: dict[str, Any] = {"output": output, **photographs(readout, batch, as_input, device)}
             for index, whole_BHW in _maps(method, readout, images_BCHW, labels_B, handed, settings, chosen):
                 maps_BHW = shown_part(whole_BHW, readout, protocol)
                 metric.update(index, maps_BHW, truth, ranks_B, true_masks, batch.sizes_B2, batch.pairs)
@@ -184,14 +184,19 @@ def read_maps(
 ) -> Tensor:
     """Raw maps of a batch at one setting, B×H×W, of what the protocol shows the network. The method is in eval mode."""
     as_input = partial(prepare, device=device, dtype=dtype_of(method))
-    handed = {"output": output, **photographs(readout, batch, as_input)}
+    handed = {"output": output, **photographs(readout, batch, as_input, device)}
     maps_BHW = readout.maps(method, as_input(batch.images_BCHW), labels_B.to(device), setting, **handed)
     return shown_part(maps_BHW, readout, protocol)
 
 
-def photographs(readout: Any, batch: Any, as_input: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """What a readout is handed beside a batch's images: its photographs as they are stored, if it needs them."""
-    return {"stored_BCHW": as_input(batch.stored_BCHW)} if needs_stored(readout) else {}
+def photographs(
+    readout: Any, batch: Any, as_input: Callable[[Tensor], Tensor], device: torch.device | str
+) -> dict[str, Any]:
+    """What a readout is handed beside a batch's images, if it needs it: photographs as they are stored, in bytes, and
+    what makes images of them when it has resized them."""
+    if not needs_stored(readout):
+        return {}
+    return {"stored_BCHW": batch.stored_BCHW.to(device), "prepare": as_input}
 
 
 def shown_part(maps_BHW: Tensor, readout: Any, protocol: Protocol) -> Tensor:
