@@ -51,7 +51,7 @@ class ImportConfig(Generic[OptionsT]):
     boxes: Literal["required", "none"] = "required"
     """Whether images of val and test must have boxes or masks. "none" leaves those that there are: such a dataset can
     train and be looked at, but nothing can be chosen or scored by boxes."""
-    max_bad: float | None = None
+    max_bad: Annotated[float | None, tyro.conf.arg(help_behavior_hint="")] = None
     """Share of rows (0 to 1) that may be left out as bad before the import is refused. By default 0.001 of a published
     benchmark; of your own images 2 of them, or 0.01 if that is more."""
     workers: int = 1

@@ -73,7 +73,7 @@ def test_ranks_and_readers_show_the_same_maps(model, dataset, reading):
     config = ReadConfig(36, 32, cache_dir=reading.cache_dir, mode="cached")
     streaming = ReadConfig(36, 32, cache_dir=reading.cache_dir, mode="streaming")
     geometry = model.protocol.geometry
-    as_doubles = {"prepare": lambda images, device: normalize(images, device, torch.float64)}
+    as_doubles = {"prepare": lambda images, device, dtype: normalize(images, device, torch.float64)}
     whole = maps_of(model, eval_rows(dataset.val, config, geometry, 5), **as_doubles)
     assert list(whole) == dataset.val.ids
     ranks = [

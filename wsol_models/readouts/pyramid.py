@@ -86,7 +86,7 @@ class Readout(LocalizationReadout):
             for subset in subsets:
                 yield named(subset, found[0][0]), total([restored[view] for view in self._views(subset)])
 
-    def coarse_maps(
+    def maps(
         self,
         method: LocalizationMethod,
         images_BCHW: Tensor,
