@@ -69,6 +69,7 @@ class ShardReport:
     facts: list[str]
     bad: list[dict[str, str]]  # id, split, kind and reason of each row that was left out
     masks: int  # stored rows that have one
+    boxes: int  # those that have a box, of each of their classes
     kept: bool = False  # written by an earlier run
 
 
@@ -210,9 +211,15 @@ def write_shard(job: ShardJob) -> ShardReport:
     shard = _write(job, stored) if stored else None
     per_class = [counts[label] for label in range(job.num_classes)]
     masks = sum(row.get("mask") is not None for row in stored)
-    report = ShardReport(digest, asdict(shard) if shard else None, per_class, facts, bad, masks)
+    boxes = sum(_has_boxes(row, job.multilabel) for row in stored)
+    report = ShardReport(digest, asdict(shard) if shard else None, per_class, facts, bad, masks, boxes)
     job.store.write(_progress(job), json.dumps(asdict(report)).encode())
     return report
+
+
+def _has_boxes(columns: dict[str, Any], multilabel: bool) -> bool:
+    labels = columns.get("box_labels", [])
+    return set(columns["labels"]) <= set(labels) if multilabel else bool(labels)
 
 
 def _progress(job: ShardJob) -> str:
@@ -370,7 +377,8 @@ def _manifest(
         shards = tuple(Shard(**report.shard) for report in own if report.shard)
         per_class = tuple(np.sum([report.per_class for report in own], axis=0).tolist())
         fingerprint, masks = _sha256("\n".join(facts).encode()), sum(report.masks for report in own)
-        splits[role] = SplitInfo(len(facts), per_class, fingerprint, shards, masks)
+        boxes = sum(report.boxes for report in own)
+        splits[role] = SplitInfo(len(facts), per_class, fingerprint, shards, masks, boxes)
     _require_all_classes(source, Counter(dict(enumerate(splits[Role.TRAIN].per_class))))
     quarantine = {role.value: 0 for role in Role} | Counter(row["split"] for report in reports for row in report.bad)
     return Manifest(
