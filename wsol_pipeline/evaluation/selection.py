@@ -38,6 +38,7 @@ CLASS_METRICS = {"corloc": "gt_known_loc", "corloc_v2": "max_box_acc_v2"}
 MASK_METRICS = ("pxap", "piou", "peak_iou")
 # of class masks; all are read at the background threshold that is best for the first
 SEGMENTATION_METRICS = ("miou", "mean_recall", "mean_precision", "mean_specificity")
+DETECTION = {"map_10": 0.1, "map_30": 0.3, "map_50": 0.5}  # mAP at the IoUs that mLDFR reports
 METRICS = (*BOX_METRICS, *MASK_METRICS, "miou")  # those that can be an objective
 CLASSIFICATION = ("cls_top1", "cls_top5")
 _THRESHOLD_OF = CLASS_METRICS | dict.fromkeys(SEGMENTATION_METRICS[1:], "miou")
@@ -72,6 +73,11 @@ def objectives(protocol: Protocol) -> tuple[str, ...]:
     """The metrics that a study can maximise under `protocol`; those of masks need a split that has masks."""
     masks = {"": (), "classes": ("miou",)}.get(protocol.masks, MASK_METRICS)
     return (*(BOX_METRICS if protocol.ious else ()), *masks)
+
+
+def default_objective(protocol: Protocol) -> str:
+    """The metric that a study maximises under `protocol` unless it is told another."""
+    return "max_box_acc_v2" if protocol.ious else objectives(protocol)[0]
 
 
 def measured(protocol: Protocol, masks: bool) -> tuple[str, ...]:
@@ -152,11 +158,15 @@ def choose(counts_val: Counts, objective: str = "max_box_acc_v2") -> Choice:
 
 
 def transferred(counts_test: Counts, choice: Choice) -> dict[str, float]:
-    """Every metric, percent, at the setting and the thresholds that validation chose."""
+    """Every metric, percent, at the setting and the thresholds that validation chose.
+
+    A metric that validation had no truth to choose a threshold on is left out: it has an oracle alone.
+    """
     s = _setting(counts_test, choice)
     values = {
         metric: float(_read(curves(counts_test, metric)[s : s + 1], _at(counts_test, choice, metric))[0])
         for metric in metrics_of(counts_test)
+        if _is_chosen(choice, metric)
     }
     if "peak_iou" in values:
         values["peak_t"] = choice.thresholds["peak_iou"][0]
@@ -200,7 +210,8 @@ def bootstrap(
     for metric in (*metrics_of(over_images), *(CLASS_METRICS if counts_test.ious else ())):
         sampled = over_classes if metric in CLASS_METRICS else over_images
         curves_RCT = curves(sampled, CLASS_METRICS.get(metric, metric))
-        values["transferred"][metric] = _read(curves_RCT, _at(counts_test, choice, metric))
+        if _is_chosen(choice, metric):
+            values["transferred"][metric] = _read(curves_RCT, _at(counts_test, choice, metric))
         values["oracle"][metric] = curves_RCT.max(-1).mean(-1)
     tail = (1 - confidence) / 2
     return {
@@ -272,9 +283,14 @@ def _best_thresholds(counts: Counts, metric: str, setting: int) -> tuple[float, 
     return tuple(values_T[curves(counts, metric)[setting].argmax(-1)].tolist()) if len(values_T) else ()
 
 
+def _is_chosen(choice: Choice, metric: str) -> bool:
+    """Whether validation chose what a metric is read at; PxAP is over all thresholds."""
+    return metric == "pxap" or _THRESHOLD_OF.get(metric, metric) in choice.thresholds
+
+
 def _at(counts: Counts, choice: Choice, metric: str) -> list[int]:
     """Indices of the chosen thresholds in the grid of these counts; 0 for a metric that has none."""
-    thresholds = choice.thresholds[_THRESHOLD_OF.get(metric, metric)]
+    thresholds = () if metric == "pxap" else choice.thresholds[_THRESHOLD_OF.get(metric, metric)]
     return [int(np.abs(grid(counts, metric) - t).argmin()) for t in thresholds] or [0]
 
 

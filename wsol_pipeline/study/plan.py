@@ -15,8 +15,9 @@ import search_spaces
 import wsol_models
 from wsol_pipeline.data.dataset import Dataset, open_dataset
 from wsol_pipeline.errors import UsageError, unknown
-from wsol_pipeline.evaluation import selection
-from wsol_pipeline.evaluation.protocols import protocol
+from wsol_pipeline.evaluation.measures import Promise, Truth, promise
+from wsol_pipeline.evaluation.protocols import Protocol, protocol
+from wsol_pipeline.protocol import Role
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study.ledger import Space
 from wsol_pipeline.study.options import StudyOptions
@@ -54,6 +55,7 @@ class Plan:
     space: Space
     published: Mapping[str, Mapping[str, Any]]
     folder: Store
+    promise: Promise  # what it will measure
 
     @property
     def contract(self) -> dict[str, Any]:
@@ -113,9 +115,11 @@ def make_plan(
     if options.preset:
         check_preset_fits(options.preset, dataset)
     check_buildable(config, dataset)
-    check_also(options.also, config, dataset)
+    promised = promise(_rules(config), *truths(dataset), options.objective)
+    config = dataclasses.replace(config, objective=promised.objective)
+    check_also(options.also, promised, config.protocol)
     published = first_trials(config, space, options.published, options.preset)
-    return Plan(options, config, dataset, space, published, store / options.name)
+    return Plan(options, config, dataset, space, published, store / options.name, promised)
 
 
 def with_parameters(config: TrainConfig, parameters: Mapping[str, Any], seed: int = 0) -> TrainConfig:
@@ -206,29 +210,26 @@ def check_buildable(config: TrainConfig, dataset: Dataset) -> None:
             method = build_method(dataclasses.replace(config, weights=weights), len(dataset.classes)).eval()
             check_image_size(method, config)
         build_readout(config).settings(method)
-        rules = protocol(config.protocol, image_size=config.image_size, resize_size=config.resize_size)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    if rules.masks == "classes" and not dataset.multilabel:
-        raise UsageError(f"{rules.name} scores class masks, which only multi-label data has; {dataset.uri} is not.")
     if config.weights == "imagenet" and config.backbone not in wsol_models.pretrained_backbones():
         raise unknown("backbone with ImageNet weights", config.backbone, wsol_models.pretrained_backbones())
-    if config.objective not in selection.objectives(rules):
-        raise unknown(f"objective under {rules.name}", config.objective, selection.objectives(rules))
-    if (config.objective in selection.MASK_METRICS or not rules.ious) and not dataset.val.has_masks:
-        raise UsageError(
-            f"{config.objective} under {rules.name} needs masks but the 'val' split of {dataset.uri} has none."
-        )
 
 
-def check_also(also: tuple[str, ...], config: TrainConfig, dataset: Dataset) -> None:
+def truths(dataset: Dataset) -> tuple[Truth, Truth]:
+    """What validation and test can be scored against, from the manifest: test stays closed."""
+    infos = (dataset.manifest.splits[role] for role in (Role.VAL, Role.TEST))
+    val, test = (Truth(info.rows, info.boxes, info.masks, dataset.multilabel) for info in infos)
+    return val, test
+
+
+def check_also(also: tuple[str, ...], promised: Promise, protocol: str) -> None:
     """Raise `UsageError` for a further objective that validation does not yield, or that is there already."""
-    rules = protocol(config.protocol, image_size=config.image_size, resize_size=config.resize_size)
-    known = (*selection.measured(rules, dataset.val.has_masks), COST)
+    known = (*promised.val, COST)
     for name in also:
         if name not in known:
-            raise unknown(f"further objective under {rules.name}", name, known)
-    names = (config.objective, *also)
+            raise unknown(f"further objective under {protocol}", name, known)
+    names = (promised.objective, *also)
     require(len(set(names)) == len(names), "--also must differ from --objective and name each once", names)
 
 
@@ -242,6 +243,10 @@ def check_image_size(method: wsol_models.LocalizationMethod, config: TrainConfig
             f"{config.method} on {config.backbone} cannot take images of {config.image_size} px "
             f"({str(error).splitlines()[0][:120]}): use a larger --image-size."
         ) from error
+
+
+def _rules(config: TrainConfig) -> Protocol:
+    return protocol(config.protocol, image_size=config.image_size, resize_size=config.resize_size)
 
 
 def _rungs(options: StudyOptions, epochs: int) -> tuple[int, ...]:
