@@ -145,10 +145,8 @@ def test_lines_begin_with_what_will_be_measured(capsys):
     told = ("validation: chooses by pxap", "test: measures pxap")
     numbers = {"trials": 3, "done": 0, "adopted": [], "concurrent": 1, "workers": 1, "device": "cpu"}
     TrialLog(4, "pxap").begin(**numbers, pruning="nothing is pruned", measures=told)
-    assert [line.partition("] ")[2] for line in capsys.readouterr().out.splitlines()[1:]] == [
-        *told,
-        "nothing is pruned",
-    ]
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert [line.partition("] ")[2] for line in lines] == [*told, "nothing is pruned"]
 
 
 def test_what_an_interrupted_study_keeps(capsys):

@@ -113,11 +113,10 @@ def plan(dataset, tmp_path):
 def test_a_plan_says_what_it_will_measure(plan):
     assert plan().promise.sentences == (
         "validation: 25 images, boxes alone; chooses trial, readout and thresholds by max_box_acc_v2",
-        "test: 24 images, boxes alone; measures max_box_acc_v2, gt_known_loc, top1_loc, cls_top1 at what validation chose",
+        "test: 24 images, boxes alone; measures max_box_acc_v2, gt_known_loc, top1_loc, cls_top1 at what validation "
+        "chose",
     )
-    with pytest.raises(
-        UsageError, match="wsol-mask scores masks but the 'test' split has boxes alone. What these data"
-    ):
+    with pytest.raises(UsageError, match="wsol-mask scores masks but the 'test' split has boxes alone. What these"):
         plan(protocol="wsol-mask")
 
 
