@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rayjobs import evaluate as evaluate_job
+from rayjobs import report as report_job
 from search_spaces import presets
 from wsol_pipeline.data.dataset import open_dataset
 from wsol_pipeline.data.importers import synthetic
@@ -125,6 +128,30 @@ def test_every_pair_of_truths_is_refused_at_once_or_measured_as_promised(name, m
         assert names(row["intervals"]["transferred"]) <= set(promised.transferred)
         assert names(centred.transferred) <= set(promised.transferred)
         assert centred.transferred or "pxap" not in promised.transferred
+
+
+@pytest.mark.parametrize(("name", "measure"), [("wsol-v2", "max_box_acc_v2"), ("wsol-mask", "pxap")])
+def test_cub_is_judged_and_reported(name, measure, make, judged, reading, tmp_path, monkeypatch, capsys):
+    """Boxes on validation, boxes and masks on test: through the jobs, to the last screen and the page."""
+    for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "RAY_ADDRESS"):
+        monkeypatch.delenv(variable, raising=False)
+    dataset = make(False, "boxes", "both")
+    judged(dataset, name)
+    (final,) = tmp_path.glob(f"{name}-*/*/final")
+    winner = {"method": "cam", "model": str(final), "trial": 0, "trials": 1, "published": None, "data": dataset.uri}
+    Store.at(tmp_path / "s").write("winner.json", json.dumps(winner).encode())
+    where = ["--study", "s", "--storage", str(tmp_path)]
+    assert evaluate_job.main([*where, "--no-champion", "--device", "cpu", "--cache-dir", reading.cache_dir]) == 0
+    told = capsys.readouterr().out
+    assert f"{measure} (%), protocol {name}, 6 test images" in told
+    assert "s: winner on test: " in told
+    assert report_job.main(where) == 0
+    page, table = ((tmp_path / "s" / f"report.{kind}").read_text() for kind in ("html", "md"))
+    assert "on 6 test images" in page
+    if name == "wsol-mask":
+        assert "piou (%), protocol wsol-mask" in told
+        assert "| MaxBoxAccV2 val | PxAP test | PxAP oracle | pIoU oracle |" in table
+        assert "PxAP on 6 test images" in page
 
 
 def test_masks_on_test_alone_have_no_threshold_and_an_upper_bound():

@@ -19,7 +19,7 @@ from wsol_pipeline.text import format_hours, format_parameters, metric_name
 from wsol_pipeline.training.checkpoint import Position
 from wsol_pipeline.verdict.judge import Verdict
 from wsol_pipeline.verdict.reproduce import Reproduction
-from wsol_pipeline.verdict.rows import EVALUATIONS, OTHER_DATA, against_box
+from wsol_pipeline.verdict.rows import BASELINE, EVALUATIONS, OTHER_DATA, against_box
 
 FRONT_ROWS = 20  # of a Pareto front, the best
 SETTINGS_SHOWN = 10
@@ -134,7 +134,8 @@ def print_verdict(verdict: Verdict) -> None:
             paper = [f"{row.published[metric]:.1f}"] if metric in row.published else []
             table.add_row(row.label, row.readout, val, test, interval, oracle, *paper)
         console.print(table)
-    console.print(_standing(verdict), soft_wrap=True, highlight=False)
+    if rows[0].label == BASELINE:
+        console.print(_standing(verdict), soft_wrap=True, highlight=False)
     studies, place = verdict.options.study, shlex.quote(storage)
     for title, line in {
         "gallery:": verdict.picture,

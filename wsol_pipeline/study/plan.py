@@ -15,8 +15,9 @@ import search_spaces
 import wsol_models
 from wsol_pipeline.data.dataset import Dataset, open_dataset
 from wsol_pipeline.errors import UsageError, unknown
-from wsol_pipeline.evaluation.measures import Promise, Truth, promise
+from wsol_pipeline.evaluation.measures import Promise, Truth, choosing, promise
 from wsol_pipeline.evaluation.protocols import Protocol, protocol
+from wsol_pipeline.evaluation.selection import default_objective
 from wsol_pipeline.protocol import Role
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study.ledger import Space
@@ -55,7 +56,11 @@ class Plan:
     space: Space
     published: Mapping[str, Mapping[str, Any]]
     folder: Store
-    promise: Promise  # what it will measure
+
+    @property
+    def promise(self) -> Promise:
+        """What it will measure."""
+        return promise(_rules(self.config), *truths(self.dataset), self.config.objective)
 
     @property
     def contract(self) -> dict[str, Any]:
@@ -114,12 +119,12 @@ def make_plan(
         config = dataclasses.replace(config, weights=embedded_weights(store, dataset, on_record))
     if options.preset:
         check_preset_fits(options.preset, dataset)
+    if options.objective is None:
+        config = dataclasses.replace(config, objective=default_objective(choosing(_rules(config), dataset.val)))
     check_buildable(config, dataset)
-    promised = promise(_rules(config), *truths(dataset), options.objective)
-    config = dataclasses.replace(config, objective=promised.objective)
-    check_also(options.also, promised, config.protocol)
+    check_also(options.also, config, dataset)
     published = first_trials(config, space, options.published, options.preset)
-    return Plan(options, config, dataset, space, published, store / options.name, promised)
+    return Plan(options, config, dataset, space, published, store / options.name)
 
 
 def with_parameters(config: TrainConfig, parameters: Mapping[str, Any], seed: int = 0) -> TrainConfig:
@@ -202,6 +207,8 @@ def check_preset_fits(id: str, dataset: Dataset) -> None:
 def check_buildable(config: TrainConfig, dataset: Dataset) -> None:
     """Build the method here, so that a wrong name, option or file of weights is not left for a worker to find.
 
+    Then look at what the splits come with: whether the study can choose on validation and judge test.
+
     Weights to download are the workers' business: then the method is built without memory.
     """
     try:
@@ -214,6 +221,7 @@ def check_buildable(config: TrainConfig, dataset: Dataset) -> None:
         raise UsageError(str(error)) from error
     if config.weights == "imagenet" and config.backbone not in wsol_models.pretrained_backbones():
         raise unknown("backbone with ImageNet weights", config.backbone, wsol_models.pretrained_backbones())
+    promise(_rules(config), *truths(dataset), config.objective)
 
 
 def truths(dataset: Dataset) -> tuple[Truth, Truth]:
@@ -223,13 +231,13 @@ def truths(dataset: Dataset) -> tuple[Truth, Truth]:
     return val, test
 
 
-def check_also(also: tuple[str, ...], promised: Promise, protocol: str) -> None:
+def check_also(also: tuple[str, ...], config: TrainConfig, dataset: Dataset) -> None:
     """Raise `UsageError` for a further objective that validation does not yield, or that is there already."""
-    known = (*promised.val, COST)
+    known = (*promise(_rules(config), *truths(dataset), config.objective).val, COST)
     for name in also:
         if name not in known:
-            raise unknown(f"further objective under {protocol}", name, known)
-    names = (promised.objective, *also)
+            raise unknown(f"further objective under {config.protocol}", name, known)
+    names = (config.objective, *also)
     require(len(set(names)) == len(names), "--also must differ from --objective and name each once", names)
 
 

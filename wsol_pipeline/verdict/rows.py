@@ -17,6 +17,7 @@ from wsol_pipeline.tracking import registry
 from wsol_pipeline.training.model import Model
 
 EVALUATIONS, CENTRED_BOX = "evaluations", "centred-box.json"
+BASELINE = "centred box"  # the label of its row
 OTHER_DATA = "NOT THE PAPER'S DATA"
 
 

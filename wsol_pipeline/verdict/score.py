@@ -31,7 +31,7 @@ from wsol_pipeline.training import cluster
 from wsol_pipeline.training.model import VAL_COUNTS, Model, load_model
 from wsol_pipeline.verdict.options import EvaluateOptions
 from wsol_pipeline.verdict.pictures import PICTURES, pictures_of
-from wsol_pipeline.verdict.rows import Contender, Row
+from wsol_pipeline.verdict.rows import BASELINE, Contender, Row
 
 # (what is passed, of how many images) -> a context whose value is called with how many more are done
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -153,7 +153,7 @@ def centred_box(options: EvaluateOptions, dataset: Dataset, rules: Protocol) -> 
     area = f"area {choice.threshold if chosen_by.ious else 1 - choice.threshold:.2f}"
     values = (selection.transferred(val, choice), selection.transferred(test, choice), selection.oracle(test, choice))
     val_boxes, transferred, oracle = map(_boxes_only, values)
-    return Row("centred box", area, val_boxes, transferred, oracle, {})
+    return Row(BASELINE, area, val_boxes, transferred, oracle, {})
 
 
 def _boxes_only(metrics: Mapping[str, float]) -> dict[str, float]:
