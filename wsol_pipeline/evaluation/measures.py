@@ -4,7 +4,8 @@ Validation chooses and test is judged, and the two need not come with the same t
 masks are scored that validation lacks, its boxes choose: PxAP needs no threshold, pIoU then has an upper bound alone.
 """
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,7 +58,8 @@ class Promise:
     """What a study will measure, by names of metrics.
 
     val: what validation yields, the objective among them. transferred: on test, at what validation chose. oracle: on
-    test, at the thresholds that are best there. sentences: the same as users are told it, one of each split.
+    test, at the thresholds that are best there. Maps that are cut already (B-CAM's masks) have no threshold: pIoU is
+    transferred then, and PxAP not defined. sentences: the same as users are told it, one of each split.
     """
 
     objective: str
@@ -113,9 +115,10 @@ def fault(rules: Protocol, val: Truth, test: Truth) -> str:
     return _lack(choosing(rules, val), "val", val) or _lack(rules, "test", test)
 
 
-def judged_by(objective: str, on_test: Collection[str]) -> str:
-    """The metric that test figures are compared by: the objective, or PxAP where boxes chose for masks."""
-    return objective if objective in on_test or "pxap" not in on_test else "pxap"
+def judged_by(objective: str, figures: Mapping[str, float]) -> str:
+    """The metric that models are compared by: the objective; PxAP where boxes chose for masks, pIoU of cut ones."""
+    there = (name for name in (objective, *MASK_METRICS) if not math.isnan(figures.get(name, math.nan)))
+    return next(there, objective)
 
 
 def _lack(rules: Protocol, split: str, truth: Truth) -> str:

@@ -165,10 +165,9 @@ def transferred(counts_test: Counts, choice: Choice) -> dict[str, float]:
     s = _setting(counts_test, choice)
     values = {
         metric: float(_read(curves(counts_test, metric)[s : s + 1], _at(counts_test, choice, metric))[0])
-        for metric in metrics_of(counts_test)
-        if _is_chosen(choice, metric)
+        for metric in _readable(counts_test, choice)
     }
-    if "peak_iou" in values:
+    if "peak_iou" in choice.thresholds and "peak_iou" in values:
         values["peak_t"] = choice.thresholds["peak_iou"][0]
     return values | {name: float(values_S[s]) for name, values_S in _classification(counts_test).items()}
 
@@ -207,10 +206,11 @@ def bootstrap(
     over_images = _weighted(counts_test, weights_RN if weights_N is None else weights_RN * weights_N)
     over_classes = _weighted(counts_test, weights_RN * class_weights(kept.labels))
     values: dict[str, dict[str, NDArray[np.float64]]] = {"transferred": {}, "oracle": {}}
+    readable = _readable(counts_test, choice)
     for metric in (*metrics_of(over_images), *(CLASS_METRICS if counts_test.ious else ())):
         sampled = over_classes if metric in CLASS_METRICS else over_images
         curves_RCT = curves(sampled, CLASS_METRICS.get(metric, metric))
-        if _is_chosen(choice, metric):
+        if metric in readable:
             values["transferred"][metric] = _read(curves_RCT, _at(counts_test, choice, metric))
         values["oracle"][metric] = curves_RCT.max(-1).mean(-1)
     tail = (1 - confidence) / 2
@@ -283,15 +283,19 @@ def _best_thresholds(counts: Counts, metric: str, setting: int) -> tuple[float, 
     return tuple(values_T[curves(counts, metric)[setting].argmax(-1)].tolist()) if len(values_T) else ()
 
 
-def _is_chosen(choice: Choice, metric: str) -> bool:
-    """Whether validation chose what a metric is read at; PxAP is over all thresholds."""
-    return metric == "pxap" or _THRESHOLD_OF.get(metric, metric) in choice.thresholds
+def _readable(counts: Counts, choice: Choice) -> list[str]:
+    """The metrics of these counts that validation chose thresholds of, or that have none: PxAP, and those of masks
+    that were cut already, which have no PxAP."""
+    metrics = metrics_of(counts)
+    is_cut = "pxap" in metrics and np.isnan(curves(counts, "pxap")[_setting(counts, choice)]).all()
+    free = MASK_METRICS if is_cut else ("pxap",)
+    return [name for name in metrics if name in free or _THRESHOLD_OF.get(name, name) in choice.thresholds]
 
 
 def _at(counts: Counts, choice: Choice, metric: str) -> list[int]:
-    """Indices of the chosen thresholds in the grid of these counts; 0 for a metric that has none."""
-    thresholds = () if metric == "pxap" else choice.thresholds[_THRESHOLD_OF.get(metric, metric)]
-    return [int(np.abs(grid(counts, metric) - t).argmin()) for t in thresholds] or [0]
+    """Indices of the chosen thresholds in the grid of these counts; its middle for a metric that has none."""
+    thresholds = choice.thresholds.get(_THRESHOLD_OF.get(metric, metric), ())
+    return [int(np.abs(grid(counts, metric) - t).argmin()) for t in thresholds] or [len(grid(counts, metric)) // 2]
 
 
 def _read(curves_SCT: NDArray[np.float64], at_C: list[int]) -> NDArray[np.float64]:

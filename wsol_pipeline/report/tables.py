@@ -45,7 +45,7 @@ def comparison_table(lines: Sequence[Line], objective: str) -> Table:
     evaluation there is validation alone, the best of it marked. Figures over seeds are means ± deviations.
     """
     judged = any(line.row.transferred for line in lines)
-    measure = judged_by(objective, _all(lines[-1]))
+    measure = judged_by(objective, lines[-1].row.transferred or lines[-1].row.val)
     shown = (objective, measure, "gt_known_loc", "top1_loc", *(MASKS if measure in MASKS else ()))
     metrics = [m for m in dict.fromkeys(shown) if m == objective or any(m in _all(line) for line in lines)]
     groups: list[tuple[str, list[str]]] = []

@@ -119,8 +119,9 @@ def make_plan(
         config = dataclasses.replace(config, weights=embedded_weights(store, dataset, on_record))
     if options.preset:
         check_preset_fits(options.preset, dataset)
-    if options.objective is None:
-        config = dataclasses.replace(config, objective=default_objective(choosing(_rules(config), dataset.val)))
+    chosen_by = choosing(_rules(config), dataset.val)
+    if options.objective is None and chosen_by != _rules(config):
+        config = dataclasses.replace(config, objective=default_objective(chosen_by))
     check_buildable(config, dataset)
     check_also(options.also, config, dataset)
     published = first_trials(config, space, options.published, options.preset)

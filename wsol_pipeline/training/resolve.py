@@ -8,7 +8,7 @@ from typing import Any
 import search_spaces
 from wsol_pipeline.errors import UsageError, unknown
 from wsol_pipeline.evaluation.protocols import protocol
-from wsol_pipeline.evaluation.selection import default_objective
+from wsol_pipeline.evaluation.selection import objectives
 from wsol_pipeline.training.config import Reading, Recipe, TrainConfig, require
 from wsol_pipeline.training.options import RunOptions
 
@@ -38,7 +38,7 @@ def resolve(options: RunOptions, method: str) -> TrainConfig:
         readout_options={**(published.get("options", {}) if own else {}), **plain_values(options.readout_options)},
         fixed_setting=published.get("setting") if preset and own else None,
         protocol=rules.name,
-        objective=options.objective or default_objective(rules),
+        objective=options.objective or ("max_box_acc_v2" if rules.ious else objectives(rules)[0]),
         recipe=recipe,
         image_size=options.image_size or (preset.image_size if preset else 64),
         resize_size=options.resize_size or (preset.resize_size or preset.image_size + 32 if preset else 72),
