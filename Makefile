@@ -42,11 +42,11 @@ lint: $(READY)
 # Looks every pinned version up; --strict: one that could not be looked up is a failure too.
 audit: $(READY)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev,audit]'
-	@$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip || { echo "audit: a version is known to be vulnerable, or could not be looked up at pypi.org (see above)"; exit 1; }
+	@$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip || { echo "audit: a version is known to be vulnerable, or could not be looked up (see above)"; exit 1; }
 
 bench: $(READY)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev,bench]'
-	for b in evaluation input memory shards dataset readout bagcams "step resnet50" "step vgg16" step_bcam training study solving thousand; do \
+	for b in startup evaluation input memory shards dataset readout bagcams "step resnet50" "step vgg16" step_bcam training study solving thousand; do \
 	  set -- $$b; $(BIN)/python benchmarks/$$1.py $${2:+--backbone $$2} || exit 1; done
 
 mlflow: $(READY)

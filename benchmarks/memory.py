@@ -2,8 +2,8 @@
 
     python benchmarks/memory.py            # about six minutes, 2 cores, 5 GB of disk
 
-The caps are those of docs/design.md, scaled down by small shards, windows and object store, so that 2 GB of images to
-train on are about ten times each, and 0.5 GB to validate on six times. Measured is what all processes of a way hold
+The caps are those of docs/rooms/data.md, scaled down by small shards, windows and object store, so that 2 GB of images
+to train on are about ten times each, and 0.5 GB to validate on six times. Measured is what all processes of a way hold
 together beside files, which the system drops when memory is short: anonymous and shared memory, a page of n processes
 counted as n-ths (PSS). From the peak what the same processes held at the beginning is taken away: a process that has
 imported Ray and torch holds 0.5 GB.

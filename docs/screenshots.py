@@ -25,7 +25,7 @@ import tyro
 from playwright.sync_api import Error, Page, sync_playwright
 
 from rayjobs import evaluate, tune_bas
-from wsol_pipeline.tracking.projection import PARENT, STUDY_TAG, TRIAL_TAG
+from wsol_pipeline.tracking.runs import PARENT, STUDY_TAG, TRIAL_TAG
 
 SIZE = {"width": 1400, "height": 860}  # pixels of a picture
 SECONDS = 10  # that a page may take to draw itself after it has loaded

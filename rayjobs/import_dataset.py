@@ -10,18 +10,21 @@ r"""Bring a dataset into the form that all jobs read: Parquet shards with a mani
 
 The same command again continues an import that was cut short, and leaves a finished one alone. Rows that cannot be
 trusted are left out with a reason in quarantine.json beside the manifest; more of them than --max-bad, and it stops.
-An archive is unpacked into the user's cache first; with several nodes, give a folder that all of them see.
+What was taken and what was passed over is counted at the end. An archive is unpacked into the user's cache first; with
+several nodes, give a folder that all of them see.
 """
 
 import argparse
 import dataclasses
+import json
 import re
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 from rich.progress import MofNCompleteColumn, Progress
@@ -29,16 +32,24 @@ from rich.progress import MofNCompleteColumn, Progress
 from wsol_pipeline.console.command_line import command_line
 from wsol_pipeline.console.main import run_main
 from wsol_pipeline.console.progress import is_live
-from wsol_pipeline.data.archives import unpacked
+from wsol_pipeline.data.archives import left_beside, unpacked
 from wsol_pipeline.data.dataset import Dataset
 from wsol_pipeline.data.doctor import examine
+from wsol_pipeline.data.findings import Finding, Refused, of_rows
 from wsol_pipeline.data.importers import Source, importer
-from wsol_pipeline.data.ingest import ShardReport, import_dataset
+from wsol_pipeline.data.ingest import ShardReport, faults_of, import_dataset
+from wsol_pipeline.data.shards import QUARANTINE, Manifest
+from wsol_pipeline.data.survey import Tally
 from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.redaction import redact
 from wsol_pipeline.storage import Store
 
 OptionsT = TypeVar("OptionsT")
+NO_PROBLEM = "No problem was found."
+LABELS_ALONE = (
+    "note: val and test have labels alone (--boxes none): a model can be trained and its maps looked at, but no "
+    "threshold, readout or trial can be chosen by boxes, and no localization measured"
+)
 
 
 @dataclass(frozen=True)
@@ -54,8 +65,12 @@ class ImportConfig(Generic[OptionsT]):
     """Where the dataset goes: a folder or s3://bucket/prefix. By default ./runs/data/<dataset>."""
     name: Annotated[str, tyro.conf.arg(help_behavior_hint="")] = ""
     """Name of the dataset in tables and tracking. By default the layout's name."""
-    max_bad: float = 0.001
-    """Share of rows (0 to 1) that may be left out as bad before the import is refused."""
+    boxes: Literal["required", "none"] = "required"
+    """Whether images of val and test must have boxes or masks. "none" leaves those that there are: such a dataset can
+    train and be looked at, but nothing can be chosen or scored by boxes."""
+    max_bad: float | None = None
+    """Share of rows (0 to 1) that may be left out as bad before the import is refused. By default 0.001 of a published
+    benchmark; of your own images 2 of them, or 0.01 if that is more."""
     workers: int = 1
     """Shards written at the same time, as Ray tasks of one CPU each; 1 writes them in this process, without Ray. The
     threads of --check."""
@@ -65,7 +80,7 @@ class ImportConfig(Generic[OptionsT]):
     """Size of a shard in MiB: 64 to 256 suit an object store."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.max_bad <= 1:
+        if self.max_bad is not None and not 0 <= self.max_bad <= 1:
             raise UsageError(f"--max-bad is a share of rows in 0..1 but got {self.max_bad}.")
         if self.workers < 1 or self.shard_mb < 1:
             raise UsageError(f"--workers and --shard-mb must be at least 1 but got {self.workers} and {self.shard_mb}.")
@@ -78,7 +93,7 @@ def parse(argv: list[str]) -> ImportConfig[Any]:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--dataset", default=ImportConfig.dataset)
     layout = importer(first.parse_known_args(argv)[0].dataset)
-    return command_line(ImportConfig[layout.Options], argv, __doc__)  # type: ignore[name-defined]
+    return command_line(ImportConfig[layout.Options], argv, f"{__doc__}\n{layout.__doc__}")  # type: ignore[name-defined]
 
 
 def reporter() -> tuple[AbstractContextManager[Any], Callable[[ShardReport, int, int], None]]:
@@ -101,46 +116,84 @@ def check(source: Source, threads: int) -> int:
     """Print what is wrong with a source; the exit code is that of bad data if anything but a note is."""
     with Progress(disable=not is_live()) as bar:
         task = bar.add_task("images")
-        findings = examine(source, threads, lambda done, total: bar.update(task, completed=done, total=total))
-    for finding in findings:
-        print("\n".join(finding.lines()))
+        findings, tally = examine(source, threads, lambda done, total: bar.update(task, completed=done, total=total))
+    tell(findings)
+    print("\n".join(tally.lines()))
     problems = sum(not finding.is_note for finding in findings)
-    print(f"{problems} problems" if problems else "No problem was found.")
+    print(verdict(problems, tally.vanished))
     return DataError.exit_code if problems else 0
+
+
+def verdict(problems: int, vanished: int) -> str:
+    """The last line of --check: nothing that is not taken goes without a word."""
+    if problems:
+        return f"{problems} problems"
+    return f"What was taken is sound; {vanished} files or images were not (see above)." if vanished else NO_PROBLEM
+
+
+def tell(findings: Iterable[Finding], title: str = "") -> None:
+    for finding in findings:
+        print("\n".join(finding.lines(title=title)))
+
+
+def read(config: ImportConfig[Any]) -> Source:
+    """The source as its importer finds it."""
+    place = config.source.expanduser().resolve()
+    found = importer(config.dataset).read(unpacked(place), config.options)
+    return dataclasses.replace(found, located=config.boxes == "required", beside=left_beside(place))
+
+
+def origin(config: ImportConfig[Any]) -> dict[str, Any]:
+    """What makes two imports the same one."""
+    place = "" if config.dataset == "synthetic" else str(config.source.expanduser().resolve())
+    options = dataclasses.asdict(config.options)
+    facts = {"importer": config.dataset, "source": place, "options": options, "shard_mb": config.shard_mb}
+    return redact(facts if config.boxes == "required" else facts | {"boxes": config.boxes})
+
+
+def summary(manifest: Manifest, out: Store) -> str:
+    """What came of an import."""
+    splits, bad = manifest.splits, sum(manifest.quarantine.values())
+    rows = ", ".join(f"{role.value} {info.rows}" for role, info in splits.items())
+    tally = Tally(
+        manifest.classes,
+        {role: info.rows for role, info in splits.items()},
+        {role: info.per_class for role, info in splits.items()},
+        manifest.passed_over,
+        manifest.left_out,
+        manifest.notes,
+    )
+    alone = [] if manifest.located else [LABELS_ALONE]
+    head = f"{manifest.name}: {len(manifest.classes)} classes, {rows}; {bad} rows left out"
+    return "\n".join([head, *tally.lines(), *alone, f"fingerprint {Dataset(out.uri, manifest).fingerprint}"])
 
 
 def main(args: list[str] | None = None) -> int:
     config = parse(sys.argv[1:] if args is None else args)
-    source = config.source.expanduser().resolve()
     if config.check:
-        return check(importer(config.dataset).read(unpacked(source), config.options), config.workers)
+        return check(read(config), config.workers)
     out = Store.at(config.out or f"runs/data/{config.dataset}")
-    origin = redact({
-        "importer": config.dataset,
-        "source": "" if config.dataset == "synthetic" else str(source),
-        "options": dataclasses.asdict(config.options),
-        "shard_mb": config.shard_mb,
-    })  # fmt: skip
     bar, on_shard = reporter()
-    with bar:
-        manifest = import_dataset(
-            importer(config.dataset).read(unpacked(source), config.options),
-            out,
-            name=config.name or config.dataset,
-            origin=origin,
-            max_bad=config.max_bad,
-            workers=config.workers,
-            shard_bytes=config.shard_mb * 2**20,
-            on_shard=on_shard,
-        )
-    rows = ", ".join(f"{role.value} {info.rows}" for role, info in manifest.splits.items())
-    print(
-        f"{manifest.name}: {len(manifest.classes)} classes, {rows}; {sum(manifest.quarantine.values())} rows left out;"
-    )
-    for what, count in manifest.left_out.items():
-        print(f"not offered: {count} {what}")
-    print(f"fingerprint {Dataset(out.uri, manifest).fingerprint}")
-    print(f"The dataset is at {out}. Next: python rayjobs/tune_bas.py --data {config.out or out}")
+    try:
+        with bar:
+            manifest = import_dataset(
+                read(config),
+                out,
+                name=config.name or config.dataset,
+                origin=origin(config),
+                max_bad=config.max_bad,
+                workers=config.workers,
+                shard_bytes=config.shard_mb * 2**20,
+                on_shard=on_shard,
+            )
+    except Refused as error:
+        tell(error.findings)
+        raise
+    if any(manifest.quarantine.values()):
+        tell(of_rows(faults_of(json.loads(out.read(QUARANTINE)))), title="left out")
+    print(summary(manifest, out))
+    hint = shlex.quote(config.out or str(out))
+    print(f"The dataset is at {out}. Next: python rayjobs/tune_bas.py --data {hint}")
     return 0
 
 

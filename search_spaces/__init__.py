@@ -27,7 +27,8 @@ class Preset:
     recipe: epochs, batch_size (images, over all devices), learning_rate, weight_decay, nesterov (SGD, momentum 0.9),
         decay_every (epochs; the rate falls to a tenth at the start of every epoch divisible by it, counted from
         decay_counts_from, 0 or 1; epoch 0 excepted), and what else a recipe may have.
-    readout: name of the readout, its options, its setting, and the published threshold, if any.
+    readout: name of the readout, its options, its published setting (None: the first), and the published threshold; a
+        row that names neither is read as validation finds.
     protocol: name of the paper's evaluation, which a run of this preset uses unless told otherwise.
     published: what it reports under that protocol, in percent; bears a metric's name where it is that metric.
     source: where the values stand.

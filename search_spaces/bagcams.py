@@ -112,6 +112,10 @@ NOTES: dict[str, tuple[str, ...]] = {
         "code.",
         "Log: the code takes it of the raw logit, not of a probability. Here: as the code.",
     ),
+    "weightings": (
+        "Weighting: the code has ours3 alone. Here: our reading, the text's Eq. 8 with Table 1's weights, each channel "
+        "by itself as in the code.",
+    ),
     "gradcampp": ("Weights: the text's table leaves out the exponential and the ReLU of GradCAM++. Here: with them.",),
     "gradcam": (),
     "pcs": (),
@@ -167,7 +171,9 @@ def table_6(readout: str, stage: str, pxap: float) -> list[Preset]:
 
 def table_8(weighting: str, *figures: float | None) -> list[Preset]:
     readout = at("bagcams", STAGE["resnet50"], weightings=(weighting,))
-    return reading(f"bagcams/table8/cub/resnet50/{weighting}", "bagcams/table2/cub/resnet50/cam", readout, figures)
+    rows = reading(f"bagcams/table8/cub/resnet50/{weighting}", "bagcams/table2/cub/resnet50/cam", readout, figures)
+    told = () if weighting == "ours3" else NOTES["weightings"]
+    return [dataclasses.replace(row, notes=(*told, *row.notes)) for row in rows]
 
 
 ROWS = [

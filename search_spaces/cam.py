@@ -75,7 +75,10 @@ def notes(paper: str, dataset: str, backbone: str, learning_rate: float) -> tupl
     if (dataset, backbone) != ("cub", "resnet50"):
         found.append(f"Recipe: released for ResNet50 on CUB alone. Here: its learning rate {learning_rate:g}.")
     if dataset == "ilsvrc":
-        found.append("Images: the text evaluates on 50,000, the code on a split val, which may be ImageNetV2's 10,000.")
+        found.append(
+            "Images: the text evaluates on 50,000, the code on a split val, which may be ImageNetV2's 10,000. Here: on "
+            "test."
+        )
     return tuple(found)
 
 

@@ -47,6 +47,7 @@ METRICS = ("cls1_err", "cls5_err", "clsloc1_err", "clsloc5_err", "corloc")
 # GPUs of the authors' settings, over which batch norm was not synchronised. MobileNetV2 has none.
 GPUS = {"googlenet": 2, "vgg16_bn": 3, "resnet50": 4, "inception_v3": 4, "densenet161": 5}
 SCALES = (1.0, 1.5, 2.0)
+SCALES_299 = (1.0, 1.5, 597 / 299)  # the authors' are short sides of 224, 336, 448; 299, 448, 597
 SOURCE = "https://github.com/wangbo2016/wsol-mLDFR-2020"
 
 
@@ -62,13 +63,17 @@ def code_recipe(batch_size: int) -> dict[str, Any]:
         "plateau_patience": 2,
         "decay_every": 0,
         "decay_counts_from": 0,
-        "train_geometry": "random_resized_crop",
+        "train_geometry": "random_resized_crop_stored",
         "crop_scale": 0.08,
         "drop_last": True,
     }
 
 
-def pyramid(scales: Sequence[float] = SCALES) -> dict[str, Any]:
+def scales_of(backbone: str) -> tuple[float, ...]:
+    return SCALES_299 if backbone == "inception_v3" else SCALES
+
+
+def pyramid(scales: Sequence[float]) -> dict[str, Any]:
     """MsCAM over the class maps of `fc`, with its bias: the box rule's zeros are not those of maps without it."""
     return {
         "name": "pyramid",
@@ -83,21 +88,55 @@ def virtual_batch(backbone: str, batch_size: int) -> int:
     return round(batch_size / GPUS[backbone]) if backbone in GPUS else 0
 
 
+BOXES = (
+    "Boxes: the text thresholds at 0.2 and takes each region, the code at 0.2 and at the mean, and takes one box. "
+    "Here: as the code."
+)
+BOX_PER_REGION = (
+    "Boxes: the text thresholds at 0.2 and takes each region, the code at 0.2 and at the mean, and takes one box. "
+    "Here: the code's mask, each region a box."
+)
+NO_BATCH_NORM = "Batch norm: the code has no network without. Here: every one is left out."
+
+
+def of_checkpoints(size: int) -> str:
+    """The note of a network whose settings and files do not agree."""
+    return f"Batch: the code's settings have 256 images, the names of its files {size}. Here: the size of the text."
+
+
+OF_NETWORKS: dict[str, tuple[str, ...]] = {
+    "vgg16_bn": (of_checkpoints(64),),
+    "resnet50": (of_checkpoints(128),),
+    "densenet161": (
+        "Batch: the code's settings have 128 images, the names of its files 96. Here: the size of the text.",
+        "Third recalibration: the text has it after the fourth halving, the code after the convolution of transition3. "
+        "Here: as the code.",
+    ),
+    "googlenet": (
+        "Recalibration's name: the code's file asks for a class that it does not have. Here: that of others.",
+    ),
+    "mobilenet_v2": ("MobileNetV2: the code has none. Here: places of the recalibration as we read the text.",),
+}
+
+
 def notes(dataset: str, backbone: str) -> tuple[str, ...]:
     """Where text and code differ, for a model of the released code."""
     found = [
         "Recipe: the text has 50 epochs, a plateau of the loss and crops from 0.8 of the area; the code 45, a plateau "
         "of Top-1 on test and crops from 0.08. Here: as the code, on validation; rows that end in /paper as the text.",
-        "Recalibration: the code has batch norm in both of its parts, the text in none. Here: as the code.",
-        "Boxes: the text thresholds at 0.2 and takes each region, the code at 0.2 and at the mean, and takes one box. "
-        "Here: as the code.",
+        BOXES,
+        "Recalibration: the code has batch norm in both of its parts, the text in none; of the two maps over channels "
+        "the code takes the maximum first, the text the mean. Here: as the code.",
+        "Class maps: the code's last convolution has biases, the text's none. Here: as the code.",
+        "Start: by the text networks are trained on ILSVRC after they were changed; the code starts from weights of "
+        "before. Here: as the code.",
+        "Thresholds: the text chooses them on a tenth of the training images, which the code does not set aside. Here: "
+        "0.2.",
         "Which epoch: the code keeps every one, and the tested one is chosen by hand. Here: the last.",
     ]
     if dataset == "ilsvrc":
         found.append("ILSVRC: the code has no settings for it. Here: those of CUB.")
-    if backbone == "mobilenet_v2":
-        found.append("MobileNetV2: the code has none, so that places of the recalibration are our reading of the text.")
-    return tuple(found)
+    return (*found, *OF_NETWORKS.get(backbone, ()))
 
 
 def model(row: tuple[Any, ...]) -> Preset:
@@ -113,7 +152,7 @@ def model(row: tuple[Any, ...]) -> Preset:
             "bn_virtual_batch": virtual_batch(backbone, batch_size),
         },
         recipe=code_recipe(batch_size),
-        readout=pyramid(),
+        readout=pyramid(scales_of(backbone)),
         protocol="mldfr",
         published=dict(zip(METRICS, figures, strict=True)),
         source=SOURCE,
@@ -132,7 +171,7 @@ def variant(
     name: str,
     published: Mapping[str, float],
     *,
-    scales: Sequence[float] = SCALES,
+    scales: Sequence[float] | None = None,
     recipe: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Preset:
@@ -143,8 +182,9 @@ def variant(
         id="/".join(part for part in ("mldfr", table, dataset, backbone, name) if part),
         method_options={**base.method_options, **options},
         recipe={**base.recipe, **(recipe or {})},
-        readout=pyramid(scales),
+        readout=pyramid(scales or scales_of(backbone)),
         published=published,
+        notes=base.notes if options.get("bn", True) else (*base.notes, NO_BATCH_NORM),
     )
 
 
@@ -265,8 +305,10 @@ def voc07(table: str, published: Mapping[str, float]) -> Preset:
         published=published,
         notes=(
             "Recipe: not stated for VOC2007, and not in the code. Here: that of CUB.",
-            "Detections: the text gives no score and no cut-off. Here: the class's sigmoid times the region's mean.",
-            *base.notes[1:],
+            BOX_PER_REGION,
+            "Detections: the text gives no score and no cut-off. Here: the class's sigmoid times the region's mean "
+            "activation, what is below the map's mean counting as 0.",
+            *base.notes[2:],
         ),
     )
 

@@ -5,7 +5,8 @@
     output = method(images_BCHW, targets_B)
     loss = sum(method_module("bas").losses(output, method.config).values())
 
-A method file holds a frozen `Config` with the paper's values as defaults, a `Method` and its `losses`. A `Config` says
+A method file holds a frozen `Config` with the paper's values as defaults, a `Method` and its `losses`, with
+`reduction="none"` those of each image (SPG's and DA-WSOL's are of the whole batch). A `Config` says
 with `layout` which form of backbone it wants (`_backbones/`). To add a method, add its file.
 """
 
@@ -15,6 +16,7 @@ from typing import Any
 
 from wsol_models import _backbones
 from wsol_models._backbones import LATER as LATER
+from wsol_models._backbones import backbone_names as backbone_names
 from wsol_models._backbones import network_state as network_state
 from wsol_models._layers import LocalizationMethod
 from wsol_models._lookup import configured, file_names, unknown

@@ -7,7 +7,7 @@ Shapes: B batch, C channels, H W map size, K classes.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, distributed, nn
@@ -15,6 +15,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from wsol_models._lookup import unknown
+
+Reduction = Literal["mean", "none"]  # of a term of a loss: over the batch, or a value per image, B
 
 
 @dataclass(frozen=True)
@@ -133,12 +135,17 @@ def require_targets(targets: Tensor, images_BCHW: Tensor, num_classes: int) -> N
         raise ValueError("Every image must be of at least one class but a multi-hot row of targets has none.")
 
 
-def classification(logits_BK: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of the class, mean over the batch; of several classes the multi-label soft margin: binary
-    cross-entropy of each, mean over classes and batch."""
+def classification(logits_BK: Tensor, targets: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """Cross-entropy of the class; of several classes the multi-label soft margin: binary cross-entropy of each, mean
+    over classes."""
     if targets.ndim == 2:
-        return F.multilabel_soft_margin_loss(at_least_float32(logits_BK), targets)
-    return F.cross_entropy(logits_BK, targets)
+        return F.multilabel_soft_margin_loss(at_least_float32(logits_BK), targets, reduction=reduction)
+    return F.cross_entropy(logits_BK, targets, reduction=reduction)
+
+
+def reduced(terms_B: Tensor, reduction: Reduction) -> Tensor:
+    """Terms of the images as they are, B, or their mean over the batch."""
+    return terms_B if reduction == "none" else terms_B.mean()
 
 
 def require_not_negative(**values: float) -> None:

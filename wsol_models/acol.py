@@ -21,6 +21,7 @@ from wsol_models._backbones import Backbone
 from wsol_models._layers import (
     LocalizationMethod,
     Output,
+    Reduction,
     classification,
     classifier,
     he_,
@@ -149,8 +150,9 @@ def fused(maps_a_BKHW: Tensor, maps_b_BKHW: Tensor) -> Tensor:
     return torch.maximum(min_max(maps_a_BKHW), min_max(maps_b_BKHW))
 
 
-def losses(output: Output, config: Config) -> dict[str, Tensor]:
+def losses(output: Output, config: Config, reduction: Reduction = "mean") -> dict[str, Tensor]:
     """Classification by A and by B."""
     targets = targets_of(output)
     assert isinstance(output, ComplementaryOutput)
-    return {"a": classification(output.logits_BK, targets), "b": classification(output.logits_b_BK, targets)}
+    scores = {"a": output.logits_BK, "b": output.logits_b_BK}
+    return {name: classification(logits_BK, targets, reduction) for name, logits_BK in scores.items()}

@@ -26,9 +26,11 @@ from wsol_models._layers import (
     Head,
     LocalizationMethod,
     Output,
+    Reduction,
     at_least_float32,
     classifier,
     detached_call,
+    reduced,
     require_not_negative,
     require_targets,
     select_taps,
@@ -215,8 +217,10 @@ def convolution_of_class(
     return map_BHW if bias_K is None else map_BHW + bias_K[classes_B, None, None]
 
 
-def background_activation_suppression(logits_BK: Tensor, background_logits_BK: Tensor, targets_B: Tensor) -> Tensor:
-    """L_bas = S^b / (S + ε), mean over the batch; a constant 1 where S^b > S.
+def background_activation_suppression(
+    logits_BK: Tensor, background_logits_BK: Tensor, targets_B: Tensor, reduction: Reduction = "mean"
+) -> Tensor:
+    """L_bas = S^b / (S + ε); a constant 1 where S^b > S.
 
     S and S^b are the target's logits, clipped at 0. S is detached: a loss that could be lowered by raising S would
     train the classifier, not the map.
@@ -225,53 +229,61 @@ def background_activation_suppression(logits_BK: Tensor, background_logits_BK: T
     score_B = F.relu(at_least_float32(logits_BK)).gather(1, index_B1).detach()
     background_B = F.relu(at_least_float32(background_logits_BK)).gather(1, index_B1)
     ratio_B = background_B / (score_B + EPSILON)
-    return torch.where(background_B > score_B, torch.ones_like(ratio_B), ratio_B).mean()
+    return reduced(torch.where(background_B > score_B, torch.ones_like(ratio_B), ratio_B)[:, 0], reduction)
 
 
-def area_constraint(foreground_BHW: Tensor) -> Tensor:
-    """L_ac: mean of the target's map over its positions and the batch."""
-    return foreground_BHW.mean()
+def area_constraint(foreground_BHW: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """L_ac: mean of the target's map over its positions."""
+    return reduced(foreground_BHW.mean((1, 2)), reduction)
 
 
-def foreground_region_guidance(class_maps_BKHW: Tensor, foreground_BHW: Tensor, targets_B: Tensor) -> Tensor:
-    """L_frg: cross-entropy of the class maps pooled over the target's map only, mean over the batch.
+def foreground_region_guidance(
+    class_maps_BKHW: Tensor, foreground_BHW: Tensor, targets_B: Tensor, reduction: Reduction = "mean"
+) -> Tensor:
+    """L_frg: cross-entropy of `foreground_scores`."""
+    return F.cross_entropy(foreground_scores(class_maps_BKHW, foreground_BHW), targets_B, reduction=reduction)
+
+
+def foreground_scores(class_maps_BKHW: Tensor, foreground_BHW: Tensor) -> Tensor:
+    """score_2, B×K: the class maps pooled over the target's map only.
 
     The papers' code averages the 28x28 map over 2x2 cells to meet 14x14 class maps; any other sizes are met alike.
     """
     foreground_B1HW = F.adaptive_avg_pool2d(
         foreground_BHW[:, None], (class_maps_BKHW.shape[2], class_maps_BKHW.shape[3])
     )
-    return F.cross_entropy((class_maps_BKHW * foreground_B1HW).mean((2, 3)), targets_B)
+    return (class_maps_BKHW * foreground_B1HW).mean((2, 3))
 
 
-def multi_label_classification(logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
-    """L_mcls = Σ_{i positive} -log( e^{y_i} / (e^{y_i} + Σ_{j negative} e^{y_j}) ), mean over the batch.
+def multi_label_classification(logits_BK: Tensor, targets_BK: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """L_mcls = Σ_{i positive} -log( e^{y_i} / (e^{y_i} + Σ_{j negative} e^{y_j}) ).
 
     Each positive class competes with the negative ones only. An image without a negative class adds 0.
     """
     logits_BK, positive_BK = at_least_float32(logits_BK), targets_BK > 0
     negatives_B1 = logits_BK.masked_fill(positive_BK, -torch.inf).logsumexp(1, keepdim=True)
-    return torch.where(positive_BK, F.softplus(negatives_B1 - logits_BK), 0).sum(1).mean()
+    return reduced(torch.where(positive_BK, F.softplus(negatives_B1 - logits_BK), 0).sum(1), reduction)
 
 
-def losses(output: Output, config: Config) -> dict[str, Tensor]:
+def losses(output: Output, config: Config, reduction: Reduction = "mean") -> dict[str, Tensor]:
     """The four terms of L, already weighted: their sum is the loss. Raises `ValueError` without a training pass.
 
-    With multi-hot targets L_cls is L_mcls, and L_frg trains F1 and the generator only.
+    With multi-hot targets L_cls is L_mcls, and L_frg trains F1 and the generator only. reduction: "none" for the terms
+    of each image, B.
     """
     if not isinstance(output, TrainingOutput):
         raise ValueError("BAS losses need a forward in training mode with targets: call method.train() first.")
     targets, classes_B, class_maps_BKHW = targets_of(output), output.classes_B, output.class_maps_BKHW
     if targets.ndim == 2:
-        classification = multi_label_classification(output.logits_BK, targets)
+        classification = multi_label_classification(output.logits_BK, targets, reduction)
         class_maps_BKHW = class_maps_BKHW.detach()
     else:
-        classification = F.cross_entropy(output.logits_BK, targets)
-    guidance = foreground_region_guidance(class_maps_BKHW, output.foreground_BHW, classes_B)
-    suppression = background_activation_suppression(output.logits_BK, output.background_logits_BK, classes_B)
+        classification = F.cross_entropy(output.logits_BK, targets, reduction=reduction)
+    guidance = foreground_region_guidance(class_maps_BKHW, output.foreground_BHW, classes_B, reduction)
+    suppression = background_activation_suppression(output.logits_BK, output.background_logits_BK, classes_B, reduction)
     return {
         "cls": classification,
         "frg": config.alpha * guidance,
-        "area": config.beta * area_constraint(output.foreground_BHW),
+        "area": config.beta * area_constraint(output.foreground_BHW, reduction),
         "bas": config.lambda_ * suppression,
     }

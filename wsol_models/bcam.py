@@ -36,6 +36,7 @@ from wsol_models._backbones import Backbone
 from wsol_models._layers import (
     LocalizationMethod,
     Output,
+    Reduction,
     at_least_float32,
     he_,
     require_not_negative,
@@ -242,15 +243,16 @@ def soft_labels(teacher_logits_BK: Tensor, targets_B: Tensor, k: int) -> Tensor:
     return teacher_logits_BK.masked_fill(left_out_BK, -torch.inf).softmax(1)
 
 
-def soft_margin(logits_BK: Tensor, labels_BK: Tensor) -> Tensor:
-    """MLSM: binary cross-entropy of each class, mean over classes and batch."""
-    return F.multilabel_soft_margin_loss(at_least_float32(logits_BK), labels_BK)
+def soft_margin(logits_BK: Tensor, labels_BK: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """MLSM: binary cross-entropy of each class, mean over classes."""
+    return F.multilabel_soft_margin_loss(at_least_float32(logits_BK), labels_BK, reduction=reduction)
 
 
-def losses(output: Output, config: Config) -> dict[str, Tensor]:
+def losses(output: Output, config: Config, reduction: Reduction = "mean") -> dict[str, Tensor]:
     """The terms of L_SC, already weighted: s^o towards y, s^b towards no class, b^o towards all but y, b^b towards all.
 
-    With class indices or soft labels the first is cross-entropy, with multi-hot targets MLSM as the others.
+    With class indices or soft labels the first is cross-entropy, with multi-hot targets MLSM as the others. reduction:
+    "none" for the terms of each image, B.
     """
     targets = targets_of(output)
     assert isinstance(output, StaggeredOutput)
@@ -258,8 +260,8 @@ def losses(output: Output, config: Config) -> dict[str, Tensor]:
     labels_BK = output.labels_BK
     classification = soft_margin if targets.ndim == 2 else F.cross_entropy
     return {
-        "s_o": config.lambda1 * classification(at_least_float32(output.logits_BK), labels_BK),
-        "s_b": config.lambda2 * soft_margin(output.s_b_BK, torch.zeros_like(labels_BK)),
-        "b_o": config.lambda3 * soft_margin(output.b_o_BK, 1 - labels_BK),
-        "b_b": config.lambda4 * soft_margin(output.b_b_BK, torch.ones_like(labels_BK)),
+        "s_o": config.lambda1 * classification(at_least_float32(output.logits_BK), labels_BK, reduction=reduction),
+        "s_b": config.lambda2 * soft_margin(output.s_b_BK, torch.zeros_like(labels_BK), reduction),
+        "b_o": config.lambda3 * soft_margin(output.b_o_BK, 1 - labels_BK, reduction),
+        "b_b": config.lambda4 * soft_margin(output.b_b_BK, torch.ones_like(labels_BK), reduction),
     }

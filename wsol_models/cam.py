@@ -18,6 +18,7 @@ from wsol_models._backbones import Backbone
 from wsol_models._layers import (
     LocalizationMethod,
     Output,
+    Reduction,
     classification,
     he_,
     require_not_negative,
@@ -114,6 +115,6 @@ def initialise(backbone: Backbone, fc: nn.Linear) -> None:
     nn.init.zeros_(fc.bias)
 
 
-def losses(output: Output, config: Config) -> dict[str, Tensor]:
+def losses(output: Output, config: Config, reduction: Reduction = "mean") -> dict[str, Tensor]:
     """Classification: see `classification`."""
-    return {"cls": classification(output.logits_BK, targets_of(output))}
+    return {"cls": classification(output.logits_BK, targets_of(output), reduction)}

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from wsol_models import cam
-from wsol_models._layers import Output, classification, require_share, rows_of_all_workers, targets_of
+from wsol_models._layers import Output, Reduction, classification, require_share, rows_of_all_workers, targets_of
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,10 @@ def paste(images_BCHW: Tensor, partners_B: Tensor, rows: slice, columns: slice) 
     return mixed_BCHW, 1 - area / images_BCHW[0, 0].numel()
 
 
-def losses(output: Output, config: Config) -> dict[str, Tensor]:
+def losses(output: Output, config: Config, reduction: Reduction = "mean") -> dict[str, Tensor]:
     """Classification; of mixed images λ of it by their own targets and 1 - λ by the patches'."""
-    classified = classification(output.logits_BK, targets_of(output))
+    classified = classification(output.logits_BK, targets_of(output), reduction)
     if isinstance(output, MixedOutput):
-        patches = classification(output.logits_BK, output.patch_targets)
+        patches = classification(output.logits_BK, output.patch_targets, reduction)
         classified = output.share * classified + (1 - output.share) * patches
     return {"cls": classified}

@@ -32,6 +32,7 @@ from wsol_models._layers import (
     FrozenBatchNorm2d,
     LocalizationMethod,
     Output,
+    Reduction,
     classification,
     require_targets,
     select_taps,
@@ -199,8 +200,9 @@ def replace_batch_norm(module: nn.Module, make: Callable[[nn.Module], nn.Module]
 def initialise(method: Method) -> None:
     """The authors': Xavier-normal and no bias for SA and `fc`, a normal of .01 cut at two deviations for GoogLeNet.
 
-    New layers of the network: ResNet's as SA, with the batch norm behind them back at 1 and 0 (but for its running
-    statistics); GoogLeNet's as its SA, InceptionV3's the same with .1; of other networks they stay PyTorch's.
+    New layers of the network, unless its weights brought them: ResNet's as SA, with the batch norm behind them back at
+    1 and 0 (but for its running statistics); GoogLeNet's as its SA, InceptionV3's the same with .1; of other networks
+    they stay PyTorch's.
     """
     backbone, top = method.backbone, nn.ModuleList([method.sa, method.fc])
     new_layers = nn.ModuleList(backbone.new_layers())
@@ -210,7 +212,7 @@ def initialise(method: Method) -> None:
     xavier_normal_(top)
     if backbone.family == "inception":
         truncated_normal_(new_layers, 0.1)
-    if backbone.family == "resnet":
+    if backbone.family == "resnet" and len(new_layers):
         xavier_normal_(new_layers)
         for layer in normalising(backbone.get_submodule("layer4.0")):
             nn.init.ones_(layer.get_parameter("weight"))
@@ -241,6 +243,6 @@ def convolutions(module: nn.Module) -> list[nn.Conv2d]:
     return [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
 
 
-def losses(output: Output, config: Config) -> dict[str, Tensor]:
+def losses(output: Output, config: Config, reduction: Reduction = "mean") -> dict[str, Tensor]:
     """Classification: see `classification`."""
-    return {"cls": classification(output.logits_BK, targets_of(output))}
+    return {"cls": classification(output.logits_BK, targets_of(output), reduction)}

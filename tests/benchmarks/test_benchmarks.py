@@ -18,6 +18,7 @@ SHORT = {
     "step": ["--pairs", "1", "--size", "32", "--batch", "2", "--backbone", "resnet18"],
     "step_bcam": ["--pairs", "1", "--size", "32", "--batch", "2", "--backbone", "resnet18"],
     "solving": ["--quick"],
+    "startup": ["--quick"],
     "study": ["--quick"],
     "training": ["--quick"],
     "thousand": ["--trials", "6", "--epochs", "4", "--settings", "3"],

@@ -9,6 +9,7 @@ from pycocotools import mask as oracle
 
 from wsol_pipeline.data.importers import coco
 from wsol_pipeline.data.reader import ReadConfig, eval_rows
+from wsol_pipeline.data.schema import Note
 from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.protocol import Role
 
@@ -177,6 +178,7 @@ def test_compressed_runs_are_those_of_pycocotools(share):
         ({"size": [HEIGHT, WIDTH]}, "cannot be drawn: KeyError: 'counts'"),
         ({"size": [HEIGHT, WIDTH], "counts": {}}, "does not fit|cannot be drawn"),
         ([[1, 2, 3, 4]], "at least three points"),
+        ([1, 2, 3, 4, 5, 6], "is a list of numbers: it must be a list of polygons"),
         ([[1, 2, 3, 4, 5, 6, 7]], "at least three points"),
         ([[1, 2, 3, 4, 5, 60000000]], "polygon is not on the image of 40x30"),
         ([[1, 2, 3, 4, 5, float("nan")]], "polygon is not on the image of 40x30"),
@@ -191,6 +193,113 @@ def test_a_segmentation_that_does_not_fit(shape, reason):
 
 
 GOOD = [4, 2, 4, 4]
+LINE, POINT = [10, 10, 12, 10], [32.0, 24.0]
+
+
+def drawn(source, name="11"):
+    """The mask of an image."""
+    return by_id(source)[name].class_mask.draw()
+
+
+@pytest.mark.parametrize("empty", [[], [[]], [[], []], None])
+def test_an_instance_without_points_has_no_segmentation(put, mini, told, empty):
+    put("val2017", 11, [note(1, 11, 3, GOOD, empty)], number=1)
+    source = coco.read(mini, HALF)
+    assert by_id(source)["11"].class_mask is None
+    assert told(source) == ""
+
+
+@pytest.mark.parametrize("other", [LINE, POINT, []])
+def test_points_and_lines_beside_a_polygon_are_dropped(put, mini, told, other):
+    put("val2017", 11, [note(1, 11, 3, GOOD, [*square(4, 2, 4), other])], number=1)
+    source = coco.read(mini, HALF)
+    assert told(source) == ""
+    want = np.zeros((HEIGHT, WIDTH), np.uint8)
+    want[2:6, 4:8] = 1
+    np.testing.assert_array_equal(drawn(source), want)
+    assert by_id(source)["11"].notes == (Note.RING,)
+
+
+def test_a_line_alone_is_no_instance(put, mini, told):
+    put("val2017", 11, [note(1, 11, 3, GOOD, [LINE])], number=1)
+    assert "polygon has the shape (4,): it must be x, y of at least three points" in told(coco.read(mini, HALF))
+
+
+@pytest.mark.parametrize(
+    ("box", "want", "rows", "columns"),
+    [
+        ([-3, 5, 20, 10], (0, 5, 17, 15), (5, 15), (0, 17)),
+        ([30, 10, 13, 25], (30, 10, 40, 30), (10, 30), (30, 40)),
+        ([-2, -2, 45, 35], (0, 0, 40, 30), (0, 30), (0, 40)),
+    ],
+)
+def test_what_leaves_the_image_is_cut_off_at_its_edge_and_counted(put, mini, told, write, box, want, rows, columns):
+    x, y, width, height = box
+    ring = [x, y, x + width, y, x + width, y + height, x, y + height]
+    put("val2017", 11, [note(1, 11, 3, box, [ring])], number=1)
+    source = coco.read(mini, HALF)
+    assert told(source) == ""
+    assert by_id(source)["11"].boxes == (want,)
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[slice(*rows), slice(*columns)] = 1
+    np.testing.assert_array_equal(drawn(source), mask)
+    assert write(mini / "out", source).manifest.notes == {Note.CLIPPED.value: 1}
+
+
+@pytest.mark.parametrize("box", [[35, 5, 10, 10], [-30, 5, 50, 10], [50, 5, 10, 10]])
+def test_what_is_not_more_than_half_on_the_image_is_refused(put, mini, told, box):
+    put("val2017", 11, [note(1, 11, 3, box, [])], number=1)
+    assert "is not on the image of 40x30" in told(coco.read(mini, HALF))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_polygon_is_cut_off_as_one_that_was_drawn_on_a_larger_image(seed):
+    """pycocotools draws it on 3x3 images; the one in the middle is ours."""
+    ring = np.random.default_rng(seed).uniform([-WIDTH, -HEIGHT], [2 * WIDTH, 2 * HEIGHT], (7, 2))
+    large = coco.segment([(ring + np.array([WIDTH, HEIGHT])).ravel().tolist()], 3 * WIDTH, 3 * HEIGHT)
+    middle = large[HEIGHT : 2 * HEIGHT, WIDTH : 2 * WIDTH]
+    small = coco.segment([ring.ravel().tolist()], WIDTH, HEIGHT)
+    assert (small != middle).mean() < 0.02  # pixels of an edge fall either way
+
+
+@pytest.mark.parametrize("form", ["val2017/{}", "./{}", "images/val2017/{}", "./images/{}", "val2017\\{}", ".\\{}"])
+def test_file_names_with_the_folder_of_the_set(put, mini, told, form):
+    plain = coco.read(mini, HALF)
+    path = mini / "annotations/instances_val2017.json"
+    data = json.loads(path.read_text())
+    for entry in data["images"]:
+        entry["file_name"] = form.format(entry["file_name"])
+    path.write_text(json.dumps(data))
+    assert list(coco.read(mini, HALF).rows) == list(plain.rows)
+
+
+def loose(value):
+    """The numbers of an entry as text or floats."""
+    if isinstance(value, dict):
+        return {key: loose(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [loose(inner) for inner in value]
+    return value if isinstance(value, str) else str(value) if value % 2 else float(value)
+
+
+def test_numbers_as_text_or_floats(mini):
+    plain = coco.read(mini, HALF)
+    for path in (mini / "annotations").iterdir():
+        path.write_text(json.dumps({kind: loose(entries) for kind, entries in json.loads(path.read_text()).items()}))
+    source = coco.read(mini, HALF)
+    assert source.classes == plain.classes
+    for row, other in zip(source.rows, plain.rows, strict=True):
+        assert (row.id, row.size, row.labels, row.boxes) == (other.id, other.size, other.labels, other.boxes)
+        if row.class_mask:
+            np.testing.assert_array_equal(row.class_mask.draw(), other.class_mask.draw())
+
+
+def test_a_width_that_is_no_number_of_pixels(mini, told):
+    path = mini / "annotations/instances_val2017.json"
+    path.write_text(path.read_text().replace('"width": 40', '"width": 40.5', 1))
+    assert "val2017/000000000011.jpg: annotation is not in COCO's form: ValueError: 40.5 is no number" in told(
+        coco.read(mini, HALF)
+    )
 
 
 @pytest.mark.parametrize(

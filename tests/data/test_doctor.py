@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from wsol_pipeline.data.doctor import examine
+from wsol_pipeline.data import doctor
 from wsol_pipeline.data.importers import Count
 from wsol_pipeline.protocol import Role
 
@@ -18,6 +18,11 @@ def changed(source, number, **fields):
     rows = list(source.rows)
     rows[number] = replace(rows[number], **fields)
     return replace(source, rows=rows)
+
+
+def examine(*arguments):
+    """What is found, without the tally."""
+    return doctor.examine(*arguments)[0]
 
 
 def only(findings):
@@ -87,12 +92,12 @@ def test_counts_that_were_not_published(source):
 
 def test_images_that_no_split_has(source, tmp_path, jpeg, png):
     rows = list(source.rows)
-    for name in ("used.jpg", "extra.jpg", "words.txt"):
+    for name in ("used.jpg", "extra.jpg"):
         (tmp_path / name).write_bytes(jpeg(77))
     (tmp_path / "mask.png").write_bytes(png())
     used = replace(rows[0], image=tmp_path / "used.jpg", size=None)
-    masked = replace(rows[10], ignore=tmp_path / "mask.png")
-    finding = only(examine(replace(source, rows=[used, *rows[1:10], masked, *rows[11:]])))
+    masked = replace(rows[9], ignore=tmp_path / "mask.png")
+    finding = only(examine(replace(source, rows=[used, *rows[1:9], masked, *rows[10:]])))
     assert finding.items == (str(tmp_path / "extra.jpg"),)
     assert finding.is_note
 

@@ -99,7 +99,7 @@ def test_a_box_that_is_none_hides_no_missing_image(copy, sound, told):
     (root / train).write_bytes(b"")
     lines = unlike(told, read, sound)
     assert any(test_id in line or "a box is four numbers" in line for line in lines)
-    assert f"{train_id}: image is not a readable JPEG or PNG" in lines
+    assert f"{train_id}: image is not a readable JPEG, PNG, WEBP or BMP" in lines
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -112,7 +112,7 @@ def test_a_wrong_line_hides_no_missing_image(layouts, told, tmp_path, name):
     (tmp_path / train).write_bytes(b"")
     lines = told(read())
     assert reason in lines
-    assert f"{train_id}: image is not a readable JPEG or PNG" in lines
+    assert f"{train_id}: image is not a readable JPEG, PNG, WEBP or BMP" in lines
 
 
 @pytest.mark.parametrize("name", ["wsolevaluation", "cub"])

@@ -129,7 +129,7 @@ def attempt(read, out: Path, images: set[bytes]) -> tuple[set[str], set[str]] | 
     """Ids that were stored and ids that were left out; None if the whole was refused."""
     try:
         source = read()
-        findings = examine(source)
+        findings, _ = examine(source)
         manifest = import_dataset(source, Store.at(out), name="fuzz", origin={}, max_bad=0.4)
     except WsolError:
         assert not (out / "manifest.json").exists()

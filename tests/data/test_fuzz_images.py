@@ -1,4 +1,4 @@
-"""Images made to do harm: each is imported as another decoder reads it, or left out with a reason."""
+"""Images made to do harm: each is imported as another decoder reads and turns it, or left out with a reason."""
 
 import io
 import json
@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from wsol_pipeline.data.dataset import open_dataset
 from wsol_pipeline.data.images import decode
@@ -52,7 +52,13 @@ def sound() -> dict[str, bytes]:
         "alpha": encoded(image.convert("RGBA"), "PNG"),
         "one-pixel-png": encoded(Image.new("L", (1, 1)), "PNG"),
     }
-    return jpegs | pngs
+    others = {
+        "webp": encoded(image, "WEBP"),
+        "webp-exact": encoded(image.convert("RGBA"), "WEBP", lossless=True),
+        "bmp": encoded(image, "BMP"),
+        "bmp-palette": encoded(image.quantize(16), "BMP"),
+    }
+    return jpegs | pngs | others
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -78,7 +84,7 @@ def refused() -> dict[str, bytes]:
         "huge-png": header + chunk(b"IDAT", b"") + chunk(b"IEND", b""),
         "text-bomb": png[:33] + chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**26))) + png[33:],
         "many-scans": SOUND["progressive"][:-2] + scan * 5000 + b"\xff\xd9",
-        **{kind: encoded(Image.new("RGB", (9, 7)), kind) for kind in ("GIF", "BMP", "TIFF", "WEBP", "PPM")},
+        **{kind: encoded(Image.new("RGB", (9, 7)), kind) for kind in ("GIF", "TIFF", "PPM")},
     }
 
 
@@ -119,7 +125,7 @@ def mutated(rng: random.Random) -> bytes:
 def another_decoder(data: bytes) -> np.ndarray | None:
     """uint8 RGB [H, W, 3]: a JPEG by OpenCV, others and CMYK, which OpenCV turns otherwise, by PIL."""
     image = Image.open(io.BytesIO(data))
-    if image.format == "PNG" or image.mode == "CMYK":
+    if image.format in ("PNG", "WEBP", "BMP") or image.mode == "CMYK":
         return np.array(image.convert("RGB"))
     return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
 
@@ -151,21 +157,34 @@ def imported(tmp_path, jpeg):
 
 
 def check(cases: dict[str, bytes], stored: dict[str, bytes], bad: dict[str, dict]) -> None:
-    """Each case is in one of both; what is stored is what came, and decodes to what another decoder makes of it."""
+    """Each case is in one of both; what is stored is what came, or as others decode and turn it."""
     assert not stored.keys() & bad.keys()
     assert stored.keys() | bad.keys() == cases.keys()
     for name, row in bad.items():
         assert row["kind"] == "image", name
         assert row["reason"].startswith("image "), name
     for name, data in stored.items():
-        assert data == cases[name]
-        before = time.perf_counter()
+        before = time.process_time()  # a busy machine does not count
         pixels_HWC = decode(data).permute(1, 2, 0).numpy()
-        assert time.perf_counter() - before < 5, name
-        other_HWC = another_decoder(data)
+        assert time.process_time() - before < 5, name
+        other_HWC = another_decoder(cases[name])
         assert other_HWC is not None, name
+        as_it_came = data == cases[name]
+        if not as_it_came:
+            other_HWC = upright(cases[name], other_HWC)
         assert other_HWC.shape == pixels_HWC.shape, name
-        assert np.abs(other_HWC.astype(int) - pixels_HWC).max() <= 1, name
+        off_HWC = np.abs(other_HWC.astype(int) - pixels_HWC)
+        if as_it_came or data.startswith(b"\x89PNG"):
+            assert off_HWC.max() <= 1, name
+        assert off_HWC.mean() <= 4, name  # of a JPEG that was encoded anew
+
+
+def upright(data: bytes, pixels_HWC: np.ndarray) -> np.ndarray:
+    """The pixels of an image that is not stored as it came: turned by PIL, if it is not only of another kind."""
+    exif = Image.Exif()
+    exif[0x0112] = Image.open(io.BytesIO(data)).getexif().get(0x0112, 1)
+    image = Image.open(io.BytesIO(encoded(Image.fromarray(pixels_HWC), "PNG", exif=exif)))
+    return np.array(ImageOps.exif_transpose(image))
 
 
 def test_images_of_all_kinds(imported):
@@ -188,5 +207,5 @@ def test_mutated_images(imported, count):
 
 
 def test_too_many_bad_images_are_refused(imported):
-    with pytest.raises(DataError, match=r"1 of 17 rows are bad, over --max-bad 0.05.*'train/cat/empty.jpg'"):
-        imported(SOUND | {"empty": b""}, max_bad=0.05)
+    with pytest.raises(DataError, match=r"1 of 21 rows are bad, over --max-bad 0.04.*'train/cat/empty.jpg'"):
+        imported(SOUND | {"empty": b""}, max_bad=0.04)

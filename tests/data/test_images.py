@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2 import functional
 
 from wsol_pipeline.data.images import decode, decode_resize, decoder, label_mask, probe, resize
 from wsol_pipeline.errors import DataError
@@ -45,6 +46,15 @@ def test_every_colour_space_becomes_rgb(data, colour):
     assert image.shape == (3, 30, 40)
     assert image.dtype == torch.uint8
     assert np.allclose(image.float().mean((1, 2)), colour, atol=4)  # chroma is quantised
+
+
+def test_a_cpu_without_avx2_resizes_to_the_same_pixels(monkeypatch):
+    image = torch.randint(0, 256, (3, 30, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = functional.resize(image, [17, 17], antialias=True)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    assert not torch.equal(functional.resize(image, [17, 17], antialias=True), expected)
+    assert torch.equal(resize(image, 17), expected)
+    assert resize(image, 17, keep_aspect=True).shape == (3, 17, 22)
 
 
 def huge_png() -> bytes:

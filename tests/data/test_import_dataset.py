@@ -37,7 +37,7 @@ def test_without_arguments_it_writes_the_synthetic_dataset(run, tmp_path):
     assert out.splitlines()[-1] == (
         f"The dataset is at {dataset.uri}. Next: python rayjobs/tune_bas.py --data {dataset.uri}"
     )
-    assert len(out.splitlines()) == 3 + 3  # a line for each shard, three at the end
+    assert len(out.splitlines()) == 3 + 4  # a line for each shard, four at the end
 
 
 def test_the_same_command_again_leaves_the_dataset(run):
@@ -81,7 +81,7 @@ def test_check_reports_and_writes_nothing(run, tmp_path, jpeg):
     boxes.write_text("path,x0,y0,x1,y1\nval/cat/1.jpg,1,2,3,4\ntest/cat/1.jpg,1,2,3,4\n")
     asked = ("--dataset", "folder", "--source", "in", "--out", "out", "--check")
     code, out, _ = run(*asked)
-    assert (code, out) == (0, "No problem was found.\n")
+    assert (code, out) == (0, "taken: train 1 (cat 1), val 1 (cat 1), test 1 (cat 1)\nNo problem was found.\n")
     boxes.write_text("path,x0,y0,x1,y1\nval/cat/1.jpg,1,2,99,4\ntest/cat/1.jpg,1,2,3,4\n")
     (tmp_path / "in/train/cat/2.jpg").write_bytes(jpeg(2))  # as the one in test
     code, out, _ = run(*asked)

@@ -135,6 +135,19 @@ def test_ilsvrc_counts_of_the_whole(tmp_path, options, val, test):
     assert ilsvrc.published(tmp_path, 999, options) == {}
 
 
+def test_ilsvrc_validation_images_in_folders_of_their_classes(imagenet, told):
+    plain = by_id(ilsvrc.read(imagenet, ilsvrc.Options()))
+    val = imagenet / "Data/CLS-LOC/val"
+    for name, (wnid, _) in BOXES.items():
+        (val / wnid).mkdir(exist_ok=True)
+        (val / f"{name}.JPEG").rename(val / wnid / f"{name}.JPEG")
+    source = ilsvrc.read(imagenet, ilsvrc.Options())
+    moved = by_id(source)
+    assert moved.keys() == plain.keys()
+    assert moved[f"val/{VAL[0]}.JPEG"].image == val / TENCH / f"{VAL[0]}.JPEG"
+    assert "file cannot be read" not in told(source)
+
+
 def test_ilsvrc_lists_must_not_overlap(imagenet, write):
     put(imagenet / "splits/test.txt", VAL[0])
     with pytest.raises(DataError, match="must not overlap"):

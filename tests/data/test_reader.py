@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import time
+import weakref
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -17,9 +18,9 @@ from torchvision.transforms.v2 import functional
 
 from wsol_pipeline.data.augment import draw_crops, draw_regions, hash_ids
 from wsol_pipeline.data.dataset import open_dataset
-from wsol_pipeline.data.images import decode
+from wsol_pipeline.data.images import decode, shrunk
 from wsol_pipeline.data.pixels import cached_pixels
-from wsol_pipeline.data.reader import ReadConfig, TrainReader, eval_rows, train_batches
+from wsol_pipeline.data.reader import ReadConfig, Seen, TrainReader, eval_rows, neighbours, train_batches
 from wsol_pipeline.errors import ResourceError, UsageError
 
 SMALL = ReadConfig(resize_size=40, image_size=32)
@@ -119,6 +120,75 @@ def test_images_of_a_short_side_keep_their_aspect(tiny, config, source_rows):
         for name, image, size in zip(batch.ids, batch.images_BCHW, batch.sizes_B2, strict=True):
             assert torch.equal(image, functional.resize(decode(source_rows[name].image), [32], antialias=True))
             assert tuple(size) == source_rows[name].size
+
+
+@pytest.mark.parametrize("mode", ["cached", "streaming"])
+@pytest.mark.parametrize("geometry", ["resize", "resize_crop", "short_side"])
+def test_photographs_come_as_they_are_stored_beside_the_networks_images(masked, config, source_rows, mode, geometry):
+    """The rest of a batch is what it is without them, whether that comes from cached pixels or from shards."""
+    rows = eval_rows(masked.val, replace(config, mode=mode), geometry, 4)
+    alone = [image for batch in rows.batches() for image in batch.images_BCHW]
+    masks = [mask for batch in rows.batches() for mask in batch.masks]
+    batches = list(rows.with_stored().batches())
+    assert [name for batch in batches for name in batch.ids] == masked.val.ids
+    for batch in batches:
+        assert batch.num_shrunk == 0
+        for name, image, photograph, mask, size in zip(
+            batch.ids, batch.images_BCHW, batch.stored_BCHW, batch.masks, batch.sizes_B2, strict=True
+        ):
+            assert torch.equal(photograph, decode(source_rows[name].image))
+            assert tuple(size) == source_rows[name].size
+            assert torch.equal(image, alone.pop(0))
+            assert np.array_equal(mask, masks.pop(0))
+    if geometry == "resize_crop":
+        assert batches[0].whole_BCHW.shape[2:] == (40, 40)
+
+
+@pytest.fixture(scope="module")
+def sized(write, make_source, jpeg, tmp_path_factory):
+    """The tiny dataset; validation has three images of 40 x 30, three of 80 x 60, one of 200 x 100, four of 40 x 30."""
+    source = make_source()
+    sizes = [(40, 30)] * 3 + [(80, 60)] * 3 + [(200, 100)] + [(40, 30)] * 4
+    for number, size in enumerate(sizes):
+        row = source.rows[150 + number]
+        source.rows[150 + number] = replace(row, image=jpeg(number, size), size=size)
+    return write(tmp_path_factory.mktemp("sized") / "data", source)
+
+
+@pytest.mark.parametrize("batch_size", [2, 11])
+def test_photographs_that_are_held_are_bounded(sized, config, monkeypatch, batch_size):
+    """10,000 pixels: two of 80 x 60; the largest is shrunk to 141 x 70; never more than a batch, and the next image."""
+    for module in ("images", "reader"):
+        monkeypatch.setattr(f"wsol_pipeline.data.{module}.STORED_PIXELS", 10_000)
+    alive, most = weakref.WeakSet(), []
+
+    def watched(image_CHW):
+        photograph_CHW = shrunk(image_CHW).clone()
+        alive.add(photograph_CHW)
+        most.append(sum(one[0].numel() for one in alive))
+        return photograph_CHW
+
+    monkeypatch.setattr("wsol_pipeline.data.reader.shrunk", watched)
+    found = []
+    for batch in eval_rows(sized.val, config, "short_side", batch_size).with_stored().batches():
+        found.append((len(batch.ids), tuple(batch.stored_BCHW.shape[2:]), batch.num_shrunk))
+        assert batch.stored_BCHW[:, 0].numel() <= 10_000
+        del batch
+    assert max(most) <= 20_000
+    small, large, largest = (30, 40), (60, 80), (70, 141)
+    if batch_size == 11:
+        expected = [(3, small, 0), (2, large, 0), (1, large, 0), (1, largest, 1), (4, small, 0)]
+    else:
+        expected = [(2, small, 0), (1, small, 0), (1, large, 0), (2, large, 0), (1, largest, 1), (1, small, 0)]
+        expected += [(2, small, 0), (1, small, 0)]
+    assert found == expected
+
+
+def test_a_photograph_counts_once_for_each_of_its_classes():
+    """It is shown to the network for each of them."""
+    images = [Seen(torch.zeros(3, 8, 8), torch.zeros(3, 1000, 1000))] * 6
+    runs = [at.tolist() for at, _ in neighbours(images, np.array([1, 1, 2, 1, 3, 9]))]
+    assert runs == [[0, 1, 2], [3, 4], [5]]  # of 4.2 million pixels
 
 
 @pytest.fixture(scope="module")

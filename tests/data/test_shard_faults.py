@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import cycle, islice
@@ -73,10 +72,9 @@ def test_a_fault_that_passes_changes_nothing(remote, right, s3_proxy, tmp_path, 
 )
 def test_a_fault_that_stays_names_the_shard(remote, s3_proxy, tmp_path, cache_gb, fault, error, said):
     s3_proxy.harm(fault, path="train/00001")
-    began = time.monotonic()
     with pytest.raises(error, match=f"s3://bucket/shards/train/00001.parquet {said}"):
         read(remote, tmp_path, cache_gb)
-    assert time.monotonic() - began < 15
+    assert s3_proxy.injected <= 3  # attempts
 
 
 @pytest.mark.slow

@@ -176,7 +176,7 @@ def test_a_missing_list_names_those_that_there_are(devkit):
 
 
 def test_lists_that_overlap_are_refused(devkit, write):
-    with pytest.raises(DataError, match="'2007_000003'"):
+    with pytest.raises(DataError, match="1 ids come more than once: 2007_000003"):
         write(devkit / "out", voc.read(devkit, voc.Options(test="Segmentation/val", val="Main/val")))
 
 
@@ -190,6 +190,98 @@ def test_several_years_are_refused(devkit):
 def test_ids_cannot_lead_out_of_the_source(devkit):
     put(devkit / "ImageSets/Main/val.txt", "../../../../secret\n..\n" + "long" * 99)
     assert all(row.fault for row in voc.read(devkit, voc.Options()).rows if row.role is Role.VAL)
+
+
+def test_own_images_of_other_endings_are_found_by_their_stem(devkit, told):
+    root = devkit / "JPEGImages"
+    (root / "2007_000001.jpg").rename(root / "2007_000001.JPG")
+    Image.open(root / "2007_000003.jpg").save(root / "2007_000003.png")
+    (root / "2007_000003.jpg").unlink()
+    (root / "2007_000006.jpg").rename(root / "2007_000006.jpeg")
+    rows = by_id(voc.read(devkit, voc.Options()))
+    assert told(voc.read(devkit, voc.Options())) == ""
+    assert [rows[f"2007_00000{n}"].image.suffix for n in (1, 3, 6)] == [".JPG", ".png", ".jpeg"]
+    shutil.copy(root / "2007_000003.png", root / "2007_000003.webp")
+    assert "which one is image '2007_000003'?" in told(voc.read(devkit, voc.Options()))
+
+
+def test_ids_may_have_blanks_and_look_like_flags(devkit, told):
+    """Image "a cat 1" is not image "a cat" with a flag, which there is not."""
+    names = {"2007_000001": "a cat 1", "2007_000003": "IMG 0 (1)", "2007_000005": "b  2"}
+    for path in [*devkit.rglob("2007_00000[135].*")]:
+        path.rename(path.with_stem(names[path.stem]))
+    put(devkit / "ImageSets/Main/train.txt", "a cat 1\n2007_000002\n2007_000004.jpg\n")
+    put(devkit / "ImageSets/Main/val.txt", "IMG 0 (1)\nb  2 1\n")
+    source = voc.read(devkit, voc.Options())
+    assert set(by_id(source)) == {*names.values(), "2007_000002", "2007_000004", "2007_000006"}
+    assert told(source) == ""
+
+
+def test_an_id_of_a_list_that_is_no_image_is_told_whole(devkit, told):
+    put(devkit / "ImageSets/Main/val.txt", "2007_000003\nno such image\n")
+    assert "no such image: annotation" in told(voc.read(devkit, voc.Options()))
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        "<size><width>0</width><height>0</height></size>",
+        "<size><width>40.0</width><height>30.00</height></size>",
+        "",
+    ],
+    ids=["zeros", "floats", "none"],
+)
+def test_sizes_as_other_tools_write_them(devkit, told, size):
+    path = devkit / "Annotations/2007_000003.xml"
+    text = path.read_text()
+    start, end = text.index("<size>"), text.index("</size>") + len("</size>")
+    path.write_text(text[:start] + size + text[end:])
+    source = voc.read(devkit, voc.Options())
+    assert told(source) == ""
+    assert by_id(source)["2007_000003"].size == ((40, 30) if "40" in size else None)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("<width>40</width>", "<width>40.5</width>", "size 40.5x30.0 is not of whole pixels"),
+        ("<width>40</width>", "<width>wide</width>", "size has 'wide' as width, which must be a number"),
+        ("<width>40</width>", "", "size has no width, which must be a number"),
+        ("<xmax>20</xmax>", "<xmax>20,5</xmax>", "the bndbox of object 1 has '20,5' as xmax, which must be a number"),
+        ("<xmax>20</xmax>", "", "the bndbox of object 1 has no xmax, which must be a number"),
+        ("bndbox>", "box>", "object 1, a 'cat', has no bndbox"),
+        ("<name>cat</name>", "<name> </name>", "object 1 has no name"),
+    ],
+)
+def test_an_annotation_that_is_wrong_names_file_place_and_rule(devkit, told, old, new, reason):
+    path = devkit / "Annotations/2007_000001.xml"
+    path.write_text(path.read_text().replace(old, new))
+    assert f"2007_000001: annotation {path}: {reason}" in told(voc.read(devkit, voc.Options()))
+
+
+def test_a_rows_own_fault_is_told_before_what_comes_of_it(devkit, write):
+    """Of both classes no annotation can be read, so neither has an image: the first line is of an annotation."""
+    for path in (devkit / "Annotations").iterdir():
+        path.write_text(path.read_text().replace("<width>40<", "<width>forty<"))
+    with pytest.raises(
+        DataError, match=r"6 images have no sound annotation: .*has 'forty' as width.* And 7 more faults"
+    ):
+        write(devkit / "out", voc.read(devkit, voc.Options()))
+
+
+def test_corners_of_other_tools_count_from_0(devkit, told):
+    annotate(devkit, "2007_000003", [("cat", 0, 0, 0, 39, 29)])
+    assert "whose first pixel is 1 (inclusive1): see --convention" in told(voc.read(devkit, voc.Options()))
+    source = voc.read(devkit, voc.Options(convention="inclusive0"))
+    assert source.box_convention == "inclusive0"
+    assert told(source) == ""
+
+
+def test_a_few_bad_images_of_your_own_are_let_pass_but_none_of_voc(devkit):
+    assert not voc.read(devkit, voc.Options()).benchmark
+    for path in (devkit / "ImageSets/Main").glob("*_train.txt"):
+        path.unlink()
+    assert voc.read(devkit, voc.Options()).benchmark
 
 
 def break_annotation(text):

@@ -27,6 +27,31 @@ def test_a_map_without_range_is_one_box():
     assert (boxes.tolist(), scores.tolist()) == ([[0, 0, 39, 29]], [2.0])
 
 
+def test_a_components_score_is_its_mean_without_what_is_below_the_maps_mean():
+    """Mean 10/3: 3 is zeroed, (4, 5) and (8) are above the mean of what is left.
+
+    With a mean of -1.5, -3 becomes 0 and outranks the -1 that is kept: its component has score 0.
+    """
+    boxes, scores = component_boxes(np.array([[4.0, 5, 0, 3, 0, 8]]), 0.2, RULE, (6, 1))
+    assert (boxes.tolist(), scores.tolist()) == ([[0, 0, 1, 0], [5, 0, 5, 0]], [4.5, 8.0])
+    boxes, scores = component_boxes(np.array([[-1.0, -3, -1, -1]]), 0.2, RULE, (4, 1))
+    assert (boxes.tolist(), scores.tolist()) == ([[1, 0, 1, 0]], [0.0])
+
+
+def test_a_component_that_is_partly_below_the_mean_counts_that_part_as_nothing():
+    """Mean -1.3: -2.5 and -3 become 0 and outrank the -1 that are kept; with the 1 beside them their mean is 1/3."""
+    boxes, scores = component_boxes(np.array([[-1, 1, -2.5, -3, -1]]), 0.2, RULE, (5, 1))
+    assert boxes.tolist() == [[1, 0, 3, 0]]
+    assert scores.tolist() == pytest.approx([1 / 3])
+
+
+def test_components_of_a_mask_have_the_objects_mean_activation():
+    """Where (3, 5, 1, 9) is above (1, 1, 4, 1): 3 is below the object's mean of 4.5 and counts as nothing."""
+    raw = np.array([[[3.0, 5, 1, 9]], [[1, 1, 4, 1]]])
+    boxes, scores = component_boxes(raw, 0.2, RULE, (4, 1))
+    assert (boxes.tolist(), scores.tolist()) == ([[0, 0, 1, 0], [3, 0, 3, 0]], [2.5, 9.0])
+
+
 HERE, THERE = (0, 0, 9, 9), (20, 20, 29, 29)
 TRUTH = {
     ("a", 0): np.array([HERE, THERE], float),

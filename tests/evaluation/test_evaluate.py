@@ -7,6 +7,7 @@ from torch import nn
 
 from wsol_pipeline.errors import DataError, ProtocolError
 from wsol_pipeline.evaluation.baseline import AREA_FRACTIONS, centred_boxes, centred_map, count_centred
+from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.evaluation.evaluate import class_ranks, count, solve, ten_crop_scores
 from wsol_pipeline.evaluation.measures import Truth, choosing
 from wsol_pipeline.evaluation.metrics import ious_per_threshold
@@ -98,6 +99,57 @@ def test_count_of_chosen_settings_equals_the_search():
     assert alone.settings == (4,)
     assert alone.image_hits.ids == tuple("abcdef")
     assert alone.image_hits.ranks.tolist() == [0, 2, 1, 0, 2, 1]  # a..f are of the classes 1, 2, 0, 1, 2, 0
+
+
+class Photographed(Rows):
+    """The same images, cut out of the middle of 40 px that stand for photographs of 80 x 120."""
+
+    stored = False
+
+    def with_stored(self):
+        rows = Photographed(self.role)
+        rows.stored = True
+        return rows
+
+    def batches(self):
+        assert self.stored
+        for batch in super().batches():
+            whole_BCHW = nn.functional.pad(batch.images_BCHW, (4, 4, 4, 4))
+            batch.stored_BCHW = whole_BCHW.repeat_interleave(2, 2).repeat_interleave(3, 3)
+            batch.sizes_B2 = np.array([[120, 80]] * len(batch.ids))
+            batch.boxes = [(boxes + 4) * [3, 2, 3, 2] for boxes in batch.boxes]
+            batch.num_shrunk = 1
+            yield batch
+
+
+class OfPhotographs(Shift):
+    """The map is the photograph's brightness."""
+
+    needs_stored = True
+
+    def settings(self, method):
+        return [0]
+
+    def maps(self, method, images_BCHW, classes_B, setting, output=None, stored_BCHW=None):
+        return stored_BCHW.mean(1)
+
+    def search(self, method, images_BCHW, classes_B, output=None, stored_BCHW=None):
+        yield 0, self.maps(method, images_BCHW, classes_B, 0, stored_BCHW=stored_BCHW)
+
+
+@pytest.mark.parametrize("settings", [None, [0]])
+def test_maps_of_photographs_are_cut_as_a_centre_crop_cuts_the_image(settings):
+    """In 32 of 40 px, where the box is known, the map of the whole photograph finds it, and nowhere else."""
+    rules, seen = protocol("bas-ext", SIZE, 40), []
+    counts = count(
+        Brightness(), OfPhotographs(), Photographed(), rules, settings=settings,
+        on_maps=lambda rows, batch, maps_BHW, *_: seen.append(maps_BHW.shape),
+    )  # fmt: skip
+    assert seen == [(4, 64, 96), (2, 64, 96)]
+    assert transferred(counts, choose(counts, "gt_known_loc"))["gt_known_loc"] == 100
+    assert counts.hits[0, -1].max() == 6  # at an IoU of 0.7 too
+    assert counts.shrunk == 2
+    assert (counts + Counts.from_dict(counts.to_dict())).shrunk == 4
 
 
 class Masked(Rows):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from wsol_pipeline.evaluation.levels import level_image
-from wsol_pipeline.evaluation.maps import normalised_map
+from wsol_pipeline.evaluation.maps import competing_map, normalised_map
 from wsol_pipeline.evaluation.protocols import PROTOCOLS, protocol
 
 
@@ -78,6 +78,29 @@ def test_a_boolean_map_is_not_normalised(name):
     rule = protocol(name, 28)
     for mask_HW in (smooth(0) > 0, np.ones((28, 28), bool), np.zeros((28, 28), bool)):
         np.testing.assert_array_equal(normalised_map(mask_HW, rule), mask_HW)
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_two_maps_are_a_mask_of_where_the_first_is_the_higher(name):
+    """(0, 2) enlarged to four positions is 0, 0.5, 1.5, 2: higher than 1 in the last two. Equal ones are background."""
+    rule, columns = protocol(name, 4, 4), np.array([0.0, 2.0], np.float32)
+    raw = np.stack([np.tile(columns, (2, 1)), np.ones((2, 2), np.float32)])
+    np.testing.assert_array_equal(normalised_map(raw, rule, (4, 4)), [[0, 0, 1, 1]] * 4)
+    assert not normalised_map(raw[[0, 0]], rule, (4, 4)).any()
+    np.testing.assert_array_equal(normalised_map(raw[[1, 0]], rule, (4, 4)), [[1, 1, 0, 0]] * 4)
+
+
+def test_of_overlapping_masks_the_higher_object_comes_first_and_none_is_below_a_threshold():
+    rule = protocol("voc-miou", 3, 3)
+    raw = np.array([[[-5.0, 3, 40]], [[-6, 4, 39]]], np.float32)
+    first, second = competing_map(raw, rule), competing_map(raw + np.array([[[0.5]], [[0.0]]]), rule)
+    assert (first > rule.thresholds.max()).tolist() == [[True, False, True]]
+    assert (second > first).tolist() == [[True, False, True]]
+    near = np.nextafter(raw, np.inf, dtype=np.float32)
+    assert (competing_map(near, rule) >= first).all()
+    assert (competing_map(near, rule) > first).tolist() == [[True, False, True]]
+    plain = np.array([[1.0, 2, 0]])
+    np.testing.assert_array_equal(competing_map(plain, rule), normalised_map(plain, rule))
 
 
 def test_peak_maps_by_hand():

@@ -1,10 +1,20 @@
+import pickle
+
 import cv2
 import numpy as np
 import pytest
 import torch
 
+from wsol_pipeline.evaluation.contours import iou_matrix, ious_of_boxes
 from wsol_pipeline.evaluation.maps import normalised_map
-from wsol_pipeline.evaluation.metrics import LocalizationCounts, found, ious_per_threshold, predicted_box
+from wsol_pipeline.evaluation.metrics import (
+    LocalizationCounts,
+    all_boxes,
+    found,
+    ious_per_threshold,
+    mask_at,
+    predicted_box,
+)
 from wsol_pipeline.evaluation.protocols import protocol
 
 
@@ -171,3 +181,47 @@ def test_threads_change_nothing():
     finally:
         torch.set_num_threads(before)
     np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.parametrize("name", ["wsol-v1", "wsol-v2", "bas-ext", "mldfr", "mldfr-multi"])
+def test_all_boxes_are_those_of_the_slow_way_and_give_the_best_iou(oracle, name):
+    rule, truth = protocol(name), np.array([[40.0, 30, 150, 160], [5, 5, 20, 40]])
+    for seed, threshold in zip(range(6), (0.0, 0.2, 0.35, 0.5, 0.7, 0.9), strict=True):
+        raw = smooth(seed)
+        boxes = all_boxes(raw, threshold, rule, (224, 224))
+        expected = oracle.boxes_of(mask_at(raw, threshold, rule, (224, 224)), rule.box_rule)
+        assert sorted(map(tuple, boxes.tolist())) == sorted(expected)
+        at = int(np.abs(rule.thresholds - threshold).argmin())
+        assert ious_of_boxes(boxes, truth).max() == ious_per_threshold(raw, truth, rule, (224, 224))[at]
+    assert all_boxes(np.zeros((4, 4)), 0.5, rule, (8, 8)).tolist() == [
+        predicted_box(np.zeros((4, 4)), 0.5, rule, (8, 8)).tolist()
+    ]
+
+
+def test_iou_matrix_by_hand():
+    """4x4 boxes, inclusive: equal 1, half of one in the other 8 / 24, apart 0; an inverted true box is never met."""
+    boxes = np.array([[0, 0, 3, 3], [2, 0, 5, 3]])
+    truth = np.array([[0.0, 0, 3, 3], [9, 9, 12, 12], [3, 3, 0, 0]])
+    np.testing.assert_allclose(iou_matrix(boxes, truth), [[1, 0, 0], [1 / 3, 0, 0]])
+    np.testing.assert_array_equal(iou_matrix(boxes, truth).max(1), ious_of_boxes(boxes, truth))
+
+
+@pytest.mark.parametrize("settings", [1, 2])
+def test_computed_metrics_are_per_setting(settings):
+    maps, boxes, ranks = batches(4)
+    metric = LocalizationCounts(protocol("wsol-v1"), num_settings=settings)
+    for setting in range(settings):
+        metric.update(setting, maps, boxes, ranks)
+    for computed in (metric.compute(), pickle.loads(pickle.dumps(metric)).compute()):
+        assert all(values.shape == (settings,) for values in computed.values())
+
+
+def test_overlapping_masks_of_classes_go_to_the_higher_object():
+    """Positions of two classes: S = (3, 5), B = (1, 9) is the first's; B = (1, 1) the second's; B = (4, 9) nobody's."""
+    above, below = torch.tensor([[3.0, 3, 3], [5, 5, 5]]), torch.tensor([[1.0, 1, 4], [9, 1, 9]])
+    maps = torch.stack([above, below], 1)[:, :, None].repeat(1, 1, 3, 1)
+    labels = np.array([[1, 2, 0]] * 3, np.uint8)
+    metric = LocalizationCounts(protocol("voc-miou", 3, 3), masks=True, num_classes=2)
+    pairs = np.array([0, 0]), np.array([0, 1])
+    metric.update(0, maps, [np.empty((0, 4))] * 2, [0, 0], [labels, labels], [(3, 3)] * 2, pairs)
+    assert metric.compute()["miou"].tolist() == [100]

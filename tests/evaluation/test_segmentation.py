@@ -41,6 +41,7 @@ class Rows:
         self.batch = SimpleNamespace(
             ids=list("abcde")[part], images_BCHW=images[part], labels_B=labels[part], masks=masks[part],
             boxes=boxes[part], box_labels=box_labels[part], sizes_B2=np.array([[16, 12]] * 5)[part], whole_BCHW=None,
+            stored_BCHW=None,
         )  # fmt: skip
 
     def batches(self):
@@ -95,7 +96,7 @@ def by_definition(matrix):
 
 
 def counted(rows, **options):
-    prepare = lambda images, device: images.float() / 255 - 0.5  # noqa: E731
+    prepare = lambda images, device, dtype: images.to(dtype) / 255 - 0.5  # noqa: E731
     return count(Grey(), ClassMaps(), rows, RULE, prepare=prepare, **options)
 
 

@@ -8,6 +8,7 @@ from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.evaluation.counts import Counts, ImageHits
 from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.evaluation.selection import (
+    at_threshold,
     balanced,
     best,
     bootstrap,
@@ -233,6 +234,15 @@ def test_corloc_is_read_at_the_threshold_of_gt_known():
     hits = np.zeros((2, 3, 4), bool)
     hits[0, :, 2] = hits[1, :, 1] = True  # VAL chose .5 for GT-known, the third threshold
     assert transferred(with_images(hits, [0, 0], labels=[0, 1]), choose(VAL))["corloc"] == 50
+
+
+def test_a_metric_at_a_fixed_threshold():
+    """Of setting 20: at .5 (the nearest to .55) 2, 6 and 0 of ten; at 0 1, 1 and 0."""
+    assert at_threshold(VAL, "max_box_acc_v2", 0.55) == pytest.approx([40, 80 / 3])
+    assert at_threshold(VAL, "max_box_acc_v2", 0)[1] == pytest.approx(20 / 3)
+    assert at_threshold(VAL, "gt_known_loc", 0.75).tolist() == [30, 60]
+    with pytest.raises(UsageError, match="Unknown metric of these counts 'pxap'"):
+        at_threshold(VAL, "pxap", 0.5)
 
 
 def test_errors_are_what_is_missing():

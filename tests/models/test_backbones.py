@@ -292,6 +292,31 @@ def test_weights_from_a_file(tmp_path, state, suffix):
     assert torch.equal(method.fc.bias, state["fc.bias"])
 
 
+@pytest.mark.parametrize("outer", ["", "state_dict", "model"])
+@pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod."])
+def test_weights_in_a_trainings_checkpoint(tmp_path, state, caplog, outer, prefix):
+    """As DataParallel, torch.compile and the usual training scripts save them, with a head for other classes."""
+    named = {prefix + key: tensor for key, tensor in state.items()}
+    path = str(tmp_path / "weights.pth")
+    torch.save({"epoch": 3, "arch": "resnet18", outer: named, "optimizer": {}} if outer else named, path)
+    loaded = backbone("resnet18", "large", path)
+    assert torch.equal(loaded.get_parameter("layer4.1.conv2.weight"), state["layer4.1.conv2.weight"])
+    assert bool(caplog.messages) == bool(outer or prefix)
+    assert all(f"{len(state)} tensors, read from" in message for message in caplog.messages)
+
+
+def test_wrapped_weights_are_checked_as_others(tmp_path, state):
+    path = tmp_path / "weights.pth"
+    torch.save(
+        {"state_dict": {f"module.{key}": tensor for key, tensor in state.items() if key != "conv1.weight"}}, path
+    )
+    with pytest.raises(ValueError, match=r"not of a ResNet: 1 tensors missing \['conv1.weight'\]"):
+        backbone("resnet18", "large", str(path))
+    torch.save({"state_dict": {f"module.{key}": tensor for key, tensor in state.items()} | {"x": torch.zeros(1)}}, path)
+    with pytest.raises(ValueError, match="not of a ResNet: 100 tensors missing"):
+        backbone("resnet18", "large", str(path))
+
+
 def test_weights_that_do_not_fit(tmp_path, state):
     def refuse(contents, message, name="resnet18"):
         path = tmp_path / "weights.pth"

@@ -95,6 +95,13 @@ def test_guidance_weighs_positions():
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-1)))
 
 
+def test_the_scores_behind_guidance_are_the_class_maps_pooled_over_the_foreground():
+    """score_2: (2·1 + 0·0.5) / 2 and (0·1 + 6·0.5) / 2; where sizes differ the map is averaged first, (1 + 0) / 2."""
+    class_maps = torch.tensor([[[[2.0, 0.0]], [[0.0, 6.0]]]])
+    assert bas.foreground_scores(class_maps, torch.tensor([[[1.0, 0.5]]])).tolist() == [[1.0, 1.5]]
+    assert bas.foreground_scores(torch.full((1, 1, 1, 1), 8.0), torch.tensor([[[1.0, 0.0]]])).tolist() == [[4.0]]
+
+
 def test_guidance_equals_pooling_two_by_two():
     """The papers' 28x28 map and 14x14 class maps."""
     torch.manual_seed(0)

@@ -202,14 +202,14 @@ def spread(method: bcam.Method) -> float:
 
 @pytest.mark.parametrize("init", ["zero", "xavier"])
 def test_heads_that_start_equal_never_differ(init):
-    method = build(heads=100, aggregator_init=init)
+    method, batch = build(heads=100, aggregator_init=init).double(), images().double()
     optimizer = torch.optim.SGD(method.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-4)
     for _ in range(50):
         optimizer.zero_grad()
-        sum(bcam.losses(method(images(), TARGETS), method.config).values()).backward()
+        sum(bcam.losses(method(batch, TARGETS), method.config).values()).backward()
         optimizer.step()
     assert method.aggregator_A.weight.abs().max() > 1e-3
-    assert (spread(method) == 0) == (init == "zero")
+    assert (spread(method) < 1e-9) == (init == "zero")  # a CPU may sum in another order for some heads
 
 
 def test_heads_divide_their_gradient():
@@ -218,9 +218,10 @@ def test_heads_divide_their_gradient():
     for heads in (1, 100):
         method = build(heads=heads)
         method.load_state_dict({k: v for k, v in build().state_dict().items() if "aggregator" not in k}, strict=False)
-        sum(bcam.losses(method(images(), TARGETS), method.config).values()).backward()
+        loss = sum(bcam.losses(method.double()(images().double(), TARGETS), method.config).values())
+        loss.backward()
         outputs[heads] = method.aggregator_A.weight.grad
-    torch.testing.assert_close(outputs[100], (outputs[1] / 100).expand(100, -1, -1, -1), rtol=1e-4, atol=1e-8)
+    torch.testing.assert_close(outputs[100], (outputs[1] / 100).expand(100, -1, -1, -1), rtol=1e-9, atol=1e-12)
 
 
 # --- targets ----------------------------------------------------------------------------------------------------------

@@ -56,13 +56,13 @@ def test_rules_by_hand(rule, expected):
     assert weigh(features, gradients, rule).tolist() == [[expected]]
 
 
-def test_mask_by_hand():
-    """(0, 2) enlarged to four positions is 0, 0.5, 1.5, 2: higher than 1 in the last two. Equal ones are background."""
+def test_a_mask_is_told_by_the_maps_of_object_and_background():
     over = {"object": torch.tensor([[[0.0, 2.0]]]), "background": torch.tensor([[[1.0, 1.0]]])}
-    passes = Passes({}, {}, over, torch.Size((1, 4)))
-    assert readout("bcam").read(passes, CLASSES, "plain/mask").tolist() == [[[0, 0, 1, 1]]]
-    equal = Passes({}, {}, {"object": over["object"], "background": over["object"]}, torch.Size((1, 4)))
-    assert not readout("bcam").read(equal, CLASSES, "plain/mask").any()
+    assert readout("bcam").read(Passes({}, {}, over), CLASSES, "plain/mask").tolist() == [[[[0, 2]], [[1, 1]]]]
+
+
+def large(maps: torch.Tensor) -> torch.Tensor:
+    return F.interpolate(maps[:, None], (48, 48), mode="bilinear", align_corners=False)[:, 0]
 
 
 def literal(method: bcam.Method, image: torch.Tensor, k: int, stage: str, reading: str, mode: str) -> torch.Tensor:
@@ -114,16 +114,11 @@ def test_maps_are_plain_autograd_on_every_network(backbone, stage):
         maps = {}
         for mode in ("object", "background"):
             pairs = zip(images(), CLASSES, strict=True)
-            maps[mode] = torch.stack([literal(oracle, image, k, stage, reading, mode) for image, k in pairs])
-            torch.testing.assert_close(found[f"{prefix}/{mode}"], maps[mode].float(), rtol=1e-6, atol=1e-6 * scale)
+            maps[mode] = large(torch.stack([literal(oracle, image, k, stage, reading, mode) for image, k in pairs]))
+            torch.testing.assert_close(found[f"{prefix}/{mode}"], maps[mode], rtol=1e-6, atol=1e-6 * scale)
             assert (maps[mode].abs().max().item() < 1e-9 * scale) == empty(stage, reading, mode)
-        mask = found[f"{prefix}/mask"]
-        assert mask.shape == (2, 48, 48)
-        assert set(mask.unique().tolist()) <= {0.0, 1.0}
-        if not empty(stage, reading, "object"):
-            enlarged = {m: F.interpolate(x[:, None], (48, 48), mode="bilinear")[:, 0] for m, x in maps.items()}
-            agree = (mask == 1) == (enlarged["object"] > enlarged["background"])
-            assert agree.float().mean() > 0.999  # all but ties by rounding
+        both = torch.stack([found[f"{prefix}/{mode}"] for mode in ("object", "background")], dim=1)
+        torch.testing.assert_close(found[f"{prefix}/mask"], both, rtol=0, atol=0)
 
 
 def test_conv6_is_tapped_before_its_relu():
@@ -166,16 +161,31 @@ def test_class_agnostic_maps_are_of_the_sum_of_all_scores(tiny):
     found = dict(readout("bcam", class_agnostic=True).search(tiny, images(), CLASSES))
     output = copy.deepcopy(tiny)(images(), taps=("block4",))
     G = torch.autograd.grad((output.logits_BK - output.b_o_BK).sum(), output.taps["block4"])[0]
-    expected = weigh(output.taps["block4"], G, "grad_x_meangrad").float()
+    expected = large(weigh(output.taps["block4"], G, "grad_x_meangrad"))
     torch.testing.assert_close(found["block4/grad_x_meangrad/code/object"], expected, rtol=1e-5, atol=1e-9)
-    plain = tiny.classifier_A(output.features_BCHW).sum(1).float()
+    plain = large(tiny.classifier_A(output.features_BCHW).sum(1))
     torch.testing.assert_close(found["plain/object"], plain)
 
 
 def test_negative_scores_can_be_left_out_before_maps_are_added_up(tiny):
     found = dict(readout("bcam", readings=("plain", "plain_relu"), modes=("object",)).search(tiny, images(), CLASSES))
     assert found["plain/object"].min() < 0
-    torch.testing.assert_close(found["plain_relu/object"], found["plain/object"].clamp(min=0))
+    coarse = dict(readout("bcam", readings=("plain",), modes=("object",)).coarse_search(tiny, images(), CLASSES))
+    torch.testing.assert_close(found["plain_relu/object"], large(coarse["plain/object"].clamp(min=0)))
+
+
+def test_a_mask_of_several_scales_and_mirror_images_compares_the_sums_of_both_maps(tiny):
+    """As the object's map is summed up, so is the background's: no mask is made of a single view."""
+    settings = {"readings": ("plain",), "modes": ("object", "background", "mask")}
+    pyramid = readout("pyramid", scales=(1.0, 1.5), mirror=True, over="bcam", options=settings)
+    found = dict(pyramid.search(tiny, images(), CLASSES))
+    mask, sums = found["1+1.5/plain/mask"], [found[f"1+1.5/plain/{mode}"] for mode in ("object", "background")]
+    torch.testing.assert_close(mask, torch.stack(sums, dim=1))
+    coarse = dict(readout("bcam", **settings).coarse_search(tiny, images(), CLASSES))
+    mirrored = dict(readout("bcam", **settings).coarse_search(tiny, images().flip(-1), CLASSES))
+    one = large(coarse["plain/background"]) + large(mirrored["plain/background"]).flip(-1)
+    torch.testing.assert_close(found["1/plain/mask"][:, 1], one)
+    torch.testing.assert_close(pyramid.maps(tiny, images(), CLASSES, "1+1.5/plain/mask"), mask)
 
 
 def test_a_search_costs_one_forward_and_one_backward_per_score(tiny, monkeypatch):

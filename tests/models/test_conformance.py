@@ -88,6 +88,19 @@ def test_training_step(name, backbone):
         assert method.lr_scale(parameter_name) > 0
 
 
+@pytest.mark.parametrize("targets", [TARGETS, torch.tensor([[1.0, 0, 1, 0], [0, 1, 1, 1]])], ids=["one", "several"])
+@pytest.mark.parametrize("name", [name for name in methods() if name not in ("spg", "dawsol")])
+def test_terms_of_each_image_have_the_terms_as_their_mean(name, targets):
+    method, losses = make(name, "tiny").double(), method_module(name).losses
+    output = method(images().double(), targets.double() if targets.ndim == 2 else targets)
+    terms, of_images = losses(output, method.config), losses(output, method.config, reduction="none")
+    assert terms.keys() == of_images.keys()
+    for term in terms:
+        assert of_images[term].shape == (2,)
+        assert of_images[term][0] != of_images[term][1]
+        torch.testing.assert_close(of_images[term].mean(), terms[term], rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("name", methods())
 def test_mixed_precision(name):
     """Under bfloat16 autocast the terms stay close to float32's."""
@@ -101,6 +114,18 @@ def test_mixed_precision(name):
         torch.testing.assert_close(terms[term].float(), exact[term], rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize("name", methods())
+def test_float64(name):
+    """Every term is float64 from end to end: a part in float32 would leave its rounding in the gradients."""
+    method = make(name, "tiny")
+    rounded = terms_of(name, method, images())
+    terms = terms_of(name, method.double(), images().double())
+    sum(terms.values()).backward()
+    for term in terms:
+        assert terms[term].dtype == torch.float64
+        torch.testing.assert_close(terms[term].float(), rounded[term], rtol=0.05, atol=0.05)
+
+
 @pytest.mark.parametrize("name", [name for name in methods() if name not in BATCH_WIDE])
 @pytest.mark.parametrize("targets", [torch.tensor([1, 3, 0, 2]), torch.tensor([[1.0, 1, 0, 1]] * 4)])
 def test_parts_of_a_batch_together_give_its_gradients(name, targets):
@@ -108,8 +133,8 @@ def test_parts_of_a_batch_together_give_its_gradients(name, targets):
 
     For the rest, and in the training loop, `tests/training/test_workers.py` starts workers.
     """
-    method = make(name, "tiny", **NO_BATCH_NORM.get(name, {}))
-    batch, ids = torch.cat([images(), images().flip(0) + 1]), ["a", "b", "c", "d"]
+    method = make(name, "tiny", **NO_BATCH_NORM.get(name, {})).double()
+    batch, ids = torch.cat([images(), images().flip(0) + 1]).double(), ["a", "b", "c", "d"]
 
     def gradients(rows: slice) -> torch.Tensor:
         torch.manual_seed(3)
@@ -118,17 +143,17 @@ def test_parts_of_a_batch_together_give_its_gradients(name, targets):
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(method.parameters()))])
 
     whole, parts = gradients(slice(4)), (3 * gradients(slice(3)) + gradients(slice(3, 4))) / 4
-    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5 * float(whole.abs().max()))
+    torch.testing.assert_close(parts, whole, rtol=1e-9, atol=1e-9 * float(whole.abs().max()))
 
 
 @pytest.mark.parametrize("name", methods())
 def test_channels_last_changes_no_number(name):
-    method = make(name, "tiny")
-    expected = terms_of(name, method, images())
+    method, batch = make(name, "tiny").double(), images().double()
+    expected = terms_of(name, method, batch)
     method = method.to(memory_format=torch.channels_last)
-    terms = terms_of(name, method, images().to(memory_format=torch.channels_last))
+    terms = terms_of(name, method, batch.to(memory_format=torch.channels_last))
     for term in terms:
-        torch.testing.assert_close(terms[term], expected[term], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(terms[term], expected[term], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -148,13 +173,13 @@ def test_gpu(name):
 
 @pytest.mark.parametrize("name", methods())
 def test_learns(name):
-    """Ten steps on two images lower the loss."""
-    method = make(name, "tiny")
+    """Ten steps on two images lower the loss; in float64, so that rounding has no say."""
+    method, batch = make(name, "tiny").double(), images().double()
     optimizer = torch.optim.SGD(method.parameters(), lr=0.05)
     history = []
     for _ in range(10):
         optimizer.zero_grad()
-        loss = sum(method_module(name).losses(method(images(), TARGETS), method.config).values())
+        loss = sum(method_module(name).losses(method(batch, TARGETS), method.config).values())
         loss.backward()
         optimizer.step()
         history.append(loss.item())
@@ -170,13 +195,13 @@ def test_losses_without_targets_are_refused(name):
 
 @pytest.mark.parametrize(("name", "backbone"), CASES)
 def test_evaluation_is_deterministic_and_changes_nothing(name, backbone):
-    method = make(name, backbone).eval()
+    method, batch = make(name, backbone).double().eval(), images().double()
     before = {key: value.clone() for key, value in method.state_dict().items()}
-    first, second = method(images()), method(images())
+    first, second = method(batch), method(batch)
     assert torch.equal(first.logits_BK, second.logits_BK)
     assert all(torch.equal(value, before[key]) for key, value in method.state_dict().items())
-    alone = method(images()[:1])
-    torch.testing.assert_close(alone.logits_BK, first.logits_BK[:1], rtol=1e-4, atol=1e-5)
+    alone = method(batch[:1])
+    torch.testing.assert_close(alone.logits_BK, first.logits_BK[:1], rtol=1e-9, atol=1e-9)
     if first.maps_BKHW is not None:
         assert first.maps_BKHW.shape[:2] == (2, CLASSES)
         assert first.maps_BKHW.isfinite().all()
@@ -214,27 +239,39 @@ def test_readout(name, readout_name):
     settings = reader.settings(method)
     assert json.loads(json.dumps(settings)) == settings
     assert len(set(settings)) == len(settings)
-    found = list(reader.search(method, images(), TARGETS))
+    handed = {"stored_BCHW": images()} if reader.needs_stored else {}
+    found = list(reader.search(method, images(), TARGETS, **handed))
     assert [setting for setting, _ in found] == settings
-    shared = list(reader.search(method, images(), TARGETS, method(images())))
+    shared = list(reader.search(method, images(), TARGETS, method(images()), **handed))
     for (setting, maps), (_, maps_of_shared) in zip(found, shared, strict=True):
-        assert maps.ndim == 3
-        assert len(maps) == 2
-        assert maps.dtype == (torch.bool if str(setting).endswith("/mask") else torch.float32)
+        assert maps.shape[:-2] == ((2, 2) if str(setting).endswith("/mask") else (2,))
+        assert maps.shape[-2:] == (64, 64) or not reader.enlarges
+        assert maps.dtype == torch.float32
         assert maps.isfinite().all()
         assert not maps.requires_grad
         assert torch.equal(maps, maps_of_shared)
-        assert torch.equal(maps, reader.maps(method, images(), TARGETS, setting))
+        assert torch.equal(maps, reader.maps(method, images(), TARGETS, setting, **handed))
     assert hooks(method) == 0
     assert all(parameter.grad is None for parameter in method.parameters())
 
 
 @pytest.mark.parametrize(("name", "readout_name"), READ)
 def test_readout_in_mixed_precision(name, readout_name):
-    """Maps stay float32 or masks, and finite."""
+    """Maps stay float32 and finite."""
     method = make(name, "tiny").eval()
     with torch.autocast("cpu", torch.bfloat16):
-        found = list(readout(readout_name).search(method, images(), TARGETS))
-    for setting, maps in found:
-        assert maps.dtype == (torch.bool if str(setting).endswith("/mask") else torch.float32)
+        reader = readout(readout_name)
+        handed = {"stored_BCHW": images()} if reader.needs_stored else {}
+        found = list(reader.search(method, images(), TARGETS, **handed))
+    for _, maps in found:
+        assert maps.dtype == torch.float32
         assert maps.isfinite().all()
+
+
+@pytest.mark.parametrize(("name", "readout_name"), READ)
+def test_maps_of_a_float64_model_stay_float64(name, readout_name):
+    method = make(name, "tiny").double().eval()
+    reader = readout(readout_name)
+    handed = {"stored_BCHW": images().double()} if reader.needs_stored else {}
+    for setting, maps in reader.search(method, images().double(), TARGETS, **handed):
+        assert maps.dtype == torch.float64, setting

@@ -116,7 +116,7 @@ def test_score_gradients_by_hand():
     logits = torch.tensor([[-2.0, 0.0]], requires_grad=True)
     for score, expected in (("logit", 1.0), ("log_logit", -0.5), ("log_softmax", 1 - 1 / (1 + math.exp(2)))):
         values, objective = score_of(logits, torch.tensor([0]), score)
-        assert values.tolist() == [-2]
+        assert values.item() == pytest.approx(-2 if score != "log_softmax" else 1 / (1 + math.exp(2)))
         gradient = torch.autograd.grad(objective.sum(), logits)[0]
         assert gradient[0, 0].item() == pytest.approx(expected)
         assert gradient[0, 1].item() == pytest.approx(0.0 if score != "log_softmax" else -1 / (1 + math.exp(-2)))
@@ -157,7 +157,7 @@ def literal(
     logit = output.logits_BK[0, k]
     score = {"logit": logit, "log_logit": logit.log(), "log_softmax": F.log_softmax(output.logits_BK[0], 0)[k]}[log]
     gradient = torch.autograd.grad(score, output.taps[stage])[0]
-    size, s = gradient.shape[2:], logit.item()
+    size, s = gradient.shape[2:], score.exp().item() if log == "log_softmax" else logit.item()
     z, g = output.taps[stage][0].detach().flatten(1), gradient[0].flatten(1)
     cube = 2 * g**2 + (z * g**3).sum(1, keepdim=True)
     alpha = g**2 / (torch.where(cube == 0, 1, cube) + 1e-7)
@@ -178,7 +178,8 @@ def literal(
         flat = sum(F.relu(z[c] * (diagonal[c] * (1 + a[c]) * g[c]).sum()) for c in range(len(a)))
     else:
         flat = torch.einsum("ci,cn,n,cn->i", z, diagonal, (1 + a).sum(0), g)
-    return flat.reshape(size).float()
+    whole = F.interpolate(flat.reshape(1, 1, *size), image.shape[1:], mode="bilinear", align_corners=False)
+    return whole[0, 0]
 
 
 def check(method, name, stage, setting=("ours3", "code"), **options):
@@ -211,6 +212,34 @@ def test_bagcams_in_every_form(tiny, weighting, formula, score, guided):
     check(tiny, "bagcams", "block3", (weighting, formula), **options)
 
 
+def test_a_negative_logit_turns_no_map_over_where_the_probability_is_meant(tiny):
+    """Eq. 12 has s_k in front: the logit of class 0 is negative, its probability never is."""
+    reader = readout("bagcams", stages=("block3",), formula="paper", score="log_softmax", guided_relu=False)
+    passes = reader.passes(tiny, images(), torch.tensor([0, 0]), ["block3/ours3"], None)
+    logits = tiny(images()).logits_BK
+    assert (logits[:, 0] < 0).all()
+    torch.testing.assert_close(passes.scores_B, logits.softmax(1)[:, 0])
+    terms = passes.features["block3"] * passes.gradients["block3"]
+    bracket = (logits.softmax(1)[:, 0] * (1 + terms).sum((1, 2, 3)))[:, None, None]
+    found = reader.coarse_maps(tiny, images(), torch.tensor([0, 0]), "block3/ours3")
+    torch.testing.assert_close(found, bracket * terms.sum(1))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_maps_are_enlarged_bilinearly_to_the_image(tiny, name):
+    """By hand, from what each cell says: between two cells' middles the map is a straight line, and flat beyond."""
+    reader = readout(name, stages=("block3",))
+    (setting,) = reader.settings(tiny)
+    coarse, maps = (read(tiny, images(), CLASSES, setting) for read in (reader.coarse_maps, reader.maps))
+    side, size = coarse.shape[1], 64
+    at = [min(max((i + 0.5) * side / size - 0.5, 0), side - 1) for i in range(size)]
+    weights = torch.tensor([[max(0, 1 - abs(x - cell)) for cell in range(side)] for x in at], dtype=torch.float64)
+    assert maps.shape == (2, size, size)
+    torch.testing.assert_close(maps, weights @ coarse @ weights.T)
+    assert not readout("cam").enlarges
+    assert readout("cam").maps(tiny, images(), CLASSES, "cam").shape[1] < size
+
+
 def test_guidance_starts_below_the_tap():
     """No ReLU of the backbone comes after layer4, so there guided gradients are plain ones; at layer3 they differ."""
     method = make("cam", "resnet18")
@@ -228,7 +257,7 @@ def test_equation_12_is_pcs_without_relu(tiny):
     found = equation.maps(tiny, images(), CLASSES, "block3/ours3")
     output = tiny(images(), taps=("block3",))
     gradients = torch.autograd.grad(output.logits_BK.gather(1, CLASSES[:, None]).sum(), output.taps["block3"])[0]
-    scores = (gradients * output.taps["block3"]).sum(1).float()
+    scores = F.interpolate((gradients * output.taps["block3"]).sum(1)[None], (64, 64), mode="bilinear")[0]
     for map_HW, scores_HW in zip(found, scores, strict=True):
         candidates = [min_max(scores_HW), min_max(-scores_HW)]
         assert any(torch.allclose(min_max(map_HW), candidate, atol=1e-5) for candidate in candidates)
@@ -241,7 +270,7 @@ def min_max(map_HW: torch.Tensor) -> torch.Tensor:
 def test_at_the_input_of_a_linear_head_grad_cam_is_cam(tiny):
     """Mean gradients are weights over positions, and CAM takes the mean over channels: equal up to a factor."""
     expected = readout("cam").maps(tiny, images(), CLASSES, "cam")
-    maps = readout("gradcam").maps(tiny, images(), CLASSES, "block4")
+    maps = readout("gradcam").coarse_maps(tiny, images(), CLASSES, "block4")
     channels, positions = 64, maps[0].numel()
     torch.testing.assert_close(maps * positions, F.relu(expected * channels))
 
@@ -270,7 +299,7 @@ def test_search_single_reads_and_single_images_agree(tiny, name):
     options = {"weightings": WEIGHTINGS} if name == "bagcams" else {}
     reader = readout(name, stages="all", **options)
     for setting, maps in reader.search(tiny, images(), CLASSES):
-        assert maps.dtype == torch.float32
+        assert maps.dtype == torch.float64
         assert torch.equal(maps, reader.maps(tiny, images(), CLASSES, setting))
         for i in range(2):
             alone = reader.maps(tiny, images()[i : i + 1], CLASSES[i : i + 1], setting)

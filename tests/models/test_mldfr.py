@@ -95,16 +95,16 @@ def test_places_and_kernels_of_the_papers_table(name):
 
 
 def test_forward_is_the_network_with_attention_after_its_places():
-    method = build(kernel3=9)
-    features = images()
+    method = build(kernel3=9).double()
+    features = images().double()
     for name in method.backbone.names:
         features = method.backbone.get_submodule(name)(features)
         if name in ("block1", "block2", "block3"):
             features = literal_attention(method.sa[name], features)
     maps = torch.einsum("bchw,kc->bkhw", features, method.fc.weight[:, :, 0, 0]) + method.fc.bias[:, None, None]
-    output = method(images(), TARGETS)
-    torch.testing.assert_close(output.maps_BKHW, maps, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(output.logits_BK, maps.mean((2, 3)), rtol=1e-4, atol=1e-5)
+    output = method(images().double(), TARGETS)
+    torch.testing.assert_close(output.maps_BKHW, maps, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(output.logits_BK, maps.mean((2, 3)), rtol=1e-9, atol=1e-9)
     assert method.sa["block3"].spatial[0].kernel_size == (9, 9)
 
 
@@ -231,8 +231,9 @@ def test_all_batch_norms_become_virtual():
     assert method.state_dict().keys() == {
         name for name in build("resnet18").state_dict() if not name.endswith("num_batches_tracked")
     }
-    alone = [method(images(4)[part]).logits_BK for part in (slice(2), slice(2, 4))]
-    torch.testing.assert_close(method(images(4)).logits_BK, torch.cat(alone), rtol=1e-4, atol=1e-5)
+    method, batch = method.double(), images(4).double()
+    alone = [method(batch[part]).logits_BK for part in (slice(2), slice(2, 4))]
+    torch.testing.assert_close(method(batch).logits_BK, torch.cat(alone), rtol=1e-9, atol=1e-9)
 
 
 # --- initialisation ---------------------------------------------------------------------------------------------------

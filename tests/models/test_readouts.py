@@ -3,11 +3,14 @@
 import pytest
 import torch
 from torch.nn import functional as F
+from torchvision.transforms.v2 import functional
 
 import wsol_models
 from wsol_models._layers import Output
 from wsol_models.readouts import readout
 from wsol_models.readouts.cam import class_activation_maps
+from wsol_models.readouts.pyramid import scaled
+from wsol_models.readouts.suppression import Judge
 from wsol_models.readouts.topk import by_score
 
 CLASSES = torch.tensor([3, 0, 5])
@@ -130,55 +133,103 @@ def test_maps_are_read_in_eval_mode():
         readout("topk").settings(method)
 
 
-def at_scale(method, images, classes, scale, over, setting):
-    """The oracle: the images at this scale, the map below, back to the images' size."""
-    size = [round(scale * side) for side in images.shape[2:]]
-    scaled = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
-    maps = readout(over).maps(method, scaled, classes, setting)
-    return F.interpolate(maps[:, None], images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+@pytest.fixture(scope="module")
+def mldfr():
+    """In float64, like the photographs it is shown."""
+    torch.manual_seed(0)
+    return wsol_models.build("mldfr", backbone="tiny", num_classes=6).double().eval()
+
+
+PHOTOGRAPHS = torch.randn(3, 3, 75, 110, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+NETWORKS = torch.zeros(3, 3, 32, 46, dtype=torch.float64)  # only their size counts
+
+
+def of_photographs(seen, maps_of, size=(75, 110)):
+    """The oracle's last step: maps of what was seen, enlarged once."""
+    return F.interpolate(maps_of(seen)[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def own_maps(method):
+    return lambda images: method(images).maps_BKHW.detach()[[0, 1, 2], CLASSES]
+
+
+def test_pyramid_is_of_the_photograph_resized_by_its_short_side(mldfr):
+    """mLDFR's procedure by torchvision's Resize, in float64: short sides 32, 48, 64, maps enlarged once, raw sum."""
+    pyramid = readout("pyramid", scales=(2, 1.0, 1.5), over="topk", options={"ks": (1,)})
+    found = dict(pyramid.search(mldfr, NETWORKS, CLASSES, stored_BCHW=PHOTOGRAPHS))
+    layers = {}
+    for name, side, width in (("1", 32, 46), ("1.5", 48, 70), ("2", 64, 93)):
+        seen = functional.resize(PHOTOGRAPHS, [side], antialias=True)
+        assert seen.shape[2:] == (side, width)
+        layers[name] = of_photographs(seen, own_maps(mldfr))
+    assert len(found) == 7
+    for setting, maps in found.items():
+        expected = sum(layers[scale] for scale in setting.removesuffix("/1").split("+"))
+        torch.testing.assert_close(maps, expected, rtol=1e-12, atol=1e-12)
+    alone = pyramid.maps(mldfr, NETWORKS, CLASSES, "1+1.5+2/1", stored_BCHW=PHOTOGRAPHS)
+    torch.testing.assert_close(alone, found["1+1.5+2/1"], rtol=0, atol=0)
+
+
+def test_pyramid_of_segmentation_seeds(mldfr):
+    """The photograph's own size times .5, 1, 1.5, 2 as Python rounds, bicubic; an image and its mirror image; maps on a
+    canvas of 80 x 112, of which the photograph is the upper left."""
+    pyramid = readout(
+        "pyramid", scales=(0.5, 1.0, 1.5, 2.0), base="stored", mirror=True, resampling="bicubic", canvas=16,
+        over="topk", options={"ks": (1,)},
+    )  # fmt: skip
+    expected = 0
+    for size in ([38, 55], [75, 110], [112, 165], [150, 220]):
+        seen = functional.resize(PHOTOGRAPHS, size, functional.InterpolationMode.BICUBIC, antialias=True)
+        expected = expected + of_photographs(seen, own_maps(mldfr), (80, 112))
+        mirrored = lambda images: own_maps(mldfr)(images.flip(-1)).flip(-1)  # noqa: E731
+        expected = expected + of_photographs(seen, mirrored, (80, 112))
+    maps = pyramid.maps(mldfr, NETWORKS, CLASSES, "0.5+1+1.5+2/1", stored_BCHW=PHOTOGRAPHS)
+    torch.testing.assert_close(maps, expected[:, :75, :110], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("size", "scale", "side", "expected"),
+    [
+        ((375, 500), 1.5, 224, [336, 448]),
+        ((500, 375), 2, 224, [597, 448]),  # 597.33
+        ((500, 375), 1.5, 299, [597, 448]),  # 448.5
+        ((400, 400), 597 / 299, 299, [597, 597]),
+        ((375, 500), 0.5, None, [188, 250]),  # 187.5
+        ((375, 500), 1.5, None, [562, 750]),  # 562.5
+        ((1, 900), 0.5, None, [1, 450]),
+    ],
+)
+def test_sizes_of_a_photograph_at_a_scale(size, scale, side, expected):
+    assert scaled(size, scale, side) == expected
 
 
 @pytest.mark.parametrize(("over", "setting"), [("cam", "cam"), ("topk", 3), ("bagcams", "block2/ours3")])
 def test_pyramid_is_the_sum_of_raw_maps_over_scales(bas, over, setting):
-    """Uncropped images keep their aspect: 64x96 px."""
-    images = torch.randn(3, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    photographs, networks = PHOTOGRAPHS.float(), NETWORKS.float()
     pyramid = readout("pyramid", scales=(2, 0.5, 1.0), over=over)
-    found = dict(pyramid.search(bas, images, CLASSES))
-    layers = {s: at_scale(bas, images, CLASSES, s, over, setting) for s in (0.5, 1, 2)}
+    found = dict(pyramid.search(bas, networks, CLASSES, stored_BCHW=photographs))
+    layers = {}
+    for scale in (0.5, 1, 2):
+        seen = functional.resize(photographs, [int(32 * scale)], antialias=True)
+        layers[scale] = of_photographs(seen, lambda images: readout(over).coarse_maps(bas, images, CLASSES, setting))
     for scales in ((0.5,), (1,), (2,), (0.5, 1), (0.5, 2), (1, 2), (0.5, 1, 2)):
         maps = found.pop("+".join(f"{s:g}" for s in scales) + f"/{setting}")
-        assert maps.shape == (3, 64, 96)
+        assert maps.shape == (3, 75, 110)
         torch.testing.assert_close(maps, sum(layers[s] for s in scales))
     assert len(found) == (35 if over == "topk" else 0)  # the other five k
-
-
-def test_pyramid_adds_the_mirror_image_at_every_scale(bas):
-    images = torch.randn(3, 3, 64, 96, generator=torch.Generator().manual_seed(0))
-    pyramid = readout("pyramid", scales=(0.5, 1.0), mirror=True, over="topk", options={"ks": (1,)})
-    both = [
-        at_scale(bas, images, CLASSES, s, "topk", 1) + at_scale(bas, images.flip(-1), CLASSES, s, "topk", 1).flip(-1)
-        for s in (0.5, 1)
-    ]
-    found = dict(pyramid.search(bas, images, CLASSES, bas(images)))
-    torch.testing.assert_close(found["0.5+1/1"], both[0] + both[1])
-    torch.testing.assert_close(found["1/1"], both[1])
-    torch.testing.assert_close(pyramid.maps(bas, images, CLASSES, "0.5+1/1"), both[0] + both[1])
 
 
 def test_pyramid_runs_one_forward_per_scale(cam):
     sizes = []
     handle = cam.register_forward_hook(lambda module, args, output: sizes.append(args[0].shape[2]))
-    images = torch.randn(3, 3, 32, 32)
-    output = cam(images)
+    photographs, networks = PHOTOGRAPHS.float(), NETWORKS.float()
     pyramid = readout("pyramid")
-    stream = pyramid.search(cam, images, CLASSES)
-    assert sizes == [32]
+    stream = pyramid.search(cam, networks, CLASSES, stored_BCHW=photographs)
+    assert not sizes
     assert len(list(stream)) == 7
-    assert sizes == [32, 32, 48, 64]
-    list(pyramid.search(cam, images, CLASSES, output))
-    assert sizes == [32, 32, 48, 64, 48, 64]  # the output handed in is scale 1
-    pyramid.maps(cam, images, CLASSES, "1+2/cam")
-    assert sizes[6:] == [32, 64]
+    assert sizes == [32, 48, 64]
+    pyramid.maps(cam, networks, CLASSES, "1+2/cam", stored_BCHW=photographs)
+    assert sizes[3:] == [32, 64]
     handle.remove()
 
 
@@ -188,18 +239,27 @@ def test_pyramid_refuses(cam):
             readout("pyramid", scales=scales)
     with pytest.raises(ValueError, match="Unknown readout 'bagcam'. Did you mean 'bagcams'"):
         readout("pyramid", over="bagcam")
+    with pytest.raises(ValueError, match="over a readout of one image but over is 'pyramid'"):
+        readout("pyramid", over="pyramid")
     with pytest.raises(ValueError, match="Unknown option of bagcams 'stage'. Did you mean 'stages'"):
         readout("pyramid", over="bagcams", options={"stage": "all"})
+    with pytest.raises(ValueError, match="Unknown base 'store'. Did you mean 'stored'"):
+        readout("pyramid", base="store")
+    with pytest.raises(ValueError, match="canvas must be at least 1 pixel but is 0"):
+        readout("pyramid", canvas=0)
     with pytest.raises(ValueError, match="'topk' needs own maps but 'cam' has none"):
         readout("pyramid", over="topk").settings(cam)
+    images = torch.randn(3, 3, 32, 32)
     with pytest.raises(ValueError, match=r"Unknown setting of readout 'pyramid' '3/cam'."):
-        readout("pyramid").maps(cam, torch.randn(3, 3, 32, 32), CLASSES, "3/cam")
+        readout("pyramid").maps(cam, images, CLASSES, "3/cam", stored_BCHW=images)
+    with pytest.raises(ValueError, match="reads photographs as they are stored: hand them in as stored_BCHW"):
+        readout("pyramid").maps(cam, images, CLASSES, "1/cam")
 
 
 def test_the_threshold_of_an_image_is_the_one_that_suppresses_best(bas):
     """Literally: each image alone, every threshold, S^b by hand of masked features."""
     images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    found = dict(readout("suppression", steps=8).search(bas, images, CLASSES))["suppression"]
+    found = dict(readout("suppression", steps=8).search(bas, images, CLASSES))["own"]
     cuts = []
     for image, k, cut in zip(images[:, None], CLASSES.tolist(), found, strict=True):
         with torch.no_grad():
@@ -215,6 +275,40 @@ def test_the_threshold_of_an_image_is_the_one_that_suppresses_best(bas):
         cuts.append(best)
         torch.testing.assert_close(cut, torch.where(map_HW >= best, map_HW, 0))
     assert max(cuts) > 0
+
+
+@torch.no_grad()
+def test_an_image_has_one_threshold_for_the_map_that_its_views_add_up_to(bas, monkeypatch):
+    """Literally: masks of the summed map, brought to F's grid, in the place of M_f; one cut, whatever the views."""
+    images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    below = {"scales": (0.5, 1.0), "mirror": True, "over": "own"}
+    summed = readout("pyramid", **below).maps(bas, images, CLASSES, "0.5+1/own", stored_BCHW=images)
+    reader = readout("suppression", steps=8, over="pyramid", options=below)
+    assert reader.settings(bas) == ["0.5/own", "1/own", "0.5+1/own"]
+    judged, background = [], bas.background_logits
+    monkeypatch.setattr(bas, "background_logits", lambda *args: judged.append(args[2]) or background(*args))
+    assert reader.needs_stored
+    assert not readout("suppression").needs_stored
+    found = reader.maps(bas, images, CLASSES, "0.5+1/own", stored_BCHW=images)
+    assert len(judged) == 8
+    torch.testing.assert_close(dict(reader.search(bas, images, CLASSES, stored_BCHW=images))["0.5+1/own"], found)
+    for i in range(3):
+        map_HW = summed[i] / summed[i].max()
+        features = bas.F1(images[i : i + 1], ())[0]
+        sums = []
+        for step in range(8):
+            mask = F.interpolate((map_HW >= step / 8)[None, None].float(), features.shape[2:], mode="nearest-exact")[0]
+            torch.testing.assert_close(judged[step][i], mask[0])
+            left = bas.classifier_cls(bas.F2(features * (1 - mask), ())[0])[1].mean((2, 3))[0, CLASSES[i]].clamp(min=0)
+            whole = bas(images[i : i + 1]).logits_BK[0, CLASSES[i]].clamp(min=0)
+            sums.append(float(mask.mean() + (1 if left > whole else left / (whole + 1e-8))))
+        best = min(range(8), key=lambda step: sums[step]) / 8
+        torch.testing.assert_close(found[i], torch.where(map_HW >= best, map_HW, 0))
+
+
+def test_a_map_that_is_nowhere_positive_has_no_pixel_of_an_object(bas):
+    judge = Judge.of(bas, torch.zeros(1, 3, 64, 64), CLASSES[:1], None)
+    assert not judge.cut(-torch.rand(1, 5, 7), 4).any()
 
 
 def test_a_threshold_of_an_image_needs_what_bas_has(cam):

@@ -34,7 +34,7 @@ from wsol_pipeline.study.database import open_storage
 from wsol_pipeline.study.lease import acquire
 from wsol_pipeline.study.ledger import open_ledger
 from wsol_pipeline.study.options import StudyOptions
-from wsol_pipeline.study.plan import Job, Plan, make_plan
+from wsol_pipeline.study.plan import Plan, make_plan
 from wsol_pipeline.study.samplers import pruner, sampler
 from wsol_pipeline.study.tuner import LedgerSearcher, trial_folder
 from wsol_pipeline.tracking.connect import connect_mlflow
@@ -42,7 +42,7 @@ from wsol_pipeline.tracking.projection import Projection, TrialView
 from wsol_pipeline.tracking.runs import StudyRuns
 from wsol_pipeline.training import loop
 from wsol_pipeline.training.checkpoint import CheckpointStore
-from wsol_pipeline.training.config import from_dict
+from wsol_pipeline.training.config import Job, from_dict
 from wsol_pipeline.training.run import epochs, reportable
 
 TRIALS, EPOCHS, INTERVAL = 2, 2, 2  # a checkpoint every second batch; an epoch has 5

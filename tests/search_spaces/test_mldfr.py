@@ -2,14 +2,19 @@
 
 from collections import Counter
 
+import numpy as np
 import optuna
 import pytest
+import torch
 
 from rayjobs import tune_mldfr
 from search_spaces import preset, presets, space_for
 from wsol_models import build, method_module
 from wsol_models.readouts import readout
+from wsol_models.readouts.pyramid import scaled
 from wsol_pipeline.console.command_line import parse
+from wsol_pipeline.data.augment import Augmentation, hash_ids
+from wsol_pipeline.data.images import resize
 from wsol_pipeline.errors import UsageError
 from wsol_pipeline.evaluation.protocols import PROTOCOLS
 from wsol_pipeline.training.config import Recipe
@@ -41,7 +46,7 @@ def test_the_codes_recipe_and_the_texts():
     code, text = preset(BASE), preset(f"{BASE}/paper")
     assert Recipe(**code.recipe) == Recipe(
         epochs=45, batch_size=256, learning_rate=0.03, weight_decay=1e-4, nesterov=False, schedule="plateau_top1",
-        plateau_patience=2, train_geometry="random_resized_crop", crop_scale=0.08, drop_last=True,
+        plateau_patience=2, train_geometry="random_resized_crop_stored", crop_scale=0.08, drop_last=True,
     )  # fmt: skip
     changed = {name for name, value in text.recipe.items() if value != code.recipe[name]}
     assert changed == {"epochs", "schedule", "plateau_patience", "crop_scale"}
@@ -83,8 +88,29 @@ def test_ablations_change_one_thing_of_their_row():
 def test_a_row_decides_all_of_a_run():
     config = resolve(RunOptions(name="s", preset="mldfr/table13/cub/inception_v3"), "mldfr")
     assert (config.image_size, config.resize_size, config.protocol) == (299, 331, "mldfr")
-    assert (config.readout, config.fixed_setting) == ("pyramid", "1+1.5+2/1")
+    assert (config.readout, config.fixed_setting) == ("pyramid", "1+1.5+1.99666/1")
     assert config.recipe == Recipe(**preset("mldfr/table13/cub/inception_v3").recipe)
+
+
+@pytest.mark.parametrize(
+    ("row", "sides"), [("mldfr/table13/cub/inception_v3", [299, 448, 597]), (BASE, [224, 336, 448])]
+)
+def test_short_sides_are_the_authors(row, sides):
+    base, scales = preset(row).image_size, preset(row).readout["options"]["scales"]
+    assert [min(scaled((375, 500), scale, base)) for scale in scales] == sides
+
+
+def test_training_crops_are_cut_from_the_stored_image():
+    """Stripes of one pixel, which an image resized to 256 does not have any more."""
+    row = preset(BASE)
+    recipe, photograph_CHW = Recipe(**row.recipe), np.zeros((3, 1024, 1024), np.uint8)
+    photograph_CHW[:, :, ::2] = 255
+    crops = Augmentation(recipe.train_geometry, 256, row.image_size, recipe.crop_scale)
+    if crops.decoded_size:
+        photograph_CHW = resize(torch.from_numpy(photograph_CHW), crops.decoded_size).numpy()
+    names, sizes_B2 = hash_ids(map(str, range(20))), np.full((20, 2), 1024)
+    contrasts = crops.apply([photograph_CHW] * 20, names, sizes_B2, seed=0, epoch=0).std((1, 2, 3))
+    assert contrasts.max() > 20  # a region of 300 of the 1024 px
 
 
 def test_space_proposes_options_of_its_config():

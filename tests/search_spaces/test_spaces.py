@@ -109,7 +109,7 @@ def test_errors_name_the_known():
     ("id", "batch_size", "learning_rate", "shown"),
     [
         ("bas-ext/table6/voc12/resnet50/bas", 16, 0.005, "0.5+1+1.5+2/1"),
-        ("bas-ext/table15/voc12/resnet50/image-specific", 16, 0.005, "0.5+1+1.5+2/suppression"),
+        ("bas-ext/table15/voc12/resnet50/image-specific", 16, 0.005, "0.5+1+1.5+2/1"),
         ("bas-ext/table6/coco14/resnet50/baseline", 64, 0.005, "0.5+1+1.5+2/1"),
         ("b-cam/table5/voc12-val/resnet50/bcam-p", 8, 0.01, "0.5+1+1.5+2/plain_relu/object"),
     ],
@@ -120,6 +120,8 @@ def test_a_row_of_several_classes_decides_all_of_a_run(id, batch_size, learning_
     assert (config.image_size, config.resize_size) == (448, 512)
     assert (config.recipe.batch_size, config.recipe.learning_rate) == (batch_size, learning_rate)
     assert config.recipe.schedule == "poly"
+    seen = {name: config.readout_options[name] for name in ("base", "mirror", "resampling", "canvas")}
+    assert seen == {"base": "stored", "mirror": True, "resampling": "bicubic", "canvas": 16}
     built = build_method(replace(config, backbone="tiny"), 3).eval()
     assert build_readout(config).settings(built)[-1] == config.fixed_setting == shown
 

@@ -86,7 +86,7 @@ def test_a_holder_notices_that_it_was_replaced(store):
     with lease.acquire(store) as held:
         held.check()
         holder(store, 2)
-        assert held.lost.wait(5)
+        assert held.lost.wait(60)
         with pytest.raises(ResourceError, match="lost its lease"):
             held.check()
 

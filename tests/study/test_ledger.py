@@ -60,6 +60,20 @@ def test_a_trial_left_running_keeps_its_number_and_parameters(storage):
     assert reopened.parameters(number) == {"alpha": 0.5, "beta": 1.5}
 
 
+def test_random_proposals_depend_on_their_number_alone():
+    """Not on which trials have ended, which is a matter of time: the demo's table rests on it."""
+
+    def proposals(ends: bool) -> list[dict[str, float]]:
+        book = ledger(optuna.storages.InMemoryStorage(), sampler=sampler("random", seed=3, startup_trials=2))
+        for value in range(6):
+            number = book.ask().number
+            if ends:
+                book.complete(number, float(value))
+        return [trial.params for trial in book.trials()]
+
+    assert proposals(ends=True) == proposals(ends=False)
+
+
 def test_a_driver_killed_between_asking_and_suggesting_loses_no_trial(storage):
     first = ledger(storage())
     first.ask()

@@ -39,6 +39,17 @@ def test_what_solving_was_worth(tmp_path):
     assert (tmp_path / surface.PICTURE).read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_published_setting_without_a_threshold_is_read_at_the_best(tmp_path):
+    """B-CAM names how its maps are read, and takes the best of all thresholds: here those of the first setting."""
+    config = TrainConfig(method="bcam", readout="bcam")
+    values = surface.write_surface(counts(), config, "b-cam/table1/cub/resnet50/bcam-p", tmp_path)
+    assert values["published"] == pytest.approx((30 + 10 + 0) / 3)
+    assert values["gain"] == pytest.approx((180 - 40) / 3)
+    choice = surface.published_choice(counts(), "max_box_acc_v2", (None, None))
+    assert (choice.readout, choice.value) == (1, pytest.approx(40 / 3))
+    assert choice.thresholds["max_box_acc_v2"] == (0.2, 0.0, 0.0)
+
+
 @pytest.mark.parametrize(("readout", "preset"), [("topk", None), ("topk", "own settings"), ("suppression", PRESET)])
 def test_without_a_published_reading_the_gain_is_over_the_fixed_setting(tmp_path, readout, preset):
     values = surface.write_surface(counts(), TrainConfig(method="bas", readout=readout), preset, tmp_path)

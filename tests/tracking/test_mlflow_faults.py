@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import time
 
 import mlflow
 import pytest
@@ -69,10 +68,9 @@ def test_a_server_that_is_away_at_the_start_is_written_when_it_is_back(
     mlflow_proxy.harm(fault, method="")
     if fault == "timeout":
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
-    began = time.monotonic()
     with pytest.raises(ServerAway, match=r"MLflow at http://127.0.0.1:\d+ does not answer"):
         connect()
-    assert time.monotonic() - began < 10
+    assert mlflow_proxy.injected == 1
     writer = Projection(StudyRuns(connect, "s", {}), lambda: views("COMPLETE", "PRUNED"))
     assert not writer.flush()
     assert not writer.flush()
@@ -106,17 +104,18 @@ def test_a_slow_server_delays_the_end_by_its_patience_alone(connect, mlflow_prox
     mlflow_proxy.silence = 0.8
     mlflow_proxy.harm("slow", method="")
     writer = Projection(StudyRuns(connect, "s", {}), lambda: views(*["COMPLETE"] * 30))
-    began = time.monotonic()
     writer.start()
     writer.stop()
     writer.hurry()
     missing = deliver({"trials": writer.write, "the end": writer.runs.close_parent})
-    assert time.monotonic() - began < 60  # all requests would take longer
+    assert mlflow_proxy.injected < 30
     assert missing == "MLflow lacks trials, the end (it is too slow)"
     mlflow_proxy.heal()
+    mlflow_proxy.requests.clear()
     patient(200.0)
     writer.hurry()
     assert deliver({"trials": writer.write, "the end": writer.runs.close_parent}) == ""
+    assert len(mlflow_proxy.requests) > 60  # that would have been waited for
     assert written("s") == {"study": ("FINISHED", []), **{str(n): ("FINISHED", [1, 2]) for n in range(30)}}
 
 

@@ -18,11 +18,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.functional import interpolate
 from torchvision.io import decode_image
 
 from wsol_models import readouts
 from wsol_pipeline.data.reader import ReadConfig, eval_rows
 from wsol_pipeline.errors import DataError
+from wsol_pipeline.evaluation.evaluate import count
 from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.images import normalize
 from wsol_pipeline.storage import Store
@@ -31,6 +33,7 @@ from wsol_pipeline.tracking.connect import connect
 from wsol_pipeline.tracking.runs import StudyRuns
 from wsol_pipeline.training.build import build_method
 from wsol_pipeline.training.model import Model, box_in_image, load_model, load_model_files
+from wsol_pipeline.verdict.pictures import _seen
 
 
 @pytest.fixture
@@ -114,6 +117,46 @@ def test_a_localization_is_in_pixels_of_the_image(trained, make_config, fit, mon
         assert 1 / 3 <= found.score <= 1
         seen = {"wsol-v1": (0, 0, 120, 60), "bas-ext": (120 * 2 / 36, 60 * 2 / 36, 120 * 34 / 36, 60 * 34 / 36)}[rules]
         assert found.window == pytest.approx(seen)
+
+
+def test_gradient_maps_are_enlarged_as_by_their_authors_wherever_they_are_shown(fit, make_config, dataset, reading):
+    """Bilinearly to what the network sees, then min-max; the evaluation's own cubic resize finds nothing to do."""
+    model = load_model(fit(make_config("cam", readout="gradcam", epochs=1)).final)
+    rows = eval_rows(dataset.val, ReadConfig(36, 32, cache_dir=reading.cache_dir), model.protocol.geometry, 8)
+    batch = next(iter(rows.batches()))
+    images = normalize(batch.images_BCHW)
+    classes = model.method(images).logits_BK.argmax(1)
+    coarse = model.readout.coarse_maps(model.method, images, classes, "block4")
+    large = interpolate(coarse[:, None], (32, 32), mode="bilinear", align_corners=False)[:, 0].numpy()
+    for found, map_HW in zip(model.localize(batch.images_BCHW.permute(0, 2, 3, 1).numpy()), large, strict=True):
+        expected = (map_HW - map_HW.min()) / max(map_HW.max() - map_HW.min(), 1e-30)
+        np.testing.assert_allclose(found.map_HW, expected, atol=1e-6)
+    counted = []
+    count(
+        model.method, model.readout, rows, model.protocol, settings=["block4"],
+        on_maps=lambda rows_B, of, maps_BHW, *_: counted.append((of, maps_BHW)),
+    )  # fmt: skip
+    of, maps = counted[0]
+    coarse = model.readout.coarse_maps(model.method, normalize(of.images_BCHW), of.labels_B, "block4")
+    torch.testing.assert_close(maps, interpolate(coarse[:, None], (32, 32), mode="bilinear")[:, 0])
+
+
+def test_a_mask_of_two_maps_is_served_and_drawn_as_one(fit, make_config):
+    """B-CAM's m: 1 where the object's map is higher than the background's, in a prediction and in the gallery."""
+    reading = {"readings": ("plain",), "modes": ("mask",)}
+    config = make_config("bcam", readout="bcam", readout_options=reading, options={"heads": 2}, epochs=1)
+    model = load_model(fit(config).final)
+    images_BHW3 = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    images_BCHW = torch.from_numpy(images_BHW3).permute(0, 3, 1, 2)
+    seen = normalize(images_BCHW)
+    labels = model.method(seen).logits_BK.argmax(1)
+    both = model.readout.maps(model.method, seen, labels, "plain/mask")
+    truths = [np.array([[4.0, 4, 20, 20]])] * 3
+    drawn = _seen(model, images_BCHW, labels, truths, [(32, 32)] * 3)
+    for found, shown, (above, below) in zip(model.localize(images_BHW3), drawn, both, strict=True):
+        np.testing.assert_array_equal(found.map_HW, (above > below).numpy())
+        np.testing.assert_array_equal(shown.map_HW, found.map_HW)
+        np.testing.assert_allclose(shown.box, found.box)
 
 
 @pytest.mark.parametrize("rules", ["wsol-v1", "bas-ext"])

@@ -86,8 +86,14 @@ def judge(several, reading, tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_boxes_of_each_class_are_judged_and_detections_too(fit, judge, several, reading):
-    run = fit("mldfr", protocol="mldfr-multi", objective="gt_known_loc")
+OVER_TOPK = {"scales": [0.5, 1], "over": "topk", "options": {"ks": [1]}}
+PYRAMID = {"readout": "pyramid", "readout_options": OVER_TOPK}
+SEEDS = {"readout": "pyramid", "readout_options": {**OVER_TOPK, "base": "stored", "mirror": True, "canvas": 16}}
+
+
+@pytest.mark.parametrize("reader", [{}, PYRAMID], ids=["topk", "pyramid"])
+def test_boxes_of_each_class_are_judged_and_detections_too(fit, judge, several, reading, reader):
+    run = fit("mldfr", protocol="mldfr-multi", objective="gt_known_loc", **reader)
     row, printed = judge(run, "mldfr")
     assert "gt_known_loc (%), protocol mldfr-multi, 12 test images" in printed
     assert "map_50 (%)" in printed
@@ -99,8 +105,9 @@ def test_boxes_of_each_class_are_judged_and_detections_too(fit, judge, several, 
     assert {name: row["transferred"][name] for name in expected} == pytest.approx(expected)
 
 
-def test_class_masks_are_judged_together(fit, judge):
-    run = fit("bas", protocol="voc-miou", objective="miou", options={"segmentation": True})
+@pytest.mark.parametrize("reader", [{}, SEEDS], ids=["topk", "seeds"])
+def test_class_masks_are_judged_together(fit, judge, reader):
+    run = fit("bas", protocol="voc-miou", objective="miou", options={"segmentation": True}, **reader)
     assert run.records[-1]["value"] == run.records[-1]["val"]["miou"]
     row, printed = judge(run, "bas")
     assert "miou (%), protocol voc-miou, 12 test images" in printed

@@ -155,11 +155,11 @@ def test_lives_without_progress_end_the_trial_and_say_so(make_job, reports):
     assert reports == []
 
 
-@pytest.mark.parametrize(("seconds", "code"), [("0.2", 1), ("5", 0)])
-def test_a_process_that_stands_still_says_where_and_ends(seconds, code):
+@pytest.mark.parametrize(("seconds", "stands", "code"), [(0.2, 60, 1), (60, 0.2, 0)])
+def test_a_process_that_stands_still_says_where_and_ends(seconds, stands, code):
     program = (
         "import sys, time\nfrom wsol_pipeline.training.run import watched\n"
-        f"with watched({seconds}) as beat:\n    beat()\n    time.sleep(1)\n"
+        f"with watched({seconds}) as beat:\n    beat()\n    time.sleep({stands})\n"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert ended.returncode == code

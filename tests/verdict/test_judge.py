@@ -48,7 +48,7 @@ def test_one_table_holds_one_evaluation():
 
 
 def verdict(rows, objective, rules):
-    return Verdict(EvaluateOptions(("a",)), rows, objective, rules, 9, "gallery.png", None, {}, None)
+    return Verdict(EvaluateOptions(("a",)), rows, objective, rules, 9, 0, "gallery.png", None, {}, None)
 
 
 def test_what_a_paper_reports_stands_beside_what_was_measured_alike(capsys):

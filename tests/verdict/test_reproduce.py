@@ -135,6 +135,7 @@ def test_a_row_is_a_study_of_one_setting_and_its_confirmations(plan):
             {"readout_options": {"stages": '["block3"]'}, "options": {"large": "false"}},
             ["oracle", "transferred"],
         ),
+        ("b-cam/table1/cub/resnet50/bcam-p", {"options": {"heads": "2"}}, ["as published", "oracle", "transferred"]),
     ],
 )
 def test_two_seeds_are_judged_once_each_and_stand_beside_the_row(

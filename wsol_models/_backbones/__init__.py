@@ -19,6 +19,7 @@ from wsol_models._backbones.stages import LAYOUTS as LAYOUTS
 from wsol_models._backbones.stages import Backbone as Backbone
 from wsol_models._backbones.stages import Entry, measure, origin_of
 from wsol_models._backbones.stages import Stage as Stage
+from wsol_models._backbones.weights import backbone_names as backbone_names
 from wsol_models._backbones.weights import body_of, head_of, load_weights, read_weights
 from wsol_models._backbones.weights import network_state as network_state
 from wsol_models._layers import freeze_batch_norm
@@ -61,11 +62,19 @@ def backbone(name: str, layout: str, weights: str | None = None, frozen_batch_no
     own = network.state_dict(keep_vars=True)  # before the cut, which may replace some
     modules = entry.cut(network, layout)
     origin = origin_of(modules, own)
-    state = read_weights(weights, entry) if weights and weights != LATER else {}
+    state = read_weights(weights, entry, own) if weights and weights != LATER else {}
+    brought_added = False
     if weights and weights != LATER:
-        load_weights(modules, origin, body_of(state, entry), own, weights, type(network).__name__)
+        brought_added = load_weights(modules, origin, body_of(state, entry), own, weights, type(network).__name__)
     if frozen_batch_norm:
         freeze_batch_norm(nn.ModuleDict(modules))
     return Backbone(
-        modules, measure(modules), origin, entry.family, entry.head_width, head_of(state, entry.head), weights == LATER
+        modules,
+        measure(modules),
+        origin,
+        entry.family,
+        entry.head_width,
+        head_of(state, entry.head),
+        weights == LATER,
+        brought_added,
     )

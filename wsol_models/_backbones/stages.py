@@ -32,6 +32,7 @@ class Backbone(nn.Module):
     family: name of the network's file, by which papers choose initialisations.
     head_width: channels of convolutional heads that methods put on top.
     head: weight and bias of the pretrained classifier (K×C and K), if the loaded weights had one.
+    brought_added: the loaded weights had the layers that the layout adds.
     awaits_weights: a state dict of the whole method will be loaded: nothing can be started from `head` yet.
     """
 
@@ -44,6 +45,7 @@ class Backbone(nn.Module):
         head_width: int = 1024,
         head: tuple[Tensor, Tensor] | None = None,
         awaits_weights: bool = False,
+        brought_added: bool = False,
     ) -> None:
         super().__init__()
         for name, module in modules.items():
@@ -54,6 +56,7 @@ class Backbone(nn.Module):
         self.head_width = head_width
         self.head = head
         self.awaits_weights = awaits_weights
+        self.brought_added = brought_added
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -106,7 +109,9 @@ class Backbone(nn.Module):
         return name not in self.origin
 
     def new_layers(self) -> list[nn.Module]:
-        """The layers that the layout adds."""
+        """The layers that the layout adds, for a method to start; none if the weights brought them."""
+        if self.brought_added:
+            return []
         owners = [name.rpartition(".")[0] for name, _ in self.named_parameters() if self.is_new(name)]
         return [self.get_submodule(owner) for owner in dict.fromkeys(owners)]
 
@@ -117,7 +122,8 @@ class Backbone(nn.Module):
 
     def _slice(self, names: Sequence[str]) -> "Backbone":
         modules = {name: self.get_submodule(name) for name in names}
-        return Backbone(modules, {name: self.stages[name] for name in names}, self.origin, self.family, self.head_width)
+        stages = {name: self.stages[name] for name in names}
+        return Backbone(modules, stages, self.origin, self.family, self.head_width, brought_added=self.brought_added)
 
 
 def run(module: nn.Module, place: str, features_BCHW: Tensor, inserted: Mapping[str, Insertion]) -> Tensor:

@@ -9,10 +9,11 @@ with. It works on every method that offers what it needs.
 
 import importlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from wsol_models import method_module, methods
 from wsol_models._layers import LocalizationMethod, Output
@@ -24,11 +25,19 @@ Setting = int | float | str | bool | None | tuple[int | float | str | bool | Non
 class LocalizationReadout:
     """What every `Readout` is: settings, each a plain value that JSON can hold, whose maps are read from shared passes.
 
-    A file writes `settings`, `passes` and `read`. Maps are raw, B×H×W, float32 (boolean where a readout cuts
-    masks itself), on the network's grid unless the readout says otherwise. `classes_B` are the classes to localize.
-    `output` is a forward of the same images, to share it; without one, or where it needs gradients, the readout runs
-    its own. The method is in eval mode.
+    A file writes `settings`, `passes` and `read`. Maps are raw, B×H×W, float32 at least (B×2×H×W where a map is told
+    by two, the object's and the background's: it shows where the first is the higher), on the network's grid unless the
+    readout says otherwise. `classes_B` are the classes to localize. `output` is a forward of the same images, to share
+    it; without one, or where it needs gradients, the readout runs its own. The method is in eval mode.
+
+    enlarges: maps are enlarged to the images bilinearly, since that is what the authors normalise; else an evaluation
+        enlarges them, in its own way.
+    needs_stored: `search` and `maps` are to be handed `stored_BCHW` too, the photographs as they are stored, of one
+        size and normalised like the images; maps are of the whole of them.
     """
+
+    enlarges: ClassVar[bool] = False
+    needs_stored: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
@@ -61,10 +70,8 @@ class LocalizationReadout:
         self, method: LocalizationMethod, images_BCHW: Tensor, classes_B: Tensor, output: Output | None = None
     ) -> Iterator[tuple[Setting, Tensor]]:
         """(setting, maps) of all settings, in their order and none held back."""
-        settings = self.settings(method)
-        passes = self.passes(method, images_BCHW, classes_B, settings, output)
-        for setting in settings:
-            yield setting, self.read(passes, classes_B, setting)
+        for setting, maps in self.coarse_search(method, images_BCHW, classes_B, output):
+            yield setting, enlarged(maps, images_BCHW.shape[2:]) if self.enlarges else maps
 
     def maps(
         self,
@@ -75,6 +82,27 @@ class LocalizationReadout:
         output: Output | None = None,
     ) -> Tensor:
         """Maps of one setting, equal to the search's."""
+        maps = self.coarse_maps(method, images_BCHW, classes_B, setting, output)
+        return enlarged(maps, images_BCHW.shape[2:]) if self.enlarges else maps
+
+    def coarse_search(
+        self, method: LocalizationMethod, images_BCHW: Tensor, classes_B: Tensor, output: Output | None = None
+    ) -> Iterator[tuple[Setting, Tensor]]:
+        """`search`, with maps as they were before they are enlarged: for readouts that add them up over views."""
+        settings = self.settings(method)
+        passes = self.passes(method, images_BCHW, classes_B, settings, output)
+        for setting in settings:
+            yield setting, self.read(passes, classes_B, setting)
+
+    def coarse_maps(
+        self,
+        method: LocalizationMethod,
+        images_BCHW: Tensor,
+        classes_B: Tensor,
+        setting: Setting,
+        output: Output | None = None,
+    ) -> Tensor:
+        """`maps`, as `coarse_search` has them."""
         self.check(method, setting)
         return self.read(self.passes(method, images_BCHW, classes_B, [setting], output), classes_B, setting)
 
@@ -123,3 +151,11 @@ def forward(method: LocalizationMethod, images_BCHW: Tensor) -> Output:
     """The method's output without gradients."""
     with torch.no_grad():
         return method(images_BCHW)
+
+
+@torch.no_grad()
+def enlarged(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Maps (the last two dimensions) at another size, bilinearly, corners not aligned."""
+    planes_N1HW = maps.reshape(-1, 1, *maps.shape[-2:])
+    resized = F.interpolate(planes_N1HW, list(size), mode="bilinear", align_corners=False)
+    return resized.reshape(*maps.shape[:-2], *size)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +25,11 @@ EPSILON = 1e-8  # a logit closer to 0 counts as this: its logarithm has no gradi
 
 @dataclass(frozen=True)
 class Gradients:
-    """Features Z and gradients G of the score with respect to them, B×C×H×W per stage; the classes' logits s_k."""
+    """Features Z and gradients G of the score with respect to them, B×C×H×W per stage; the classes' scores s_k."""
 
     features: Mapping[str, Tensor]
     gradients: Mapping[str, Tensor]
-    logits_B: Tensor
+    scores_B: Tensor
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class GradientReadout(LocalizationReadout):
     stages: names of stages, or "all". Default: the last one.
     """
 
+    enlarges: ClassVar[bool] = True
     stages: Sequence[str] | str | None = None
     score = "logit"  # what is differentiated: see `score_of`
     guided_relu = False
@@ -76,10 +77,10 @@ class GradientReadout(LocalizationReadout):
 
     def read(self, passes: Any, classes_B: Tensor, setting: Setting) -> Tensor:
         stage = stage_of(setting)
-        return self.localize(passes.features[stage], passes.gradients[stage], passes.logits_B).float()
+        return self.localize(passes.features[stage], passes.gradients[stage], passes.scores_B)
 
-    def localize(self, features_BCHW: Tensor, gradients_BCHW: Tensor, logits_B: Tensor) -> Tensor:
-        """Maps from features Z, gradients G and the classes' logits."""
+    def localize(self, features_BCHW: Tensor, gradients_BCHW: Tensor, scores_B: Tensor) -> Tensor:
+        """Maps from features Z, gradients G and the classes' scores."""
         raise NotImplementedError
 
 
@@ -116,25 +117,27 @@ def differentiate(
     with torch.inference_mode(False), torch.enable_grad():
         with TURNS, guided_relus(method) if guided_relu else nullcontext():
             output = detached_call(method, images_BCHW, taps=stages)
-        logits_B, score_B = score_of(at_least_float32(output.logits_BK), classes_B, score)
+        scores_B, objective_B = score_of(at_least_float32(output.logits_BK), classes_B, score)
         features = [output.taps[stage] for stage in stages]
-        gradients = torch.autograd.grad(score_B.sum(), features)
+        gradients = torch.autograd.grad(objective_B.sum(), features)
     return Gradients(
         {stage: at_least_float32(Z_BCHW.detach()) for stage, Z_BCHW in zip(stages, features, strict=True)},
         {stage: at_least_float32(G_BCHW) for stage, G_BCHW in zip(stages, gradients, strict=True)},
-        logits_B.detach(),
+        scores_B.detach(),
     )
 
 
 def score_of(logits_BK: Tensor, classes_B: Tensor, score: str) -> tuple[Tensor, Tensor]:
-    """Logit s_k of each image's class k, and what is differentiated.
+    """Score s_k of each image's class k, and what is differentiated.
 
-    "logit": s_k. "log_logit": log s_k, or what has its gradient, 1/s_k times that of s_k, where s_k is negative too.
-    "log_softmax": the logarithm of the probability.
+    "logit": s_k is the logit, and differentiated itself. "log_logit": of the logit its logarithm, or what has the
+    gradient of that, 1/s_k times that of s_k, where s_k is negative too. "log_softmax": s_k is the probability, and its
+    logarithm is differentiated.
     """
     logits_B = logits_BK.gather(1, classes_B[:, None])[:, 0]
     if score == "log_softmax":
-        return logits_B, logits_B - logits_BK.logsumexp(1)
+        logs_B = logits_B - logits_BK.logsumexp(1)
+        return logs_B.exp(), logs_B
     return logits_B, logits_B if score == "logit" else logits_B / away_from_zero(logits_B.detach())
 
 

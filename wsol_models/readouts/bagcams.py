@@ -68,7 +68,7 @@ class Readout(GradientReadout):
     def read(self, passes: Gradients, classes_B: Tensor, setting: Setting) -> Tensor:
         stage = stage_of(setting)
         weighting = str(setting).removeprefix(f"{stage}/")
-        return bag(passes.features[stage], passes.gradients[stage], passes.logits_B, weighting, self.formula).float()
+        return bag(passes.features[stage], passes.gradients[stage], passes.scores_B, weighting, self.formula)
 
 
 def bag(

@@ -51,12 +51,11 @@ DIFFERENCES = {  # what u and v are: the first score minus the second
 
 @dataclass(frozen=True)
 class Passes:
-    """Features per stage; gradients per stage and score; plain maps per mode; height and width of the images."""
+    """Features per stage; gradients per stage and score; plain maps per mode."""
 
     features: Mapping[str, Tensor]
     gradients: Mapping[tuple[str, str], Tensor]
     plain: Mapping[str, Tensor]
-    size: torch.Size
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,8 @@ class Readout(GradientReadout):
 
     stages: by default the paper's, conv6 (before its ReLU) of VGG16, SPG_A3_1b of InceptionV3, else the last one.
     readings: of `READINGS`, how maps are read; by default without those of "paper" and without "plain_relu".
-    modes: "object", the paper's p; "mask", its m: 1 where the object's map, enlarged to the image, is higher than the
-        background's, else 0, boolean, which needs no threshold; "background".
+    modes: "object", the paper's p; "mask", its m: both maps, of which one shows where the object's, enlarged to the
+        image, is higher than the background's, which needs no threshold; "background".
     class_agnostic: sum scores over all classes instead of taking the class's.
     """
 
@@ -111,17 +110,14 @@ class Readout(GradientReadout):
         else:
             output, features, gradients = output or forward(method, images_BCHW), {}, {}
         plain = plain_maps(method, output.features_BCHW, chosen_BK)
-        return Passes(features, gradients, plain, images_BCHW.shape[2:])
+        return Passes(features, gradients, plain)
 
     def read(self, passes: Passes, classes_B: Tensor, setting: Setting) -> Tensor:
         stage, rule, difference, mode = parse(setting)
         if mode != "mask":
-            return map_of(passes, stage, rule, difference, mode).float()
-        above, below = (
-            F.interpolate(map_of(passes, stage, rule, difference, each)[:, None], passes.size, mode="bilinear")
-            for each in ("object", "background")
-        )
-        return (above > below)[:, 0]
+            return map_of(passes, stage, rule, difference, mode)
+        both = [map_of(passes, stage, rule, difference, each) for each in ("object", "background")]
+        return torch.stack(both, dim=1)
 
     def _chosen(self, method: LocalizationMethod, classes_B: Tensor) -> Tensor:
         """1 for the classes whose scores count, B×K."""
@@ -183,7 +179,8 @@ def classifier_map(classifier: nn.Conv2d, features_BCHW: Tensor, chosen_BK: Tens
     assert classifier.bias is not None
     weight_BC = chosen_BK @ at_least_float32(classifier.weight.flatten(1))
     bias_B = chosen_BK @ at_least_float32(classifier.bias)
-    return torch.einsum("bchw,bc->bhw", at_least_float32(features_BCHW), weight_BC) + bias_B[:, None, None]
+    scores_BHW = torch.einsum("bchw,bc->bhw", at_least_float32(features_BCHW), weight_BC)
+    return at_least_float32(scores_BHW + bias_B[:, None, None])
 
 
 def map_of(passes: Passes, stage: str, rule: str, difference: str, mode: str) -> Tensor:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wsol_models._layers import LocalizationMethod, Output
+from wsol_models._layers import LocalizationMethod, Output, at_least_float32
 from wsol_models.readouts import LocalizationReadout, Setting, forward, require
 
 
@@ -40,6 +40,6 @@ class Readout(LocalizationReadout):
 
 @torch.no_grad()
 def class_activation_maps(features_BCHW: Tensor, weight_KC: Tensor, classes_B: Tensor) -> Tensor:
-    """mean_c(weight[y, c]·features[c]) for the class y of each image, B×H×W, float32."""
+    """mean_c(weight[y, c]·features[c]) for the class y of each image, B×H×W, float32 at least."""
     weighted_BHW = torch.einsum("bchw,bc->bhw", features_BCHW, weight_KC[classes_B].to(features_BCHW.dtype))
-    return weighted_BHW.float() / features_BCHW.shape[1]
+    return at_least_float32(weighted_BHW) / features_BCHW.shape[1]

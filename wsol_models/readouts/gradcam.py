@@ -18,7 +18,7 @@ from wsol_models.readouts._gradients import GradientReadout
 class Readout(GradientReadout):
     """One setting per stage; by default the last one, as in the paper."""
 
-    def localize(self, features_BCHW: Tensor, gradients_BCHW: Tensor, logits_B: Tensor) -> Tensor:
+    def localize(self, features_BCHW: Tensor, gradients_BCHW: Tensor, scores_B: Tensor) -> Tensor:
         return grad_cam(features_BCHW, gradients_BCHW)
 
 

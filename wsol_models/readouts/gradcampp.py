@@ -21,8 +21,8 @@ LARGEST_SCORE = 60.0  # e^s only scales the map; beyond, products could leave fl
 class Readout(GradientReadout):
     """One setting per stage; by default the last one, as in the paper."""
 
-    def localize(self, features_BCHW: Tensor, gradients_BCHW: Tensor, logits_B: Tensor) -> Tensor:
-        return grad_cam_pp(features_BCHW, gradients_BCHW, logits_B)
+    def localize(self, features_BCHW: Tensor, gradients_BCHW: Tensor, scores_B: Tensor) -> Tensor:
+        return grad_cam_pp(features_BCHW, gradients_BCHW, scores_B)
 
 
 def grad_cam_pp(features_BCHW: Tensor, gradients_BCHW: Tensor, logits_B: Tensor) -> Tensor:

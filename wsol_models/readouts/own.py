@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wsol_models._layers import LocalizationMethod, Output
+from wsol_models._layers import LocalizationMethod, Output, at_least_float32
 from wsol_models.readouts import LocalizationReadout, Setting, require
 
 
@@ -35,4 +35,4 @@ class Readout(LocalizationReadout):
         return maps_BKHW[torch.arange(len(maps_BKHW), device=maps_BKHW.device), classes_B]
 
     def read(self, passes: Tensor, classes_B: Tensor, setting: Setting) -> Tensor:
-        return passes.float()
+        return at_least_float32(passes)

@@ -17,7 +17,7 @@ from wsol_models.readouts._gradients import GradientReadout
 class Readout(GradientReadout):
     """One setting per stage; by default the last one."""
 
-    def localize(self, features_BCHW: Tensor, gradients_BCHW: Tensor, logits_B: Tensor) -> Tensor:
+    def localize(self, features_BCHW: Tensor, gradients_BCHW: Tensor, scores_B: Tensor) -> Tensor:
         return position_scores(features_BCHW, gradients_BCHW)
 
 

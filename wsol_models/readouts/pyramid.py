@@ -1,84 +1,122 @@
-"""MsCAM: the sum of one image's maps at several scales, over any other readout.
+"""MsCAM: the sum of a photograph's maps at several scales, over any other readout.
 
 Multi-scale part of mLDFR (https://github.com/wangbo2016/wsol-mLDFR-2020): a network finds the parts of an object in a
-large image and the whole of it in a small one; added up, their maps cover the object. Raw maps are added, as in that
-code: no scale is normalised before. Segmentation seeds (BAS, B-CAM) add the maps of the mirrored image to them.
+large image and the whole of it in a small one; added up, their maps cover the object. Each scale is the photograph as
+it is stored, resized once with its aspect kept, and each map is enlarged once, to the photograph's size. Raw maps are
+added, as in that code: no scale is normalised before. What the network is trained with is smaller than most
+photographs: enlarged images of that size would show it no more than it has seen.
 
-A readout is handed images of one size, so the common size is theirs: each scale resizes them, and its maps are brought
-back to their size. A protocol's images are square; the paper resizes the short side and keeps the aspect, which a
-caller gets who hands in uncropped images whose short side is the network's input.
+Segmentation seeds (BAS, B-CAM) take scales of the photograph's own size and add the maps of its mirror image. Their
+code resizes bicubically, and lays maps out on a canvas whose sides are multiples of 16 pixels, cut to the photograph:
+a network with a stride of 16 rounds its map up, so that its cells have 16 pixels there.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from math import isfinite
+from math import ceil, isfinite
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from wsol_models._layers import LocalizationMethod, Output
-from wsol_models.readouts import LocalizationReadout, Setting, readout
+from wsol_models._layers import LocalizationMethod, Output, at_least_float32
+from wsol_models._lookup import unknown
+from wsol_models.readouts import LocalizationReadout, Setting, enlarged, readout
 
-AS_IT_IS = (1.0, False)  # the view that shares the caller's forward
+BASES = ("network", "stored")
+RESAMPLING = ("bilinear", "bicubic")
 
 
 @dataclass(frozen=True)
 class Readout(LocalizationReadout):
-    """One setting per subset of the scales and setting of the readout below: "1+1.5+2/cam". Maps have the images' size.
+    """One setting per subset of the scales and setting of the readout below: "1+1.5+2/cam". Maps have the photographs'
+    size.
 
-    scales: of an image's sides. mirror: add the map of the mirrored image at every scale, mirrored back. over: the
-    readout below. options: its fields.
+    scales: of the base. base: "network", whose images' short side the photograph's becomes, or "stored", its own size.
+    mirror: add the map of the mirrored photograph at every scale, mirrored back. resampling: of photographs.
+    canvas: pixels of which the canvas of the maps has a multiple. over: the readout below. options: its fields.
     """
 
+    needs_stored = True
+
     scales: Sequence[float] = (1.0, 1.5, 2.0)
+    base: str = "network"
     mirror: bool = False
+    resampling: str = "bilinear"
+    canvas: int = 1
     over: str = "cam"
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.scales or not all(isfinite(scale) and scale > 0 for scale in self.scales):
             raise ValueError(f"scales must be one or more finite numbers > 0 but is {self.scales}.")
-        readout(self.over, **self.options)
+        if self.canvas < 1:
+            raise ValueError(f"canvas must be at least 1 pixel but is {self.canvas}.")
+        for name, known in (("base", BASES), ("resampling", RESAMPLING)):
+            if getattr(self, name) not in known:
+                raise unknown(name, getattr(self, name), known)
+        if readout(self.over, **self.options).needs_stored:
+            raise ValueError(f"A pyramid stands over a readout of one image but over is {self.over!r}.")
 
     def settings(self, method: LocalizationMethod) -> list[Setting]:
         return list(self._parts(method))
 
     def search(
-        self, method: LocalizationMethod, images_BCHW: Tensor, classes_B: Tensor, output: Output | None = None
+        self,
+        method: LocalizationMethod,
+        images_BCHW: Tensor,
+        classes_B: Tensor,
+        output: Output | None = None,
+        stored_BCHW: Tensor | None = None,
     ) -> Iterator[tuple[Setting, Tensor]]:
         """One pass per scale: the searches below run side by side, and one map per view is held at a time."""
+        stored_BCHW = photographs(stored_BCHW)
         subsets = self._subsets()
         views = self._views(subsets[-1])
         below = readout(self.over, **self.options)
         searches = [
-            below.search(method, seen(images_BCHW, *view), classes_B, output if view == AS_IT_IS else None)
-            for view in views
+            below.coarse_search(method, self._seen(stored_BCHW, images_BCHW, *view), classes_B) for view in views
         ]
         for found in zip(*searches, strict=True):
-            restored = {v: restore(maps_BHW, images_BCHW, v[1]) for v, (_, maps_BHW) in zip(views, found, strict=True)}
+            restored = {v: self._restore(m_BHW, stored_BCHW, v[1]) for v, (_, m_BHW) in zip(views, found, strict=True)}
             for subset in subsets:
                 yield named(subset, found[0][0]), total([restored[view] for view in self._views(subset)])
 
-    def maps(
+    def coarse_maps(
         self,
         method: LocalizationMethod,
         images_BCHW: Tensor,
         classes_B: Tensor,
         setting: Setting,
         output: Output | None = None,
+        stored_BCHW: Tensor | None = None,
     ) -> Tensor:
         self.check(method, setting)
+        stored_BCHW = photographs(stored_BCHW)
         subset, setting_below = self._parts(method)[setting]
         below = readout(self.over, **self.options)
         restored = []
         for view in self._views(subset):
-            shared = output if view == AS_IT_IS else None
-            maps_BHW = below.maps(method, seen(images_BCHW, *view), classes_B, setting_below, shared)
-            restored.append(restore(maps_BHW, images_BCHW, view[1]))
+            seen_BCHW = self._seen(stored_BCHW, images_BCHW, *view)
+            maps_BHW = below.coarse_maps(method, seen_BCHW, classes_B, setting_below)
+            restored.append(self._restore(maps_BHW, stored_BCHW, view[1]))
         return total(restored)
+
+    def _seen(self, stored_BCHW: Tensor, images_BCHW: Tensor, scale: float, mirrored: bool) -> Tensor:
+        """Photographs as one view has them."""
+        side = None if self.base == "stored" else min(images_BCHW.shape[2:])
+        size = scaled(stored_BCHW.shape[2:], scale, side)
+        return resized(stored_BCHW.flip(-1) if mirrored else stored_BCHW, size, self.resampling)
+
+    @torch.no_grad()
+    def _restore(self, maps_BHW: Tensor, stored_BCHW: Tensor, mirrored: bool) -> Tensor:
+        """Maps of a view on the pixels of the photographs."""
+        maps_BHW = at_least_float32(maps_BHW.flip(-1) if mirrored else maps_BHW)
+        height, width = stored_BCHW.shape[2:]
+        canvas = [ceil(side / self.canvas) * self.canvas for side in (height, width)]
+        return enlarged(maps_BHW, canvas)[..., :height, :width]
 
     def _parts(self, method: LocalizationMethod) -> dict[Setting, tuple[tuple[float, ...], Setting]]:
         """Subset of scales and setting below, by the name of a setting."""
@@ -99,25 +137,30 @@ def named(scales: Sequence[float], setting: Setting) -> str:
     return f"{'+'.join(f'{scale:g}' for scale in scales)}/{setting}"
 
 
-def seen(images_BCHW: Tensor, scale: float, mirrored: bool) -> Tensor:
-    """Images as one view has them."""
-    return rescaled(images_BCHW.flip(-1) if mirrored else images_BCHW, scale)
+def photographs(stored_BCHW: Tensor | None) -> Tensor:
+    """Raises `ValueError` if there are none."""
+    if stored_BCHW is None:
+        raise ValueError("Readout 'pyramid' reads photographs as they are stored: hand them in as stored_BCHW.")
+    return stored_BCHW
 
 
-def rescaled(images_BCHW: Tensor, scale: float) -> Tensor:
-    """Images of `scale` times their size in whole pixels; themselves at scale 1."""
-    if scale == 1:
+def scaled(size: Sequence[int], scale: float, side: int | None) -> list[int]:
+    """Height and width of a photograph of `size` at a scale of its own, or of a short side.
+
+    Halves go to the even number (so do the papers': 448 for 1.5 x 299); the long side is cut to whole pixels, as
+    torchvision's Resize does.
+    """
+    if side is None:
+        return [max(1, round(scale * length)) for length in size]
+    short = max(1, round(scale * side))
+    return [short if length == min(size) else int(short * length / min(size)) for length in size]
+
+
+def resized(images_BCHW: Tensor, size: list[int], resampling: str) -> Tensor:
+    """As PIL resizes, which widens its filter where it shrinks."""
+    if list(images_BCHW.shape[2:]) == size:
         return images_BCHW
-    size = [round(scale * side) for side in images_BCHW.shape[2:]]
-    return F.interpolate(images_BCHW, size, mode="bilinear", align_corners=False, antialias=True)
-
-
-@torch.no_grad()
-def restore(maps_BHW: Tensor, images_BCHW: Tensor, mirrored: bool) -> Tensor:
-    """Maps of a view on the pixels of the images."""
-    size = list(images_BCHW.shape[2:])
-    maps_BHW = F.interpolate(maps_BHW[:, None].float(), size, mode="bilinear", align_corners=False)[:, 0]
-    return maps_BHW.flip(-1) if mirrored else maps_BHW
+    return F.interpolate(images_BCHW, size, mode=resampling, align_corners=False, antialias=True)
 
 
 def total(maps: Sequence[Tensor]) -> Tensor:

@@ -1,69 +1,115 @@
-"""A threshold for each image: a method's own map, 0 where it is below the threshold that suppresses its class best.
+"""A threshold for each image: maps of another readout, 0 below the threshold that suppresses their class best.
 
-From the extension of BAS (https://arxiv.org/abs/2309.12943, Table 15). A threshold t cuts the mask m = (map >= t),
-which takes the place of M_f in the losses of an image: L_bas(m) + L_ac(m) is how much of the class is left outside of
-the mask, and how large the mask is. The threshold with the lowest sum wins, of equal ones the lowest.
+From the extension of BAS (https://arxiv.org/abs/2309.12943, Section 5.5 and Table 15). A threshold t cuts the mask
+m = (map >= t), which takes the place of M_f in the losses of an image: L_bas(m) + L_ac(m) is how much of the class is
+left outside of the mask, and how large the mask is. The threshold with the lowest sum wins, of equal ones the lowest.
 
-No code was released: that maps are divided by their maximum before, as seeds are, is our reading. What is left of a map
-keeps its values, so that classes still compete; one threshold for all images, 0 included, is solved on top.
+An image has one threshold: over a pyramid, that of the map that all scales and mirror images add up to. Masks are
+brought to the generator's grid, as M_f has it, and judged by the trained network on the image as it is.
+
+No code was released. Our reading: maps are divided by their maximum before, as seeds are; masks are resized to the
+nearest pixel. What is left of a map keeps its values, so that classes still compete; one threshold for all images, 0
+included, is solved on top.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from wsol_models._layers import LocalizationMethod, Output
-from wsol_models.bas import background_activation_suppression
-from wsol_models.readouts import LocalizationReadout, Setting, forward, require
-from wsol_models.readouts.topk import own_maps, rows
+from wsol_models.bas import area_constraint, background_activation_suppression
+from wsol_models.readouts import LocalizationReadout, Setting, forward, readout, require
 
 
 @dataclass(frozen=True)
 class Readout(LocalizationReadout):
-    """One setting: "suppression". steps: thresholds tried, evenly from 0 on; each costs a pass of what follows F."""
+    """The settings of the readout below.
+
+    steps: thresholds tried, evenly from 0 on; each costs a pass of what follows F. over: the readout below, by default
+    the map of the class. options: its fields.
+    """
 
     steps: int = 20
+    over: str = "own"
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1 threshold but is {self.steps}.")
+        readout(self.over, **self.options)
 
     def settings(self, method: LocalizationMethod) -> list[Setting]:
         require("suppression", "background suppression", method)
-        return ["suppression"]
+        return readout(self.over, **self.options).settings(method)
 
-    @torch.no_grad()
-    def passes(
+    @property
+    def needs_stored(self) -> bool:  # type: ignore[override]
+        return readout(self.over, **self.options).needs_stored
+
+    def search(
         self,
-        method: Any,
+        method: LocalizationMethod,
         images_BCHW: Tensor,
         classes_B: Tensor,
-        settings: Sequence[Setting],
-        output: Output | None,
+        output: Output | None = None,
+        **stored: Tensor,
+    ) -> Iterator[tuple[Setting, Tensor]]:
+        self.settings(method)
+        judge = Judge.of(method, images_BCHW, classes_B, output)
+        below = readout(self.over, **self.options)
+        for setting, maps_BHW in below.search(method, images_BCHW, classes_B, output, **stored):
+            yield setting, judge.cut(maps_BHW, self.steps)
+
+    def maps(
+        self,
+        method: LocalizationMethod,
+        images_BCHW: Tensor,
+        classes_B: Tensor,
+        setting: Setting,
+        output: Output | None = None,
+        **stored: Tensor,
     ) -> Tensor:
-        """The maps, cut."""
+        self.settings(method)
+        maps_BHW = readout(self.over, **self.options).maps(method, images_BCHW, classes_B, setting, output, **stored)
+        return Judge.of(method, images_BCHW, classes_B, output).cut(maps_BHW, self.steps)
+
+    coarse_search, coarse_maps = search, maps  # the maps below were enlarged already
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A trained BAS network before the images, that says how well a mask suppresses their classes."""
+
+    method: Any
+    images_BCHW: Tensor
+    classes_B: Tensor
+    features_BCHW: Tensor
+    logits_BK: Tensor
+
+    @staticmethod
+    @torch.no_grad()
+    def of(method: Any, images_BCHW: Tensor, classes_B: Tensor, output: Output | None) -> "Judge":
         output = output or forward(method, images_BCHW)
-        maps_BKHW = own_maps(output)
-        maps_BHW = maps_BKHW[rows(maps_BKHW), classes_B].float()
-        maps_BHW = maps_BHW / maps_BHW.amax((1, 2), keepdim=True)
         features_BCHW, _ = method.F1(images_BCHW, ())
-        scores = []
-        for step in range(self.steps):
-            masks_BHW = (maps_BHW >= step / self.steps).to(features_BCHW.dtype)
-            left_BK = method.background_logits(images_BCHW, features_BCHW, masks_BHW)
-            scores.append(suppression_and_area(output.logits_BK, left_BK, masks_BHW, classes_B))
-        thresholds_B = torch.stack(scores).argmin(0) / self.steps
+        return Judge(method, images_BCHW, classes_B, features_BCHW, output.logits_BK)
+
+    def cut(self, maps_BHW: Tensor, steps: int) -> Tensor:
+        """Maps over their maximum, each 0 below its best threshold; a map that is nowhere above 0 is 0."""
+        maps_BHW = maps_BHW.clamp(min=0)
+        maps_BHW = maps_BHW / maps_BHW.amax((1, 2), keepdim=True).clamp(min=torch.finfo(maps_BHW.dtype).tiny)
+        scores = [self.score(maps_BHW >= step / steps) for step in range(steps)]
+        thresholds_B = torch.stack(scores).argmin(0) / steps
         return maps_BHW.where(maps_BHW >= thresholds_B[:, None, None], 0)
 
-    def read(self, passes: Tensor, classes_B: Tensor, setting: Setting) -> Tensor:
-        return passes
-
-
-def suppression_and_area(logits_BK: Tensor, left_BK: Tensor, masks_BHW: Tensor, classes_B: Tensor) -> Tensor:
-    """L_bas + L_ac of each image, B."""
-    each = zip(logits_BK[:, None], left_BK[:, None], classes_B[:, None], strict=True)
-    suppression_B = torch.stack([background_activation_suppression(*image) for image in each])
-    return suppression_B + masks_BHW.mean((1, 2))
+    @torch.no_grad()
+    def score(self, masks_BHW: Tensor) -> Tensor:
+        """L_bas + L_ac of each image with a mask, of any size, for its M_f, B."""
+        grid = self.features_BCHW.shape[2:]
+        masks_BHW = F.interpolate(masks_BHW[:, None].to(self.features_BCHW.dtype), grid, mode="nearest-exact")[:, 0]
+        left_BK = self.method.background_logits(self.images_BCHW, self.features_BCHW, masks_BHW)
+        suppression_B = background_activation_suppression(self.logits_BK, left_BK, self.classes_B, reduction="none")
+        return suppression_B + area_constraint(masks_BHW, reduction="none")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wsol_models._layers import LocalizationMethod, Output
+from wsol_models._layers import LocalizationMethod, Output, at_least_float32
 from wsol_models.readouts import LocalizationReadout, Setting, forward, require
 
 
@@ -52,11 +52,11 @@ class Readout(LocalizationReadout):
     def read(self, passes: tuple[Tensor, Tensor], classes_B: Tensor, setting: Setting) -> Tensor:
         maps_BKHW, order_BK = passes
         if setting == 1:
-            return maps_BKHW[rows(maps_BKHW), classes_B].float()
+            return at_least_float32(maps_BKHW[rows(maps_BKHW), classes_B])
         top_Bk = order_BK[:, : check_k(setting, maps_BKHW.shape[1])]
-        return maps_BKHW[rows(maps_BKHW)[:, None], top_Bk].mean(1, dtype=torch.float64).float()
+        return maps_BKHW[rows(maps_BKHW)[:, None], top_Bk].mean(1, dtype=torch.float64).to(map_type(maps_BKHW))
 
-    def search(
+    def coarse_search(
         self, method: LocalizationMethod, images_BCHW: Tensor, classes_B: Tensor, output: Output | None = None
     ) -> Iterator[tuple[Setting, Tensor]]:
         wanted = [k for k in self.settings(method) if isinstance(k, int)]
@@ -68,7 +68,7 @@ class Readout(LocalizationReadout):
         for k in range(1, wanted[-1] + 1):
             total_BHW += maps_BKHW[rows(maps_BKHW), order_BK[:, k - 1]]
             if k > 1 and k in wanted:
-                yield k, (total_BHW / k).float()
+                yield k, (total_BHW / k).to(map_type(maps_BKHW))
 
 
 def by_score(logits_BK: Tensor) -> Tensor:
@@ -78,6 +78,10 @@ def by_score(logits_BK: Tensor) -> Tensor:
 
 def rows(maps_BKHW: Tensor) -> Tensor:
     return torch.arange(len(maps_BKHW), device=maps_BKHW.device)
+
+
+def map_type(maps_BKHW: Tensor) -> torch.dtype:
+    return torch.promote_types(maps_BKHW.dtype, torch.float32)
 
 
 def own_maps(output: Output) -> Tensor:

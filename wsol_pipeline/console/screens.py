@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from rich.console import Console
 from rich.table import Table
 
+from wsol_pipeline.data.images import STORED_PIXELS
 from wsol_pipeline.evaluation import selection
 from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.redaction import redact
@@ -136,6 +137,8 @@ def print_verdict(verdict: Verdict) -> None:
         console.print(table)
     if rows[0].label == BASELINE:
         console.print(_standing(verdict), soft_wrap=True, highlight=False)
+    if verdict.shrunk:
+        print_shrunk(verdict.shrunk, verdict.images)
     studies, place = verdict.options.study, shlex.quote(storage)
     for title, line in {
         "gallery:": verdict.picture,
@@ -189,8 +192,15 @@ def print_rehearsal(plan: Plan, found: Rehearsal) -> None:
     _console(110).print(table)
 
 
+def print_shrunk(count: int, of: int) -> None:
+    """Say it where a readout was to see photographs as they are stored, and some were too large for that."""
+    print(f"{count} of {of} photographs have more than {STORED_PIXELS / 1e6:.1f} million pixels and were read shrunk.")
+
+
 def print_settings(counts: Counts, objective: str) -> None:
-    """The best readout settings on validation."""
+    """The best readout settings on validation, and what was not read as it is stored."""
+    if counts.shrunk:
+        print_shrunk(int(counts.shrunk), int(counts.images[0]))
     values_S = selection.best(counts)[objective]
     shown = min(SETTINGS_SHOWN, len(values_S))
     table = Table("setting", objective, title=f"validation, best {shown} of {len(values_S)}")

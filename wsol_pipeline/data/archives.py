@@ -17,6 +17,7 @@ from typing import Self
 
 from filelock import FileLock
 
+from wsol_pipeline.data.importers import is_hidden
 from wsol_pipeline.data.shards import cache_root
 from wsol_pipeline.errors import DataError, ResourceError
 
@@ -47,25 +48,37 @@ Member = tuple[
 def unpacked(source: Path, cache_dir: str | None = None) -> Path:
     """`source` itself if it is no file, else the folder in the cache that this archive is unpacked to, once.
 
-    An archive of a single folder is that folder. Raises `DataError` for a file that is no tar or zip, is broken, or
-    could do harm, `ResourceError` where the cache cannot take it.
+    An archive of a single folder is that folder; what systems put beside it (__MACOSX) is none. Raises `DataError` for
+    a file that is no tar or zip, is broken, or could do harm, `ResourceError` where the cache cannot take it.
     """
     if not source.is_file():
         return source
-    stat = source.stat()
-    key = hashlib.sha256(f"{source.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]
-    folder = cache_root(cache_dir) / "unpacked" / f"{source.name}-{key}"
+    folder = _place(source, cache_dir)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if not folder.exists():
                 with TemporaryDirectory(dir=folder.parent) as aside:
-                    _unpack(source, Path(aside) / "all", MAX_GROWTH * stat.st_size + ALLOWANCE)
+                    _unpack(source, Path(aside) / "all", MAX_GROWTH * source.stat().st_size + ALLOWANCE)
                     (Path(aside) / "all").rename(folder)
     except OSError as error:
         raise ResourceError(f"{source} cannot be unpacked to {folder}: {error}. XDG_CACHE_HOME moves it.") from error
-    entries = list(folder.iterdir())
+    entries = [entry for entry in folder.iterdir() if not is_hidden(entry.name)]
     return entries[0] if len(entries) == 1 and entries[0].is_dir() else folder
+
+
+def _place(source: Path, cache_dir: str | None) -> Path:
+    """Where an archive is unpacked to; another one once it changes."""
+    stat = source.stat()
+    key = hashlib.sha256(f"{source.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]
+    return cache_root(cache_dir) / "unpacked" / f"{source.name}-{key}"
+
+
+def left_beside(source: Path, cache_dir: str | None = None) -> tuple[Path, ...]:
+    """What systems have put beside the single folder of an archive; nothing for another source."""
+    if not source.is_file() or unpacked(source, cache_dir) == _place(source, cache_dir):
+        return ()
+    return tuple(entry for entry in sorted(_place(source, cache_dir).iterdir()) if is_hidden(entry.name))
 
 
 def _unpack(source: Path, into: Path, limit: int) -> None:

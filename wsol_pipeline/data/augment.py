@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torchvision.transforms.v2 import functional
+
+from wsol_pipeline.data.images import resize
 
 TRAIN_GEOMETRIES = ("crop", "random_resized_crop", "random_resized_crop_stored")
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -161,8 +162,7 @@ def cut_resize_flip(images: Iterable[np.ndarray], regions: Regions, sizes_B2: np
     places = zip(images, sizes_B2.tolist(), *(values.tolist() for values in regions), strict=True)
     for i, (image, (width, height), top, left, tall, wide, flip) in enumerate(places):
         rows, columns = _scaled(top, tall, image.shape[1] / height), _scaled(left, wide, image.shape[2] / width)
-        cut_CHW = torch.from_numpy(image[:, rows, columns].copy())  # of a read-only file, maybe
-        cut_CHW = functional.resize(cut_CHW, [size, size], antialias=True).numpy()
+        cut_CHW = resize(torch.from_numpy(image[:, rows, columns].copy()), size).numpy()  # of a read-only file, maybe
         cut_BCHW[i] = cut_CHW[:, :, ::-1] if flip else cut_CHW
     return cut_BCHW
 

@@ -123,6 +123,11 @@ class Dataset:
         return self.manifest.multilabel
 
     @property
+    def is_located(self) -> bool:
+        """Whether val and test have boxes or masks: without, nothing can be chosen or scored by them."""
+        return self.manifest.located
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 over classes, conventions and the fingerprints of all splits."""
         splits = {role.value: info.fingerprint for role, info in self.manifest.splits.items()}

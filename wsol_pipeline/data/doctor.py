@@ -3,97 +3,77 @@
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
-from wsol_pipeline.data.importers import IMAGE_ENDINGS, Source
-from wsol_pipeline.data.ingest import checked
-from wsol_pipeline.data.schema import Fault, Kind, Row, RowError
+from wsol_pipeline.data.checks import looks
+from wsol_pipeline.data.findings import Finding, of_rows, of_source
+from wsol_pipeline.data.importers import Source
+from wsol_pipeline.data.schema import Fault, Note, Row
+from wsol_pipeline.data.survey import HIDDEN, OTHER, UNLISTED, UNREAD, Tally, by_ending, passed_over
 from wsol_pipeline.protocol import Role
 
-# Why an import leaves an image out -> what is wrong, how it is mended.
-KINDS = {
-    Kind.NAME: ("images have a name that cannot be used", "Rename these, inside of the source and without odd signs."),
-    Kind.FILE: ("files are missing", "Unpack or download these again, or take them out of the lists."),
-    Kind.IMAGE: (
-        "images cannot be decoded",
-        "Download these again; --max-bad leaves out a few that are broken at their source.",
-    ),
-    Kind.ANNOTATION: ("images have no sound annotation", "Annotate these, or take them out of the lists."),
-    Kind.SIZE: (
-        "images have another size than their annotation",
-        "Get the images that were annotated: boxes of another size are wrong.",
-    ),
-    Kind.LABEL: ("images have a label that is no class", "Correct these, or the list of classes."),
-    Kind.BOX: ("images have a wrong box", "Boxes are x0, y0, x1, y1 in pixels of the stored image: correct these."),
-    Kind.MASK: ("images have a wrong mask", "Masks are PNGs of the image's size: correct or remove these."),
+BESIDE = {  # why a file is passed over -> what to do about it
+    UNLISTED: "List them, or leave them: they are not read.",
+    UNREAD: "Convert them to JPEG or PNG, or leave them: they are not read.",
+    OTHER: "Leave them, or see whether their names are right: they are not read.",
+    HIDDEN: "Leave them: they are not read.",
 }
 
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong. `items` are ids, classes or files, each with what is to be said of it."""
-
-    what: str
-    items: tuple[str, ...]
-    mend: str
-    is_note: bool = False  # worth knowing, but the source can be imported
-
-    def lines(self, at_most: int = 10) -> list[str]:
-        """The finding in words, `at_most` of its items by name."""
-        rest = len(self.items) - at_most
-        more = [f"  ... and {rest} more"] if rest > 0 else []
-        head = f"{'note' if self.is_note else 'problem'}: {len(self.items)} {self.what}"
-        items = (item if item.isprintable() else ascii(item) for item in self.items[:at_most])
-        return [head, *(f"  {item}" for item in items), *more, f"  -> {self.mend}"]
+NOTED = {  # what is done to an image -> what to think of
+    Note.UPRIGHT: "Boxes and masks are taken to be for the upright image.",
+    Note.STORED: "Boxes and masks are taken to be for the image as it is stored.",
+    Note.CONVERTED: "Nothing is lost: the pixels are the same.",
+    Note.CLIPPED: "See whether these are the images that were annotated.",
+    Note.RING: "Nothing is lost: points and lines have no pixels.",
+}
 
 
 def examine(
     source: Source, threads: int = 1, on_row: Callable[[int, int], None] = lambda done, total: None
-) -> list[Finding]:
-    """Read everything that an import would read, and write nothing. `on_row` hears (done, total) after each image."""
+) -> tuple[list[Finding], Tally]:
+    """Read everything that an import would read, and write nothing: what is wrong, and what would be taken.
+
+    `on_row` hears (done, total) after each image.
+    """
     rows = list(source.rows)
-    reasons: dict[Kind, list[str]] = defaultdict(list)
+    bad: list[tuple[str, Fault]] = []
+    good: list[Row] = []
+    noted: dict[Note, list[str]] = defaultdict(list)
     twins: dict[str, list[Row]] = defaultdict(list)
-    for done, (row, found) in enumerate(_looks(source, rows, threads), 1):
+    for done, (row, found) in enumerate(looks(rows, source.rules, threads), 1):
         if isinstance(found, Fault):
-            reasons[found.kind].append(f"{row.id}: {found.reason}")
+            bad.append((row.id, found))
         else:
-            twins[found].append(row)
+            good.append(row)
+            twins[hashlib.sha256(found.columns["image"]).hexdigest()].append(row)
+            for note in found.notes:
+                noted[note].append(row.id)
         on_row(done, len(rows))
-    wrong = [Finding(what, tuple(reasons[kind]), mend) for kind, (what, mend) in KINDS.items() if reasons[kind]]
-    whole = [*_structure(source), *_empty(source, rows), *_counts(source, rows), *_repeated(rows), *_shared(twins)]
-    return [*whole, *_misplaced(source, rows), *_order(rows), *wrong, *_unlisted(rows)]
+    beside = passed_over(source, rows)
+    problems = [*of_source(source, rows), *_counts(source, rows), *_shared(twins), *_misplaced(source, rows)]
+    notes = [*_order(rows), *_noted(noted), *_beside(beside)]
+    return [*problems, *of_rows(bad), *notes], _tally(source, good, beside)
 
 
-def _looks(source: Source, rows: list[Row], threads: int) -> Iterator[tuple[Row, Fault | str]]:
-    """Each row with what is wrong with it, or with the SHA-256 of its image."""
-
-    def look(row: Row) -> tuple[Row, Fault | str]:
-        try:
-            image = checked(row, len(source.classes), source.multilabel)["image"]
-        except RowError as error:
-            return row, error.fault
-        return row, hashlib.sha256(image).hexdigest()
-
-    with ThreadPoolExecutor(threads) as pool:
-        for first in range(0, len(rows), 1024):  # a pool queues all that it is given: a million rows are much
-            yield from pool.map(look, rows[first : first + 1024])
+def _tally(source: Source, rows: list[Row], beside: dict[str, list[Path]]) -> Tally:
+    counts = {role: Counter(label for row in rows if row.role is role for label in row.labels) for role in Role}
+    return Tally(
+        source.classes,
+        {role: sum(row.role is role for row in rows) for role in Role},
+        {role: tuple(counts[role][label] for label in range(len(source.classes))) for role in Role},
+        {reason: by_ending(files) for reason, files in beside.items()},
+        source.left_out,
+    )
 
 
-def _structure(source: Source) -> Iterator[Finding]:
-    if source.faults:
-        yield Finding("faults beside single images", source.faults, "Correct these: an import refuses the source.")
+def _noted(noted: dict[Note, list[str]]) -> Iterator[Finding]:
+    for note, names in noted.items():
+        yield Finding(note.value, tuple(names), NOTED[note], is_note=True)
 
 
-def _empty(source: Source, rows: list[Row]) -> Iterator[Finding]:
-    """Splits without images, classes that nobody can learn: an import refuses both."""
-    if missing := tuple(role.value for role in Role if not any(row.role is role for row in rows)):
-        yield Finding("splits have no image", missing, "A dataset needs train, val and test: see --help of the layout.")
-    trained = {label for row in rows if row.role is Role.TRAIN for label in row.labels}
-    if idle := tuple(name for label, name in enumerate(source.classes) if label not in trained):
-        yield Finding("classes have no training image", idle, "Add images of them, or take them out of the classes.")
+def _beside(beside: dict[str, list[Path]]) -> Iterator[Finding]:
+    for reason, files in beside.items():
+        yield Finding(f"{reason}, passed over", tuple(map(str, files)), BESIDE[reason], is_note=True)
 
 
 def _counts(source: Source, rows: list[Row]) -> Iterator[Finding]:
@@ -108,11 +88,6 @@ def _counts(source: Source, rows: list[Row]) -> Iterator[Finding]:
         if odd:
             items = tuple(f"{source.classes[label]}: {own[label]} in {role.value}" for label in odd)
             yield Finding(f"classes do not have the published {fewest} to {most} images", items, mend)
-
-
-def _repeated(rows: list[Row]) -> Iterator[Finding]:
-    if twice := [name for name, count in Counter(row.id for row in rows).items() if count > 1]:
-        yield Finding("ids come more than once", tuple(twice), "Take them out of all lists but one.")
 
 
 def _shared(twins: dict[str, list[Row]]) -> Iterator[Finding]:
@@ -148,16 +123,3 @@ def _order(rows: list[Row]) -> Iterator[Finding]:
         items = tuple(f"{folder}: {label}" for folder, (label,) in zip(sorted(own), labels, strict=True))
         mend = "Compare with the names of the classes: most lists and weights count the classes by sorted folder."
         yield Finding("folders of training images are not in the order of their labels", items, mend, True)
-
-
-def _unlisted(rows: list[Row]) -> Iterator[Finding]:
-    """Images beside those of the dataset that no split has."""
-    images = {row.image for row in rows if isinstance(row.image, Path)}
-    used = images | {mask for row in rows for mask in (*row.masks, row.ignore) if mask}
-    folders = sorted({path.parent for path in images if path.parent.is_dir()})
-    beside = {path for folder in folders for path in folder.iterdir() if path.suffix.lower() in IMAGE_ENDINGS}
-    faulty = {Path(row.id).stem for row in rows if row.fault}  # listed, and told of elsewhere
-    if extra := sorted(str(path) for path in beside - used if path.stem not in faulty):
-        yield Finding(
-            "image files belong to no split", tuple(extra), "List them, or leave them: they are not read.", True
-        )

@@ -1,8 +1,10 @@
 """Encoded images that may come from strangers: look at the header first, decode within limits, resize one way."""
 
 import io
+import math
+import struct
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -12,35 +14,49 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch.nn import functional
 from torchvision.io import ImageReadMode, decode_jpeg
-from torchvision.transforms.v2 import functional
 
 from wsol_pipeline.errors import DataError
 
 IGNORED = 255  # label of mask pixels that count neither way
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 64_000_000  # 192 MB decoded
+STORED_PIXELS = 2**22  # of stored images that are held at once: a larger image is shrunk to it
 MAX_SCANS = 100  # passes over the pixels of a JPEG: an encoder makes about ten, and a hundred bytes ask for one
+STORED = ("JPEG", "PNG")  # what shards hold
+READ = (*STORED, "WEBP", "BMP")  # what an import takes
+_ORIENTATION = 0x0112  # of EXIF
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_BROKEN = (OSError, SyntaxError, ValueError)  # what PIL says of an image that is not as it should be
 # What `convert("RGB")` turns into 8-bit colour without a choice of its own; 16-bit and float images are not among them.
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 # Odd EXIF, palettes with alpha and sizes over a limit that is not ours: all is decoded or refused here.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def probe(data: bytes) -> tuple[str, int, int]:
-    """Format ("JPEG" or "PNG"), width and height, from the header alone. Raises `DataError` for all that is refused."""
+def probe(data: bytes, formats: tuple[str, ...] = STORED) -> tuple[str, int, int]:
+    """Format (of `formats`), width and height, from the header alone. Raises `DataError` for all that is refused."""
     if len(data) > MAX_BYTES:
         raise DataError(f"image has {len(data)} bytes, over the limit of {MAX_BYTES}")
     if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > MAX_SCANS:
         raise DataError(f"image has more than {MAX_SCANS} scans")
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+        with Image.open(io.BytesIO(data), formats=formats) as image:
             kind, (width, height), mode = str(image.format), image.size, image.mode
         kind = kind.replace("MPO", "JPEG")  # several JPEGs in a file, as phones write them: the first is the image
     except Image.DecompressionBombError as error:
         raise DataError(f"image is over the limit of {MAX_PIXELS} pixels: {error}") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError("image is not a readable JPEG or PNG") from error
+    except _BROKEN as error:
+        raise DataError(f"image is not a readable {', '.join(formats[:-1])} or {formats[-1]}") from error
     if width * height > MAX_PIXELS:
         raise DataError(f"image has {width}x{height} pixels, over the limit of {MAX_PIXELS}")
     if mode not in _MODES:
@@ -48,20 +64,21 @@ def probe(data: bytes) -> tuple[str, int, int]:
     return kind, width, height
 
 
-def decode(data: bytes) -> torch.Tensor:
-    """uint8 RGB [3, H, W]. Grey, palette and CMYK become RGB, alpha is dropped, EXIF rotation is not applied (boxes
-    are in stored pixels). Raises `DataError` if the image is refused or cannot be decoded to its end."""
-    kind, _, _ = probe(data)
+def decode(data: bytes, formats: tuple[str, ...] = STORED) -> torch.Tensor:
+    """uint8 RGB [3, H, W]. Grey, palette and CMYK become RGB, alpha is dropped, EXIF's orientation is not applied (see
+    `schema`). Raises `DataError` if the image is refused or cannot be decoded to its end."""
+    kind, _, _ = probe(data, formats)
     if kind == "PNG":
         return _decode_png(data)
     try:
-        return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+        if kind == "JPEG":
+            return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
     except RuntimeError:
         pass  # a colour space or coding that libjpeg's RGB path lacks: PIL has the last word
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+        with Image.open(io.BytesIO(data), formats=(kind,)) as image:
             pixels_HWC = np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
+    except _BROKEN as error:
         raise DataError(f"image cannot be decoded: {error}") from error
     return torch.from_numpy(pixels_HWC).permute(2, 0, 1).contiguous()
 
@@ -74,12 +91,60 @@ def _decode_png(data: bytes) -> torch.Tensor:
     return torch.from_numpy(pixels_HWC).permute(2, 0, 1).contiguous()
 
 
-def resize(image_CHW: torch.Tensor, size: int, keep_aspect: bool = False) -> torch.Tensor:
-    """uint8 [3, size, size]: bilinear with antialiasing, ignoring the aspect ratio, as most of the field's code does.
+def orientation(data: bytes) -> int:
+    """EXIF's orientation, 1 to 8 (1: as stored); 1 for an image that has none, or none that can be read."""
+    if not any(mark in data for mark in (b"Exif", b"eXIf", b"EXIF")):  # of a JPEG, PNG, WebP
+        return 1
+    try:
+        with Image.open(io.BytesIO(data), formats=READ) as image:
+            found = image.getexif().get(_ORIENTATION)
+    except (*_BROKEN, KeyError, OverflowError, TypeError, struct.error):
+        return 1
+    return found if found in _TURNS else 1
+
+
+def oriented(size_wh: tuple[int, int], turn: int) -> tuple[int, int]:
+    """Width and height of an image once it is turned as EXIF's orientation `turn` says."""
+    return size_wh[::-1] if turn >= 5 else size_wh
+
+
+def upright(image_CHW: torch.Tensor, turn: int, kind: str) -> bytes:
+    """The image turned as EXIF's orientation `turn` says, encoded anew: of kind "JPEG" as a JPEG, else as a PNG."""
+    image = Image.fromarray(image_CHW.permute(1, 2, 0).numpy())
+    turned, sink = image.transpose(_TURNS[turn]) if turn in _TURNS else image, io.BytesIO()
+    if kind == "JPEG":
+        turned.save(sink, "JPEG", quality=95, subsampling=0)  # 48 dB on photos: far finer than what resizing leaves
+    else:
+        turned.save(sink, "PNG")
+    return sink.getvalue()
+
+
+def resize(images: torch.Tensor, size: int, keep_aspect: bool = False) -> torch.Tensor:
+    """uint8 [..., 3, size, size]: bilinear with antialiasing, the aspect ratio ignored, as most of the field has it.
 
     keep_aspect: only the short side becomes `size`.
     """
-    return functional.resize(image_CHW, [size] if keep_aspect else [size, size], antialias=True)
+    sides = images.shape[-2:]
+    return resize_to(images, [int(size * side / min(sides)) if keep_aspect else size for side in sides])
+
+
+def resize_to(images: torch.Tensor, shape_HW: Sequence[int]) -> torch.Tensor:
+    """uint8 [..., 3, *shape_HW], as `resize` does it: the same pixels on every CPU.
+
+    torchvision's own goes by way of floats where a CPU has no AVX2, and rounds otherwise there.
+    """
+    planes_BCHW = images.reshape(-1, *images.shape[-3:])
+    resized = functional.interpolate(planes_BCHW, list(shape_HW), mode="bilinear", antialias=True)
+    return resized.reshape(*images.shape[:-2], *shape_HW)
+
+
+def shrunk(images: torch.Tensor) -> torch.Tensor:
+    """uint8 images [..., H, W] as they are; of over `STORED_PIXELS` each, bilinear to at most that, the aspect kept."""
+    height, width = images.shape[-2:]
+    if height * width <= STORED_PIXELS:
+        return images
+    scale = math.sqrt(STORED_PIXELS / (height * width))
+    return resize_to(images, [max(1, int(scale * side)) for side in (height, width)])
 
 
 def label_mask(
@@ -124,10 +189,7 @@ def decoder(threads: int) -> Any:
 
 
 def decode_resize(
-    named: Iterable[tuple[str, bytes]],
-    size: int | None,
-    pool: ThreadPoolExecutor | None = None,
-    keep_aspect: bool = False,
+    named: Iterable[tuple[str, bytes]], size: int | None, pool: ThreadPoolExecutor | None = None
 ) -> Iterator[np.ndarray]:
     """Decode and `resize` `(id, bytes)` pairs, one after the other (ahead in threads if there is a `pool`), to uint8
     [3, size, size] each; as they are without a size. Raises `DataError` that names the id."""
@@ -135,7 +197,7 @@ def decode_resize(
     def one(pair: tuple[str, bytes]) -> np.ndarray:
         try:
             image_CHW = decode(pair[1])
-            return (image_CHW if size is None else resize(image_CHW, size, keep_aspect)).numpy()
+            return (image_CHW if size is None else resize(image_CHW, size)).numpy()
         except DataError as error:
             raise DataError(f"Row {pair[0]!r}: {error}.") from error
 

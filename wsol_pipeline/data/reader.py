@@ -4,11 +4,11 @@ Both follow the same `EpochPlan` and draw the same crops, so they give the same 
 rows come in the order of rows, each exactly once.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import groupby
 from types import TracebackType
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,7 @@ import torch
 
 from wsol_pipeline.data.augment import TRAIN_GEOMETRIES, Augmentation
 from wsol_pipeline.data.dataset import Split, TestSplit, TrainSplit, ValSplit
-from wsol_pipeline.data.images import decode_resize
+from wsol_pipeline.data.images import STORED_PIXELS, decode_resize, resize, shrunk
 from wsol_pipeline.data.pixels import (
     Pixels,
     Rows,
@@ -50,6 +50,8 @@ class Batch:
     masks: list[np.ndarray] | None = None  # uint8 [H, W] of `label_mask`, at the images' size or, of a "short_side", at
     # that of the stored ones; None if the split has none
     whole_BCHW: torch.Tensor | None = None  # evaluation images before the centre crop, if there is one
+    stored_BCHW: torch.Tensor | None = None  # photographs as they are stored, if asked for: of one size, see `shrunk`
+    num_shrunk: int = 0  # of these
 
 
 @dataclass(frozen=True)
@@ -219,6 +221,11 @@ class EvalRows:
     batch_size: int
     begin: int
     end: int
+    stored: bool = False  # whether batches have the photographs as they are stored
+
+    def with_stored(self) -> "EvalRows":
+        """The same rows, with the photographs as they are stored."""
+        return replace(self, stored=True)
 
     @property
     def role(self) -> Role:
@@ -245,14 +252,13 @@ class EvalRows:
     def batches(self) -> Iterator[Batch]:
         """All rows of this rank once, in order; the last batch is as long as what is left.
 
-        Images of "short_side" come together while they have one shape.
+        Images that keep their aspect come together while they have one shape; so do those with stored photographs, of
+        which a batch has no more than `STORED_PIXELS` (of each class of an image, since each is a pass), or one image.
         """
-        if self.geometry == "short_side":
+        if self.stored or self.geometry == "short_side":
             yield from self._of_one_shape()
             return
-        size, cached = self._read_size, self._cached
-        margin = round((size - self.config.image_size) / 2)  # as torchvision's CenterCrop rounds
-        inner = slice(margin, margin + self.config.image_size)
+        size, cached, inner = self._read_size, self._cached, self._inner
         for first in range(self.begin, self.end, self.batch_size):
             rows = np.arange(first, min(first + self.batch_size, self.end))
             pixels, at = (cached, rows) if cached else (self._decoded(rows, size), np.arange(len(rows)))
@@ -261,35 +267,94 @@ class EvalRows:
 
     def _of_one_shape(self) -> Iterator[Batch]:
         for first in range(self.begin, self.end, self.batch_size):
-            rows = np.arange(first, min(first + self.batch_size, self.end))
-            table = self._read(rows)
-            known = read_rows(table, self.split)
-            masks = read_masks(table, self.split, known.sizes_N2) if self.has_masks else None
-            images = decode_resize(id_and_image(table), self.config.image_size, keep_aspect=True)
-            for _, run in groupby(enumerate(images), key=lambda pair: pair[1].shape):
-                at, alike = zip(*run, strict=True)
-                of_run = None if masks is None else [masks[row] for row in at]
-                yield _batch(known, np.array(at), torch.from_numpy(np.stack(alike)), of_run)
+            table = self._read(np.arange(first, min(first + self.batch_size, self.end)))
+            known, inner = read_rows(table, self.split), self._inner
+            masks = self._masks(table, known.sizes_N2 if self.geometry == "short_side" else None)
+            seen = map(self._seen, decode_resize(id_and_image(table), None))
+            passes_N = (known.labels_N > 0).sum(1) if self.split.multilabel else np.ones(len(known.ids), int)
+            for at, (whole_BCHW, stored_BCHW) in neighbours(seen, passes_N):
+                of_run = None if masks is None else [masks[row][inner, inner] for row in at]
+                batch = _batch(known, at, whole_BCHW, of_run, inner)
+                over = self.stored & (known.sizes_N2[at].prod(1) > STORED_PIXELS)
+                yield replace(batch, stored_BCHW=stored_BCHW, num_shrunk=int(over.sum()))
+
+    def _seen(self, image_CHW: np.ndarray) -> "Seen":
+        """A stored image as the network is shown it, before a crop, and as it is stored if that is asked for."""
+        decoded_CHW = torch.from_numpy(image_CHW)
+        whole_CHW = resize(decoded_CHW, self._read_size, keep_aspect=self.geometry == "short_side")
+        return Seen(whole_CHW, shrunk(decoded_CHW) if self.stored else None)
 
     @property
     def _read_size(self) -> int:
         return self.config.resize_size if self.geometry == "resize_crop" else self.config.image_size
 
     @property
+    def _inner(self) -> slice:
+        """What the centre crop, if there is one, leaves of both sides."""
+        if self.geometry == "short_side":
+            return slice(None)
+        margin = round((self._read_size - self.config.image_size) / 2)  # as torchvision's CenterCrop rounds
+        return slice(margin, margin + self.config.image_size)
+
+    @property
     def _cached(self) -> Pixels | None:
-        if self.geometry == "short_side" or not self.config.caches(self.split, self._read_size):
+        if self.stored or self.geometry == "short_side" or not self.config.caches(self.split, self._read_size):
             return None
         return cached_pixels(self.split, self._read_size, self.config.cache_dir)
 
     def _decoded(self, rows: np.ndarray, size: int) -> Pixels:
         table = self._read(rows)
         images = np.stack(list(decode_resize(id_and_image(table), size)))
-        masks = read_masks(table, self.split, np.full((len(rows), 2), size)) if self.has_masks else None
+        masks = self._masks(table)
         return Pixels(images, None if masks is None else np.stack(masks), read_rows(table, self.split))
+
+    def _masks(self, table: pa.Table, sizes_N2: np.ndarray | None = None) -> list[np.ndarray] | None:
+        """Masks at their own of `sizes`, by default as large as square images before the crop."""
+        if not self.has_masks:
+            return None
+        sizes_N2 = np.full((table.num_rows, 2), self._read_size) if sizes_N2 is None else sizes_N2
+        return read_masks(table, self.split, sizes_N2)
 
     def _read(self, rows: np.ndarray) -> pa.Table:
         columns = [*fact_columns(self.split), "image", *(("mask", "ignore") if self.has_masks else ())]
         return self.split.shard_set(self.config.cache_dir, self.config.shard_cache_gb).read(rows, columns)
+
+
+class Seen(NamedTuple):
+    """An evaluation image, uint8 [3, H, W], or some of one shape: before the centre crop, and as stored if asked."""
+
+    whole: torch.Tensor
+    stored: torch.Tensor | None
+
+    @property
+    def shape(self) -> torch.Size:
+        """What images of one batch share."""
+        return (self.whole if self.stored is None else self.stored).shape
+
+
+def neighbours(images: Iterable[Seen], passes_N: np.ndarray) -> Iterator[tuple[np.ndarray, Seen]]:
+    """Rows and images in order, cut where the shape changes or stored ones would have over `STORED_PIXELS` in all.
+
+    An image's pixels count once for each of its `passes`.
+    """
+    run: list[Seen] = []
+    held = end = 0
+    for end, image in enumerate(images):
+        more = 0 if image.stored is None else image.stored[0].numel() * int(passes_N[end])
+        if run and (image.shape != run[0].shape or held + more > STORED_PIXELS):
+            yield np.arange(end - len(run), end), _joined(run)
+            held = 0
+        run.append(image)
+        held += more
+    yield np.arange(end + 1 - len(run), end + 1), _joined(run)
+
+
+def _joined(run: list[Seen]) -> Seen:
+    """The images as a batch; the list is empty then, so that they are not held twice."""
+    stored = [image.stored for image in run if image.stored is not None]
+    batch = Seen(torch.stack([image.whole for image in run]), torch.stack(stored) if stored else None)
+    run.clear()
+    return batch
 
 
 def _batch(
@@ -333,5 +398,5 @@ def eval_rows(
         raise UsageError(
             f"batch_size and world must be at least 1, rank in 0..world-1; got {batch_size}, {rank}/{world}."
         )
-    cuts = [split.num_rows * part // world for part in (rank, rank + 1)]
-    return EvalRows(split, config, geometry, batch_size, *cuts)
+    begin, end = (split.num_rows * part // world for part in (rank, rank + 1))
+    return EvalRows(split, config, geometry, batch_size, begin, end)

@@ -1,4 +1,10 @@
-"""What a row is: as an importer finds it (`Row`), and as a shard stores it (`schema`)."""
+"""What a row is: as an importer finds it (`Row`), and as a shard stores it (`schema`).
+
+Image, boxes and masks of a stored row share one frame: the pixels as they decode, EXIF's orientation left alone. Which
+frame that is was settled at import, where an image is turned if its annotation is for the upright one (`Frame`).
+Whatever reads a shard therefore never turns an image again; the EXIF block of one that was left as stored may still say
+so.
+"""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -21,10 +27,11 @@ BOX_CONVENTIONS = (
 )  # is (x1, y1) inside the box; does counting start at 0 or 1
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the stored image
+Size = tuple[int, int]  # width, height
 
 _LABELLED = [
     pa.field("id", pa.string(), nullable=False),
-    pa.field("image", pa.binary(), nullable=False),  # encoded, as the source had it
+    pa.field("image", pa.binary(), nullable=False),  # JPEG or PNG: as the source had it, unless it had to be turned
     pa.field("width", pa.int32(), nullable=False),
     pa.field("height", pa.int32(), nullable=False),
     pa.field("labels", pa.list_(pa.int32()), nullable=False),
@@ -51,6 +58,24 @@ class ClassMask(Protocol):
 
         Raises `RowError` if it cannot be drawn.
         """
+
+
+class Frame(StrEnum):
+    """Which pixels the boxes and masks of an image are of that EXIF asks to turn."""
+
+    STORED = "stored"  # as it is stored: the published benchmarks
+    UPRIGHT = "upright"  # as viewers and annotation tools show it
+    SIZED = "sized"  # the one of the annotation's width and height; as stored where both have these, or none is known
+
+
+class Note(StrEnum):
+    """What was done to a row, or found of it, that is no fault. Counted in the manifest."""
+
+    UPRIGHT = "images turned upright, as their EXIF orientation says"
+    STORED = "images left as stored, although their EXIF orientation would turn them"
+    CONVERTED = "images of another kind stored as PNG"
+    CLIPPED = "images with boxes or polygons that were cut off at the edge of the image"
+    RING = "images with polygons of less than three points, which were dropped"
 
 
 class Kind(StrEnum):
@@ -92,10 +117,22 @@ class Row:
     id: str
     labels: tuple[int, ...]
     image: Path | bytes
-    size: tuple[int, int] | None = None  # width, height that the annotation was made for
+    size: Size | None = None  # that the annotation was made for
     boxes: tuple[Box, ...] = ()
     box_labels: tuple[int, ...] = ()
     masks: tuple[Path | bytes, ...] = ()  # one PNG for each instance
     ignore: Path | None = None
     class_mask: ClassMask | None = None  # instead of `masks` and `ignore`
     fault: Fault | None = None  # what the importer found: the row is quarantined
+    frame: Frame = Frame.STORED
+    notes: tuple[Note, ...] = ()
+
+
+class Rules(NamedTuple):
+    """What holds for all rows of a source."""
+
+    num_classes: int
+    multilabel: bool
+    box_convention: str
+    located: bool = True  # held-out images have boxes or masks; if not, those that there are stay behind
+    scaled_masks: bool = False  # a mask may have another size than its image, not another shape

@@ -3,7 +3,7 @@
 One execution runs over all epochs that are left, since each new one costs seconds before its first batch. A first
 stage reads the row groups of a window of the plan and hands its encoded rows on in the plan's order; a second stage,
 in small tasks on any node with free CPUs, decodes, crops and flips. Images travel as uint8 at the final size, in
-bounded memory: Ray Data stops reading while the trainer is busy. docs/design.md adds up what a rank may hold.
+bounded memory: Ray Data stops reading while the trainer is busy. docs/rooms/data.md adds up what a rank may hold.
 """
 
 from collections.abc import Iterable, Iterator

@@ -225,6 +225,15 @@ def ious_of_boxes(boxes_M4, truth_N4):  # type: ignore[no-untyped-def]
 
 
 @jit
+def iou_matrix(boxes_M4, truth_N4):  # type: ignore[no-untyped-def]
+    """IoU of each box with each true one, float64 [M, N]; maxima are inclusive, whatever they are called."""
+    ious_MN = np.empty((len(boxes_M4), len(truth_N4)))
+    for n in range(len(truth_N4)):
+        ious_MN[:, n] = ious_of_boxes(boxes_M4, truth_N4[n : n + 1])
+    return ious_MN
+
+
+@jit
 def _find(component, c):  # type: ignore[no-untyped-def]
     while component[c, PARENT] != c:
         component[c, PARENT] = component[component[c, PARENT], PARENT]

@@ -63,6 +63,7 @@ class Counts:
     mask_pixels: NDArray[Any] | None = None  # [S, 2, T + 1]: pixels outside, inside of objects, from each τ (and 1) on
     mask_levels: NDArray[Any] | None = None  # [S, 2, 256]: the same per int(255 * value)
     class_pixels: NDArray[Any] | None = None  # [S, 3, K + 1, T + 1]: of `segmentation.count_classes`
+    shrunk: NDArray[Any] | None = None  # []: photographs over the limit of pixels, where a readout saw stored ones
 
     def __add__(self, other: "Counts") -> "Counts":
         mine, theirs = self._axes(), other._axes()
@@ -90,7 +91,7 @@ class Counts:
 
 _ARRAYS = (
     "hits", "top1_hits", "top5_hits", "top1", "top5", "images", "any_hits", "mask_pixels", "mask_levels",
-    "class_pixels",
+    "class_pixels", "shrunk",
 )  # fmt: skip
 
 

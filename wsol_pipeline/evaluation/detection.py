@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from wsol_pipeline.evaluation.contours import ious_of_boxes
-from wsol_pipeline.evaluation.levels import level_image
-from wsol_pipeline.evaluation.maps import normalised_map
+from wsol_pipeline.evaluation.contours import iou_matrix
+from wsol_pipeline.evaluation.maps import above_mean
+from wsol_pipeline.evaluation.metrics import mask_at
 from wsol_pipeline.evaluation.protocols import Protocol
 
 RECALLS = np.arange(11) / 10  # where VOC 2007 reads the precision
@@ -29,13 +29,15 @@ class Detection:
 def component_boxes(
     raw_HW: NDArray[Any], threshold: float, protocol: Protocol, size_wh: tuple[int, int]
 ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-    """Boxes [N, 4] of the 4-connected components of a map's mask, and the mean raw activation in each, [N]."""
-    width, height = protocol.map_size(size_wh)
-    levels_HW, mask_of_threshold = level_image(normalised_map(raw_HW, protocol, size_wh), protocol)
-    mask_HW = levels_HW > mask_of_threshold[int(np.argmin(np.abs(protocol.thresholds - threshold)))]
+    """Boxes [N, 4] of the 4-connected components of a map's mask, and the mean activation in each, [N].
+
+    Activation is the map after what lies below its mean became 0. Where that mean is negative the zeroed pixels outrank
+    those that were kept, and their components have activation 0. Of two maps that tell a mask it is the object's.
+    """
+    mask_HW = mask_at(raw_HW, threshold, protocol, size_wh)
     _, labels_HW, stats_N5, _ = cv2.connectedComponentsWithStats(mask_HW.astype(np.uint8), connectivity=4)
-    enlarged_HW = cv2.resize(raw_HW.astype(np.float64), (width, height), interpolation=cv2.INTER_LINEAR)
-    sums_N = np.bincount(labels_HW.ravel(), weights=enlarged_HW.ravel(), minlength=len(stats_N5))
+    kept_HW = above_mean(raw_HW if raw_HW.ndim == 2 else raw_HW[0], protocol.map_size(size_wh))
+    sums_N = np.bincount(labels_HW.ravel(), weights=kept_HW.ravel(), minlength=len(stats_N5))
     x0, y0, across, down, pixels = stats_N5[1:].T  # the first one is the background
     return np.stack([x0, y0, x0 + across - 1, y0 + down - 1], axis=1).astype(np.int32), sums_N[1:] / pixels
 
@@ -75,10 +77,9 @@ def _finds(
     boxes_N4 = truth.get((detection.image, detection.label), np.empty((0, 4)))
     if not len(boxes_N4):
         return False
-    box_14 = np.array([detection.box])
-    ious = [float(ious_of_boxes(box_14, boxes_N4[n : n + 1])[0]) for n in range(len(boxes_N4))]
-    best = int(np.argmax(ious))
-    if ious[best] < iou or (detection.image, best) in taken:
+    ious_N = iou_matrix(np.array([detection.box]), boxes_N4)[0]
+    best = int(ious_N.argmax())
+    if ious_N[best] < iou or (detection.image, best) in taken:
         return False
     taken.add((detection.image, best))
     return True

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,10 +16,10 @@ from wsol_pipeline.errors import DataError
 from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.evaluation.detection import Detection, component_boxes
 from wsol_pipeline.evaluation.masks import IGNORED
-from wsol_pipeline.evaluation.metrics import LocalizationCounts
+from wsol_pipeline.evaluation.metrics import LocalizationCounts, plain
 from wsol_pipeline.evaluation.protocols import Protocol, ground_truth_boxes
 from wsol_pipeline.evaluation.selection import Choice, choose
-from wsol_pipeline.images import normalize
+from wsol_pipeline.images import dtype_of, normalize
 from wsol_pipeline.protocol import require_searchable
 
 
@@ -38,7 +40,8 @@ def count(
     """Counts of all `rows` at the given readout settings, by default all there are, from one forward per batch.
 
     `rows` must come in the protocol's geometry. A readout is handed the method's output and runs passes of its own
-    only where it needs gradients or other scales. Masks count where protocol and rows have them. `ten_crop`: class
+    only where it needs gradients or other scales; one that needs photographs as they are stored is handed them too.
+    Masks count where protocol and rows have them. `ten_crop`: class
     ranks come from ten crops of each image, ten more forwards; maps still from the centre. `on_batch` is told the
     number of images done in each batch, `on_maps` row numbers, batch, maps, true boxes, true masks and class ranks of
     each batch at each setting.
@@ -48,8 +51,10 @@ def count(
     """
     ids: list[str] = []
     labels: list[int] = []
-    first_row = 0
+    first_row = num_shrunk = 0
+    rows = rows_for(readout, rows)
     masks = bool(protocol.masks) and rows.has_masks
+    as_input = partial(prepare, device=device, dtype=dtype_of(method))
     if not protocol.ious and not masks:
         raise DataError(f"Protocol {protocol.name} scores masks but the {rows.role.value!r} split has none.")
     with _evaluating(method):
@@ -59,26 +64,30 @@ def count(
         )
         for found in rows.batches():
             batch = class_pairs(found, protocol)
-            images_BCHW, labels_B = prepare(batch.images_BCHW, device), batch.labels_B.to(device)
+            images_BCHW, labels_B = as_input(batch.images_BCHW), batch.labels_B.to(device)
             with torch.no_grad():
                 output = method(images_BCHW)
-                scores_BK = ten_crop_scores(method, prepare(batch.whole_BCHW, device), protocol) if ten_crop else None
+                scores_BK = ten_crop_scores(method, as_input(batch.whole_BCHW), protocol) if ten_crop else None
             scores_BK = output.logits_BK.detach() if scores_BK is None else scores_BK
             if batch.others_BK is not None:
                 scores_BK = scores_BK.masked_fill(batch.others_BK.to(device), -torch.inf)
             ranks_B = class_ranks(scores_BK, labels_B).cpu()
             truth = batch_boxes(batch, rows.box_convention, protocol)
             true_masks = batch_masks(batch, protocol) if masks else None
-            for index, maps_BHW in _maps(method, readout, images_BCHW, labels_B, output, settings, chosen):
+            handed: dict[str, Any] = {"output": output, **photographs(readout, batch, as_input)}
+            for index, whole_BHW in _maps(method, readout, images_BCHW, labels_B, handed, settings, chosen):
+                maps_BHW = shown_part(whole_BHW, readout, protocol)
                 metric.update(index, maps_BHW, truth, ranks_B, true_masks, batch.sizes_B2, batch.pairs)
                 if on_maps:
                     on_maps(first_row + batch.pairs[0], batch, maps_BHW, truth, true_masks, ranks_B)
             ids += batch.ids
             labels += batch.labels_B.tolist()
             first_row += len(found.ids)
+            num_shrunk += found.num_shrunk if needs_stored(readout) else 0
             if on_batch:
                 on_batch(len(found.ids))
-    return metric.counts(ids, labels)
+    counts = metric.counts(ids, labels)
+    return replace(counts, shrunk=np.array(num_shrunk)) if needs_stored(readout) else counts
 
 
 def solve(
@@ -119,17 +128,20 @@ def detect(
     found: list[Detection] = []
     truth: dict[tuple[str, int], NDArray[np.float64]] = {}
     with _evaluating(method):
-        for batch in rows.batches():
+        for batch in rows_for(readout, rows).batches():
             pairs = class_pairs(batch, protocol)
             keys = [(batch.ids[i], c) for i, c in zip(*(of.tolist() for of in pairs.pairs), strict=True)]
             truth |= dict(zip(keys, batch_boxes(pairs, rows.box_convention, protocol), strict=True))
-            images_BCHW = prepare(batch.images_BCHW, device)
+            images_BCHW = prepare(batch.images_BCHW, device, dtype_of(method))
             with torch.no_grad():
                 scores_BK = method(images_BCHW).logits_BK.sigmoid()
             image_of, class_of = (scores_BK >= min_score).nonzero().unbind(1)
             if not len(image_of):
                 continue
-            maps_PHW = readout.maps(method, images_BCHW[image_of], class_of, choice.readout).float().cpu().numpy()
+            seen = picked(batch, image_of.cpu())
+            maps_PHW = plain(
+                read_maps(method, readout, seen, class_of, choice.readout, protocol, device=device, prepare=prepare)
+            )
             for raw_HW, i, c in zip(maps_PHW, image_of.tolist(), class_of.tolist(), strict=True):
                 boxes = component_boxes(raw_HW, choice.threshold, protocol, tuple(batch.sizes_B2[i].tolist()))
                 score = float(scores_BK[i, c])
@@ -138,6 +150,60 @@ def detect(
                     for box, mean in zip(boxes[0].tolist(), boxes[1].tolist(), strict=True)
                 ]
     return found, truth
+
+
+def needs_stored(readout: Any) -> bool:
+    """Whether a readout is to be handed photographs as they are stored; one that does not say is not."""
+    return getattr(readout, "needs_stored", False)
+
+
+def rows_for(readout: Any, rows: Any) -> Any:
+    """The rows, with the photographs as they are stored if the readout needs them."""
+    return rows.with_stored() if needs_stored(readout) else rows
+
+
+def picked(batch: Any, at: Any) -> SimpleNamespace:
+    """Images of a batch by number, with their photographs as they are stored if it has them."""
+    stored_BCHW = batch.stored_BCHW
+    return SimpleNamespace(
+        images_BCHW=batch.images_BCHW[at], stored_BCHW=None if stored_BCHW is None else stored_BCHW[at]
+    )
+
+
+def read_maps(
+    method: nn.Module,
+    readout: Any,
+    batch: Any,
+    labels_B: Tensor,
+    setting: Any,
+    protocol: Protocol,
+    *,
+    output: Any = None,
+    device: torch.device | str = "cpu",
+    prepare: Callable[..., Tensor] = normalize,
+) -> Tensor:
+    """Raw maps of a batch at one setting, B×H×W, of what the protocol shows the network. The method is in eval mode."""
+    as_input = partial(prepare, device=device, dtype=dtype_of(method))
+    handed = {"output": output, **photographs(readout, batch, as_input)}
+    maps_BHW = readout.maps(method, as_input(batch.images_BCHW), labels_B.to(device), setting, **handed)
+    return shown_part(maps_BHW, readout, protocol)
+
+
+def photographs(readout: Any, batch: Any, as_input: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """What a readout is handed beside a batch's images: its photographs as they are stored, if it needs them."""
+    return {"stored_BCHW": as_input(batch.stored_BCHW)} if needs_stored(readout) else {}
+
+
+def shown_part(maps_BHW: Tensor, readout: Any, protocol: Protocol) -> Tensor:
+    """Of maps of whole photographs what lies in the protocol's centre crop, if it has one; other maps as they are.
+
+    To the nearest pixel of the photograph.
+    """
+    if not needs_stored(readout) or not protocol.margin:
+        return maps_BHW
+    edges = np.array([protocol.margin, protocol.margin + protocol.image_size]) / protocol.read_size
+    (top, bottom), (left, right) = (np.rint(edges * side).astype(int) for side in maps_BHW.shape[1:])
+    return maps_BHW[:, top : max(bottom, top + 1), left : max(right, left + 1)]
 
 
 def class_ranks(scores_BK: Tensor, labels_B: Tensor) -> Tensor:
@@ -207,6 +273,7 @@ def class_pairs(batch: Any, protocol: Protocol) -> Any:
         ids=[batch.ids[i] for i, _ in pairs],
         images_BCHW=batch.images_BCHW[image_of],
         whole_BCHW=batch.whole_BCHW[image_of] if batch.whole_BCHW is not None else None,
+        stored_BCHW=batch.stored_BCHW[image_of] if batch.stored_BCHW is not None else None,
         labels_B=class_of,
         boxes=[batch.boxes[i][batch.box_labels[i] == c] for i, c in pairs],
         masks=masks,
@@ -225,17 +292,17 @@ def _maps(
     readout: Any,
     images_BCHW: Tensor,
     labels_B: Tensor,
-    output: Any,
+    handed: dict[str, Any],
     settings: Sequence[Any] | None,
     chosen: tuple[Any, ...],
 ) -> Iterator[tuple[int, Tensor]]:
     """Maps of the batch with the index of their setting: one shared search, or the given settings one by one."""
     if settings is None:
-        for setting, maps_BHW in readout.search(method, images_BCHW, labels_B, output=output):
+        for setting, maps_BHW in readout.search(method, images_BCHW, labels_B, **handed):
             yield chosen.index(setting), maps_BHW
         return
     for index, setting in enumerate(chosen):
-        yield index, readout.maps(method, images_BCHW, labels_B, setting, output=output)
+        yield index, readout.maps(method, images_BCHW, labels_B, setting, **handed)
 
 
 @contextmanager

@@ -1,10 +1,12 @@
 """Localization counts as a `torchmetrics.Metric`: maps, true boxes and masks in, hits and pixels per threshold out."""
 
+import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
@@ -15,7 +17,7 @@ from torchmetrics.utilities import dim_zero_cat
 from wsol_pipeline.evaluation.contours import boxes_per_mask, ious_per_mask
 from wsol_pipeline.evaluation.counts import Counts, ImageHits
 from wsol_pipeline.evaluation.levels import level_image, num_masks
-from wsol_pipeline.evaluation.maps import normalised_map
+from wsol_pipeline.evaluation.maps import competing_map, normalised_map
 from wsol_pipeline.evaluation.masks import NUM_LEVELS, count_pixels
 from wsol_pipeline.evaluation.protocols import Protocol
 from wsol_pipeline.evaluation.segmentation import count_classes
@@ -48,7 +50,7 @@ def predicted_box(
     raw_HW: NDArray[Any], threshold: float, protocol: Protocol, size_wh: Size | None = None
 ) -> NDArray[np.int32]:
     """The largest box `x0y0x1y1` of a raw map at one threshold, in evaluation pixels; for predictions and pictures."""
-    levels_HW, mask = _mask_at(raw_HW, threshold, protocol, size_wh)
+    levels_HW, mask = _levels_at(raw_HW, threshold, protocol, size_wh)
     return boxes_per_mask(levels_HW, num_masks(protocol), protocol.box_rule)[mask]
 
 
@@ -56,12 +58,40 @@ def predicted_box_and_iou(
     raw_HW: NDArray[Any], truth_N4: NDArray[np.float64], threshold: float, protocol: Protocol, size_wh: Size
 ) -> tuple[NDArray[np.int32], float]:
     """`predicted_box`, and the IoU that counts: of all boxes at that threshold where the protocol accepts several."""
-    levels_HW, mask = _mask_at(raw_HW, threshold, protocol, size_wh)
+    levels_HW, mask = _levels_at(raw_HW, threshold, protocol, size_wh)
     box = boxes_per_mask(levels_HW, num_masks(protocol), protocol.box_rule)[mask]
     return box, float(ious_per_mask(levels_HW, num_masks(protocol), truth_N4, protocol.box_rule)[mask])
 
 
-def _mask_at(
+def all_boxes(
+    raw_HW: NDArray[Any], threshold: float, protocol: Protocol, size_wh: Size | None = None
+) -> NDArray[np.int32]:
+    """Every box `x0y0x1y1` of a raw map that counts at one threshold, in evaluation pixels, int32 [N, 4].
+
+    All contours, holes' too, or components, where the protocol accepts several; else the one of `predicted_box`, which
+    an empty mask has too.
+    """
+    mask_HW = mask_at(raw_HW, threshold, protocol, size_wh)
+    if not mask_HW.any() or protocol.box_rule not in ("all_contours", "components"):
+        return predicted_box(raw_HW, threshold, protocol, size_wh)[None]
+    if protocol.box_rule == "components":
+        x, y, width, height, _ = cv2.connectedComponentsWithStats(mask_HW.astype(np.uint8), connectivity=4)[2][1:].T
+        return np.stack([x, y, x + width - 1, y + height - 1], axis=1).astype(np.int32)
+    contours = cv2.findContours(mask_HW.astype(np.uint8), cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)[0]
+    x, y, width, height = np.array([cv2.boundingRect(contour) for contour in contours]).T
+    last_y, last_x = np.array(mask_HW.shape) - 1
+    return np.stack([x, y, np.minimum(x + width, last_x), np.minimum(y + height, last_y)], axis=1).astype(np.int32)
+
+
+def mask_at(
+    raw_HW: NDArray[Any], threshold: float, protocol: Protocol, size_wh: Size | None = None
+) -> NDArray[np.bool_]:
+    """The pixels of a raw map that are the object at one threshold, [H, W] in the size of the evaluation."""
+    levels_HW, mask = _levels_at(raw_HW, threshold, protocol, size_wh)
+    return levels_HW > mask
+
+
+def _levels_at(
     raw_HW: NDArray[Any], threshold: float, protocol: Protocol, size_wh: Size | None
 ) -> tuple[NDArray[Any], int]:
     """The level image of a raw map, and the mask that is read at a threshold."""
@@ -126,6 +156,16 @@ class LocalizationCounts(Metric):
         for name in ("image_bits", "image_ranks", "image_mask_pixels", "image_mask_levels"):
             self.add_state(name, [], dist_reduce_fx="cat")
 
+    def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
+        """torchmetrics makes a single value 0-dim; ours stay [S]."""
+        computed = super()._wrap_compute(compute)
+
+        @functools.wraps(computed)
+        def per_setting() -> dict[str, Tensor]:
+            return {name: value.reshape(len(self.settings)) for name, value in computed().items()}
+
+        return per_setting
+
     def _add_sum(self, name: str, *shape: int) -> None:
         self.add_state(name, torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
 
@@ -141,10 +181,10 @@ class LocalizationCounts(Metric):
     ) -> None:
         """Count a batch at one setting.
 
-        `maps_BHW` are raw maps of the true classes, of any size, or boolean masks; `boxes` the true ones in evaluation
-        pixels, [N, 4] per image; `class_rank_B` the rank of the true class among the predicted ones, 0 = first;
-        `masks` [H, W] of the evaluation's size, 1 inside, 0 outside, 255 for neither; `sizes` of the stored images.
-        `pairs` are the image and the class of each map, where class masks are scored.
+        `maps_BHW` are raw maps of the true classes, of any size, or masks (see `normalised_map`); `boxes` the true ones
+        in evaluation pixels, [N, 4] per image; `class_rank_B` the rank of the true class among the predicted ones, 0 =
+        first; `masks` [H, W] of the evaluation's size, 1 inside, 0 outside, 255 for neither; `sizes` of the stored
+        images. `pairs` are the image and the class of each map, where class masks are scored.
         """
         ranks_B = torch.as_tensor(class_rank_B).cpu().numpy()
         sizes = [None] * len(ranks_B) if sizes is None else sizes
@@ -158,7 +198,8 @@ class LocalizationCounts(Metric):
         self, raw_HW: NDArray[Any], size_wh: Size | None, truth_N4: ArrayLike
     ) -> tuple[NDArray[np.floating], NDArray[np.float64]]:
         """A normalised map, and the best IoU per threshold if boxes count."""
-        map_HW = normalised_map(raw_HW, self.protocol, size_wh)
+        make = competing_map if self.class_masks else normalised_map
+        map_HW = make(raw_HW, self.protocol, size_wh)
         if not self.protocol.ious:
             return map_HW, np.zeros(self.protocol.num_thresholds)
         return map_HW, _ious_of_map(map_HW, np.asarray(truth_N4, np.float64), self.protocol)
@@ -274,8 +315,8 @@ def in_threads(function: Callable[..., Any], *columns: Sequence[Any] | NDArray[A
 
 
 def plain(maps_BHW: Tensor | ArrayLike) -> NDArray[Any]:
-    """Maps as an array; those that are not boolean as numbers that numpy has."""
+    """Maps as an array; those of half types as numbers that numpy has."""
     if not isinstance(maps_BHW, Tensor):
         return np.asarray(maps_BHW)
     maps_BHW = maps_BHW.detach().cpu()
-    return (maps_BHW if maps_BHW.dtype == torch.bool else maps_BHW.float()).numpy()
+    return (maps_BHW.float() if maps_BHW.dtype in (torch.bfloat16, torch.float16) else maps_BHW).numpy()

@@ -151,10 +151,15 @@ def choose(counts_val: Counts, objective: str = "max_box_acc_v2") -> Choice:
     values_S = curves(counts_val, objective).max(-1).mean(-1)
     if np.isnan(values_S).all():
         raise UsageError(f"{objective} is not defined for binary maps; known: max_box_acc_v2, piou, peak_iou.")
-    setting = int(np.nanargmax(values_S))
+    return choose_at(counts_val, int(np.nanargmax(values_S)), objective)
+
+
+def choose_at(counts_val: Counts, setting: int, objective: str = "max_box_acc_v2") -> Choice:
+    """The best thresholds of every metric for a setting (its index) that somebody else chose."""
+    value = float(curves(counts_val, objective)[setting].max(-1).mean())
     metrics = [metric for metric in metrics_of(counts_val) if metric not in _THRESHOLD_OF]
     thresholds = {metric: _best_thresholds(counts_val, metric, setting) for metric in metrics}
-    return Choice(objective, float(values_S[setting]), setting, counts_val.settings[setting], thresholds)
+    return Choice(objective, value, setting, counts_val.settings[setting], thresholds)
 
 
 def transferred(counts_test: Counts, choice: Choice) -> dict[str, float]:
@@ -179,6 +184,14 @@ def oracle(counts_test: Counts, choice: Choice) -> dict[str, float]:
     """
     s = _setting(counts_test, choice)
     return {name: float(values_S[s]) for name, values_S in best(counts_test).items()}
+
+
+def at_threshold(counts: Counts, metric: str, threshold: float) -> NDArray[np.float64]:
+    """A metric, percent, with all its curves read at one fixed threshold, the grid's nearest, per setting [S].
+
+    PxAP is over all thresholds and knows none.
+    """
+    return _read(curves(counts, metric), [_nearest(counts, metric, threshold)])
 
 
 def errors(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -295,12 +308,17 @@ def _readable(counts: Counts, choice: Choice) -> list[str]:
 def _at(counts: Counts, choice: Choice, metric: str) -> list[int]:
     """Indices of the chosen thresholds in the grid of these counts; its middle for a metric that has none."""
     thresholds = choice.thresholds.get(_THRESHOLD_OF.get(metric, metric), ())
-    return [int(np.abs(grid(counts, metric) - t).argmin()) for t in thresholds] or [len(grid(counts, metric)) // 2]
+    return [_nearest(counts, metric, threshold) for threshold in thresholds] or [len(grid(counts, metric)) // 2]
+
+
+def _nearest(counts: Counts, metric: str, threshold: float) -> int:
+    values_T = grid(counts, metric)
+    return int(np.abs(values_T - threshold).argmin()) if len(values_T) else 0
 
 
 def _read(curves_SCT: NDArray[np.float64], at_C: list[int]) -> NDArray[np.float64]:
-    """The mean over curves, each at its own threshold, [S]."""
-    values_S: NDArray[np.float64] = curves_SCT[:, np.arange(len(at_C)), at_C].mean(-1)
+    """The mean over curves, each at its own threshold or all at the same, [S]."""
+    values_S: NDArray[np.float64] = curves_SCT[:, np.arange(curves_SCT.shape[1]), at_C].mean(-1)
     return values_S
 
 

@@ -10,9 +10,9 @@ from markupsafe import Markup
 from scipy.stats import t as student
 
 from wsol_pipeline.report import charts
-from wsol_pipeline.report.summary import metric_name
 from wsol_pipeline.report.tables import piped
 from wsol_pipeline.study.pareto import deviation
+from wsol_pipeline.text import metric_name
 from wsol_pipeline.verdict.reproduce import AS_PUBLISHED, ORACLE, READINGS, TRANSFERRED, Reproduction
 from wsol_pipeline.verdict.rows import OTHER_DATA
 
@@ -149,8 +149,8 @@ def _figures(compared: Sequence[Compared], seeds: int) -> Section:
     ]
     text = (
         "Mean ± standard deviation over seeds, %. The difference is that of the reading as published (the paper's own "
-        "threshold) where there is one, else of the oracle, which picks thresholds on test as the field's code does, "
-        "an upper bound. Transferred has those of validation."
+        "setting and threshold; without a threshold the best on test) where there is one, else of the oracle, which "
+        "picks thresholds on test as the field's code does, an upper bound. Transferred has those of validation."
     )
     head = ("metric", "published", *(COLUMNS[kind] for kind in kinds), "difference", "verdict")
     title = f"Published beside measured, {seeds} seed{'s' if seeds > 1 else ''}"

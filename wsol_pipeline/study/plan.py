@@ -18,6 +18,7 @@ from wsol_pipeline.errors import UsageError, unknown
 from wsol_pipeline.evaluation.measures import Promise, Truth, choosing, promise
 from wsol_pipeline.evaluation.protocols import Protocol, protocol
 from wsol_pipeline.evaluation.selection import default_objective
+from wsol_pipeline.images import dtype_of
 from wsol_pipeline.protocol import Role
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study.ledger import Space
@@ -246,7 +247,7 @@ def check_image_size(method: wsol_models.LocalizationMethod, config: TrainConfig
     """Raise `UsageError` if images of this size shrink to nothing on the way through the network."""
     try:
         with torch.no_grad():
-            method(torch.zeros(1, 3, config.image_size, config.image_size))
+            method(torch.zeros(1, 3, config.image_size, config.image_size, dtype=dtype_of(method)))
     except RuntimeError as error:
         raise UsageError(
             f"{config.method} on {config.backbone} cannot take images of {config.image_size} px "

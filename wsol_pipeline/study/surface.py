@@ -7,6 +7,7 @@ Made of what a trial has kept (a finished model's validation counts; those of it
 driver: no data is opened, and nothing of this runs while a trial trains.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -44,20 +45,26 @@ def kept_counts(trial: Store) -> Counts | None:
     return Counts.from_dict(json.loads(trial.read(newest)))
 
 
-def published_reading(config: TrainConfig, preset: str | None) -> tuple[Any, float] | None:
-    """(setting, threshold) by which a paper reads its row `preset`, if the row names both for this readout."""
+def published_reading(config: TrainConfig, preset: str | None) -> tuple[Any, float | None] | None:
+    """(setting, threshold) by which a paper reads its row `preset`, if the row names one of them for this readout.
+
+    The threshold is None where a paper takes the one that is best for what it evaluates on.
+    """
     row = search_spaces.presets(config.method).get(preset or "")
-    if row is None or row.readout["name"] != config.readout or "threshold" not in row.readout:
+    if row is None or row.readout["name"] != config.readout or not {"setting", "threshold"} & row.readout.keys():
         return None
-    return row.readout.get("setting"), row.readout["threshold"]
+    return row.readout.get("setting"), row.readout.get("threshold")
 
 
-def published_choice(choice: Choice, settings: tuple[Any, ...], reading: tuple[Any, float]) -> Choice:
-    """`choice` with a paper's setting and threshold in place of what validation chose."""
+def published_choice(counts_val: Counts, objective: str, reading: tuple[Any, float | None]) -> Choice:
+    """A paper's setting, at its threshold if it has one, else at those that are best on validation."""
     setting, threshold = reading
+    at = counts_val.settings.index(fixed_setting(setting, counts_val.settings))
+    choice = selection.choose_at(counts_val, at, objective)
+    if threshold is None:
+        return choice
     thresholds = {name: (threshold,) * len(values) for name, values in choice.thresholds.items()}
-    at = fixed_setting(setting, settings)
-    return Choice(choice.metric, choice.value, settings.index(at), at, thresholds)
+    return dataclasses.replace(choice, thresholds=thresholds)
 
 
 def write_surface(counts: Counts, config: TrainConfig, preset: str | None, folder: Path) -> dict[str, float]:
@@ -65,12 +72,12 @@ def write_surface(counts: Counts, config: TrainConfig, preset: str | None, folde
 
     solved: at the setting and the thresholds that validation chose
     fixed_setting: at the setting that is scored each epoch, its thresholds solved
-    published: at the paper's setting and threshold, where `preset` has them
+    published: at the paper's setting and threshold, where `preset` has them; without a threshold, at the best
     gain: solved less published, or less fixed_setting where nothing is published
     """
     choice = selection.choose(counts, config.objective)
     reading = published_reading(config, preset)
-    published = published_choice(choice, counts.settings, reading) if reading else None
+    published = published_choice(counts, config.objective, reading) if reading else None
     pq.write_table(surface_table(counts, config.objective), folder / TABLE, compression="zstd")
     _picture(counts, choice, published).savefig(folder / PICTURE, dpi=110)
     fixed = counts.settings.index(fixed_setting(config.fixed_setting, counts.settings))

@@ -9,8 +9,11 @@ from wsol_pipeline.training.config import TrainConfig
 
 
 def build_method(config: TrainConfig, num_classes: int) -> LocalizationMethod:
-    """The untrained method of `config`. Raises `ValueError` with the known choices for a wrong name or option."""
-    return wsol_models.build(
+    """The untrained method of `config`, in float64 if that is its precision.
+
+    Raises `ValueError` with the known choices for a wrong name or option.
+    """
+    method = wsol_models.build(
         config.method,
         backbone=config.backbone,
         num_classes=num_classes,
@@ -18,6 +21,7 @@ def build_method(config: TrainConfig, num_classes: int) -> LocalizationMethod:
         frozen_batch_norm=config.freeze_batch_norm,
         **config.options,
     )
+    return method.double() if config.precision == "float64" else method
 
 
 def build_readout(config: TrainConfig) -> Any:

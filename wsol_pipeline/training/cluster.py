@@ -86,6 +86,7 @@ def pick_device(wanted: str, may_grow: bool = False) -> Literal["cpu", "cuda"]:
 def check_placement(job: Job, concurrent: int | None, may_grow: bool) -> int:
     """How many trials shaped like `job` run at once: at most `concurrent`, and what the cluster holds.
 
+    Of CPUs one is left to decode images that are streamed: trials that hold all of them would wait for it for ever.
     Raises `ResourceError` for a trial that can never be placed. A cluster that `may_grow` holds `concurrent` (or one).
     """
     need, have = resources_per_worker(job), ray.cluster_resources()
@@ -93,11 +94,13 @@ def check_placement(job: Job, concurrent: int | None, may_grow: bool) -> int:
         return concurrent or 1
     overhead = TUNE_ACTOR_CPU if job.workers > 1 else 0
     on_nodes = sum(_workers_on(node["Resources"], need) for node in ray.nodes() if node["Alive"])
-    by_cpu = (have.get("CPU", 0) + 1e-9) // (need["CPU"] * job.workers + overhead)
+    decoding = int(job.reading.mode == "streaming" or job.train.recipe.train_geometry == "random_resized_crop_stored")
+    by_cpu = (have.get("CPU", 0) - decoding + 1e-9) // (need["CPU"] * job.workers + overhead)
     fits = min(on_nodes // job.workers, int(by_cpu))
     if fits < 1:
         whole = {name: amount * job.workers + overhead * (name == "CPU") for name, amount in need.items()}
         asked = ", ".join(f"{amount:g} {name}" for name, amount in whole.items())
+        asked += " and 1 CPU for streamed images" * decoding
         total = ", ".join(f"{have.get(name, 0):g} {name}" for name in need)
         raise ResourceError(
             f"A trial of {job.workers} workers needs {asked} but the whole cluster has {total}: it could never start. "

@@ -13,6 +13,7 @@ from wsol_pipeline.errors import UsageError, unknown
 T = TypeVar("T")
 Schedule = Literal["step", "plateau_top1", "plateau_loss", "poly"]  # see `optim.learning_rate`
 TrainGeometry = Literal["crop", "random_resized_crop", "random_resized_crop_stored"]  # see `augment.Augmentation`
+Precision = Literal["float32", "bfloat16", "float64"]
 NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -106,7 +107,7 @@ class TrainConfig:
     resize_size: int = 72
     freeze_batch_norm: bool = False
     sync_batch_norm: bool = False  # statistics over all workers; GPUs only
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"  # see `build.build_method`, `loop.train_step`
     channels_last: bool = False
     seed: int = 0
     rungs: tuple[int, ...] = ()  # epochs (1-based) after which the whole readout is searched and the pruner asked
@@ -114,7 +115,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require(8 <= self.image_size <= self.resize_size, "8 <= image_size <= resize_size is needed", self.image_size)
         require(self.seed >= 0, "seed cannot be negative", self.seed)
-        require(self.precision in ("float32", "bfloat16"), "precision is float32 or bfloat16", self.precision)
+        precisions = typing.get_args(Precision)
+        require(self.precision in precisions, f"precision is one of {', '.join(precisions)}", self.precision)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from wsol_pipeline.evaluation import evaluate, selection
 from wsol_pipeline.evaluation.counts import Counts, ImageHits
 from wsol_pipeline.evaluation.measures import choosing
 from wsol_pipeline.evaluation.protocols import Protocol, protocol
-from wsol_pipeline.images import normalize
+from wsol_pipeline.images import dtype_of, normalize
 from wsol_pipeline.protocol import require_searchable
 from wsol_pipeline.training.build import build_method, build_readout, fixed_setting
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position
@@ -70,6 +70,23 @@ class World:
         gathered: list[Any] = [None] * self.size
         torch.distributed.all_gather_object(gathered, value)
         return gathered
+
+    def share_buffers(self, module: nn.Module) -> None:
+        """Give every rank rank 0's buffers: one broadcast for each of their types.
+
+        DDP does so before every training forward, so the others' last update would be dropped there anyway: a mean over
+        ranks would be of that one step, and is none for counts and memories.
+        """
+        if self.size == 1:
+            return
+        alike: dict[torch.dtype, list[Tensor]] = {}
+        for buffer in module.buffers():
+            alike.setdefault(buffer.dtype, []).append(buffer)
+        for buffers in alike.values():
+            flat = torch.cat([buffer.flatten() for buffer in buffers])
+            torch.distributed.broadcast(flat, src=0)
+            for buffer, shared in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
+                buffer.copy_(shared.view_as(buffer))
 
     def order(self, position: Position) -> Order:
         """What rank 0 was told to do: the same on every rank, so that all do it after the same batch."""
@@ -224,7 +241,7 @@ def train_step(run: Run, epoch: int, batch: Batch) -> None:
     torch.manual_seed(_fold(config.seed, epoch, run.progress.position.samples))
     done = run.progress.position.samples // config.recipe.batch_size / run.plan.num_batches
     set_learning_rate(run.optimizer, learning_rate(config.recipe, epoch, run.progress.records, done))
-    images = normalize(batch.images_BCHW, device)
+    images = normalize(batch.images_BCHW, device, dtype_of(run.method))
     if config.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
@@ -294,7 +311,11 @@ def _finish_epoch(run: Run, epoch: int, started: float, rows: int) -> Record:
 
 
 def validate(run: Run, search: bool) -> Counts:
-    """Validation counts over all ranks: of every readout setting, or of the one setting scored each epoch."""
+    """Validation counts over all ranks: of every readout setting, or of the one setting scored each epoch.
+
+    Ranks judge the network that is kept, rank 0's: their own statistics of batch norm may be of other rows.
+    """
+    run.world.share_buffers(run.method)
     run.method.eval()
     return _count(run, None if search else [fixed_setting(run.config.fixed_setting, run.readout.settings(run.method))])
 

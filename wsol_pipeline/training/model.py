@@ -5,6 +5,7 @@ import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,14 @@ import torch
 from torchvision.transforms.v2 import functional as F
 
 from wsol_models import LATER, LocalizationMethod
+from wsol_pipeline.data.images import resize, shrunk
 from wsol_pipeline.errors import DataError
+from wsol_pipeline.evaluation.evaluate import picked, read_maps
 from wsol_pipeline.evaluation.maps import normalised_map
 from wsol_pipeline.evaluation.metrics import predicted_box
 from wsol_pipeline.evaluation.protocols import Protocol, protocol
 from wsol_pipeline.evaluation.selection import Choice
-from wsol_pipeline.images import normalize
+from wsol_pipeline.images import dtype_of, normalize
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training.build import build_method, build_readout
 from wsol_pipeline.training.checkpoint import read_sealed
@@ -73,26 +76,29 @@ class Model:
 
         `images_BHW3`: uint8 RGB, [B, H, W, 3], any size. Images come in order, the classes of one in theirs.
         """
-        batch_BCHW = torch.stack([self._fit(image) for image in images_BHW3])
-        images = normalize(batch_BCHW, next(self.method.parameters()).device)
+        photographs_BCHW = torch.tensor(images_BHW3).permute(0, 3, 1, 2)
+        batch = SimpleNamespace(images_BCHW=self._fit(photographs_BCHW), stored_BCHW=shrunk(photographs_BCHW))
+        device = next(self.method.parameters()).device
         with torch.no_grad():
-            output = self.method(images)
+            output = self.method(normalize(batch.images_BCHW, device, dtype_of(self.method)))
         scores_BK = output.logits_BK.sigmoid() if self.multilabel else output.logits_BK.softmax(1)
         image_N, class_N = seen_classes(scores_BK, self.multilabel).nonzero(as_tuple=True)
-        shared = None if self.multilabel else output
-        maps_NHW = self.readout.maps(self.method, images[image_N], class_N, self.choice.readout, output=shared)
+        maps_NHW = read_maps(
+            self.method, self.readout, picked(batch, image_N.cpu()), class_N, self.choice.readout, self.protocol,
+            output=None if self.multilabel else output, device=device,
+        )  # fmt: skip
         shape = images_BHW3.shape[1:3]
         return [
             self._localization(map_HW, i, label, float(scores_BK[i, label]), shape)
             for map_HW, i, label in zip(maps_NHW.cpu().numpy(), image_N.tolist(), class_N.tolist(), strict=True)
         ]
 
-    def _fit(self, image_HW3: np.ndarray) -> torch.Tensor:
-        rules, size = self.protocol, self.protocol.read_size
-        image = torch.from_numpy(np.ascontiguousarray(image_HW3)).permute(2, 0, 1)
+    def _fit(self, photographs_BCHW: torch.Tensor) -> torch.Tensor:
+        """Photographs as the network is shown them."""
+        rules = self.protocol
         if rules.geometry == "short_side":
-            return F.resize(image, [size], antialias=True)
-        return F.center_crop(F.resize(image, [size, size], antialias=True), [rules.image_size, rules.image_size])
+            return resize(photographs_BCHW, rules.read_size, keep_aspect=True)
+        return F.center_crop(resize(photographs_BCHW, rules.read_size), [rules.image_size, rules.image_size])
 
     def _localization(
         self, raw_HW: np.ndarray, image: int, label: int, score: float, shape: tuple[int, int]

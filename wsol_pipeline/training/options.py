@@ -6,7 +6,7 @@ Importing options loads no torch, ray or mlflow: `--help` and a mistyped option 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from wsol_pipeline.training.config import Schedule, TrainGeometry, check_name, require
+from wsol_pipeline.training.config import Precision, Schedule, TrainGeometry, check_name, require
 
 if TYPE_CHECKING:
     from wsol_pipeline.storage import Store
@@ -128,8 +128,9 @@ class MachineOptions:
     """CPU cores reserved for each worker."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the cluster's GPUs if it has any, else CPUs; with --cluster-may-grow say cuda or cpu."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of forward and backward."""
+    precision: Precision = "float32"
+    """Arithmetic of forward and backward. float64, weights too, is slow, and keeps rounding, which differs between CPUs
+    and numbers of threads, from being amplified into another result."""
     channels_last: bool = False
     """Memory layout that is faster on GPUs with bfloat16."""
     checkpoint_batches: int = 0

@@ -7,7 +7,7 @@ from typing import Any
 
 import search_spaces
 from wsol_pipeline.errors import UsageError, unknown
-from wsol_pipeline.evaluation.protocols import protocol
+from wsol_pipeline.evaluation.protocols import Protocol, protocol
 from wsol_pipeline.evaluation.selection import objectives
 from wsol_pipeline.training.config import Reading, Recipe, TrainConfig, require
 from wsol_pipeline.training.options import RunOptions
@@ -38,7 +38,7 @@ def resolve(options: RunOptions, method: str) -> TrainConfig:
         readout_options={**(published.get("options", {}) if own else {}), **plain_values(options.readout_options)},
         fixed_setting=published.get("setting") if preset and own else None,
         protocol=rules.name,
-        objective=options.objective or ("max_box_acc_v2" if rules.ious else objectives(rules)[0]),
+        objective=options.objective or _objective(rules, preset),
         recipe=recipe,
         image_size=options.image_size or (preset.image_size if preset else 64),
         resize_size=options.resize_size or (preset.resize_size or preset.image_size + 32 if preset else 72),
@@ -48,6 +48,12 @@ def resolve(options: RunOptions, method: str) -> TrainConfig:
         channels_last=options.channels_last,
         seed=options.seed,
     )
+
+
+def _objective(rules: Protocol, preset: search_spaces.Preset | None) -> str:
+    """V2 of boxes; of masks the first metric that the row reports: what is cut already has no PxAP."""
+    known = ["max_box_acc_v2"] if rules.ious else objectives(rules)
+    return next((metric for metric in known if preset and metric in preset.published), known[0])
 
 
 def _preset(name: str | None, method: str) -> search_spaces.Preset | None:

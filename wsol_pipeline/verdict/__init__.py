@@ -1,0 +1,1 @@
+"""The test split, opened once after every choice; other readouts and published rows are judged alike."""

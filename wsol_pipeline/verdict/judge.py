@@ -56,6 +56,7 @@ class Verdict:
     objective: str  # what validation maximised
     protocol: str
     images: int
+    shrunk: int  # photographs that were too large to be read as they are stored
     picture: str  # where the gallery is
     winner: Contender
     tags: dict[str, str]
@@ -84,8 +85,8 @@ def judge(options: EvaluateOptions, progress: Progress = silent) -> Verdict:
     seen = dict(zip([contender.label for contender in judged], models, strict=True))
     picture = draw(test_rows(options, dataset, rules), dataset, seen, options.store / options.study[0])
     tags = registry.model_tags({**main.description, "dataset": dataset.fingerprint})
-    images = dataset.test().num_rows
-    return Verdict(options, rows, main.config.objective, rules.name, images, picture, judged[-1], tags, connect)
+    images, shrunk = dataset.test().num_rows, max(shrunk_photographs(options, contender) for contender in judged)
+    return Verdict(options, rows, main.config.objective, rules.name, images, shrunk, picture, judged[-1], tags, connect)
 
 
 def judged_rows(
@@ -99,6 +100,12 @@ def judged_rows(
             (folder / name).write(file, data)
         folder.write(f"{name}.json", json.dumps(redact(result), indent=1).encode())
     return rows_of(contender, json.loads(folder.read(f"{name}.json"))["rows"], rules)
+
+
+def shrunk_photographs(options: EvaluateOptions, contender: Contender) -> int:
+    """How many test photographs the model saw shrunk, since they were too large to be read as they are stored."""
+    folder = options.store / contender.study / EVALUATIONS
+    return json.loads(folder.read(f"{evaluation_name(contender)}.json")).get("shrunk", 0)
 
 
 def publish(verdict: Verdict) -> tuple[str, str]:

@@ -10,16 +10,15 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from torchvision.transforms.v2.functional import resize
 
 from wsol_pipeline.data.dataset import Dataset
+from wsol_pipeline.data.images import resize_to
 from wsol_pipeline.data.reader import EvalRows
 from wsol_pipeline.evaluation.cases import Case, spread
 from wsol_pipeline.evaluation.contours import ious_of_boxes
-from wsol_pipeline.evaluation.evaluate import batch_boxes, class_pairs
+from wsol_pipeline.evaluation.evaluate import batch_boxes, class_pairs, picked, read_maps, rows_for
 from wsol_pipeline.evaluation.maps import normalised_map
 from wsol_pipeline.evaluation.metrics import predicted_box
-from wsol_pipeline.images import normalize
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training.model import Model
 from wsol_pipeline.verdict.gallery import Shown, draw_gallery
@@ -36,18 +35,26 @@ def pictures_of(
     found = []
     for group, some in spread(cases, PICTURES_OF_A_KIND).items():
         for case in some:
-            (read,) = dataclasses.replace(rows, begin=case.row, end=case.row + 1).batches()
+            (read,) = rows_for(model.readout, dataclasses.replace(rows, begin=case.row, end=case.row + 1)).batches()
             batch = class_pairs(read, model.protocol)
             at = batch.labels_B.tolist().index(case.label)
             size_wh = model.protocol.map_size(batch.sizes_B2[at])
-            images, labels_B = normalize(batch.images_BCHW[at : at + 1], device), batch.labels_B[at : at + 1].to(device)
-            raw_HW = model.readout.maps(model.method, images, labels_B, model.choice.readout)[0].cpu().numpy()
+            raw_HW = _raw_maps(model, batch, [at], device)[0]
             map_HW = np.rint(255 * normalised_map(raw_HW, model.protocol, size_wh)).astype(np.uint8)
             picture = _picture(batch.images_BCHW[at], size_wh)[..., ::-1]  # OpenCV's order
             encoded = {"image": _encoded(".jpg", picture), "map": _encoded(".png", map_HW)}
             seen = dataclasses.asdict(case) | {"group": group, "class": classes[case.label], "pixels": size_wh}
             found.append(seen | encoded)
     return found
+
+
+def _raw_maps(model: Model, batch: Any, at: list[int], device: str = "cpu") -> np.ndarray:
+    """The model's maps of some images of a batch, of their labels."""
+    seen, labels_B = picked(batch, at), batch.labels_B[at]
+    maps_BHW = read_maps(
+        model.method, model.readout, seen, labels_B, model.choice.readout, model.protocol, device=device
+    )
+    return maps_BHW.cpu().numpy()
 
 
 def _encoded(kind: str, picture: np.ndarray) -> str:
@@ -63,6 +70,8 @@ def draw(rows: EvalRows, dataset: Dataset, models: Mapping[str, Model], folder: 
     An image of several classes is shown with the first of them.
     """
     rules = next(iter(models.values())).protocol
+    for model in models.values():
+        rows = rows_for(model.readout, rows)
     wanted = sorted(set(np.linspace(0, rows.num_rows - 1, GALLERY_IMAGES).astype(int).tolist()))
     shown: dict[str, list[Shown]] = {label: [] for label in models}
     images, classes, truths = [], [], []
@@ -80,7 +89,7 @@ def draw(rows: EvalRows, dataset: Dataset, models: Mapping[str, Model], folder: 
         images += [_picture(batch.images_BCHW[i], size) for i, size in zip(at, sizes, strict=True)]
         truths += [truth[i] for i in at]
         for label, model in models.items():
-            shown[label] += _seen(model, batch.images_BCHW[at], batch.labels_B[at], [truth[i] for i in at], sizes)
+            shown[label] += _seen(model, batch, at, [truth[i] for i in at], sizes)
     with tempfile.TemporaryDirectory() as temporary:
         picture = draw_gallery(images, classes, truths, shown, Path(temporary) / GALLERY)
         folder.write(GALLERY, picture.read_bytes())
@@ -89,19 +98,14 @@ def draw(rows: EvalRows, dataset: Dataset, models: Mapping[str, Model], folder: 
 
 def _picture(image_CHW: torch.Tensor, size_wh: tuple[int, int]) -> np.ndarray:
     """The image as its map and boxes are measured, uint8 [H, W, 3]."""
-    return resize(image_CHW, [size_wh[1], size_wh[0]], antialias=True).permute(1, 2, 0).numpy()
+    return resize_to(image_CHW, size_wh[::-1]).permute(1, 2, 0).numpy()
 
 
 def _seen(
-    model: Model,
-    images_BCHW: torch.Tensor,
-    labels_B: torch.Tensor,
-    truths: list[np.ndarray],
-    sizes: list[tuple[int, int]],
+    model: Model, batch: Any, at: list[int], truths: list[np.ndarray], sizes: list[tuple[int, int]]
 ) -> list[Shown]:
-    maps_BHW = model.readout.maps(model.method, normalize(images_BCHW), labels_B, model.choice.readout).cpu().numpy()
     found = []
-    for raw_HW, truth_N4, size_wh in zip(maps_BHW, truths, sizes, strict=True):
+    for raw_HW, truth_N4, size_wh in zip(_raw_maps(model, batch, at), truths, sizes, strict=True):
         box = predicted_box(raw_HW, model.threshold, model.protocol, size_wh)
         map_HW = normalised_map(raw_HW, model.protocol, size_wh)
         found.append(Shown(map_HW, box, float(ious_of_boxes(box[None], truth_N4)[0])))

@@ -41,7 +41,7 @@ from wsol_pipeline.training.options import RunOptions
 from wsol_pipeline.training.resolve import resolve
 from wsol_pipeline.verdict.judge import judged_rows
 from wsol_pipeline.verdict.options import AUTO, EvaluateOptions, ReproduceOptions
-from wsol_pipeline.verdict.rows import EVALUATIONS, Contender, evaluation_name
+from wsol_pipeline.verdict.rows import EVALUATIONS, Contender, Row, evaluation_name
 from wsol_pipeline.verdict.score import Progress, silent
 
 AS_PUBLISHED, ORACLE, TRANSFERRED = READINGS = ("as published", "oracle", "transferred")
@@ -53,7 +53,7 @@ _OURS = ("seed", "rungs", "objective", "channels_last", "fixed_setting")
 class SeedRun:
     """A judged model: its seed and trial, how it is read, and every metric (percent) by reading, as it was judged.
 
-    "as published" is there if the row names a threshold and the run reads maps as the row does.
+    "as published" is there if the row names a setting or a threshold and the run reads maps as the row does.
     """
 
     seed: int
@@ -153,10 +153,15 @@ def _judged(plan: Plan, row: Preset, number: int, progress: Progress) -> SeedRun
     )  # fmt: skip
     rules = protocol(plan.config.protocol, plan.config.image_size, plan.config.resize_size)
     *published, solved = judged_rows(asked, Contender(f"seed {seed}", options.name, final, row.id), rules, progress)
-    read = {AS_PUBLISHED: published[0].transferred} if published and is_read_alike(row, plan.config) else {}
+    read = {AS_PUBLISHED: _at_published(row, published[0])} if published and is_read_alike(row, plan.config) else {}
     read |= {ORACLE: with_ois(solved.oracle), TRANSFERRED: solved.transferred}
     metrics = {reading: {**values, **errors(values)} for reading, values in read.items()}
     return SeedRun(seed, number, solved.readout, solved.val[plan.config.objective], metrics)
+
+
+def _at_published(row: Preset, published: Row) -> Mapping[str, float]:
+    """Metrics at the row's threshold; where it names none, at those that are best on test, as its paper's are."""
+    return published.transferred if "threshold" in row.readout else with_ois(published.oracle)
 
 
 def is_read_alike(row: Preset, config: TrainConfig) -> bool:

@@ -92,6 +92,7 @@ def score(
         "description": model.description,
         "test_fingerprint": dataset.test().fingerprint,
         "images": dataset.test().num_rows,
+        "shrunk": int(counts.shrunk or 0),
         "device": device,
         "provenance": provenance(),
     }
@@ -136,11 +137,12 @@ def _row(label: str, choice: Choice, val: Counts, test: Counts, rules: Protocol)
 
 
 def _published_choice(contender: Contender, model: Model) -> dict[str, Choice]:
-    """The published setting and threshold too, for a model of a published row that names them and is read alike."""
+    """The published setting and threshold too, for a model of a published row that names one and is read alike."""
     reading = published_reading(model.config, contender.preset)
     if reading is None:
         return {}
-    return {"": published_choice(model.choice, tuple(model.readout.settings(model.method)), reading)}
+    val = Counts.from_dict(json.loads(contender.final.read(VAL_COUNTS)))
+    return {"": published_choice(val, model.config.objective, reading)}
 
 
 def centred_box(options: EvaluateOptions, dataset: Dataset, rules: Protocol) -> Row:

@@ -9,13 +9,18 @@ width, height become x, y, x + width, y + height.
 Images without instances are left out. A crowd region counts neither way, nor does a category that no training image
 shows; a training image that shows a crowd has its label. Of overlapping instances the smaller one has the pixels.
 Images of which some instance has no segmentation have no mask.
+
+What other tools write is read too: numbers as text or floats, file names that begin with the set's folder, boxes and
+polygons that leave the image by less than half of themselves (they are cut off at its edge), polygons of one or two
+points beside sound ones (they are dropped). Where width and height are those of the image as EXIF turns it, it is
+turned.
 """
 
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -24,13 +29,14 @@ from pycocotools import mask as polygons
 
 from wsol_pipeline.data.images import IGNORED
 from wsol_pipeline.data.importers import Source, below, faulty, hold_out, read_file
-from wsol_pipeline.data.schema import Box, Fault, Kind, Row, RowError
+from wsol_pipeline.data.schema import Box, Fault, Frame, Kind, Note, Row, RowError, Size
 from wsol_pipeline.errors import DataError, UsageError, unknown
 from wsol_pipeline.protocol import Role
 
 MAX_JSON_BYTES = 2 * 2**30  # the largest of COCO's has 0.5 GB
 NO_INSTANCE = "images without an instance to learn or score"
 UNSEEN = "categories that no training image shows"
+PUBLISHED_CLASSES = 80
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ class Options:
 class Instances:
     """The segmentations of an image of `size` (width, height), each with its value in the mask."""
 
-    size: tuple[int, int]
+    size: Size
     parts: tuple[tuple[int, Any], ...]
 
     def draw(self) -> NDArray[np.uint8]:
@@ -96,9 +102,16 @@ def read(source: Path, options: Options) -> Source:
     kept = [row for row in rows if row.labels or row.fault]
     left_out = {NO_INSTANCE: len(rows) - len(kept), UNSEEN: len(named) - len(labels)}
     classes = tuple(named[category] for category in labels)
-    faults = tuple(fault for part in sets.values() for fault in part.faults)
-    counted = {what: count for what, count in left_out.items() if count}
-    return Source(classes, "exclusive0", kept, True, counted, faults=faults)
+    return Source(
+        classes,
+        "exclusive0",
+        kept,
+        True,
+        {what: count for what, count in left_out.items() if count},
+        faults=tuple(fault for part in sets.values() for fault in part.faults),
+        aside=[row.image for row in rows if not (row.labels or row.fault) and isinstance(row.image, Path)],
+        benchmark=len(classes) == PUBLISHED_CLASSES,
+    )
 
 
 def _set(source: Path, name: str) -> Set:
@@ -115,14 +128,15 @@ def _set(source: Path, name: str) -> Set:
     try:
         data = json.loads(read_file(path, MAX_JSON_BYTES))
         kinds = ("images", "annotations", "categories")
-        images, notes, categories = ({entry["id"]: entry for entry in data[kind]} for kind in kinds)
+        images, notes, categories = ({_key(entry["id"]): entry for entry in data[kind]} for kind in kinds)
         faults = [fault for kind in kinds for fault in _repeated(data, kind, path)]
         grouped = defaultdict(list)
         for note in notes.values():
-            grouped[note.get("image_id")].append(note)
+            note["category_id"] = _key(note.get("category_id"))
+            grouped[_key(note.get("image_id"))].append(note)
         names = {int(category): str(entry["name"]) for category, entry in categories.items()}
-        for image in images.values():
-            image["file_name"] = str(image["file_name"])
+        for number, image in images.items():
+            image |= {"id": number, "file_name": str(image["file_name"])}
     except (RowError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise DataError(f"{path} is not in COCO's form: {type(error).__name__}: {error}.") from error
     strays = [number for number in grouped if number not in images]
@@ -130,8 +144,15 @@ def _set(source: Path, name: str) -> Set:
     return Set(name, folders[0], list(images.values()), grouped, names, tuple(faults))
 
 
+def _key(value: Any) -> Any:
+    """An id; as a whole number if it is one that was written as text or as a float."""
+    if isinstance(value, str) and value.strip().isdecimal():
+        return int(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _repeated(data: Any, kind: str, path: Path) -> list[str]:
-    counts = Counter(entry["id"] for entry in data[kind])
+    counts = Counter(_key(entry["id"]) for entry in data[kind])
     twice = [number for number, count in counts.items() if count > 1]
     return [f"{path} has {number!r} more than once among the ids of {kind!r}: ids must be unique." for number in twice]
 
@@ -155,27 +176,70 @@ def _row(role: Role, part: Set, image: dict[str, Any], named: Mapping[int, str],
     name = f"{part.name}/{image['file_name']}"
     notes = part.annotations.get(image["id"], [])
     try:
-        path = below(part.folder, image["file_name"])
+        name, path = _file(part, image["file_name"])
         if strange := [note for note in notes if note["category_id"] not in named]:
             raise RowError(
                 Kind.LABEL,
                 f"category {strange[0]['category_id']!r} of annotation {strange[0]['id']!r} is not listed",
             )
-        size = int(image["width"]), int(image["height"])
+        size = _pixels(image["width"]), _pixels(image["height"])
         if role is Role.TRAIN:
             known = {labels[note["category_id"]] for note in notes}
-            return Row(role, name, tuple(sorted(known)), path, size)
-        scored = [note for note in notes if not note.get("iscrowd") and note["category_id"] in labels]
-        of_boxes = tuple(labels[note["category_id"]] for note in scored)
-        boxes = tuple(_box(note) for note in scored)
-        return Row(
-            role, name, tuple(sorted(set(of_boxes))), path, size, boxes, of_boxes, class_mask=_mask(notes, size, labels)
-        )
+            return Row(role, name, tuple(sorted(known)), path, size, frame=Frame.SIZED)
+        return _held_out(role, name, path, size, notes, labels)
     except RowError as error:
         fault = error.fault
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         fault = Fault(Kind.ANNOTATION, f"annotation is not in COCO's form: {type(error).__name__}: {error}")
     return faulty(role, name, fault)
+
+
+def _held_out(
+    role: Role, name: str, path: Path, size: Size, notes: list[dict[str, Any]], labels: Mapping[int, int]
+) -> Row:
+    """A row with boxes and a mask; its labels are those of the instances that are scored."""
+    scored = [note for note in notes if not _is_crowd(note) and note["category_id"] in labels]
+    of_boxes, given = tuple(labels[note["category_id"]] for note in scored), [_box(note) for note in scored]
+    boxes = [_clipped(box, size) for box in given]
+    drawn = [note.get("segmentation") for note in notes]
+    shapes = [_without_lines(shape) for shape in drawn]
+    clipped = boxes != given or any(_leaves(shape, size) for shape in shapes)
+    dropped = any(shape and shape != before for shape, before in zip(shapes, drawn, strict=True))
+    return Row(
+        role,
+        name,
+        tuple(sorted(set(of_boxes))),
+        path,
+        size,
+        tuple(boxes),
+        of_boxes,
+        class_mask=_mask(notes, shapes, size, labels),
+        frame=Frame.SIZED,
+        notes=(Note.CLIPPED,) * clipped + (Note.RING,) * dropped,
+    )
+
+
+def _file(part: Set, name: str) -> tuple[str, Path]:
+    """Id and path of an image by its file name; some exports put the set's folder before it, or write Windows' strokes.
+
+    Raises `RowError` if it leads out of the folder.
+    """
+    plain, turned = PurePosixPath(name), PurePosixPath(name.replace("\\", "/"))
+    cut = next((at for at, folder in enumerate(turned.parts) if folder not in ("images", part.name)), 0)
+    paths = {form: below(part.folder, str(form)) for form in (plain, turned, PurePosixPath(*turned.parts[cut:]))}
+    form = next((form for form, path in paths.items() if path.is_file()), plain)
+    return f"{part.name}/{form.as_posix()}", paths[form]
+
+
+def _is_crowd(note: dict[str, Any]) -> bool:
+    return bool(_key(note.get("iscrowd")))
+
+
+def _pixels(side: Any) -> int:
+    """A width or height. Raises `ValueError` if it is no whole number."""
+    if float(side) != int(float(side)):
+        raise ValueError(f"{side!r:.40} is no number of pixels")
+    return int(float(side))
 
 
 def _box(note: dict[str, Any]) -> Box:
@@ -187,12 +251,42 @@ def _box(note: dict[str, Any]) -> Box:
     return x, y, round(x + width, 2), round(y + height, 2)  # the files' own precision: no 640.0000001 of 640
 
 
-def _mask(notes: list[dict[str, Any]], size: tuple[int, int], labels: Mapping[int, int]) -> Instances | None:
+def _clipped(box: Box, size: Size) -> Box:
+    """The box cut off at the image's edge if more than half of it is on the image; else it is left to be refused."""
+    x0, y0, x1, y1 = max(box[0], 0.0), max(box[1], 0.0), min(box[2], size[0]), min(box[3], size[1])
+    left = max(x1 - x0, 0) * max(y1 - y0, 0)
+    return (x0, y0, x1, y1) if 2 * left > (box[2] - box[0]) * (box[3] - box[1]) else box
+
+
+def _without_lines(shape: Any) -> Any:
+    """A segmentation without polygons of less than three points, if it has others or these are empty."""
+    if not isinstance(shape, list):
+        return shape
+    rings = [ring for ring in shape if not (isinstance(ring, list) and len(ring) in (0, 2, 4))]
+    return rings if rings or not any(shape) else shape
+
+
+def _leaves(shape: Any, size: Size) -> bool:
+    """Whether a polygon goes over the edge of the image by more than the pixel that rounding does."""
+    rings = shape if isinstance(shape, list) else []
+    return any(
+        isinstance(ring, list) and len(ring) % 2 == 0 and not _is_within(np.array(ring, np.float64), size, (1, 1))
+        for ring in rings
+    )
+
+
+def _is_within(ring: NDArray[np.float64], size: Size, margin: Size) -> bool:
+    """Whether all points of a polygon are on the image, or not further from it than `margin` (x, y)."""
+    points = ring.reshape(-1, 2)
+    return bool(((points >= np.negative(margin)) & (points <= np.add(size, margin))).all())
+
+
+def _mask(notes: list[dict[str, Any]], shapes: list[Any], size: Size, labels: Mapping[int, int]) -> Instances | None:
     """What is to be drawn of an image; none if part of it would be missing."""
-    if not all(note.get("segmentation") for note in notes):
+    if not all(shapes):
         return None
-    values = (IGNORED if note.get("iscrowd") else labels.get(note["category_id"], IGNORED - 1) + 1 for note in notes)
-    return Instances(size, tuple(zip(values, (note["segmentation"] for note in notes), strict=True)))
+    values = (IGNORED if _is_crowd(note) else labels.get(note["category_id"], IGNORED - 1) + 1 for note in notes)
+    return Instances(size, tuple(zip(values, shapes, strict=True)))
 
 
 def segment(shape: Any, width: int, height: int) -> NDArray[np.bool_]:
@@ -213,11 +307,14 @@ def segment(shape: Any, width: int, height: int) -> NDArray[np.bool_]:
 
 
 def _check_ring(ring: NDArray[np.float64], width: int, height: int) -> None:
-    """At least a triangle (four numbers would be drawn as a box), and on the image but for a pixel."""
+    """At least a triangle (four numbers would be drawn as a box), and no further off the image than its own size."""
+    if ring.ndim == 0:
+        raise RowError(
+            Kind.MASK, "segmentation is a list of numbers: it must be a list of polygons, each a list x, y, ..."
+        )
     if ring.ndim != 1 or len(ring) < 6 or len(ring) % 2:
         raise RowError(Kind.MASK, f"polygon has the shape {ring.shape}: it must be x, y of at least three points")
-    points = ring.reshape(-1, 2)
-    if not ((points >= -1) & (points <= [width + 1, height + 1])).all():
+    if not _is_within(ring, (width, height), (width, height)):
         raise RowError(Kind.MASK, f"polygon is not on the image of {width}x{height}")
 
 

@@ -1,27 +1,43 @@
-"""Your own images in folders.
+"""Your own images in folders: with splits, or a folder for each class of which splits are drawn.
 
-    train/<class>/*.jpg     val/<class>/*.jpg     test/<class>/*.jpg
-    boxes.csv               path,x0,y0,x1,y1 for the images of val and test; a line for each box
-    masks/val/<class>/*.png masks/test/<class>/*.png       named as the image; nonzero is the object
+    train/<class>/*.jpg  val/<class>/*.jpg  test/<class>/*.jpg    or    <class>/*.jpg
+    boxes.csv                      a line for each box: an image may have several
+    masks/<path of the image>.png  as large as the image; not black is the object
 
-An image of val or test needs a box, a mask or both. Paths are relative to the source and are the ids. Classes are the
-sorted folder names of train/.
+A boxes.csv to copy (UTF-8, commas), and the mask of its first image, masks/val/cat/tom.png:
+
+    path,x0,y0,x1,y1
+    val/cat/tom.jpg,12,30,118,96
+    val/cat/tom.jpg,140,8,200,77
+    test/dog/rex.jpg,0,0,64,48
+
+Paths are relative to the source, and are the ids. Corners are left, top, right and bottom in pixels, counted from the
+left and upper edge. (x1, y1) is the first pixel outside: 0,0,64,48 is all of an image of 64x48. Where yours is the last
+one inside (0,0,63,47), or the first pixel is 1, say so with --convention.
+
+An image of val or test needs a box, a mask or both; --boxes none takes labels alone. Classes are the sorted names of
+the folders. Images are JPEG, PNG, WebP or BMP. Without train/, val/ and test/ a share of each class is drawn for val,
+and one for test: of its images with a box or mask if any image has one, else of all. Photographs that EXIF asks to turn
+are turned, as viewers and annotation tools show them: boxes and masks are for the upright image, or say --exif stored.
 """
 
 import csv
 import io
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from wsol_pipeline.data.importers import MAX_LIST_BYTES, Source, below, faulty, images_below, read_file
-from wsol_pipeline.data.schema import Box, Kind, Row, RowError
-from wsol_pipeline.errors import DataError, unknown
+from wsol_pipeline.data.importers import Source, below, faulty, folders_in, hold_out, images_below, nfc, read_text
+from wsol_pipeline.data.schema import Box, Frame, Kind, Row, RowError
+from wsol_pipeline.errors import DataError, UsageError, unknown
 from wsol_pipeline.protocol import Role
 
 COLUMNS = ["path", "x0", "y0", "x1", "y1"]
+MASKS = "masks"
+# Folders of these names are no classes.
+MEANT_AS_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
 @dataclass(frozen=True)
@@ -30,35 +46,89 @@ class Options:
 
     convention: Literal["inclusive0", "inclusive1", "exclusive0"] = "exclusive0"
     """What the corners in boxes.csv mean: is (x1, y1) the last pixel inside the box, is the first pixel 0 or 1."""
+    exif: Literal["upright", "stored"] = "upright"
+    """What boxes and masks are drawn on: the image as viewers show it, or as stored, EXIF's orientation ignored."""
+    val_share: float = 0.2
+    """Share (0 to 1) of each class's images that become `val`, where there are no folders of splits."""
+    test_share: float = 0.2
+    """Share (0 to 1) of each class's images that become `test`, where there are no folders of splits."""
+    seed: int = 0
+    """Another seed draws other images for `val` and `test`."""
+
+    def __post_init__(self) -> None:
+        if not (self.val_share > 0 < self.test_share and self.val_share + self.test_share < 1):
+            raise UsageError(
+                "--val-share and --test-share must be over 0 and leave some images to train on but are "
+                f"{self.val_share} and {self.test_share}."
+            )
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found beside the images: boxes by id, masks by the id of their image without its ending."""
+
+    root: Path
+    frame: Frame
+    boxes: dict[str, list[Box]]
+    masks: dict[str, Path]
 
 
 def read(source: Path, options: Options) -> Source:
-    """Find the images below `source`, with the boxes and masks of those of val and test."""
-    if not (source / "train").is_dir():
-        raise DataError(f"{source} is not in the folder layout: there is no train/<class>/.")
-    classes = tuple(sorted(path.name for path in (source / "train").iterdir() if path.is_dir()))
-    boxes, faults = _boxes(source / "boxes.csv")
-    rows = [row for role in Role for row in _split(role, source, classes, boxes)]
-    strays = sorted(boxes.keys() - {row.id for row in rows})
-    faults += [f"boxes.csv has boxes of {name!r}, which is not an image below {source}." for name in strays]
-    places = {f"masks/{Path(row.id).with_suffix('.png').as_posix()}" for row in rows if row.role is not Role.TRAIN}
-    drawn = [path.relative_to(source).as_posix() for path in images_below(source / "masks")]
-    faults += [
-        f"{name} is a mask of no image of val or test: it must be masks/<path of the image>.png."
-        for name in drawn
-        if name not in places
+    """Find the images below `source`, with their boxes and masks; draw val and test if no folders say what they are."""
+    faults: list[str] = []
+    found = Found(source, Frame(options.exif), _boxes(source / "boxes.csv", faults), _masks(source, faults))
+    folders, divided = _folders(source, faults)
+    classes = tuple(sorted({nfc(folder.name) for folder in folders[Role.TRAIN]}))
+    rows = [
+        row for role, own in folders.items() for folder in own for row in _rows(found, role, folder, classes, faults)
     ]
-    return Source(classes, options.convention, rows, faults=tuple(faults))
+    if not divided:
+        rows = _divided(rows, options)
+    faults += _strays(found, [row for row in rows if row.role is not Role.TRAIN or not divided], rows)
+    return Source(
+        classes,
+        options.convention,
+        rows,
+        faults=tuple(faults),
+        folders=(source,),
+        aside=(source / "boxes.csv",),
+        benchmark=False,
+    )
 
 
-def _split(role: Role, source: Path, classes: tuple[str, ...], boxes: dict[str, list[Box]]) -> Iterator[Row]:
-    for folder in sorted(path for path in (source / role).glob("*") if path.is_dir()):
-        for path in images_below(folder):
-            name = path.relative_to(source).as_posix()
-            try:
-                yield _row(role, source, name, _label(folder.name, role, classes), boxes)
-            except RowError as error:
-                yield faulty(role, name, error.fault)
+def _folders(source: Path, faults: list[str]) -> tuple[dict[Role, list[Path]], bool]:
+    """The folders of classes of each split, and whether there are splits: if not, all are of train."""
+    if (source / "train").is_dir():
+        splits = [role for role in Role if (source / role.value).is_dir()]
+        return {role: folders_in(source / role.value, faults) for role in splits}, True
+    own = [folder for folder in folders_in(source, faults) if folder.name != MASKS] if source.is_dir() else []
+    if not own or any(folder.name.lower() in MEANT_AS_SPLITS for folder in own):
+        names = ", ".join(folder.name for folder in own[:5]) or "no folder"
+        raise DataError(
+            f"{source} is not in the folder layout: there is neither train/<class>/ (and val/, test/ beside it) nor a "
+            f"folder for each class; it has {names}."
+        )
+    return {Role.TRAIN: own}, False
+
+
+def _divided(rows: list[Row], options: Options) -> list[Row]:
+    """`rows` with a share of each class as val, and one as test: of the images with a box or mask if any has one."""
+    candidates = [row for row in rows if row.boxes or row.masks] or rows
+    salt = f"{options.seed} " if options.seed else ""
+    rows = hold_out(rows, (replace(row, role=Role.VAL) for row in candidates), options.val_share, salt)
+    left = options.test_share / (1 - options.val_share)
+    drawn = {row.id for row in rows if row.role is Role.VAL}
+    others = (replace(row, role=Role.TEST) for row in candidates if row.id not in drawn)
+    return hold_out(rows, others, left, salt)
+
+
+def _rows(found: Found, role: Role, folder: Path, classes: tuple[str, ...], faults: list[str]) -> Iterator[Row]:
+    for path in images_below(folder, faults):
+        name = nfc(path.relative_to(found.root).as_posix())
+        try:
+            yield _row(found, role, name, path, _label(nfc(folder.name), role, classes))
+        except RowError as error:
+            yield faulty(role, name, error.fault)
 
 
 def _label(name: str, role: Role, classes: tuple[str, ...]) -> int:
@@ -67,23 +137,50 @@ def _label(name: str, role: Role, classes: tuple[str, ...]) -> int:
     return classes.index(name)
 
 
-def _row(role: Role, source: Path, name: str, label: int, boxes: dict[str, list[Box]]) -> Row:
-    if role is Role.TRAIN:
-        return Row(role, name, (label,), below(source, name))
-    own = tuple(boxes.get(name, ()))
-    mask = below(source, f"masks/{Path(name).with_suffix('.png').as_posix()}")
-    masks = (mask,) if mask.exists() else ()
-    return Row(role, name, (label,), below(source, name), None, own, (label,) * len(own), masks)
+def _row(found: Found, role: Role, name: str, path: Path, label: int) -> Row:
+    own, mask = tuple(found.boxes.get(name, ())), found.masks.get(_stem(name))
+    return Row(
+        role,
+        name,
+        (label,),
+        below(found.root, str(path.relative_to(found.root))),
+        boxes=own,
+        box_labels=(label,) * len(own),
+        masks=(below(found.root, str(mask.relative_to(found.root))),) if mask else (),
+        frame=found.frame,
+    )
 
 
-def _boxes(path: Path) -> tuple[dict[str, list[Box]], list[str]]:
-    """Boxes of each image, by path, and what is wrong with lines; none if there is no file."""
+def _stem(name: str) -> str:
+    return PurePosixPath(name).with_suffix("").as_posix()
+
+
+def _masks(source: Path, faults: list[str]) -> dict[str, Path]:
+    """The masks by the id of their image without its ending."""
+    root, found = source / MASKS, {}
+    for path in images_below(root, faults):
+        if path.suffix == ".png":
+            found[_stem(nfc(path.relative_to(root).as_posix()))] = path
+        else:
+            faults.append(f"{path.relative_to(source).as_posix()} is no mask: masks are masks/<path of the image>.png.")
+    return found
+
+
+def _strays(found: Found, held_out: list[Row], rows: list[Row]) -> Iterator[str]:
+    """Boxes and masks of nothing."""
+    for name in sorted(found.boxes.keys() - {row.id for row in rows}):
+        yield f"boxes.csv has boxes of {name!r}, which is not an image below {found.root}."
+    for name in sorted(found.masks.keys() - {_stem(row.id) for row in held_out}):
+        yield f"{MASKS}/{name}.png is a mask of no image of val or test: it must be masks/<path of the image>.png."
+
+
+def _boxes(path: Path, faults: list[str]) -> dict[str, list[Box]]:
+    """Boxes of each image, by id; none if there is no file. Puts what is wrong with lines into `faults`."""
     found: dict[str, list[Box]] = defaultdict(list)
-    faults: list[str] = []
     if not path.exists():
-        return found, faults
+        return found
     try:
-        table = csv.DictReader(io.StringIO(read_file(path, MAX_LIST_BYTES).decode(), newline=""))
+        table = csv.DictReader(io.StringIO(read_text(path), newline=""))
         if table.fieldnames != COLUMNS:
             raise DataError(f"{path} must begin with the line {','.join(COLUMNS)} but has {table.fieldnames}.")
         for line in table:
@@ -92,7 +189,12 @@ def _boxes(path: Path) -> tuple[dict[str, list[Box]], list[str]]:
             except (TypeError, ValueError):
                 faults.append(f"{path} line {table.line_num}: a box is four numbers.")
             else:
-                found[line["path"]].append((x0, y0, x1, y1))
-    except (RowError, UnicodeDecodeError, csv.Error) as error:
+                found[_id(line["path"])].append((x0, y0, x1, y1))
+    except csv.Error as error:
         raise DataError(f"Cannot read {path}: {error}.") from error
-    return found, faults
+    return found
+
+
+def _id(path: str) -> str:
+    """A path as an id: tables have it in any Unicode form, with Windows' strokes or from the folder itself."""
+    return nfc(path.replace("\\", "/").removeprefix("./"))

@@ -1,7 +1,7 @@
 """ILSVRC 2012 CLS-LOC, as Kaggle and image-net.org give it out.
 
     Data/CLS-LOC/train/<wnid>/*.JPEG           Annotations/CLS-LOC/val/*.xml (or LOC_val_solution.csv)
-    Data/CLS-LOC/val/*.JPEG                    ImageSets/CLS-LOC/{train_cls,val}.txt (optional)
+    Data/CLS-LOC/val/*.JPEG (or <wnid>/*)      ImageSets/CLS-LOC/{train_cls,val}.txt (optional)
     LOC_synset_mapping.txt (optional)          splits/{val,test}.txt (optional)
 
 The official validation images become `val` and `test`: by the lists in `splits/` if they are there, else
@@ -16,7 +16,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsol_pipeline.data.importers import Count, Source, below, by_class_and_hash, faulty, images_below, read_lines
+from wsol_pipeline.data.importers import (
+    Count,
+    Source,
+    below,
+    by_class_and_hash,
+    faulty,
+    folders_in,
+    images_below,
+    is_hidden,
+    read_lines,
+)
 from wsol_pipeline.data.importers._xml import Annotation, Object, read_annotation
 from wsol_pipeline.data.importers.wsolevaluation import validation
 from wsol_pipeline.data.schema import Fault, Kind, Row, RowError
@@ -49,14 +59,18 @@ def read(source: Path, options: Options) -> Source:
     images = root / "Data" / "CLS-LOC"
     if not (images / "train").is_dir():
         raise DataError(f"{source} is not in the ILSVRC layout: there is no Data/CLS-LOC/train.")
+    faults: list[str] = []
     names = _class_names(source, images)
     labels = {wnid: label for label, wnid in enumerate(names)}
-    faults: list[str] = []
-    rows = [*_training(images, _train_names(root), labels), *_official_val(source, root, labels, options, faults)]
+    rows = [
+        *_training(images, _train_names(root, faults), labels),
+        *_official_val(source, root, labels, options, faults),
+    ]
     if options.imagenetv2:
         rows += validation(source / options.imagenetv2_metadata, source / options.imagenetv2, len(names))
     counts = published(source, len(names), options)
-    return Source(tuple(names.values()), "inclusive0", rows, counts=counts, faults=tuple(faults))
+    walked = (images / "train", images / "val")
+    return Source(tuple(names.values()), "inclusive0", rows, counts=counts, faults=tuple(faults), folders=walked)
 
 
 def published(source: Path, num_classes: int, options: Options) -> dict[Role, Count]:
@@ -77,7 +91,7 @@ def _class_names(source: Path, images: Path) -> dict[str, str]:
     mapping = source / "LOC_synset_mapping.txt"
     if mapping.exists():
         return {line.split()[0]: line.strip() for line in sorted(read_lines(mapping))}
-    return {path.name: path.name for path in sorted((images / "train").iterdir()) if path.is_dir()}
+    return {path.name: path.name for path in folders_in(images / "train", [])}
 
 
 def _training(images: Path, names: list[str], labels: dict[str, int]) -> Iterator[Row]:
@@ -101,7 +115,7 @@ def _official_val(
         try:
             if isinstance(found, Fault):
                 raise RowError(*found)
-            path = below(images, f"val/{name}.JPEG")
+            path = _official_image(images, name, found)
         except RowError as error:
             yield faulty(role, f"val/{name}.JPEG", error.fault)
             continue
@@ -116,12 +130,19 @@ def _official_val(
         )
 
 
-def _train_names(root: Path) -> list[str]:
+def _official_image(images: Path, name: str, found: Annotation) -> Path:
+    """A validation image: in val/, or in the folder of its class where it was moved for torchvision's ImageFolder."""
+    plain = below(images, f"val/{name}.JPEG")
+    moved = (below(images, f"val/{thing.name}/{name}.JPEG") for thing in found.objects[:1] if not plain.exists())
+    return next((path for path in moved if path.exists()), plain)
+
+
+def _train_names(root: Path, faults: list[str]) -> list[str]:
     """Paths below train/."""
     listed, folder = root / "ImageSets" / "CLS-LOC" / "train_cls.txt", root / "Data" / "CLS-LOC" / "train"
     if listed.exists():
         return [f"{line.split()[0]}.JPEG" for line in read_lines(listed)]
-    return [path.relative_to(folder).as_posix() for path in images_below(folder)]
+    return [path.relative_to(folder).as_posix() for path in images_below(folder, faults)]
 
 
 def _annotations(source: Path, root: Path, faults: list[str]) -> dict[str, Annotation | Fault]:
@@ -130,7 +151,8 @@ def _annotations(source: Path, root: Path, faults: list[str]) -> dict[str, Annot
     listed = root / "ImageSets" / "CLS-LOC" / "val.txt"
     if folder.is_dir():
         names = [line.split()[0] for line in read_lines(listed)] if listed.exists() else []
-        return {name: _annotation(folder, name) for name in names or sorted(p.stem for p in folder.glob("*.xml"))}
+        found = sorted(path.stem for path in folder.glob("*.xml") if not is_hidden(path.name))
+        return {name: _annotation(folder, name) for name in names or found}
     if table.exists():
         return dict(pair for line in read_lines(table)[1:] for pair in _from_csv(line, table, faults))
     raise DataError(f"{source} has neither Annotations/CLS-LOC/val nor LOC_val_solution.csv: validation needs boxes.")

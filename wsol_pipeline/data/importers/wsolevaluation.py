@@ -44,7 +44,7 @@ def read(source: Path, options: Options) -> Source:
     rows = [row for role in Role for row in read_split(role, metadata / role, images, masks)]
     classes = read_lines(source / options.class_names) if options.class_names else _numbered(rows)
     multilabel = any(len(row.labels) > 1 for row in rows)
-    return Source(tuple(classes), "inclusive0", rows, multilabel)
+    return Source(tuple(classes), "inclusive0", rows, multilabel, scaled_masks=True)
 
 
 def _numbered(rows: list[Row]) -> list[str]:
@@ -60,8 +60,9 @@ def read_split(role: Role, lists: Path, images: Path, masks: Path) -> Iterator[R
     """The rows that the text files in `lists` name. Raises `DataError` if one of the files cannot be read."""
     labels, given = _by_id(lists / "class_labels.txt"), lists / "image_sizes.txt"
     sizes = _by_id(given) if given.exists() else None
-    located = {} if role is Role.TRAIN else _by_id(lists / "localization.txt")
-    for name in read_lines(lists / "image_ids.txt"):
+    placed = lists / "localization.txt"
+    located = _by_id(placed) if role is not Role.TRAIN and placed.exists() else {}
+    for name in map(str.strip, read_lines(lists / "image_ids.txt")):
         try:
             own = tuple(label for (label,) in _integers(labels.get(name, []), 1, "class_labels.txt"))
             size = None

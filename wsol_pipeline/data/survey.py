@@ -1,0 +1,102 @@
+"""What lies beside the images of a dataset and is passed over, and what was taken: no file vanishes without a word."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from wsol_pipeline.data.importers import Source, is_hidden, is_image
+from wsol_pipeline.data.schema import Row
+from wsol_pipeline.protocol import Role
+
+HIDDEN = "hidden files, or files that a system left"
+UNLISTED = "image files that no split has"
+UNREAD = "pictures of a kind that is not read (JPEG, PNG, WebP and BMP are)"
+OTHER = "files that are no images"
+PICTURES = {".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".psd", ".svg", ".dng", ".cr2", ".nef"}
+FEW = 12  # classes that are told one by one
+
+
+def passed_over(source: Source, rows: Iterable[Row]) -> dict[str, list[Path]]:
+    """The files beside those of `rows`, by the reason for which an import does not read them."""
+    rows = list(rows)
+    images = {row.image for row in rows if isinstance(row.image, Path)} | set(source.aside)
+    used = images | {mask for row in rows for mask in (*row.masks, row.ignore) if mask}
+    faulty = {Path(row.id).stem for row in rows if row.fault}  # listed, and told of elsewhere
+    found: dict[str, list[Path]] = {}
+    around = _below(folder.resolve() for folder in source.folders) if source.folders else _beside(images)
+    for path, hidden in (*around, *_below(source.beside, hidden=True)):
+        if hidden or not (path in used or (path.is_symlink() and path.resolve() in used) or path.stem in faulty):
+            found.setdefault(_reason(path, hidden), []).append(path)
+    return found
+
+
+def _reason(path: Path, hidden: bool) -> str:
+    if hidden:
+        return HIDDEN
+    if is_image(path.name):
+        return UNLISTED
+    return UNREAD if path.suffix.lower() in PICTURES else OTHER
+
+
+def _below(folders: Iterable[Path], hidden: bool = False) -> Iterator[tuple[Path, bool]]:
+    """All files below the folders, each with whether it, or a folder of it, is hidden."""
+    for folder in folders:
+        if folder.is_file():
+            yield folder, hidden
+        for here, inner, names in os.walk(folder):
+            inner.sort()
+            above = hidden or any(map(is_hidden, Path(here).relative_to(folder).parts))
+            yield from ((Path(here, name), above or is_hidden(name)) for name in sorted(names))
+
+
+def _beside(images: Iterable[Path]) -> Iterator[tuple[Path, bool]]:
+    """All files in the folders of the images, and those below hidden folders there."""
+    for folder in sorted({image.parent for image in images}):
+        entries = sorted(folder.iterdir()) if folder.is_dir() else []
+        yield from ((path, is_hidden(path.name)) for path in entries if not path.is_dir())
+        yield from _below((path for path in entries if is_hidden(path.name) and path.is_dir()), hidden=True)
+
+
+def by_ending(files: Iterable[Path]) -> dict[str, int]:
+    """How many files there are of each ending; those without one go by name."""
+    return dict(Counter(path.suffix.lower() or path.name for path in files))
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What was taken of a source, and what was not."""
+
+    classes: tuple[str, ...]
+    rows: Mapping[Role, int]
+    per_class: Mapping[Role, tuple[int, ...]]
+    passed_over: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # reason -> ending -> files
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    notes: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def vanished(self) -> int:
+        """Files and images of the source that are not in the dataset, for a reason that is no fault."""
+        return sum(sum(endings.values()) for endings in self.passed_over.values()) + sum(self.left_out.values())
+
+    def lines(self) -> list[str]:
+        """The tally in words."""
+        taken = [f"{role.value} {count} ({self._classes(self.per_class[role])})" for role, count in self.rows.items()]
+        beside = [
+            f"passed over: {sum(endings.values())} {reason}: {_listed(endings)}"
+            for reason, endings in self.passed_over.items()
+        ]
+        kept = [f"not offered: {count} {what}" for what, count in self.left_out.items()]
+        return [f"taken: {', '.join(taken)}", *kept, *beside, *(f"note: {n} {what}" for what, n in self.notes.items())]
+
+    def _classes(self, counts: tuple[int, ...]) -> str:
+        if len(counts) > FEW:
+            return f"{min(counts)} to {max(counts)} of each of {len(counts)} classes"
+        return ", ".join(f"{name} {count}" for name, count in zip(self.classes, counts, strict=True))
+
+
+def _listed(endings: Mapping[str, int]) -> str:
+    """The most frequent first."""
+    counts = sorted((-count, ending if ending.isprintable() else ascii(ending)) for ending, count in endings.items())
+    return ", ".join(f"{ending} {-count}" for count, ending in counts)
