@@ -6,6 +6,8 @@ from dataclasses import replace
 import pytest
 
 from search_spaces import bas, cam
+from wsol_pipeline.data.importers import synthetic
+from wsol_pipeline.data.ingest import import_dataset
 from wsol_pipeline.errors import UsageError
 from wsol_pipeline.protocol import Role
 from wsol_pipeline.storage import Store
@@ -131,6 +133,16 @@ def test_boxes_choose_for_masks_that_validation_lacks_unless_told_otherwise(data
     assert made.contract["train"]["objective"] == "max_box_acc_v2"
     with pytest.raises(UsageError, match="pxap under wsol-mask needs masks but the 'val' split has boxes alone"):
         make_plan(replace(options, objective="pxap"), "bas", bas.space)
+
+
+def test_labels_alone_are_refused_before_anything_starts(tmp_path):
+    source = synthetic.read(tmp_path, synthetic.Options(train=6, val=3, test=3, classes=3, size=32))
+    import_dataset(replace(source, located=False), Store.at(tmp_path / "d"), name="d", origin={"importer": "folder"})
+    options = StudyOptions(name="s", data=str(tmp_path / "d"), storage=str(tmp_path / "runs"), image_size=32)
+    told = "wsol-v1 scores boxes but the 'val' split has labels alone. No protocol can: .*30 to 50 images"
+    with pytest.raises(UsageError, match=told):
+        make_plan(options, "bas", bas.space)
+    assert not (tmp_path / "runs/s").exists()
 
 
 def test_one_objective_has_the_contract_it_always_had(plan):
