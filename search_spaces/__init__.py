@@ -34,6 +34,8 @@ class Preset:
     source: where the values stand.
     image_size: pixels a side of what the network sees.
     resize_size: pixels a side of the image that training crops are cut from; 32 more than image_size if None.
+    split: the images that the published figures are of, if they are not those that are judged here and the id's dataset
+        does not say so ("openimages-val").
     notes: where text and code of the paper differ or say nothing, and what the row has.
     """
 
@@ -49,7 +51,14 @@ class Preset:
     source: str
     image_size: int = 224
     resize_size: int | None = None
+    split: str = ""
     notes: tuple[str, ...] = ()
+
+    @property
+    def elsewhere(self) -> str:
+        """The split that the figures are of, if it is not our test; VOC2012's validation images are that."""
+        split = self.split or self.id.split("/")[2].removeprefix(self.dataset).removeprefix("-")
+        return split if split in ("train", "trainval", "val") and (split, self.dataset) != ("val", "voc12") else ""
 
 
 # Names that tables of published figures have for rows that stand here under another: a table repeats a model of another

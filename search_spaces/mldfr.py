@@ -313,13 +313,15 @@ def voc07(table: str, published: Mapping[str, float]) -> Preset:
     )
 
 
+TABLE_14 = voc07("table14", {"corloc": 47.91})
+CORLOC = "CorLoc: the paper's is of the images that trained the network, the trainval split. Here: of the test split."
 ROWS = [
     *BASE.values(),
     *map(as_the_text_has_it, BASE.values()),
     *(variant("table7", dataset, backbone, "", {"corloc_v2": value}) for dataset, backbone, value in TABLE_7),
     *(preset for row in ABLATIONS for preset in ablation(row)),
     *(preset for row in TABLE_10 for preset in table_10(row)),
-    voc07("table14", {"corloc": 47.91}),
+    replace(TABLE_14, split="trainval", notes=(CORLOC, *TABLE_14.notes)),
     voc07("text", {"map_50": 15.51, "map_30": 31.81, "map_10": 52.76}),
 ]
 PUBLISHED = {row.id: row for row in ROWS}

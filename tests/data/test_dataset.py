@@ -109,7 +109,7 @@ def edit(dataset, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(version=99), "format version 99; this code reads 2"),
+        (lambda m: m.update(version=99), "format version 99; this code reads 3"),
         (lambda m: m.pop("classes"), "broken"),
         (lambda m: m.update(box_convention="centre"), "'centre'; known: inclusive0"),
         (lambda m: m["splits"]["val"].pop("shards"), "broken"),

@@ -56,6 +56,16 @@ def test_the_manifest_knows_of_masks(tiny, write, make_source, png, tmp_path):
     assert (masked.val.info.masks, masked.val.has_masks, masked.test().has_masks) == (1, True, False)
 
 
+def test_the_manifest_knows_which_rows_can_be_judged_by_boxes(tiny, write, make_source, png, tmp_path):
+    assert (tiny.train.info.boxes, tiny.val.info.boxes, tiny.val.has_boxes) == (0, tiny.val.num_rows, True)
+    source = make_source()
+    masked = changed(source, 155, masks=(png(),), image=source.rows[0].image, size=None, boxes=(), box_labels=())
+    found = write(tmp_path / "masked", masked)
+    assert (found.val.info.boxes, found.val.has_boxes, found.test().has_boxes) == (tiny.val.num_rows - 1, False, True)
+    of_two = replace(changed(source, 154, labels=(0, 1)), multilabel=True)
+    assert not write(tmp_path / "several", of_two).val.has_boxes  # its box is of class 1
+
+
 def test_files_are_plain_parquet_in_small_row_groups(tiny):
     footer = pq.read_metadata(f"{tiny.uri}/{tiny.train.shards[0].name}")
     assert footer.row_group(0).num_rows == 32

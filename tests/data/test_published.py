@@ -11,7 +11,7 @@ from wsol_pipeline.protocol import Role
 
 def manifest(train, val, test, classes=200, importer="cub", quarantine=0, multilabel=False):
     splits = {
-        role: SplitInfo(rows, (), "", (), 0) for role, rows in zip(Role, (train, val, test), strict=True)
+        role: SplitInfo(rows, (), "", (), 0, rows) for role, rows in zip(Role, (train, val, test), strict=True)
     }  # train, val, test
     names = tuple(map(str, range(classes)))
     bad = {"file is missing": quarantine} if quarantine else {}

@@ -9,8 +9,10 @@ from wsol_pipeline.errors import DataError, ProtocolError
 from wsol_pipeline.evaluation.baseline import AREA_FRACTIONS, centred_boxes, centred_map, count_centred
 from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.evaluation.evaluate import class_ranks, count, solve, ten_crop_scores
+from wsol_pipeline.evaluation.measures import Truth, choosing
+from wsol_pipeline.evaluation.metrics import ious_per_threshold
 from wsol_pipeline.evaluation.protocols import protocol
-from wsol_pipeline.evaluation.selection import choose, oracle, transferred
+from wsol_pipeline.evaluation.selection import bootstrap, choose, oracle, transferred
 from wsol_pipeline.images import IMAGENET_MEAN, IMAGENET_STD, normalize
 from wsol_pipeline.protocol import Role
 
@@ -174,6 +176,40 @@ def test_masks_are_counted_where_protocol_and_rows_have_them():
         count(Brightness(), Shift(), Rows(), rule)
     centred = count_centred(Masked(), rule)
     assert 0 < transferred(centred, choose(centred, "pxap"))["piou"] < 60
+
+
+def test_boxes_choose_for_masks_and_what_is_cut_already_needs_no_threshold():
+    """A map that rises within the object has a PxAP of 100; the object as a mask has pIoU and no PxAP."""
+    rule = protocol("wsol-mask", SIZE, SIZE)
+
+    class Rising(Shift):
+        def maps(self, *args, **kwargs):
+            return super().maps(*args, **kwargs) * torch.linspace(0.5, 1, SIZE)
+
+    class Cut(Shift):
+        def maps(self, *args, **kwargs):
+            return super().maps(*args, **kwargs) > 0
+
+    for readout, expected in ((Rising(), {"pxap": pytest.approx(100)}), (Cut(), {"piou": 100, "peak_iou": 100})):
+        choice, _ = solve(Brightness(), readout, Rows(), choosing(rule, Truth(6, 6, 0, False)))
+        assert (choice.readout, choice.metric, choice.value) == (0, "max_box_acc_v2", 100)
+        counts = count(Brightness(), readout, Masked(Role.TEST), rule, settings=[0], keep_images=True)
+        found = {name: value for name, value in transferred(counts, choice).items() if not np.isnan(value)}
+        assert found == expected | {"cls_top1": pytest.approx(100 / 3), "cls_top5": 100}
+        assert oracle(counts, choice)["piou"] == 100
+        assert bootstrap(counts, choice, samples=3)["transferred"].keys() >= expected.keys()
+
+
+def test_the_box_of_a_background_map_is_round_what_it_leaves():
+    """Brightness is no background: where it stands for one, its box is that of the darkness around."""
+    rule = choosing(protocol("wsol-mask-background", SIZE, SIZE), Truth(6, 6, 0, False))
+    inverse = np.full((SIZE, SIZE), 1.0)
+    inverse[BOX[1] : BOX[3], BOX[0] : BOX[2]] = 0.25
+    truth = np.array([[BOX[0], BOX[1], BOX[2], BOX[3]]], float)
+    ious = ious_per_threshold(inverse, truth, rule)
+    assert ious[0] == 0
+    assert ious[-1] == pytest.approx(1)  # 1 - map > 0.001
+    assert (ious[1:] == ious[-1]).all()  # min-max makes the object 0: it lies below every threshold
 
 
 class PartlyMasked(Masked):

@@ -90,6 +90,16 @@ def test_no_verdict_where_nothing_supports_one(found):
     assert other.difference is None
 
 
+def test_a_figure_of_images_that_trained_has_no_verdict_on_test(found):
+    row = preset("mldfr/table14/voc07/vgg16_bn")
+    metrics = {reading: {"corloc": 47.9} for reading in READ}
+    runs = tuple(replace(of, metrics=metrics) for of in RUNS)
+    config = replace(found.config, protocol=row.protocol)
+    corloc = one(replace(found, row=row, config=config, runs=runs), "corloc")
+    assert (corloc.note, corloc.difference) == ("other images: published of the trainval split", None)
+    assert row.notes[0].startswith("CorLoc: the paper's is of the images that trained the network")
+
+
 def test_what_is_not_measured_is_listed_with_its_reason(found):
     not_measured = next(s for s in sections(found) if s.title == "Published, not measured")
     assert not_measured.rows == [

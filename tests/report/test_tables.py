@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from wsol_pipeline.report.facts import Line
-from wsol_pipeline.report.tables import comparison_table, escaped, latex, markdown
+from wsol_pipeline.report.tables import comparison_table, escaped, figure, latex, markdown
+from wsol_pipeline.verdict.rows import over_seeds
 
 
 def test_markdown_to_the_letter(make_row):
@@ -63,3 +64,33 @@ def test_what_a_paper_reports_has_a_column_of_its_own(make_row):
     assert comparison_table([Line(row)], "gt_known_loc").groups == [
         ("GT-known Loc", ["val", "test", "oracle", "paper"])
     ]
+
+
+def test_papers_figures_on_other_data_stand_under_a_warning(make_row):
+    beside = {"preset": "row", "published": {"gt_known_loc": 95.4}}
+    row, other = (replace(make_row("a", 71.75), **beside, other_data=flag) for flag in (False, True))
+    table = comparison_table([Line(other)], "gt_known_loc")
+    assert table.warning.startswith("NOT THE PAPER'S DATA: ")
+    assert markdown(table).startswith(f"**{table.warning}**\n\n| model |")
+    above = rf"\multicolumn{{6}}{{l}}{{\textbf{{{table.warning}}}}} \\"
+    assert latex(table).splitlines()[:3] == [r"\begin{tabular}{llrrrr}", above, r"\toprule"]
+    assert comparison_table([Line(row)], "gt_known_loc").warning == ""
+    assert comparison_table([Line(replace(other, published={}))], "gt_known_loc").warning == ""  # no paper's figure
+
+
+def test_seeds_stand_as_mean_and_deviation(make_row):
+    """Test values of 50 and 54 and 55: mean 53, deviation √7."""
+    row = over_seeds([make_row("a", value) for value in (50, 54, 55)])
+    (label, _, cells), *_ = comparison_table([Line(row)], "max_box_acc_v2").rows
+    assert label == "a, 3 seeds"
+    assert [(cell.text, cell.interval) for cell in cells[:3]] == [
+        ("54.0 ± 2.6", ""), ("53.0 ± 2.6", ""), ("55.0 ± 2.6", ""),
+    ]  # fmt: skip
+    assert figure(row, "test", "gt_known_loc") == "63.0 ± 2.6"
+
+
+def test_a_model_that_boxes_chose_for_masks_is_compared_by_pxap(make_row):
+    row = replace(make_row("a", 50), transferred={"pxap": 80.0, "cls_top1": 90.0}, oracle={"pxap": 80.0, "piou": 60.0})
+    table = comparison_table([Line(row)], "max_box_acc_v2")
+    assert table.groups == [("MaxBoxAccV2", ["val"]), ("PxAP", ["test", "oracle"]), ("pIoU", ["oracle"])]
+    assert [cell.text for cell in table.rows[0][2]] == ["51.0", "80.0", "80.0", "60.0"]

@@ -1,6 +1,7 @@
 """How often another trial would win, and how that is said."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from wsol_pipeline.console.live import TrialLog
 from wsol_pipeline.errors import DataError
 from wsol_pipeline.evaluation.counts import Counts, ImageHits
 from wsol_pipeline.storage import Store
-from wsol_pipeline.study.doubt import Doubt, doubts, means, sentence, winners, winners_by
+from wsol_pipeline.study.doubt import Doubt, doubts, lead_and_noise, means, sentence, winners, winners_by
 from wsol_pipeline.study.outcome import ranking_markdown
 from wsol_pipeline.study.pareto import Rule
 from wsol_pipeline.study.standings import Standing
@@ -121,8 +122,8 @@ def test_confirmations_bring_their_images(keep):
         (
             {3: 0.95, 5: 0.05},
             {3: 1, 5: 1},
-            "In 1,000 redraws of the 150 validation images, trial 3 stays first in 95%: it holds. "
-            "One seed each: training noise is not in this.",
+            "In 1,000 redraws of the 150 validation images, trial 3 stays first in 95%: other images would "
+            "hardly change that. One seed each: training noise is not in this.",
         ),
         (
             {3: 0.62, 7: 0.06, 5: 0.3, 1: 0.02},
@@ -140,6 +141,24 @@ def test_confirmations_bring_their_images(keep):
 )
 def test_the_sentence_names_who_would_win_too_often(wins, seeds, said):
     assert sentence(Doubt(wins, seeds, 150, 1000)) == said
+
+
+def test_a_lead_that_seeds_alone_make_does_not_hold():
+    """Deviations of 1 and 3 over three seeds each: √5 pooled, times √(2/3) for a difference of means."""
+    ranking = [Standing((0, 2, 3), (61.0, 60.0, 62.0)), Standing((1, 4, 5), (57.0, 60.0, 63.0))]
+    lead, noise = lead_and_noise(ranking)
+    assert (lead, noise) == (1.0, pytest.approx((5 * 2 / 3) ** 0.5))
+    found = Doubt({0: 0.97, 1: 0.03}, {0: 3, 1: 3}, 150, 1000, lead=lead, noise=noise)
+    assert sentence(found).endswith("first in 97%, but by 1.00 points, of which seeds alone make 1.83: not settled.")
+    assert sentence(replace(found, lead=2.0)).endswith("stays first in 97%: it holds.")
+
+
+def test_equal_settings_do_not_hold_by_coming_first(keep):
+    for number in range(4):
+        study = keep(number, [0, 1])
+    found = doubts(study, [Standing((0, 1), (20.0, 20.0)), Standing((2, 3), (20.0, 20.0))], METRIC)
+    assert (found.wins[0], found.holds) == (1.0, False)
+    assert "it holds" not in sentence(found)
 
 
 def test_the_table_shows_mean_deviation_and_number_of_seeds(capsys):

@@ -1,11 +1,16 @@
 """What a study tries first, and under which name."""
 
 import functools
+from dataclasses import replace
 
 import pytest
 
 from search_spaces import bas, cam
+from wsol_pipeline.data.importers import synthetic
+from wsol_pipeline.data.ingest import import_dataset
 from wsol_pipeline.errors import UsageError
+from wsol_pipeline.protocol import Role
+from wsol_pipeline.storage import Store
 from wsol_pipeline.study.options import StudyOptions
 from wsol_pipeline.study.pareto import Rule
 from wsol_pipeline.study.plan import OWN, first_trials, make_plan, with_parameters
@@ -105,6 +110,39 @@ def plan(dataset, tmp_path):
     """`plan(**options)`: of a BAS study on the tiny dataset, whose protocol's objects have no masks."""
     small = {"name": "s", "data": dataset.uri, "storage": str(tmp_path), "image_size": 32, "resize_size": 36}
     return lambda **options: make_plan(StudyOptions(**small, **options), "bas", bas.space)
+
+
+def test_a_plan_says_what_it_will_measure(plan):
+    assert plan().promise.sentences == (
+        "validation: 25 images, boxes alone; chooses trial, readout and thresholds by max_box_acc_v2",
+        "test: 24 images, boxes alone; measures max_box_acc_v2, gt_known_loc, top1_loc, cls_top1 at what validation "
+        "chose",
+    )
+    with pytest.raises(UsageError, match="wsol-mask scores masks but the 'test' split has boxes alone. What these"):
+        plan(protocol="wsol-mask")
+
+
+def test_boxes_choose_for_masks_that_validation_lacks_unless_told_otherwise(dataset, tmp_path):
+    splits = dict(dataset.manifest.splits)
+    splits[Role.TEST] = replace(splits[Role.TEST], masks=24)  # as CUB
+    given = {"name": "s", "storage": str(tmp_path), "image_size": 32, "resize_size": 36, "protocol": "wsol-mask"}
+    Store.at(tmp_path / "cub").write("manifest.json", replace(dataset.manifest, splits=splits).to_json())
+    options = StudyOptions(**given, data=str(tmp_path / "cub"))
+    made = make_plan(options, "bas", bas.space)
+    assert (made.config.objective, made.config.protocol) == ("max_box_acc_v2", "wsol-mask")
+    assert made.contract["train"]["objective"] == "max_box_acc_v2"
+    with pytest.raises(UsageError, match="pxap under wsol-mask needs masks but the 'val' split has boxes alone"):
+        make_plan(replace(options, objective="pxap"), "bas", bas.space)
+
+
+def test_labels_alone_are_refused_before_anything_starts(tmp_path):
+    source = synthetic.read(tmp_path, synthetic.Options(train=6, val=3, test=3, classes=3, size=32))
+    import_dataset(replace(source, located=False), Store.at(tmp_path / "d"), name="d", origin={"importer": "folder"})
+    options = StudyOptions(name="s", data=str(tmp_path / "d"), storage=str(tmp_path / "runs"), image_size=32)
+    told = "wsol-v1 scores boxes but the 'val' split has labels alone. No protocol can: .*30 to 50 images"
+    with pytest.raises(UsageError, match=told):
+        make_plan(options, "bas", bas.space)
+    assert not (tmp_path / "runs/s").exists()
 
 
 def test_one_objective_has_the_contract_it_always_had(plan):

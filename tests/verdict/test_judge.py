@@ -70,6 +70,51 @@ def test_what_a_paper_reports_stands_beside_what_was_measured_alike(capsys):
         assert f"paper: {preset}, on its own data" in table
 
 
+def test_a_paper_of_other_data_is_flagged_in_the_terminal(capsys):
+    figures = paper_figures("bas-ext/table1/cub/resnet50", protocol("bas-ext", 64, 72))
+    measured = {"gt_known_loc": 51.25, "top1_loc": 40.0}
+    row = Row("a: published", "4 > 0.1", *[measured] * 3, {}, "bas-ext/table1/cub/resnet50", figures, other_data=True)
+    print_verdict(verdict([row], "gt_known_loc", "bas-ext"))
+    told = capsys.readouterr().out
+    assert told.count("NOT THE PAPER'S DATA: ") == told.count("test images") == 2
+    assert "on its own data, which these are not" in told
+
+
+@pytest.mark.parametrize(("known", "other"), [(["cub"], False), ([], True), (None, True)])
+def test_a_winner_knows_whether_its_data_are_the_papers(known, other):
+    preset = "bas-ext/table1/cub/resnet50"
+    winner = {"model": "/runs/a", "published": {"model": "/runs/a", "preset": preset}}
+    winner |= {} if known is None else {"paper_data": known}
+    winner |= {"confirmed": {"trials": [0, 3, 4]}}
+    (found,) = contenders({"a": winner})
+    assert (found.other_data, found.confirmations) == (other, (3, 4))
+
+
+def test_no_papers_figure_of_another_split_stands_beside_test():
+    assert paper_figures("mldfr/table14/voc07/vgg16_bn", protocol("mldfr-multi")) == {}
+    assert paper_figures("mldfr/text/voc07/vgg16_bn", protocol("mldfr-multi"))
+    assert paper_figures("b-cam/table3/openimages-val/resnet50/bcam-p", protocol("wsol-mask")) == {}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "told"),
+    [
+        (46.0, 55.0, ""),
+        (44.0, 55.0, "The 95 % interval holds the centred box (45.0 %): nothing says that it localizes better"),
+        (40.0, 44.0, "A centred box is better (45.0 %): this model localizes worse than a box in the middle."),
+    ],
+)
+def test_a_winner_stands_beside_the_box_in_the_middle(low, high, told, capsys):
+    box = Row("centred box", "area 0.5", *[{"gt_known_loc": 45.0}] * 3, {})
+    of_winner = {"gt_known_loc": 50.0, "top1_loc": 30.0, "cls_top1": 60.0}
+    winner = Row("a: winner", "1 > 0.1", *[of_winner] * 3, {"transferred": {"gt_known_loc": (low, high)}})
+    print_verdict(verdict([box, winner], "gt_known_loc", "wsol-v1"))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("a: winner on test")]
+    beside = "GT-known Loc 50.0 %; centred box GT-known Loc 45.0 %, Top-1 Loc 30.0 %, Top-1 Cls 60.0 %."
+    assert line.startswith(f"a: winner on test: {beside} {told}".strip())
+    assert (line.removesuffix(beside) != line) == (told == "")
+
+
 def test_long_names_leave_the_numbers_whole(capsys):
     row = Row("a-long-name-of-a-study" * 3, "a-long-readout" * 5, *[{"gt_known_loc": 51.25}] * 3, {})
     print_verdict(verdict([row], "gt_known_loc", "wsol-v1"))

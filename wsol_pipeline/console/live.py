@@ -58,12 +58,21 @@ class TrialLog:
         self.epochs, self.objective, self.started = epochs, objective, time.monotonic()
 
     def begin(
-        self, trials: int, done: int, adopted: Sequence[int], concurrent: int, workers: int, device: str, pruning: str
+        self,
+        trials: int,
+        done: int,
+        adopted: Sequence[int],
+        concurrent: int,
+        workers: int,
+        device: str,
+        pruning: str,
+        measures: Sequence[str],
     ) -> None:
         """Say what is about to happen."""
         place = f"{workers} worker(s) on {device}"
         self._line(f"{trials} trials, {done} done; {concurrent} at once, {place} each, {self.epochs} epochs")
-        self._line(pruning)
+        for text in (*measures, pruning):
+            self._line(text)
         if adopted:
             self._line(f"going on with trial {', '.join(map(str, adopted))} of a driver that died")
 
@@ -146,11 +155,20 @@ class TrialTable(TrialLog):
         self.live = Live(get_renderable=self.draw, console=self.console, refresh_per_second=2, transient=True)
 
     def begin(
-        self, trials: int, done: int, adopted: Sequence[int], concurrent: int, workers: int, device: str, pruning: str
+        self,
+        trials: int,
+        done: int,
+        adopted: Sequence[int],
+        concurrent: int,
+        workers: int,
+        device: str,
+        pruning: str,
+        measures: Sequence[str],
     ) -> None:
         self.concurrent = concurrent
         self.live.start()
-        self._line(pruning)
+        for text in (*measures, pruning):
+            self._line(text)
         if adopted:
             self._line(f"going on with trial {', '.join(map(str, adopted))} of a driver that died")
 

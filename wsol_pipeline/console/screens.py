@@ -20,7 +20,7 @@ from wsol_pipeline.text import format_hours, format_parameters, metric_name
 from wsol_pipeline.training.checkpoint import Position
 from wsol_pipeline.verdict.judge import Verdict
 from wsol_pipeline.verdict.reproduce import Reproduction
-from wsol_pipeline.verdict.rows import EVALUATIONS
+from wsol_pipeline.verdict.rows import BASELINE, EVALUATIONS, OTHER_DATA, against_box
 
 FRONT_ROWS = 20  # of a Pareto front, the best
 SETTINGS_SHOWN = 10
@@ -109,10 +109,13 @@ def print_verdict(verdict: Verdict) -> None:
     rows of a preset what its paper reports."""
     console, rows, storage = _console(126), verdict.rows, verdict.options.storage
     named = (name for row in rows for name in row.published)
-    metrics = dict.fromkeys((verdict.objective, "gt_known_loc", "top1_loc", "map_50", *named))
-    for metric in (name for name in metrics if any(name in row.transferred for row in rows)):
+    first = (verdict.objective, verdict.measure, "gt_known_loc", "top1_loc", "map_50")
+    metrics = dict.fromkeys((*first, *(("piou",) if verdict.measure == "pxap" else ()), *named))
+    for metric in (name for name in metrics if any(name in row.oracle or name in row.transferred for row in rows)):
+        beside = [row for row in rows if metric in row.published]
+        flag = f"{OTHER_DATA}: " if any(row.other_data for row in beside) else ""
         table = Table(
-            title=f"{metric} (%), protocol {verdict.protocol}, {verdict.images} test images",
+            title=f"{flag}{metric} (%), protocol {verdict.protocol}, {verdict.images} test images",
             title_justify="left",
             caption_justify="left",
         )
@@ -120,10 +123,10 @@ def print_verdict(verdict: Verdict) -> None:
         table.add_column("readout > threshold", overflow="fold")
         for name in ("validation", "test transferred", "95 % interval", "test oracle (upper bound)"):
             table.add_column(name, justify="right", width=13 if "interval" in name else 11)
-        if preset := next((row.preset for row in rows if metric in row.published), None):
+        if beside:
             table.add_column("paper", justify="right", min_width=5)
-            table.caption = f"paper: {preset}, on its own data"
-        for row in (row for row in rows if metric in row.transferred):
+            table.caption = f"paper: {beside[0].preset}, on its own data{', which these are not' if flag else ''}"
+        for row in (row for row in rows if metric in row.oracle or metric in row.transferred):
             low_high = row.intervals.get("transferred", {}).get(metric)
             val, test, oracle = (
                 f"{values[metric]:.1f}" if metric in values else "" for values in (row.val, row.transferred, row.oracle)
@@ -132,6 +135,8 @@ def print_verdict(verdict: Verdict) -> None:
             paper = [f"{row.published[metric]:.1f}"] if metric in row.published else []
             table.add_row(row.label, row.readout, val, test, interval, oracle, *paper)
         console.print(table)
+    if rows[0].label == BASELINE:
+        console.print(_standing(verdict), soft_wrap=True, highlight=False)
     if verdict.shrunk:
         print_shrunk(verdict.shrunk, verdict.images)
     studies, place = verdict.options.study, shlex.quote(storage)
@@ -144,6 +149,16 @@ def print_verdict(verdict: Verdict) -> None:
         console.print(f"{title:<8} {line}", soft_wrap=True)
 
 
+def _standing(verdict: Verdict) -> str:
+    """The winner on test, the centred box and Top-1 beside it, and whether it beats that box."""
+    box, winner, metric = verdict.rows[0], verdict.rows[-1], verdict.measure
+    rest = [(f"centred box {metric_name(metric)}", box.transferred.get(metric))]
+    rest += [(metric_name(name), winner.transferred.get(name)) for name in ("top1_loc", "cls_top1")]
+    beside = ", ".join(f"{name} {value:.1f} %" for name, value in rest if value is not None)
+    first = f"{winner.label} on test: {metric_name(metric)} {winner.transferred[metric]:.1f} %; {beside}."
+    return f"{first} {against_box(winner, box, metric)}".strip()
+
+
 def print_rehearsal(plan: Plan, found: Rehearsal) -> None:
     """What a dry run found, and what the study would take."""
     options, config, data, measured, estimate = plan.options, plan.config, plan.dataset, found.measured, found.estimate
@@ -153,6 +168,7 @@ def print_rehearsal(plan: Plan, found: Rehearsal) -> None:
     table = Table(title=f"Dry run of {options.name!r}: nothing was started", show_header=False, title_justify="left")
     for name, text in (
         ("data", f"{data.uri}: {data.train.num_rows:,} train, {data.val.num_rows:,} val, {len(data.classes)} classes"),
+        *(tuple(text.split(": ", 1)) for text in plan.promise.sentences),
         ("pixels", f"{found.decoded_bytes / MEBI:,.0f} MiB of training images: {how}"),
         ("storage", f"{options.store.uri}: writable"),
         ("MLflow", found.mlflow),
@@ -160,7 +176,7 @@ def print_rehearsal(plan: Plan, found: Rehearsal) -> None:
         ("training", f"{1 / measured.train_seconds:,.1f} images/s a worker{gpu}"),
         ("input", f"a core decodes {1 / measured.decode_seconds:,.0f} images/s"),
         (
-            "validation",
+            "a validation",
             f"{1e3 * measured.one_setting_seconds:.1f} ms an image; {1e3 * measured.search_seconds:.1f} ms where all "
             f"{measured.settings} readout settings and every threshold are searched",
         ),

@@ -60,6 +60,11 @@ class Split:
         """Whether any row has a mask to be evaluated with."""
         return self.info.masks > 0
 
+    @property
+    def has_boxes(self) -> bool:
+        """Whether every row has a box to be evaluated with, of each of its classes."""
+        return self.info.boxes == self.num_rows
+
     @cached_property
     def ids(self) -> list[str]:
         """The id of each row, in the order of rows."""

@@ -66,6 +66,7 @@ class ShardReport:
     facts: list[str]
     bad: list[dict[str, str]]  # id, split, kind and reason of each row that was left out
     masks: int  # stored rows that have one
+    boxes: int  # those that have a box, of each of their classes
     notes: dict[str, int]  # what was done to stored rows -> how many
     kept: bool = False  # written by an earlier run
 
@@ -238,9 +239,16 @@ def write_shard(job: ShardJob) -> ShardReport:
     shard = _write(job, stored) if stored else None
     per_class = [counts[label] for label in range(job.rules.num_classes)]
     masks = sum(row.get("mask") is not None for row in stored)
-    report = ShardReport(digest, asdict(shard) if shard else None, per_class, facts, bad, masks, dict(noted))
+    boxes = sum(_has_boxes(row, job.rules.multilabel) for row in stored)
+    own = asdict(shard) if shard else None
+    report = ShardReport(digest, own, per_class, facts, bad, masks, boxes, dict(noted))
     job.store.write(_progress(job), json.dumps(asdict(report)).encode())
     return report
+
+
+def _has_boxes(columns: dict[str, Any], multilabel: bool) -> bool:
+    labels = columns.get("box_labels", [])
+    return set(columns["labels"]) <= set(labels) if multilabel else bool(labels)
 
 
 def _progress(job: ShardJob) -> str:
@@ -311,4 +319,5 @@ def _split(role: Role, reports: list[ShardReport]) -> SplitInfo:
         _sha256("\n".join(facts).encode()),
         tuple(Shard(**report.shard) for report in reports if report.shard),
         sum(report.masks for report in reports),
+        sum(report.boxes for report in reports),
     )

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from wsol_pipeline.errors import DataError
 from wsol_pipeline.protocol import Role
 
-VERSION = 2  # of the shards and the manifest; a reader refuses another one
+VERSION = 3  # of the shards and the manifest; a reader refuses another one
 ROW_GROUP = 32  # rows that are read together: about 1 to 4 MB of encoded images
 BOX_CONVENTIONS = (
     "inclusive0",

@@ -57,6 +57,7 @@ class SplitInfo:
     fingerprint: str
     shards: tuple[Shard, ...]
     masks: int  # rows that have one
+    boxes: int  # rows that have one, of each of their classes if they can be of several
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ class Manifest:
 
 def _split_info(found: dict[str, Any]) -> SplitInfo:
     shards = tuple(Shard(**shard) for shard in found["shards"])
-    return SplitInfo(found["rows"], tuple(found["per_class"]), found["fingerprint"], shards, found["masks"])
+    counted = found["rows"], tuple(found["per_class"]), found["fingerprint"], shards, found["masks"], found["boxes"]
+    return SplitInfo(*counted)
 
 
 def read_manifest(store: Store) -> Manifest:

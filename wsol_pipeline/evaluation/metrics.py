@@ -39,6 +39,9 @@ def ious_per_threshold(
 def _ious_of_map(
     map_HW: NDArray[np.floating], truth_N4: NDArray[np.float64], protocol: Protocol
 ) -> NDArray[np.float64]:
+    if protocol.masks == "background":  # at τ the object is what lies below: 1 - map > 1 - τ, nothing of it at τ = 0
+        inverse_T = _ious_of_map(1 - map_HW, truth_N4, replace(protocol, masks="object"))
+        return np.append(0.0, inverse_T[:0:-1])
     levels_HW, mask_of_threshold = level_image(map_HW, protocol)
     return ious_per_mask(levels_HW, num_masks(protocol), truth_N4, protocol.box_rule)[mask_of_threshold]
 

@@ -76,6 +76,7 @@ class Protocol:
 _BENCHMARK = Protocol(
     "wsol-v1", "resize", "largest_contour", "resized", 0.0, integer_boxes=True, strict=False, masks="object"
 )
+_MASK = replace(_BENCHMARK, name="wsol-mask", box_rule="all_contours", ious=())  # MaxBoxAccV2 where boxes must choose
 _BAS = Protocol(
     "bas-ext", "resize_crop", "largest_component", "raw", 1e-5, integer_boxes=True, strict=False, ten_crop=True
 )
@@ -86,8 +87,8 @@ PROTOCOLS = {
     for p in (
         _BENCHMARK,  # Choe et al. 2020, MaxBoxAcc
         replace(_BENCHMARK, name="wsol-v2", box_rule="all_contours"),  # the same, MaxBoxAccV2; B-CAM, BagCAMs
-        replace(_BENCHMARK, name="wsol-mask", ious=()),  # the same, PxAP and pIoU
-        replace(_BENCHMARK, name="wsol-mask-background", ious=(), masks="background"),  # B-CAM, Table 9
+        _MASK,  # the same, PxAP and pIoU
+        replace(_MASK, name="wsol-mask-background", masks="background"),  # B-CAM, Table 9
         _BAS,  # BAS, the journal's code
         replace(_BAS, name="bas-ext-mask", geometry="resize", masks="object", ious=(), ten_crop=False),
         replace(_BAS, name="bas-conf", epsilon=0.0, integer_boxes=False, strict=True, over_classes=True),

@@ -38,6 +38,7 @@ CLASS_METRICS = {"corloc": "gt_known_loc", "corloc_v2": "max_box_acc_v2"}
 MASK_METRICS = ("pxap", "piou", "peak_iou")
 # of class masks; all are read at the background threshold that is best for the first
 SEGMENTATION_METRICS = ("miou", "mean_recall", "mean_precision", "mean_specificity")
+DETECTION = {"map_10": 0.1, "map_30": 0.3, "map_50": 0.5}  # mAP at the IoUs that mLDFR reports
 METRICS = (*BOX_METRICS, *MASK_METRICS, "miou")  # those that can be an objective
 CLASSIFICATION = ("cls_top1", "cls_top5")
 _THRESHOLD_OF = CLASS_METRICS | dict.fromkeys(SEGMENTATION_METRICS[1:], "miou")
@@ -72,6 +73,11 @@ def objectives(protocol: Protocol) -> tuple[str, ...]:
     """The metrics that a study can maximise under `protocol`; those of masks need a split that has masks."""
     masks = {"": (), "classes": ("miou",)}.get(protocol.masks, MASK_METRICS)
     return (*(BOX_METRICS if protocol.ious else ()), *masks)
+
+
+def default_objective(protocol: Protocol) -> str:
+    """The metric that a study maximises under `protocol` unless it is told another."""
+    return "max_box_acc_v2" if protocol.ious else objectives(protocol)[0]
 
 
 def measured(protocol: Protocol, masks: bool) -> tuple[str, ...]:
@@ -157,13 +163,16 @@ def choose_at(counts_val: Counts, setting: int, objective: str = "max_box_acc_v2
 
 
 def transferred(counts_test: Counts, choice: Choice) -> dict[str, float]:
-    """Every metric, percent, at the setting and the thresholds that validation chose."""
+    """Every metric, percent, at the setting and the thresholds that validation chose.
+
+    A metric that validation had no truth to choose a threshold on is left out: it has an oracle alone.
+    """
     s = _setting(counts_test, choice)
     values = {
         metric: float(_read(curves(counts_test, metric)[s : s + 1], _at(counts_test, choice, metric))[0])
-        for metric in metrics_of(counts_test)
+        for metric in _readable(counts_test, choice)
     }
-    if "peak_iou" in values:
+    if "peak_iou" in choice.thresholds and "peak_iou" in values:
         values["peak_t"] = choice.thresholds["peak_iou"][0]
     return values | {name: float(values_S[s]) for name, values_S in _classification(counts_test).items()}
 
@@ -210,10 +219,12 @@ def bootstrap(
     over_images = _weighted(counts_test, weights_RN if weights_N is None else weights_RN * weights_N)
     over_classes = _weighted(counts_test, weights_RN * class_weights(kept.labels))
     values: dict[str, dict[str, NDArray[np.float64]]] = {"transferred": {}, "oracle": {}}
+    readable = _readable(counts_test, choice)
     for metric in (*metrics_of(over_images), *(CLASS_METRICS if counts_test.ious else ())):
         sampled = over_classes if metric in CLASS_METRICS else over_images
         curves_RCT = curves(sampled, CLASS_METRICS.get(metric, metric))
-        values["transferred"][metric] = _read(curves_RCT, _at(counts_test, choice, metric))
+        if metric in readable:
+            values["transferred"][metric] = _read(curves_RCT, _at(counts_test, choice, metric))
         values["oracle"][metric] = curves_RCT.max(-1).mean(-1)
     tail = (1 - confidence) / 2
     return {
@@ -285,10 +296,19 @@ def _best_thresholds(counts: Counts, metric: str, setting: int) -> tuple[float, 
     return tuple(values_T[curves(counts, metric)[setting].argmax(-1)].tolist()) if len(values_T) else ()
 
 
+def _readable(counts: Counts, choice: Choice) -> list[str]:
+    """The metrics of these counts that validation chose thresholds of, or that have none: PxAP, and those of masks
+    that were cut already, which have no PxAP."""
+    metrics = metrics_of(counts)
+    is_cut = "pxap" in metrics and np.isnan(curves(counts, "pxap")[_setting(counts, choice)]).all()
+    free = MASK_METRICS if is_cut else ("pxap",)
+    return [name for name in metrics if name in free or _THRESHOLD_OF.get(name, name) in choice.thresholds]
+
+
 def _at(counts: Counts, choice: Choice, metric: str) -> list[int]:
-    """Indices of the chosen thresholds in the grid of these counts; 0 for a metric that has none."""
-    thresholds = choice.thresholds[_THRESHOLD_OF.get(metric, metric)]
-    return [_nearest(counts, metric, threshold) for threshold in thresholds] or [0]
+    """Indices of the chosen thresholds in the grid of these counts; its middle for a metric that has none."""
+    thresholds = choice.thresholds.get(_THRESHOLD_OF.get(metric, metric), ())
+    return [_nearest(counts, metric, threshold) for threshold in thresholds] or [len(grid(counts, metric)) // 2]
 
 
 def _nearest(counts: Counts, metric: str, threshold: float) -> int:

@@ -76,11 +76,12 @@ def themed(svg: str) -> str:
 
 def comparison(lines: Sequence[Line], metric: str) -> str:
     """A row per model: the transferred figure with its interval, the oracle as a ring, validation as a tick."""
-    lines = [line for line in lines if metric in line.row.val]
+    lines = [line for line in lines if metric in line.row.val or metric in line.row.transferred]
     with chart(4.8, 0.9 + 0.42 * len(lines), "comparison") as made:
         for y, row in enumerate(line.row for line in reversed(lines)):
             colour = INK if y else SERIES[0]
-            made.axis.plot(row.val[metric], y, "|", color=colour, markersize=9)
+            if metric in row.val:
+                made.axis.plot(row.val[metric], y, "|", color=colour, markersize=9)
             if metric in row.transferred:
                 low, high = row.intervals.get("transferred", {}).get(metric, (row.transferred[metric],) * 2)
                 made.axis.plot((low, high), (y, y), color=colour, linewidth=2, alpha=0.45, solid_capstyle="round")
@@ -275,7 +276,7 @@ def threshold_curves(subject: Subject) -> str:
                 (subject.val, "-", f"{name} val".strip()),
                 (test, "--", f"{name} test".strip()),
             ):
-                if counts is not None:
+                if counts is not None and metric in selection.metrics_of(counts):
                     setting = counts.settings.index(subject.choice.readout)
                     curve = selection.curves(counts, metric)[setting, number]
                     made.axis.plot(

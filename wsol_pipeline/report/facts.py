@@ -2,8 +2,8 @@
 
 import io
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
@@ -14,14 +14,15 @@ from wsol_pipeline.errors import DataError
 from wsol_pipeline.evaluation import selection
 from wsol_pipeline.evaluation.cases import Case
 from wsol_pipeline.evaluation.counts import Counts
+from wsol_pipeline.evaluation.measures import judged_by
 from wsol_pipeline.evaluation.protocols import Protocol, protocol
 from wsol_pipeline.evaluation.selection import Choice
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study.database import open_storage
 from wsol_pipeline.study.pareto import Rule
 from wsol_pipeline.study.standings import CONFIRMS, Standing, first_objective, standings
-from wsol_pipeline.study.tuner import final_files
-from wsol_pipeline.training.checkpoint import read_sealed
+from wsol_pipeline.study.tuner import final_files, trial_folder
+from wsol_pipeline.training.checkpoint import CheckpointStore, read_sealed
 from wsol_pipeline.training.config import TrainConfig, from_dict
 from wsol_pipeline.training.model import DESCRIPTION, VAL_COUNTS, load_model
 from wsol_pipeline.verdict.pictures import PICTURES
@@ -33,6 +34,7 @@ from wsol_pipeline.verdict.rows import (
     contenders,
     evaluation_name,
     finished_study,
+    over_seeds,
     rows_of,
 )
 from wsol_pipeline.verdict.score import choices, named
@@ -42,7 +44,10 @@ SURFACES = 12  # trials whose readout surface is shown
 
 @dataclass(frozen=True)
 class Line:
-    """A row of the comparison. Without an evaluation on test it has validation's figures alone."""
+    """A row of the comparison. Without an evaluation on test it has validation's figures alone.
+
+    Of several seeds the row holds means; the rest is of the first.
+    """
 
     row: Row
     test: Counts | None = None
@@ -107,6 +112,12 @@ class Facts:
         return self.main.config.objective
 
     @property
+    def measure(self) -> str:
+        """What models are compared by: the objective, or PxAP on test where boxes chose for masks."""
+        row = self.main.lines[-1].row
+        return judged_by(self.objective, row.transferred or row.val)
+
+    @property
     def lines(self) -> list[Line]:
         """The comparison, the winner last."""
         first = [Line(self.centred_box)] if self.centred_box else []
@@ -137,19 +148,38 @@ def _subject(store: Store, contender: Contender) -> Subject:
     folder, name = store / contender.study / EVALUATIONS, evaluation_name(contender)
     result = json.loads(folder.read(f"{name}.json")) if folder.exists(f"{name}.json") else None
     rules = protocol(config.protocol, config.image_size, config.resize_size)
+    others = [CheckpointStore(trial_folder(store / contender.study, n), 0).final() for n in contender.confirmations]
+    seeds = [contender, *(replace(contender, final=final) for final in others if final)]
+    rows = _over_seeds([_rows(store, seed, rules) for seed in seeds])
     if result is None:
-        lines = [Line(row) for row in rows_of(contender, _validation_rows(contender, val), rules)]
+        lines = [Line(row) for row in rows]
     else:
         kept = result.get("counts", [None] * len(result["rows"]))  # an earlier version kept none
         counts = [Counts.from_dict(of) if of else None for of in kept]
         cases = [_cases(folder / name, number) for number in range(len(result["rows"]))]
-        lines = [Line(*of) for of in zip(rows_of(contender, result["rows"], rules), counts, cases, strict=True)]
+        lines = [Line(*of) for of in zip(rows, counts, cases, strict=True)]
     pictures = json.loads((folder / name).read(PICTURES)) if (folder / name).exists(PICTURES) else []
     choice = Choice.from_dict(description["choice"])
     return Subject(contender, config, choice, val, tuple(lines), tuple(pictures), description, result)
 
 
-def _validation_rows(contender: Contender, val: Counts) -> list[dict[str, Any]]:
+def _rows(store: Store, contender: Contender, rules: Protocol) -> list[Row]:
+    """The rows of a model's evaluation, or those of validation alone."""
+    folder, name = store / contender.study / EVALUATIONS, f"{evaluation_name(contender)}.json"
+    kept = json.loads(folder.read(name))["rows"] if folder.exists(name) else _validation_rows(contender)
+    return rows_of(contender, kept, rules)
+
+
+def _over_seeds(rows: Sequence[Sequence[Row]]) -> list[Row]:
+    """Each row of a model as the mean over its seeds; of the first alone, and said so, if not all are judged alike."""
+    first = rows[0]
+    if len({bool(row.transferred) for of_seed in rows for row in of_seed}) > 1:
+        return [replace(row, label=f"{row.label}, one seed of {len(rows)}") for row in first]
+    return [over_seeds(of) for of in zip(*rows, strict=True)] if len(rows) > 1 else list(first)
+
+
+def _validation_rows(contender: Contender) -> list[dict[str, Any]]:
+    val = Counts.from_dict(json.loads(contender.final.read(VAL_COUNTS)))
     readings = choices(contender, load_model(contender.final))
     nothing: dict[str, Any] = {"transferred": {}, "oracle": {}, "intervals": {}}
     return [

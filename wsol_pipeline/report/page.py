@@ -19,13 +19,14 @@ from wsol_pipeline.redaction import redact
 from wsol_pipeline.report import charts
 from wsol_pipeline.report.facts import Facts, Line, Search, Subject
 from wsol_pipeline.report.summary import FEW_TRIALS, by_size, gain, gain_sentence, kinds, size_edges
-from wsol_pipeline.report.tables import comparison_table
+from wsol_pipeline.report.tables import comparison_table, figure
 from wsol_pipeline.study.ledger import FAILURE, PUBLISHED, SPENT
 from wsol_pipeline.study.standings import front as pareto_front
 from wsol_pipeline.study.standings import standings
 from wsol_pipeline.text import metric_name, parameter_name
 from wsol_pipeline.tracking.provenance import provenance
 from wsol_pipeline.training.config import to_dict
+from wsol_pipeline.verdict.rows import against_box
 
 SURFACE = "All settings (down) at all thresholds (across), validation, %; the cross is the choice."
 GROUPS = {"best": "Best", "median": "Median", "worst": "Worst"}
@@ -59,9 +60,9 @@ def _context(facts: Facts, storage: str) -> dict[str, Any]:
         "evaluate": f"python rayjobs/evaluate.py --study {' '.join(studies)} --storage {storage}",
         "not_judged": [s.contender.label for s in facts.subjects if s.evaluation is None],
         "table": comparison_table(lines, facts.objective),
-        "comparison": Markup(charts.comparison(lines, facts.objective)),
+        "comparison": Markup(charts.comparison(lines, facts.measure)),
         "gain": gain_sentence(facts),
-        "steps": Markup(charts.steps(gain(facts), facts.objective)) if gain(facts) else "",
+        "steps": Markup(charts.steps(gain(facts), facts.measure)) if gain(facts) else "",
         "searches": [_search(s, facts.objective) for s in facts.searches if any(trial.params for trial in s.trials)],
         "readout": _readout(main, facts.objective),
         "images": _images(seen) if seen else None,
@@ -73,17 +74,18 @@ def _context(facts: Facts, storage: str) -> dict[str, Any]:
 
 
 def _headline(facts: Facts) -> str:
-    row, metric = facts.main.lines[-1].row, facts.objective
-    who = f"The winner of {facts.main.contender.study}"
-    if metric not in row.transferred:
-        return f"{who} reaches {row.val[metric]:.1f} % {metric_name(metric)} on validation; test was not opened yet."
+    row, metric = facts.main.lines[-1].row, facts.measure
+    who = f"The winner of {facts.main.contender.study}" + (f", over {row.seeds} seeds," if row.seeds > 1 else "")
+    if not row.transferred:
+        reached = f"{figure(row, 'val', metric)} % {metric_name(metric)}"
+        return f"{who} reaches {reached} on validation; test was not opened yet."
     low_high = row.intervals.get("transferred", {}).get(metric)
     told = f" (95 % interval {low_high[0]:.1f} to {low_high[1]:.1f})" if low_high else ""
     images = facts.main.evaluation["images"] if facts.main.evaluation else 0
-    sentence = f"{who} reaches {row.transferred[metric]:.1f} % {metric_name(metric)} on {images} test images{told}."
+    sentence = f"{who} reaches {figure(row, 'test', metric)} % {metric_name(metric)} on {images} test images{told}."
     if facts.centred_box and metric in facts.centred_box.transferred:
         sentence += f" A centred box has {facts.centred_box.transferred[metric]:.1f} %."
-    return sentence
+    return f"{sentence} {against_box(row, facts.centred_box, metric)}".strip()
 
 
 def _search(search: Search, objective: str) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from wsol_pipeline.report.tables import piped
 from wsol_pipeline.study.pareto import deviation
 from wsol_pipeline.text import metric_name
 from wsol_pipeline.verdict.reproduce import AS_PUBLISHED, ORACLE, READINGS, TRANSFERRED, Reproduction
+from wsol_pipeline.verdict.rows import OTHER_DATA
 
-OTHER_DATA = "NOT THE PAPER'S DATA"
 COLUMNS = {AS_PUBLISHED: "as published", ORACLE: "oracle (upper bound)", TRANSFERRED: "transferred (honest)"}
 CONFIDENCE = 0.95
 
@@ -53,7 +53,7 @@ class Compared:
     published: float
     readings: Mapping[str, Spread]
     note: str
-    is_alike: bool = True  # whether the metric is the paper's
+    is_alike: bool = True  # whether the metric is the paper's, of the same images
 
     @property
     def alike(self) -> Spread | None:
@@ -103,6 +103,8 @@ def verdict(found: Reproduction, measured: Spread, published: float) -> str:
     """What the seeds say of a difference, if anything: other data, other measures and single seeds say nothing."""
     if not found.is_paper_data:
         return "other data"
+    if found.row.elsewhere:
+        return f"other images: published of the {found.row.elsewhere} split"
     if not found.is_alike:
         return f"another measure: {found.config.protocol}, published under {found.row.protocol}"
     if len(measured.values) < 2:

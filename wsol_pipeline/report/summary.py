@@ -45,7 +45,7 @@ def gain(facts: Facts) -> list[tuple[str, float]]:
     steps = list(zip(names, published.lines, strict=True))
     if published is not facts.main:
         steps.append(("searched setting, readout solved", facts.main.lines[-1]))
-    return [(name, (line.row.transferred or line.row.val)[facts.objective]) for name, line in steps]
+    return [(name, (line.row.transferred or line.row.val)[facts.measure]) for name, line in steps]
 
 
 def gain_sentence(facts: Facts) -> str:
@@ -55,7 +55,7 @@ def gain_sentence(facts: Facts) -> str:
         return "No published setting was measured beside the winner: there is nothing to measure a gain from."
     values = [round(value, 1) for _, value in steps]  # so that differences are those of the figures shown
     split = "test" if facts.main.evaluation else "validation"
-    told = f"{metric_name(facts.objective)} on {split} was {values[0]:.1f} with the {steps[0][0].split(',')[0]}"
+    told = f"{metric_name(facts.measure)} on {split} was {values[0]:.1f} with the {steps[0][0].split(',')[0]}"
     solved = values[1:] if steps[0][0].endswith("published readout") else values
     if solved is not values:
         told += f" as the paper reads it; solving readout and threshold alone brought it to {solved[0]:.1f} "

@@ -1,12 +1,16 @@
 """The comparison as one grid, and that grid as Markdown and as LaTeX (booktabs)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from wsol_pipeline.evaluation.measures import judged_by
 from wsol_pipeline.redaction import redact
 from wsol_pipeline.report.facts import Line
 from wsol_pipeline.text import metric_name
+from wsol_pipeline.verdict.rows import OTHER_DATA, Row
 
+MASKS = ("pxap", "piou")
+WARNING = f"{OTHER_DATA}: what papers report was measured on other data than these; no difference is one to a paper."
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
@@ -24,26 +28,31 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """`groups` are metrics with the names of their columns; `rows` a label, a readout and a cell per column."""
+    """`groups` are metrics with the names of their columns; `rows` a label, a readout and a cell per column.
+
+    `warning` stands above it, if there is one.
+    """
 
     groups: list[tuple[str, list[str]]]
     rows: list[tuple[str, str, list[Cell]]]
+    warning: str = ""
 
 
 def comparison_table(lines: Sequence[Line], objective: str) -> Table:
-    """The objective, GT-known and Top-1 localization of each line.
+    """The objective, GT-known and Top-1 localization, of masks PxAP and pIoU, of each line.
 
     Test is at the thresholds of validation, the best of it marked; oracle is the upper bound beside it. Without an
-    evaluation there is validation alone, the best of it marked.
+    evaluation there is validation alone, the best of it marked. Figures over seeds are means ± deviations.
     """
     judged = any(line.row.transferred for line in lines)
-    metrics = [
-        m for m in dict.fromkeys((objective, "gt_known_loc", "top1_loc")) if any(m in _all(line) for line in lines)
-    ]
+    measure = judged_by(objective, lines[-1].row.transferred or lines[-1].row.val)
+    shown = (objective, measure, "gt_known_loc", "top1_loc", *(MASKS if measure in MASKS else ()))
+    metrics = [m for m in dict.fromkeys(shown) if m == objective or any(m in _all(line) for line in lines)]
     groups: list[tuple[str, list[str]]] = []
     columns: list[list[Cell]] = []
     for metric in metrics:
         kinds = ["val"] if not judged else ["val", "test", "oracle"] if metric == objective else ["test", "oracle"]
+        kinds = [kind for kind in kinds if any(metric in _values(line.row, kind) for line in lines)]
         kinds += ["paper"] if any(metric in line.row.published for line in lines) else []
         groups.append((metric_name(metric), kinds))
         rivals = [row.transferred if judged else row.val for row in (line.row for line in lines)]
@@ -53,27 +62,39 @@ def comparison_table(lines: Sequence[Line], objective: str) -> Table:
         ]
     names = [redact(tuple(" ".join(name.split()) for name in (line.row.label, line.row.readout))) for line in lines]
     rows = [(label, readout, [column[n] for column in columns]) for n, (label, readout) in enumerate(names)]
-    return Table(groups, rows)
+    beside = any(kind == "paper" for _, kinds in groups for kind in kinds)
+    return Table(groups, rows, WARNING if beside and any(line.row.other_data for line in lines) else "")
 
 
 def _all(line: Line) -> set[str]:
-    return {*line.row.val, *line.row.transferred}
+    return {*line.row.transferred, *line.row.oracle} or {*line.row.val}
+
+
+def _values(row: Row, kind: str) -> Mapping[str, float]:
+    return {"val": row.val, "test": row.transferred, "oracle": row.oracle, "paper": row.published}[kind]
+
+
+def figure(row: Row, kind: str, metric: str) -> str:
+    """A figure of a row as tables and sentences have it: with its deviation, if it is a mean over seeds."""
+    over = row.deviations.get({"test": "transferred"}.get(kind, kind), {})
+    return f"{_values(row, kind)[metric]:.1f}" + (f" ± {over[metric]:.1f}" if metric in over else "")
 
 
 def _cell(line: Line, metric: str, kind: str, marked_kind: str, marked: float | None) -> Cell:
     row = line.row
-    values = {"val": row.val, "test": row.transferred, "oracle": row.oracle, "paper": row.published}[kind]
+    values = _values(row, kind)
     if metric not in values:
         return Cell()
     interval = row.intervals.get("transferred", {}).get(metric) if kind == "test" else None
     told = f"[{interval[0]:.1f}, {interval[1]:.1f}]" if interval else ""
-    return Cell(f"{values[metric]:.1f}", told, kind == marked_kind and values[metric] == marked)
+    return Cell(figure(row, kind, metric), told, kind == marked_kind and values[metric] == marked)
 
 
 def markdown(table: Table) -> str:
     """The table as Markdown, the best in bold."""
     names = [f"{metric} {kind}" for metric, kinds in table.groups for kind in kinds]
-    lines = [piped(["model", "readout > threshold", *names]), piped(["---", "---", *["---:"] * len(names)])]
+    lines = [f"**{table.warning}**", ""] if table.warning else []
+    lines += [piped(["model", "readout > threshold", *names]), piped(["---", "---", *["---:"] * len(names)])]
     lines += [piped([label, readout, *map(_in_markdown, cells)]) for label, readout, cells in table.rows]
     return "\n".join(lines) + "\n"
 
@@ -103,8 +124,10 @@ def latex(table: Table) -> str:
         " & ".join([escaped(label), escaped(readout), *map(_in_latex, cells)]) + r" \\"
         for label, readout, cells in table.rows
     ]
+    warning = rf"\multicolumn{{{2 + sum(counts)}}}{{l}}{{\textbf{{{escaped(table.warning)}}}}} \\"
     return "\n".join([
-        rf"\begin{{tabular}}{{ll{'r' * sum(counts)}}}", r"\toprule", rf" & & {above} \\", rules, rf"{names} \\",
+        rf"\begin{{tabular}}{{ll{'r' * sum(counts)}}}", *([warning] if table.warning else []), r"\toprule",
+        rf" & & {above} \\", rules, rf"{names} \\",
         r"\midrule", *body, r"\bottomrule", r"\end{tabular}", "",
     ])  # fmt: skip
 

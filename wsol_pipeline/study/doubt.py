@@ -5,8 +5,9 @@ solved anew on them. Of a setting with confirmations its seeds are drawn again t
 """
 
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,13 +27,29 @@ HOLDS, NAMED = 0.95, 0.05  # the share of redraws from which a winner holds; abo
 
 @dataclass(frozen=True)
 class Doubt:
-    """How often each trial wins. `wins`: trial -> share of the redraws, the study's winner first."""
+    """How often each trial wins. `wins`: trial -> share of the redraws, the study's winner first.
+
+    `lead`: points that the winner is before the next, and `noise`: the deviation that seeds alone give such a
+    difference; None where nothing was trained twice, or a rule decides.
+    """
 
     wins: dict[int, float]
     seeds: dict[int, int]  # trial -> how many were drawn from
     images: int
     redraws: int
     rule: Rule | None = None  # of several objectives
+    lead: float | None = field(default=None, compare=False)
+    noise: float | None = field(default=None, compare=False)
+
+    @property
+    def is_over_seeds(self) -> bool:
+        return max(self.seeds.values()) > 1
+
+    @property
+    def holds(self) -> bool:
+        """Whether the winner is one on other images and with other seeds; of one seed each nobody knows."""
+        ahead = self.lead is None or self.noise is None or self.lead > self.noise
+        return self.is_over_seeds and ahead and next(iter(self.wins.values())) >= HOLDS
 
 
 def doubts(
@@ -62,7 +79,8 @@ def doubts(
         drawn.append([np.repeat(np.array(s.others)[-1, :, None], redraws, axis=1) for s in candidates])
     won = winners(drawn[0]) if rule is None else winners_by(rule, drawn)
     wins = {standing.number: float(np.mean(won == c)) for c, standing in enumerate(candidates)}
-    return Doubt(wins, {standing.number: len(standing.trials) for standing in candidates}, num_images, redraws, rule)
+    seeds = {standing.number: len(standing.trials) for standing in candidates}
+    return Doubt(wins, seeds, num_images, redraws, rule, *((None, None) if rule else lead_and_noise(candidates)))
 
 
 def winners(values: Sequence[NDArray[np.float64]], seed: int = 0) -> NDArray[np.int64]:
@@ -92,16 +110,31 @@ def means(values: Sequence[NDArray[np.float64]], seed: int) -> NDArray[np.float6
     return np.stack(found)
 
 
+def lead_and_noise(ranking: Sequence[Standing]) -> tuple[float, float | None]:
+    """Points of the first before the best other, and the deviation of that difference by the seeds of all settings."""
+    best, *others = ranking
+    rival, several = max(others, key=lambda other: other.mean), [s for s in ranking if len(s.values) > 1]
+    if not several:
+        return best.mean - rival.mean, None
+    spare = [len(s.values) - 1 for s in several]
+    variance = sum(n * s.std**2 for n, s in zip(spare, several, strict=True)) / sum(spare)
+    return best.mean - rival.mean, math.sqrt(variance * (1 / len(best.values) + 1 / len(rival.values)))
+
+
 def sentence(doubt: Doubt) -> str:
-    """What redraws say of the winner: it holds where it wins `HOLDS` of them, else rivals above `NAMED` are named."""
+    """What redraws say of the winner: whether it holds, else who else would win, or what makes its lead."""
     (best, share), *others = doubt.wins.items()
-    confirmed = max(doubt.seeds.values()) > 1
+    confirmed = doubt.is_over_seeds
     rivals = sorted((n for n, s in others if s > NAMED), key=lambda n: -doubt.wins[n])
     one_seed = {n: " (one seed)" if confirmed and doubt.seeds[n] == 1 else "" for n in doubt.wins}
     told = f"In {doubt.redraws:,} redraws of the {doubt.images:,} validation images{' and of seeds' * confirmed}, "
     told += f"trial {best} stays first {'by the same rule ' * bool(doubt.rule)}in {share:.0%}"
-    if share >= HOLDS:
+    if doubt.holds:
         told += ": it holds."
+    elif share >= HOLDS and confirmed:
+        told += f", but by {doubt.lead:.2f} points, of which seeds alone make {doubt.noise:.2f}: not settled."
+    elif share >= HOLDS:
+        told += ": other images would hardly change that."
     elif rivals:
         told += ", " + ", ".join(f"trial {n}{one_seed[n]} would win in {doubt.wins[n]:.0%}" for n in rivals)
         told += ": the search has not settled between them."

@@ -81,7 +81,7 @@ def _run(plan: Plan, ledger: Ledger, lease: Lease, tell: Telling, point: Point) 
     done = sum(trial.state.is_finished() for trial in ledger.proposals())
     tell("planned", None, {
         "trials": options.trials, "done": done, "adopted": searcher.orphans, "concurrent": concurrent,
-        "workers": sample.workers, "device": device, "pruning": plan.pruning,
+        "workers": sample.workers, "device": device, "pruning": plan.pruning, "measures": plan.promise.sentences,
     })  # fmt: skip
     try:
         with interrupts.gently():

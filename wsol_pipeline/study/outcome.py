@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import search_spaces
+from wsol_pipeline.data.published import PAPER_DATA, is_paper_data
 from wsol_pipeline.redaction import redact
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study.doubt import Doubt, sentence
@@ -90,7 +91,8 @@ def winner_record(plan: Plan, ledger: Ledger, final: Store, doubt: Doubt | None)
     best = ledger.ranking()[0]
     sure: dict[str, Any] = {}
     if len(best.values) > 1:
-        sure["confirmed"] = {"values": best.values, "mean": best.mean, "std": best.std, "n": len(best.values)}
+        over = {"values": best.values, "mean": best.mean, "std": best.std, "n": len(best.values)}
+        sure["confirmed"] = {**over, "trials": best.trials}
     if doubt:
         sure |= {"wins": doubt.wins, "doubt": sentence(doubt)}
     if plan.rule:
@@ -102,6 +104,7 @@ def winner_record(plan: Plan, ledger: Ledger, final: Store, doubt: Doubt | None)
         "trials": len(ledger.proposals()),
         "published": compared,
         "data": plan.dataset.uri,
+        "paper_data": [name for name in PAPER_DATA if is_paper_data(plan.dataset.manifest, name)],
     }
     return redact(sure | record)
 

@@ -15,9 +15,11 @@ import search_spaces
 import wsol_models
 from wsol_pipeline.data.dataset import Dataset, open_dataset
 from wsol_pipeline.errors import UsageError, unknown
-from wsol_pipeline.evaluation import selection
-from wsol_pipeline.evaluation.protocols import protocol
+from wsol_pipeline.evaluation.measures import Promise, Truth, choosing, promise
+from wsol_pipeline.evaluation.protocols import Protocol, protocol
+from wsol_pipeline.evaluation.selection import default_objective
 from wsol_pipeline.images import dtype_of
+from wsol_pipeline.protocol import Role
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study.ledger import Space
 from wsol_pipeline.study.options import StudyOptions
@@ -55,6 +57,11 @@ class Plan:
     space: Space
     published: Mapping[str, Mapping[str, Any]]
     folder: Store
+
+    @property
+    def promise(self) -> Promise:
+        """What it will measure."""
+        return promise(_rules(self.config), *truths(self.dataset), self.config.objective)
 
     @property
     def contract(self) -> dict[str, Any]:
@@ -113,6 +120,9 @@ def make_plan(
         config = dataclasses.replace(config, weights=embedded_weights(store, dataset, on_record))
     if options.preset:
         check_preset_fits(options.preset, dataset)
+    chosen_by = choosing(_rules(config), dataset.val)
+    if options.objective is None and chosen_by != _rules(config):
+        config = dataclasses.replace(config, objective=default_objective(chosen_by))
     check_buildable(config, dataset)
     check_also(options.also, config, dataset)
     published = first_trials(config, space, options.published, options.preset)
@@ -199,6 +209,8 @@ def check_preset_fits(id: str, dataset: Dataset) -> None:
 def check_buildable(config: TrainConfig, dataset: Dataset) -> None:
     """Build the method here, so that a wrong name, option or file of weights is not left for a worker to find.
 
+    Then look at what the splits come with: whether the study can choose on validation and judge test.
+
     Weights to download are the workers' business: then the method is built without memory.
     """
     try:
@@ -207,28 +219,26 @@ def check_buildable(config: TrainConfig, dataset: Dataset) -> None:
             method = build_method(dataclasses.replace(config, weights=weights), len(dataset.classes)).eval()
             check_image_size(method, config)
         build_readout(config).settings(method)
-        rules = protocol(config.protocol, image_size=config.image_size, resize_size=config.resize_size)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    if rules.masks == "classes" and not dataset.multilabel:
-        raise UsageError(f"{rules.name} scores class masks, which only multi-label data has; {dataset.uri} is not.")
     if config.weights == "imagenet" and config.backbone not in wsol_models.pretrained_backbones():
         raise unknown("backbone with ImageNet weights", config.backbone, wsol_models.pretrained_backbones())
-    if config.objective not in selection.objectives(rules):
-        raise unknown(f"objective under {rules.name}", config.objective, selection.objectives(rules))
-    if (config.objective in selection.MASK_METRICS or not rules.ious) and not dataset.val.has_masks:
-        raise UsageError(
-            f"{config.objective} under {rules.name} needs masks but the 'val' split of {dataset.uri} has none."
-        )
+    promise(_rules(config), *truths(dataset), config.objective)
+
+
+def truths(dataset: Dataset) -> tuple[Truth, Truth]:
+    """What validation and test can be scored against, from the manifest: test stays closed."""
+    infos = (dataset.manifest.splits[role] for role in (Role.VAL, Role.TEST))
+    val, test = (Truth(info.rows, info.boxes, info.masks, dataset.multilabel) for info in infos)
+    return val, test
 
 
 def check_also(also: tuple[str, ...], config: TrainConfig, dataset: Dataset) -> None:
     """Raise `UsageError` for a further objective that validation does not yield, or that is there already."""
-    rules = protocol(config.protocol, image_size=config.image_size, resize_size=config.resize_size)
-    known = (*selection.measured(rules, dataset.val.has_masks), COST)
+    known = (*promise(_rules(config), *truths(dataset), config.objective).val, COST)
     for name in also:
         if name not in known:
-            raise unknown(f"further objective under {rules.name}", name, known)
+            raise unknown(f"further objective under {config.protocol}", name, known)
     names = (config.objective, *also)
     require(len(set(names)) == len(names), "--also must differ from --objective and name each once", names)
 
@@ -243,6 +253,10 @@ def check_image_size(method: wsol_models.LocalizationMethod, config: TrainConfig
             f"{config.method} on {config.backbone} cannot take images of {config.image_size} px "
             f"({str(error).splitlines()[0][:120]}): use a larger --image-size."
         ) from error
+
+
+def _rules(config: TrainConfig) -> Protocol:
+    return protocol(config.protocol, image_size=config.image_size, resize_size=config.resize_size)
 
 
 def _rungs(options: StudyOptions, epochs: int) -> tuple[int, ...]:

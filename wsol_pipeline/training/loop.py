@@ -27,6 +27,7 @@ from wsol_pipeline.data.reader import Batch, EvalRows, ReadConfig, TrainReader, 
 from wsol_pipeline.errors import DataError, WsolError
 from wsol_pipeline.evaluation import evaluate, selection
 from wsol_pipeline.evaluation.counts import Counts, ImageHits
+from wsol_pipeline.evaluation.measures import choosing
 from wsol_pipeline.evaluation.protocols import Protocol, protocol
 from wsol_pipeline.images import dtype_of, normalize
 from wsol_pipeline.protocol import require_searchable
@@ -178,7 +179,9 @@ def set_up(config: TrainConfig, dataset: Dataset, checkpoints: CheckpointStore, 
     optimizer = build_optimizer(method, config.recipe)
     progress = _resume(config, checkpoints, method, optimizer, world)
     plan = dataset.train.plan(config.recipe.batch_size, config.seed, config.recipe.drop_last)
-    rules = protocol(config.protocol, image_size=config.image_size, resize_size=config.resize_size)
+    rules = choosing(
+        protocol(config.protocol, image_size=config.image_size, resize_size=config.resize_size), dataset.val
+    )
     val = eval_rows(
         dataset.val, _read_config(config, reading), rules.geometry, config.recipe.batch_size, rank=world.rank,
         world=world.size,

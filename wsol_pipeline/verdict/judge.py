@@ -20,6 +20,7 @@ from pathlib import Path
 
 from mlflow.entities import Metric
 
+from wsol_pipeline.evaluation.measures import judged_by
 from wsol_pipeline.evaluation.protocols import Protocol
 from wsol_pipeline.redaction import redact
 from wsol_pipeline.tracking import registry
@@ -52,7 +53,7 @@ class Verdict:
 
     options: EvaluateOptions
     rows: Sequence[Row]
-    objective: str
+    objective: str  # what validation maximised
     protocol: str
     images: int
     shrunk: int  # photographs that were too large to be read as they are stored
@@ -60,6 +61,11 @@ class Verdict:
     winner: Contender
     tags: dict[str, str]
     connect: Connect
+
+    @property
+    def measure(self) -> str:
+        """The metric that the winner is judged by on test."""
+        return judged_by(self.objective, self.rows[-1].transferred)
 
 
 def judge(options: EvaluateOptions, progress: Progress = silent) -> Verdict:
@@ -107,9 +113,10 @@ def publish(verdict: Verdict) -> tuple[str, str]:
 
     Raises `DataError` if it cannot be crowned.
     """
-    options, objective, transferred = verdict.options, verdict.objective, verdict.rows[-1].transferred
+    options, transferred = verdict.options, verdict.rows[-1].transferred
     runs, changes = StudyRuns(verdict.connect, options.study[0], {}), []
-    figures = {metric: transferred[metric] for metric in sorted(transferred, key=lambda metric: metric != objective)}
+    first = sorted(transferred, key=lambda metric: metric != verdict.measure)
+    figures = {metric: transferred[metric] for metric in first}
 
     def crown() -> None:
         fingerprint = registry.model_fingerprint(verdict.winner.final)

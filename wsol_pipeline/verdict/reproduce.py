@@ -77,8 +77,8 @@ class Reproduction:
 
     @property
     def is_alike(self) -> bool:
-        """Whether the metrics are those of the paper: another protocol measures something else by the same name."""
-        return self.config.protocol == self.row.protocol
+        """Whether the metrics are those of the paper: another protocol or split has others by the same name."""
+        return self.config.protocol == self.row.protocol and not self.row.elsewhere
 
 
 def find_row(name: str) -> Preset:
@@ -184,15 +184,9 @@ def with_ois(oracle: Mapping[str, float]) -> dict[str, float]:
 def deviations(row: Preset, config: TrainConfig) -> list[Deviation]:
     """What a run has otherwise than the row, apart from its data. The paper's weights are ImageNet's."""
     theirs, mine = _settings(_as_published(row)), _settings(config)
-    split = row.id.split("/")[2].removeprefix(row.dataset).removeprefix("-")
-    found = [Deviation("evaluated on", f"the {split} split", "the test split")] if _elsewhere(row, split) else []
+    other = [Deviation("evaluated on", f"the {row.elsewhere} split", "the test split")] if row.elsewhere else []
     names = (name for name in mine if mine[name] != theirs[name])
-    return found + [Deviation(name.replace("_", " "), _shown(theirs[name]), _shown(mine[name])) for name in names]
-
-
-def _elsewhere(row: Preset, split: str) -> bool:
-    """Whether a row is of another split than our test; VOC2012's validation images are that."""
-    return split == "train" or (split == "val" and row.dataset != "voc12")
+    return other + [Deviation(name.replace("_", " "), _shown(theirs[name]), _shown(mine[name])) for name in names]
 
 
 def _as_published(row: Preset) -> TrainConfig:

@@ -1,8 +1,9 @@
 """Which models are judged, and a row for each way to read one."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import Any
 
 import search_spaces
@@ -11,27 +12,37 @@ from wsol_pipeline.errors import DataError
 from wsol_pipeline.evaluation.protocols import Protocol
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study.outcome import WINNER
+from wsol_pipeline.study.pareto import deviation
 from wsol_pipeline.tracking import registry
 from wsol_pipeline.training.model import Model
 
 EVALUATIONS, CENTRED_BOX = "evaluations", "centred-box.json"
+BASELINE = "centred box"  # the label of its row
+OTHER_DATA = "NOT THE PAPER'S DATA"
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A finished model to be judged. `preset` names the published setting it was trained with, if it was."""
+    """A finished model to be judged. `preset` names the published setting it was trained with, if it was.
+
+    `other_data`: it was trained on other data than the paper's; `confirmations`: trials of its setting, further seeds.
+    """
 
     label: str
     study: str
     final: Store
     preset: str | None = None
+    other_data: bool = False
+    confirmations: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Row:
     """One line of the verdict: metrics in percent; intervals are 95 % bootstrap intervals over test images.
 
-    `published` is what the paper reports for the setting `preset` under the same protocol, on its own data.
+    `published` is what the paper reports for the setting `preset` under the same protocol, on its own data, which
+    `other_data` says these are not. Over several `seeds` metrics are means, `deviations` those of single seeds (n - 1)
+    by "val", "transferred" and "oracle", and there are no intervals.
     """
 
     label: str
@@ -42,6 +53,9 @@ class Row:
     intervals: Mapping[str, Mapping[str, tuple[float, float]]]
     preset: str | None = None
     published: Mapping[str, float] = field(default_factory=dict)
+    other_data: bool = False
+    seeds: int = 1
+    deviations: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 def finished_study(store: Store, study: str) -> dict[str, Any]:
@@ -66,13 +80,24 @@ def same_dataset(winners: Mapping[str, Mapping[str, Any]]) -> Dataset:
 def contenders(winners: Mapping[str, Mapping[str, Any]]) -> list[Contender]:
     """Others' winners first, then the first study's published setting, then its winner; one line if it is both."""
     first, *others = winners
-    found = [Contender(f"{name}: winner", name, Store(winners[name]["model"])) for name in others]
+    found = [_winner(name, winners[name]) for name in others]
     main, published = winners[first], winners[first]["published"]
-    if published and published["model"] == main["model"]:
-        return [*found, Contender(f"{first}: winner, as published", first, Store(main["model"]), published["preset"])]
     if published:
-        found.append(Contender(f"{first}: published", first, Store(published["model"]), published["preset"]))
-    return [*found, Contender(f"{first}: winner", first, Store(main["model"]))]
+        preset, row = published["preset"], search_spaces.presets().get(published["preset"])
+        other_data = row is None or row.dataset not in main.get("paper_data", ())
+        if published["model"] == main["model"]:
+            winner = _winner(first, main)
+            return [
+                *found,
+                replace(winner, label=f"{winner.label}, as published", preset=preset, other_data=other_data),
+            ]
+        found.append(Contender(f"{first}: published", first, Store(published["model"]), preset, other_data))
+    return [*found, _winner(first, main)]
+
+
+def _winner(study: str, record: Mapping[str, Any]) -> Contender:
+    trials = record.get("confirmed", {}).get("trials", ())
+    return Contender(f"{study}: winner", study, Store(record["model"]), confirmations=tuple(trials[1:]))
 
 
 def require_comparable(dataset: Dataset, contenders: list[Contender], models: list[Model]) -> None:
@@ -95,11 +120,56 @@ def evaluation_name(contender: Contender) -> str:
 
 def rows_of(contender: Contender, rows: Sequence[Mapping[str, Any]], rules: Protocol) -> list[Row]:
     """Rows of one model, as they are kept, with its label before theirs and the paper's figures beside them."""
-    beside = {"preset": contender.preset, "published": paper_figures(contender.preset, rules)}
+    beside = {
+        "preset": contender.preset,
+        "published": paper_figures(contender.preset, rules),
+        "other_data": contender.other_data,
+    }
     return [Row(**{**row, "label": f"{contender.label}{row['label']}", **beside}) for row in rows]
 
 
 def paper_figures(preset: str | None, rules: Protocol) -> Mapping[str, float]:
-    """What the paper reports for a preset, if under these rules; under others the same name is another measure."""
+    """What the paper reports for a preset, if under these rules; under others the same name is another measure.
+
+    Nor are there any that are of another split than test.
+    """
     row = search_spaces.presets().get(preset or "")
-    return row.published if row and row.protocol == rules.name else {}
+    return row.published if row and row.protocol == rules.name and not row.elsewhere else {}
+
+
+def against_box(winner: Row, box: Row | None, metric: str) -> str:
+    """A sentence where the centred box is in the winner's interval, or above it; nothing where it is beaten."""
+    interval = winner.intervals.get("transferred", {}).get(metric)
+    if box is None or metric not in box.transferred or metric not in winner.transferred:
+        return ""
+    lowest, baseline = interval[0] if interval else winner.transferred[metric], box.transferred[metric]
+    if lowest > baseline:
+        return ""
+    if interval and interval[1] < baseline:
+        return f"A centred box is better ({baseline:.1f} %): this model localizes worse than a box in the middle."
+    held = "The 95 % interval holds" if interval else "It does not beat"
+    return f"{held} the centred box ({baseline:.1f} %): nothing says that it localizes better than a box in the middle."
+
+
+def over_seeds(rows: Sequence[Row]) -> Row:
+    """One row of the same model trained with several seeds: means, and the deviations of single seeds."""
+    first = rows[0]
+    return replace(
+        first,
+        label=f"{first.label}, {len(rows)} seeds",
+        readout=first.readout if len({row.readout for row in rows}) == 1 else "each seed's own",
+        val=_each(fmean, [row.val for row in rows]),
+        transferred=_each(fmean, [row.transferred for row in rows]),
+        oracle=_each(fmean, [row.oracle for row in rows]),
+        intervals={},
+        seeds=len(rows),
+        deviations={
+            "val": _each(deviation, [row.val for row in rows]),
+            "transferred": _each(deviation, [row.transferred for row in rows]),
+            "oracle": _each(deviation, [row.oracle for row in rows]),
+        },
+    )
+
+
+def _each(of: Callable[[list[float]], float], seeds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {metric: of([values[metric] for values in seeds]) for metric in seeds[0]}

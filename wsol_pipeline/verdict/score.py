@@ -22,6 +22,7 @@ from wsol_pipeline.evaluation.cases import Case, add_cases
 from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.evaluation.detection import mean_average_precision
 from wsol_pipeline.evaluation.evaluate import count, detect
+from wsol_pipeline.evaluation.measures import choosing
 from wsol_pipeline.evaluation.protocols import Protocol
 from wsol_pipeline.evaluation.selection import Choice
 from wsol_pipeline.study.surface import published_choice, published_reading
@@ -30,9 +31,8 @@ from wsol_pipeline.training import cluster
 from wsol_pipeline.training.model import VAL_COUNTS, Model, load_model
 from wsol_pipeline.verdict.options import EvaluateOptions
 from wsol_pipeline.verdict.pictures import PICTURES, pictures_of
-from wsol_pipeline.verdict.rows import Contender, Row
+from wsol_pipeline.verdict.rows import BASELINE, Contender, Row
 
-DETECTION_IOUS = (0.1, 0.3, 0.5)
 # (what is passed, of how many images) -> a context whose value is called with how many more are done
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
@@ -118,7 +118,7 @@ def _parquet(cases: Sequence[Case]) -> bytes:
 def _average_precisions(model: Model, rows: EvalRows, choice: Choice, device: str) -> dict[str, float]:
     """Detection mAP at the IoUs that mLDFR reports, percent."""
     found, truth = detect(model.method, model.readout, rows, model.protocol, choice, device=device)
-    return {f"map_{100 * iou:.0f}": mean_average_precision(found, truth, iou) for iou in DETECTION_IOUS}
+    return {name: mean_average_precision(found, truth, iou) for name, iou in selection.DETECTION.items()}
 
 
 def _row(label: str, choice: Choice, val: Counts, test: Counts, rules: Protocol) -> Row:
@@ -148,13 +148,14 @@ def _published_choice(contender: Contender, model: Model) -> dict[str, Choice]:
 def centred_box(options: EvaluateOptions, dataset: Dataset, rules: Protocol) -> Row:
     """The centred box, its area chosen on validation like every other threshold."""
     config = _read_config(options, rules)
-    val = count_centred(eval_rows(dataset.val, config, rules.geometry, options.batch_size), rules)
+    chosen_by = choosing(rules, dataset.val)
+    val = count_centred(eval_rows(dataset.val, config, rules.geometry, options.batch_size), chosen_by)
     test = count_centred(test_rows(options, dataset, rules), rules)
     choice = selection.choose(val, selection.metrics_of(val)[0])
-    area = f"area {choice.threshold if rules.ious else 1 - choice.threshold:.2f}"
+    area = f"area {choice.threshold if chosen_by.ious else 1 - choice.threshold:.2f}"
     values = (selection.transferred(val, choice), selection.transferred(test, choice), selection.oracle(test, choice))
     val_boxes, transferred, oracle = map(_boxes_only, values)
-    return Row("centred box", area, val_boxes, transferred, oracle, {})
+    return Row(BASELINE, area, val_boxes, transferred, oracle, {})
 
 
 def _boxes_only(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -10,15 +10,17 @@ import torch
 
 from wsol_pipeline.data.dataset import Dataset, open_dataset
 from wsol_pipeline.data.reader import ReadConfig, eval_rows
-from wsol_pipeline.errors import DataError, ResourceError, UsageError, unknown
+from wsol_pipeline.errors import DataError, ResourceError, UsageError
 from wsol_pipeline.evaluation import evaluate, selection
 from wsol_pipeline.evaluation.counts import Counts
+from wsol_pipeline.evaluation.measures import choosing, promise
 from wsol_pipeline.evaluation.selection import Choice
 from wsol_pipeline.redaction import redact
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study.lease import acquire
 from wsol_pipeline.study.mlflow_view import flat_parameters
 from wsol_pipeline.study.outcome import WINNER
+from wsol_pipeline.study.plan import truths
 from wsol_pipeline.study.tuner import trial_folder
 from wsol_pipeline.tracking import registry
 from wsol_pipeline.tracking.connect import Connect, connect_mlflow
@@ -59,8 +61,7 @@ def solve_readout(options: SolveOptions, progress: Progress = silent) -> Solved:
         fixed_setting=None,
         objective=options.objective or model.config.objective,
     )
-    if config.objective not in selection.objectives(model.protocol):
-        raise unknown(f"objective under {config.protocol}", config.objective, selection.objectives(model.protocol))
+    promise(model.protocol, *truths(open_dataset(model.description["data"])), config.objective)
     folder, connect, counts = options.store / options.result, connect_mlflow(options.store, options.experiment), None
     with acquire(folder / "lease") as lease:
         trial = CheckpointStore(trial_folder(folder, 0), lease.attempt)
@@ -84,8 +85,8 @@ def _device(options: SolveOptions) -> str:
 
 
 def _search(options: SolveOptions, model: Model, config: TrainConfig, progress: Progress) -> tuple[Choice, Counts]:
-    rules = model.protocol
     dataset = _validated_dataset(model)
+    rules = choosing(model.protocol, dataset.val)
     read = ReadConfig(rules.resize_size, rules.image_size, cache_dir=options.cache_dir)
     rows = eval_rows(dataset.val, read, rules.geometry, options.batch_size)
     try:
