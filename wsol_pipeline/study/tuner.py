@@ -61,7 +61,7 @@ class LedgerSearcher(Searcher):
         budget: Budget | None = None,
         confirm: tuple[int, int] = (0, 0),
     ) -> None:
-        super().__init__(metric="value", mode="max")
+        super().__init__()  # no metric: Ray would end the study with the trial that failed before its first record
         self.ledger, self.lease, self.make_job, self.trials, self.folder = ledger, lease, make_job, trials, folder
         self.on_event, self.point, self.budget, self.confirm = on_event, point, budget or Budget(), confirm
         self.stopped = ""
