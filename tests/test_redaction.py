@@ -264,8 +264,9 @@ def test_what_a_study_prints_and_keeps(tmp_path, monkeypatch, shape):
     plan = SimpleNamespace(
         config=TrainConfig(), dataset=SimpleNamespace(uri=text), folder=Store.at(tmp_path), rule=None,
     )  # fmt: skip
-    ledger = SimpleNamespace(trials=list, proposals=list, ranking=lambda: [Standing((0,), (1.0,))])
-    winner = json.dumps(outcome.winner_record(plan, ledger, Store(text), None))
+    ledger = SimpleNamespace(trials=list, proposals=list, home=SimpleNamespace(id="1"))
+    monkeypatch.setattr(outcome, "seal_of", lambda final: "seal")
+    winner = json.dumps(outcome.winner_record(plan, ledger, [Standing((0,), (1.0,))], Store(text), None))
     monkeypatch.setattr(judge, "evaluation_name", lambda contender: "result")
     monkeypatch.setattr(judge, "score_somewhere", lambda *_: ({"rows": [], "provenance": {"x": text}}, {}))
     judge.judged_rows(judge.EvaluateOptions(storage=str(tmp_path)), Contender("a", "a", Store("")), None)

@@ -20,7 +20,7 @@ from s3fs.core import S3_RETRYABLE_ERRORS
 from tenacity import retry, retry_if_exception, stop_after_attempt, stop_after_delay, wait_exponential, wait_random
 
 from wsol_pipeline.errors import ResourceError, UsageError
-from wsol_pipeline.redaction import redact
+from wsol_pipeline.redaction import holder, redact
 
 STORAGE_ERRORS = (OSError, BotoCoreError, ClientError)  # what a read or write raises when its storage is away
 
@@ -73,6 +73,18 @@ def _ask_s3(verb: str, *args: Any, **options: Any) -> Any:
         raise OSError(f"the answer was cut short ({error})") from error
 
 
+def check_no_secret(name: str) -> None:
+    """Raise `UsageError` for a name or place that would be kept, and read again, without a part of it."""
+    if redact(name) == name:
+        return
+    if variable := holder(name):
+        raise UsageError(
+            f"{redact(name)!r} holds the value of {variable}, which is kept out of everything that is written: choose "
+            "another name, or another secret."
+        )
+    raise UsageError(f"{redact(name)!r} holds a secret: credentials belong into variables (AWS_*), not into names.")
+
+
 @dataclass(frozen=True)
 class Store:
     """A folder, by absolute path or `s3://bucket/prefix`. Names below it are relative, with `/`. Picklable.
@@ -86,10 +98,7 @@ class Store:
     def at(where: str | os.PathLike[str]) -> "Store":
         """`where` as a `Store`: a local path is made absolute, so that it means the same in every process."""
         text = str(where)
-        if redact(text) != text:
-            raise UsageError(
-                f"{redact(text)!r} holds a secret: credentials belong into variables (AWS_*), not into names."
-            )
+        check_no_secret(text)
         if text.startswith("s3://"):
             return Store(text.rstrip("/"))
         if "://" in text and not text.startswith("file://"):

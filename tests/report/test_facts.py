@@ -13,6 +13,7 @@ from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.report.facts import gather
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study.database import open_storage
+from wsol_pipeline.study.outcome import model_named
 from wsol_pipeline.training.checkpoint import write_sealed
 from wsol_pipeline.training.config import to_dict
 from wsol_pipeline.verdict.pictures import PICTURES
@@ -29,11 +30,11 @@ def keep(tmp_path, facts):
         final = store / name / "trials/0000/attempt-0001/final"
         description = {
             "train": to_dict(dataclasses.replace(model.config, **train)), "choice": model.choice.to_dict(),
-            "data": "gone", "dataset": "f", "val_split": "v",
+            "data": "gone", "dataset": "f", "val_split": "v", "study": "1",
         }  # fmt: skip
         files = {"model.json": description, "val_counts.json": model.val.to_dict()}
         write_sealed(final, {file: json.dumps(text).encode() for file, text in files.items()})
-        winner = {"model": final.uri, "trial": 0, "trials": 1, "published": None, "data": "gone"}
+        winner = {**model_named(final), "study": "1", "trial": 0, "trials": 1, "published": None, "data": "gone"}
         (store / name).write("winner.json", json.dumps(winner).encode())
         contender = dataclasses.replace(model.contender, final=final)
         row = dataclasses.asdict(dataclasses.replace(model.lines[0].row, label=""))

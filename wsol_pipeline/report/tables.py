@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from wsol_pipeline.redaction import redact
+from wsol_pipeline.redaction import printable, redact
 from wsol_pipeline.report.facts import Line
 from wsol_pipeline.text import metric_name
 
@@ -80,9 +80,8 @@ def markdown(table: Table) -> str:
 
 def piped(cells: Sequence[str]) -> str:
     """Cells as a row of a Markdown table."""
-    return (
-        "| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;").replace("](", "]\\(") for cell in cells) + " |"
-    )
+    shown = (printable(cell).replace("|", "\\|").replace("<", "&lt;").replace("](", "]\\(") for cell in cells)
+    return f"| {' | '.join(shown)} |"
 
 
 def _in_markdown(cell: Cell) -> str:

@@ -7,11 +7,11 @@ from typing import Any
 
 import search_spaces
 from wsol_pipeline.data.dataset import Dataset, open_dataset
-from wsol_pipeline.errors import DataError
+from wsol_pipeline.errors import DataError, MismatchError
 from wsol_pipeline.evaluation.protocols import Protocol
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study.outcome import WINNER
-from wsol_pipeline.tracking import registry
+from wsol_pipeline.training.checkpoint import seal_of
 from wsol_pipeline.training.model import Model
 
 EVALUATIONS, CENTRED_BOX = "evaluations", "centred-box.json"
@@ -19,12 +19,15 @@ EVALUATIONS, CENTRED_BOX = "evaluations", "centred-box.json"
 
 @dataclass(frozen=True)
 class Contender:
-    """A finished model to be judged. `preset` names the published setting it was trained with, if it was."""
+    """A finished model to be judged. `preset` names the published setting it was trained with, if it was; its study
+    knows it by `study_id` and `seal`."""
 
     label: str
     study: str
     final: Store
     preset: str | None = None
+    study_id: str = ""
+    seal: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,13 +69,32 @@ def same_dataset(winners: Mapping[str, Mapping[str, Any]]) -> Dataset:
 def contenders(winners: Mapping[str, Mapping[str, Any]]) -> list[Contender]:
     """Others' winners first, then the first study's published setting, then its winner; one line if it is both."""
     first, *others = winners
-    found = [Contender(f"{name}: winner", name, Store(winners[name]["model"])) for name in others]
+    found = [_contender("winner", name, winners[name], winners[name]) for name in others]
     main, published = winners[first], winners[first]["published"]
     if published and published["model"] == main["model"]:
-        return [*found, Contender(f"{first}: winner, as published", first, Store(main["model"]), published["preset"])]
+        return [*found, _contender("winner, as published", first, main, published)]
     if published:
-        found.append(Contender(f"{first}: published", first, Store(published["model"]), published["preset"]))
-    return [*found, Contender(f"{first}: winner", first, Store(main["model"]))]
+        found.append(_contender("published", first, main, published))
+    return [*found, _contender("winner", first, main, main)]
+
+
+def _contender(what: str, study: str, winner: Mapping[str, Any], named: Mapping[str, Any]) -> Contender:
+    final = Store(named["model"])
+    return Contender(f"{study}: {what}", study, final, named.get("preset"), winner["study"], named["seal"])
+
+
+def require_named(contender: Contender, description: Mapping[str, Any]) -> None:
+    """Raise `MismatchError` if another model lies there than its study has named, or one of another study."""
+    if (seal := seal_of(contender.final)) != contender.seal:
+        raise MismatchError(
+            f"{contender.final.uri} holds another model (seal {seal[:12]}) than study {contender.study!r} has named "
+            f"({contender.seal[:12]}): the study's command names it anew."
+        )
+    if description["study"] != contender.study_id:
+        raise MismatchError(
+            f"{contender.final.uri} is of study {description['study']}, not of {contender.study!r} "
+            f"({contender.study_id})."
+        )
 
 
 def require_comparable(dataset: Dataset, contenders: list[Contender], models: list[Model]) -> None:
@@ -90,7 +112,7 @@ def require_comparable(dataset: Dataset, contenders: list[Contender], models: li
 
 def evaluation_name(contender: Contender) -> str:
     """What a model's kept result is called: a model has one, and another if it is read as published too."""
-    return f"{registry.model_fingerprint(contender.final)[:16]}{'-published' if contender.preset else ''}"
+    return f"{seal_of(contender.final)[:16]}{'-published' if contender.preset else ''}"
 
 
 def rows_of(contender: Contender, rows: Sequence[Mapping[str, Any]], rules: Protocol) -> list[Row]:
