@@ -109,6 +109,21 @@ def test_a_wrong_option_is_a_usage_error(tune, arguments, message):
     assert (code, bool(re.search(message, line))) == (USAGE, True), line
 
 
+@pytest.mark.parametrize("name", ["a?b=1", "100%25 runs", "{x}"])
+def test_a_storage_that_urls_cut_is_refused(tune, tmp_path, name):
+    code, line = tune("--storage", tmp_path / name)
+    assert (code, "--storage cannot have " in line) == (USAGE, True)
+    assert not (tmp_path / name).exists()
+
+
+def test_a_name_or_place_that_holds_a_secret_is_refused_by_its_variable(tune, tmp_path, monkeypatch):
+    monkeypatch.setenv("POSTGRES_PASSWORD", "mobilenet")
+    for arguments in (("--name", "cam-mobilenet"), ("--storage", tmp_path / "mobilenet")):
+        code, line = tune(*arguments)
+        assert (code, "holds the value of POSTGRES_PASSWORD" in line, "mobilenet" in line) == (USAGE, True, False)
+    assert not (tmp_path / "mobilenet").exists()
+
+
 def test_an_unknown_method_is_answered_with_the_known_ones(refused, dataset, tmp_path):
     code, line = refused(train, *SMALL.split(), "--method", "bass", "--data", dataset, "--storage", tmp_path)
     assert (code, line) == (USAGE, f"Unknown method 'bass'. Did you mean 'bas'? Known: {', '.join(methods())}.")
