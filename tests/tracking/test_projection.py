@@ -119,13 +119,13 @@ def test_what_has_ended_is_not_asked_for_again_even_by_a_second_driver(connected
     one = project(client, experiment, [replace(view(0, 2, "PRUNED"), readout=draw), replace(view(1, 1), readout=draw)])
     assert one.flush()
     assert one.flush()
-    assert (one.ended, drawn) == ({0}, [1])
-    run = client.get_run(one.trial_run(0))
+    assert (one.runs.ended, drawn) == ({0}, [1])
+    run = client.get_run(one.runs.trial(0))
     assert run.data.metrics["readout/gain"] == 7.5
     assert [file.path for file in client.list_artifacts(run.info.run_id, "readout")] == ["readout/surface.png"]
     second = project(client, experiment, [view(0, 2, "PRUNED"), view(1, 1)])
     assert second.flush()
-    assert second.ended == {0}
+    assert second.runs.ended == {0}
 
 
 def test_an_end_whose_files_did_not_arrive_is_written_again(connected, monkeypatch):
@@ -136,7 +136,7 @@ def test_an_end_whose_files_did_not_arrive_is_written_again(connected, monkeypat
     assert not project(broken, experiment, ended).flush()
     one = project(client, experiment, ended)
     assert one.flush()
-    assert client.get_run(one.trial_run(0)).data.metrics["readout/gain"] == 1.0
+    assert client.get_run(one.runs.trial(0)).data.metrics["readout/gain"] == 1.0
 
 
 def test_the_study_s_own_run_grows_with_it(connected):
@@ -153,7 +153,7 @@ def test_the_study_s_own_run_grows_with_it(connected):
     one = Projection(StudyRuns(lambda: (counting, experiment), "s", {}), list, lambda: views.pop(0))
     assert [one.flush() for _ in range(3)] == [True] * 3
     assert counting.requests["log_batch"] == 2  # nothing is written where nothing is new
-    run = client.get_run(one.parent_run())
+    run = client.get_run(one.runs.parent())
     assert (run.data.params, run.data.tags["wsol.trials"]) == ({"epochs": "4"}, "2 complete")
     history = client.get_metric_history(run.info.run_id, "best_objective")
     assert [(metric.step, metric.value) for metric in history] == [(1, 50.0), (2, 60.0)]

@@ -18,7 +18,7 @@ from wsol_pipeline.training import ray_internals
 from wsol_pipeline.training.config import Job
 from wsol_pipeline.training.run import resources_per_worker
 
-# Paths of Unix sockets have 107 characters; below a session's folder Ray takes up to 70 of them, ours `/wsol-` and 8.
+# Paths of Unix sockets have 107 characters; below a session's folder Ray takes up to 66 of them, ours `/wsol-`, 8 and `/ray`.
 MOST_BASE = 23
 TUNE_ACTOR_CPU = 0.01  # what the trial's own small actor reserves when its workers are a group of their own
 
@@ -61,14 +61,14 @@ def connect(nested: bool) -> None:
 
 
 def private_folder() -> str:
-    """A new folder for a local Ray's sockets and logs, closed to others: Ray's own are open to all users of a machine.
+    """A place for a local Ray's sockets and logs, in a new folder that is closed to others: Ray opens its own to all.
 
     Below RAY_TMPDIR, else where this system keeps such things; below /tmp where paths of sockets would be too long.
     """
     places = [os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), "/tmp"]
     base = next((place for place in places if len(place) <= MOST_BASE), places[0])
     Path(base).mkdir(parents=True, exist_ok=True)
-    return tempfile.mkdtemp(prefix="wsol-", dir=base)  # 0700, whatever the umask
+    return tempfile.mkdtemp(prefix="wsol-", dir=base) + "/ray"  # the former is 0700, whatever the umask
 
 
 def check_alive() -> None:
