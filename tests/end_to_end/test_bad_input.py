@@ -24,7 +24,7 @@ from wsol_models import methods
 from wsol_pipeline import storage
 from wsol_pipeline.console.main import run_main
 from wsol_pipeline.errors import UsageError
-from wsol_pipeline.study import ledger
+from wsol_pipeline.study import database, ledger
 from wsol_pipeline.study.plan import check_preset_fits
 from wsol_pipeline.training import cluster
 
@@ -230,7 +230,7 @@ def begun(tune, pretended_cluster, tmp_path) -> Path:
 
 
 def test_a_locked_study_database_is_told_in_seconds(tune, begun, monkeypatch):
-    monkeypatch.setattr(ledger, "LOCK_SECONDS", 0.5)
+    monkeypatch.setattr(database, "LOCK_SECONDS", 0.5)
     with contextlib.closing(sqlite3.connect(begun, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         start = time.monotonic()
@@ -249,7 +249,7 @@ def test_a_study_database_of_another_optuna(tune, begun):
 def test_a_study_of_another_version_of_this_code(tune, begun, monkeypatch):
     monkeypatch.setattr(ledger, "SCHEMA", 99)
     code, line = tune()
-    assert (code, "another version of this code (format 1; this one has 99)" in line) == (USAGE, True), line
+    assert (code, "another version of this code (format 2; this one has 99)" in line) == (USAGE, True), line
 
 
 def test_trials_whose_database_is_gone(tune, begun):
@@ -342,11 +342,12 @@ def mlflow_file(tmp_path_factory) -> str:
 
 
 @pytest.fixture
-def pretended_cluster(monkeypatch, mlflow_file):
+def pretended_cluster(monkeypatch, mlflow_file, request):
     """`pretended_cluster(nodes, **resources)`: a cluster to be asked what it holds, and nothing more."""
 
     def pretend(nodes: int, **resources: float) -> None:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_file)
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", request.node.name)  # in which no other study is called so
         monkeypatch.setattr(cluster, "connect", lambda nested: None)
         each = {name: amount / nodes for name, amount in resources.items()}
         monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": each}] * nodes)

@@ -31,6 +31,7 @@ class Screen:
 
     def __init__(self, plan: Plan, mlflow_away: Callable[[], bool]) -> None:
         self.plan, self.mlflow_away = plan, mlflow_away
+        self.view = TrialLog(plan.config.recipe.epochs, plan.config.objective)  # until there are trials to show
 
     def __call__(self, event: str, trial: int | None, details: Mapping[str, Any]) -> None:
         match event:

@@ -192,7 +192,9 @@ class LedgerSearcher(Searcher):
 
     def on_trial_recover(self, trial_id: str) -> None:
         """The trial's worker died, and Ray starts another. Raises `ResourceError` if all would die: storage is away."""
-        self.on_event("died", self.numbers[trial_id], {})
+        number = self.numbers[trial_id]
+        self.on_event("died", number, {})
+        signals.hush(self.checkpoints(number))
         self.folder.check_writable()
 
     def step(self) -> None:

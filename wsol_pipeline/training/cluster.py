@@ -18,7 +18,7 @@ from wsol_pipeline.training import ray_internals
 from wsol_pipeline.training.config import Job
 from wsol_pipeline.training.run import resources_per_worker
 
-# Paths of Unix sockets have 107 characters; below a session's folder Ray takes up to 66 of them, ours `/wsol-`, 8 and `/ray`.
+# Paths of Unix sockets have 107 characters; below a session's folder Ray takes up to 66, ours `/wsol-`, 8 and `/ray`.
 MOST_BASE = 23
 TUNE_ACTOR_CPU = 0.01  # what the trial's own small actor reserves when its workers are a group of their own
 
