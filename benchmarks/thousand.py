@@ -33,6 +33,7 @@ from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study.database import open_storage
+from wsol_pipeline.study.identity import home
 from wsol_pipeline.study.lease import Lease, acquire
 from wsol_pipeline.study.ledger import Ledger, open_ledger
 from wsol_pipeline.study.mlflow_view import study_tags, study_view, trial_views
@@ -98,11 +99,12 @@ def plan_of(options: Options, root: Path) -> Plan:
     return make_plan(study, "bas", bas.space)
 
 
-def ledger_of(plan: Plan) -> Ledger:
+def ledger_of(plan: Plan, lease: Lease) -> Ledger:
     options = plan.options
     return open_ledger(
         open_storage(plan.folder, None), NAME, space=plan.space, contract=plan.contract, published=plan.published,
         sampler=sampler(options.sampler, options.seed, options.startup_trials), pruner=pruner("none", 1, 1),
+        home=home(plan.folder), lease=lease,
     )  # fmt: skip
 
 
@@ -147,7 +149,7 @@ def make_trial(
     if pruned:
         checkpoints.save(Position(epochs), {}, records)
     else:
-        checkpoints.finish(model_files(method, plan.config, plan.dataset, choice, counts), records)
+        checkpoints.finish(model_files(method, plan.config, plan.dataset, choice, counts, ledger.home.id), records)
     with Clock() as recording:
         ledger.spend(number, float(epochs))
         ledger.report(number, epochs, choice.value)
@@ -168,7 +170,7 @@ def timed(projection: Projection) -> dict[str, float]:
 def measure(options: Options, root: Path) -> dict[str, Any]:
     plan = plan_of(options, root)
     with acquire(plan.folder / "lease") as lease:
-        ledger, rng = ledger_of(plan), np.random.default_rng(0)
+        ledger, rng = ledger_of(plan, lease), np.random.default_rng(0)
         found: dict[str, Any] = {"memory of the driver before its trials": resident()}
         method = build_method(plan.config, len(plan.dataset.classes))
         calls = [make_trial(options, plan, ledger, method, rng) for _ in range(options.trials)]
@@ -182,7 +184,7 @@ def measure(options: Options, root: Path) -> dict[str, Any]:
         final = CheckpointStore(trial_folder(plan.folder, ledger.ranking()[0].number), 1).final()
         assert final is not None
         with Clock() as clock:
-            plan.folder.write(WINNER, json.dumps(winner_record(plan, ledger, final, None)).encode())
+            plan.folder.write(WINNER, json.dumps(winner_record(plan, ledger, ledger.ranking(), final, None)).encode())
         found["winner's record"] = clock.spent
     with Clock() as clock:
         report_job.main(["--study", NAME, "--storage", str(root)])

@@ -23,7 +23,9 @@ from wsol_pipeline.report.facts import Line
 from wsol_pipeline.report.tables import comparison_table, latex, markdown
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study import outcome, rehearsal
-from wsol_pipeline.study.ledger import FAILURE, Ledger
+from wsol_pipeline.study.identity import Home
+from wsol_pipeline.study.lease import Lease
+from wsol_pipeline.study.ledger import FAILURE, open_ledger
 from wsol_pipeline.study.options import StudyOptions
 from wsol_pipeline.study.standings import Standing
 from wsol_pipeline.tracking.projection import Projection, TrialView
@@ -205,7 +207,11 @@ def test_a_log_record_with_wrong_arguments_is_loggings_business(process):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_failure_records(tmp_path, process, shape):
     text = SHAPES[shape]
-    ledger = Ledger(optuna.create_study(), lambda trial: {}, lambda number: optuna.samplers.RandomSampler())
+    ledger = open_ledger(
+        optuna.storages.InMemoryStorage(), "s", space=lambda trial: {}, contract={}, published={},
+        sampler=lambda number: optuna.samplers.RandomSampler(), pruner=optuna.pruners.NopPruner(),
+        home=Home("1", "/s"), lease=Lease(Store.at(tmp_path / "lease"), 1),
+    )  # fmt: skip
     ledger.fail(ledger.ask().number, "nan", text)
     job = Job(TrainConfig(), data="", trial=str(tmp_path), attempt=1)
     with run._own_failures(job):
@@ -264,8 +270,9 @@ def test_what_a_study_prints_and_keeps(tmp_path, monkeypatch, shape):
     plan = SimpleNamespace(
         config=TrainConfig(), dataset=SimpleNamespace(uri=text), folder=Store.at(tmp_path), rule=None,
     )  # fmt: skip
-    ledger = SimpleNamespace(trials=list, proposals=list, ranking=lambda: [Standing((0,), (1.0,))])
-    winner = json.dumps(outcome.winner_record(plan, ledger, Store(text), None))
+    ledger = SimpleNamespace(trials=list, proposals=list, home=SimpleNamespace(id="1"))
+    monkeypatch.setattr(outcome, "seal_of", lambda final: "seal")
+    winner = json.dumps(outcome.winner_record(plan, ledger, [Standing((0,), (1.0,))], Store(text), None))
     monkeypatch.setattr(judge, "evaluation_name", lambda contender: "result")
     monkeypatch.setattr(judge, "score_somewhere", lambda *_: ({"rows": [], "provenance": {"x": text}}, {}))
     judge.judged_rows(judge.EvaluateOptions(storage=str(tmp_path)), Contender("a", "a", Store("")), None)

@@ -19,11 +19,11 @@ from wsol_pipeline.data.ingest import import_dataset
 from wsol_pipeline.data.pixels import IMAGES, cached_pixels
 from wsol_pipeline.data.schema import RowError
 from wsol_pipeline.data.shards import MANIFEST, read_manifest
-from wsol_pipeline.errors import DataError, ResourceError, UsageError
+from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.report.facts import Line
 from wsol_pipeline.report.tables import comparison_table, latex, markdown
 from wsol_pipeline.storage import Store
-from wsol_pipeline.study.database import ObjectJournal
+from wsol_pipeline.study import database
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position, write_sealed
 from wsol_pipeline.training.config import TrainConfig, check_name, to_dict
 from wsol_pipeline.training.model import DESCRIPTION, WEIGHTS, load_model, load_model_files
@@ -172,8 +172,8 @@ def test_a_planted_mat_is_left_out(payload, tmp_path):
 def test_planted_journals_and_manifests_are_refused(payload, tmp_path):
     store = Store.at(tmp_path)
     store.write("journal/00000000.json", payload)
-    with pytest.raises((ResourceError, ValueError)):
-        ObjectJournal(store / "journal").read_logs(0)
+    with pytest.raises(DataError, match="is damaged"):
+        database.ObjectJournal(store / "journal").read_logs(0)
     store.write(MANIFEST, payload)
     with pytest.raises(DataError, match="The manifest of .* is broken"):
         read_manifest(store)

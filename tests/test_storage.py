@@ -1,5 +1,7 @@
 """`Store`: whole writes and exclusive creation, on a disk and in an object store."""
 
+import errno
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -52,6 +54,66 @@ def test_of_many_writers_one_creates(store):
 def test_check_writable_leaves_nothing_behind(store):
     assert store.check_writable() == store
     assert store.list() == []
+
+
+def test_check_exclusive_leaves_nothing_behind(store):
+    assert store.check_exclusive() == store
+    assert store.list() == []
+
+
+def test_storage_without_hard_links_is_told_at_the_start(tmp_path, monkeypatch):
+    def no_links(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    with pytest.raises(ResourceError, match="cannot keep two drivers apart: it has no hard links.*not permitted"):
+        Store.at(tmp_path).check_exclusive()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_object_store_that_lets_two_create_one_name_is_told_at_the_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(Store, "create", lambda self, name, data: not self.write(name, data))
+    with pytest.raises(ResourceError, match="cannot keep two drivers apart"):
+        Store.at(tmp_path).check_exclusive()
+
+
+def test_a_write_that_fails_leaves_no_file(tmp_path, monkeypatch):
+    store = Store.at(tmp_path)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        for write in (store.write, store.create):
+            with pytest.raises(OSError, match="No space"):
+                write("x", b"1")
+    (tmp_path / "folder/below").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError):
+        store.write("folder", b"1")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_what_a_check_refuses_is_not_written(store):
+    store.write("x", b"old")
+
+    def refuse():
+        raise ResourceError("lost")
+
+    with pytest.raises(ResourceError, match="lost"):
+        store.write("x", b"new", refuse)
+    assert (store.read("x"), store.list()) == (b"old", ["x"])
+
+
+def test_names_of_folders_are_no_files(s3_bucket):
+    import boto3
+
+    store = Store.at(f"{s3_bucket}/folders")
+    store.write("a/b", b"1")
+    for key in ("folders/", "folders/a/", "folders/c/"):
+        boto3.client("s3").put_object(Bucket="bucket", Key=key, Body=b"")
+    assert store.list() == ["a/b"]
+    assert store.list("c") == []
 
 
 def test_a_missing_bucket_is_named(s3_bucket):

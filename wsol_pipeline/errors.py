@@ -26,10 +26,18 @@ class DataError(WsolError):
     exit_code = 3
 
 
+class MismatchError(DataError):
+    """What was computed is of another study, other data or other parameters than what it is asked for."""
+
+
 class ResourceError(WsolError):
     """Something outside is not available: devices, storage, a server, the lease of a study."""
 
     exit_code = 4
+
+
+class LeaseLostError(ResourceError):
+    """Another driver has taken over, or may have: this one writes nothing more."""
 
 
 class PartialError(WsolError):

@@ -95,6 +95,19 @@ def install() -> None:
     sys.excepthook = _print_error
 
 
+def holder(text: str) -> str:
+    """The name of what holds a secret that `text` is, or has in it: a variable or Ray's file; "" if none does."""
+    found = {name: value for name, value in os.environ.items() if _names_a_secret(name)} | {"Ray's token": _ray_token()}
+    return next((name for name, value in found.items() if len(value) >= MIN_VALUE and value in text), "")
+
+
+def _ray_token() -> str:
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    with contextlib.suppress(OSError):
+        return _token_in(file, file.stat().st_mtime_ns)
+    return ""
+
+
 def _redact(value: Any, known: list[str]) -> Any:
     if isinstance(value, str):
         for secret in known:
@@ -119,10 +132,7 @@ def _redact_named(name: Any, value: Any, known: list[str]) -> Any:
 
 def _known_values() -> list[str]:
     """Values of secret variables and of Ray's token file, as they are, in a URL and in JSON; the longest first."""
-    found = [value for name, value in os.environ.items() if _names_a_secret(name)]
-    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    with contextlib.suppress(OSError):
-        found.append(_token_in(file, file.stat().st_mtime_ns))
+    found = [*(value for name, value in os.environ.items() if _names_a_secret(name)), _ray_token()]
     long = (value for value in found if len(value) >= MIN_VALUE)
     return sorted({form for value in long for form in _forms(value)}, key=len, reverse=True)
 

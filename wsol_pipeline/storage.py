@@ -4,8 +4,11 @@ Everything this project persists goes through a `Store`: shards, checkpoints, le
 rest: a write is whole or not there, and `create` succeeds for exactly one of several writers.
 """
 
+import contextlib
 import os
+import secrets
 import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,12 +20,13 @@ from s3fs.core import S3_RETRYABLE_ERRORS
 from tenacity import retry, retry_if_exception, stop_after_attempt, stop_after_delay, wait_exponential, wait_random
 
 from wsol_pipeline.errors import ResourceError, UsageError
-from wsol_pipeline.redaction import redact
+from wsol_pipeline.redaction import holder, redact
 
 STORAGE_ERRORS = (OSError, BotoCoreError, ClientError)  # what a read or write raises when its storage is away
 
 
 _TAKEN = ("PreconditionFailed", "ConditionalRequestConflict")  # S3's words for "somebody else was first"
+_NO_CREATE = "it has no hard links, or not S3's conditional writes; use a file system or a bucket that has them"
 _CONNECT_SECONDS, _SILENT_SECONDS = 5, 12  # how long a server may take to answer, and to say its next byte
 
 
@@ -69,6 +73,18 @@ def _ask_s3(verb: str, *args: Any, **options: Any) -> Any:
         raise OSError(f"the answer was cut short ({error})") from error
 
 
+def check_no_secret(name: str) -> None:
+    """Raise `UsageError` for a name or place that would be kept, and read again, without a part of it."""
+    if redact(name) == name:
+        return
+    if variable := holder(name):
+        raise UsageError(
+            f"{redact(name)!r} holds the value of {variable}, which is kept out of everything that is written: choose "
+            "another name, or another secret."
+        )
+    raise UsageError(f"{redact(name)!r} holds a secret: credentials belong into variables (AWS_*), not into names.")
+
+
 @dataclass(frozen=True)
 class Store:
     """A folder, by absolute path or `s3://bucket/prefix`. Names below it are relative, with `/`. Picklable.
@@ -82,10 +98,7 @@ class Store:
     def at(where: str | os.PathLike[str]) -> "Store":
         """`where` as a `Store`: a local path is made absolute, so that it means the same in every process."""
         text = str(where)
-        if redact(text) != text:
-            raise UsageError(
-                f"{redact(text)!r} holds a secret: credentials belong into variables (AWS_*), not into names."
-            )
+        check_no_secret(text)
         if text.startswith("s3://"):
             return Store(text.rstrip("/"))
         if "://" in text and not text.startswith("file://"):
@@ -129,13 +142,18 @@ class Store:
                 raise
             return b""
 
-    def write(self, name: str, data: bytes) -> None:
-        """Write `name` whole or not at all, over whatever was there."""
+    def write(self, name: str, data: bytes, check: Callable[[], None] = lambda: None) -> None:
+        """Write `name` whole or not at all, over whatever was there.
+
+        `check` is called when only the last step is left, which others see; what it raises leaves all as it was.
+        """
         if not self.is_local:
+            check()
             _ask_s3("pipe_file", self.path(name), data)
             return
-        aside = self._write_aside(name, data)
-        aside.replace(self.path(name))
+        with self._aside(name, data) as aside:
+            check()
+            aside.replace(self.path(name))
 
     def create(self, name: str, data: bytes) -> bool:
         """Write `name` if nothing is there; False if it exists. Of several writers exactly one gets True.
@@ -150,13 +168,11 @@ class Store:
                     raise
                 return self.read(name) == data
             return True
-        aside = self._write_aside(name, data)
-        try:
-            os.link(aside, self.path(name))  # fails if the name exists, and shows the content whole
-        except FileExistsError:
-            return False
-        finally:
-            aside.unlink()
+        with self._aside(name, data) as aside:
+            try:
+                os.link(aside, self.path(name))  # fails if the name exists, and shows the content whole
+            except FileExistsError:
+                return False
         return True
 
     def exists(self, name: str = "") -> bool:
@@ -171,7 +187,8 @@ class Store:
             found = (p for p in base.rglob("*") if p.is_file() and not p.name.startswith(".aside-"))
             return sorted(file.relative_to(root).as_posix() for file in found)
         own = self.uri.removeprefix("s3://")
-        return sorted(key.removeprefix(own).lstrip("/") for key in _ask_s3("find", self.path(prefix)))
+        names = {key.removeprefix(own).removeprefix("/") for key in _ask_s3("find", self.path(prefix))}
+        return sorted(name for name in names if name and not name.endswith("/"))  # some tools leave folders' names
 
     def size(self, name: str) -> int:
         """Bytes of `name`. Raises `FileNotFoundError`."""
@@ -188,7 +205,7 @@ class Store:
 
     def check_writable(self) -> "Store":
         """Write, read back and remove a small file. Raises `ResourceError` that says what is wrong with the place."""
-        probe = f".probe-{os.getpid()}"
+        probe = f".probe-{os.getpid()}-{secrets.token_hex(4)}"
         try:
             self.write(probe, b"ok")
             if self.read(probe) != b"ok":
@@ -198,17 +215,37 @@ class Store:
             raise ResourceError(describe_storage_error(self.uri, error)) from error
         return self
 
-    def _write_aside(self, name: str, data: bytes) -> Path:
+    def check_exclusive(self) -> "Store":
+        """`check_writable`, and that of two writers of a new name one is refused. Raises `ResourceError`."""
+        self.check_writable()
+        probe = f".probe-{os.getpid()}-{secrets.token_hex(4)}"
+        try:
+            try:
+                apart = self.create(probe, b"first") and not self.create(probe, b"second")
+            finally:
+                self.remove(probe)
+        except STORAGE_ERRORS as error:
+            raise ResourceError(f"{self.uri} cannot keep two drivers apart: {_NO_CREATE} ({error}).") from error
+        if not apart:
+            raise ResourceError(f"{self.uri} cannot keep two drivers apart: {_NO_CREATE}.")
+        return self
+
+    @contextlib.contextmanager
+    def _aside(self, name: str, data: bytes) -> Iterator[Path]:
+        """`data` in a file beside `name`, under a name that no list shows; gone at the end unless it was moved."""
         target = Path(self.path(name))
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name_aside = tempfile.mkstemp(prefix=".aside-", dir=target.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
         aside = Path(name_aside)
-        aside.chmod(0o644)
-        return aside
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.chmod(0o644)
+            yield aside
+        finally:
+            aside.unlink(missing_ok=True)
 
 
 def _has_code(error: BaseException, *codes: str) -> bool:

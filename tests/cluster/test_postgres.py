@@ -31,6 +31,8 @@ from search_spaces import bas
 from tests.cluster.manifests import CLUSTER
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study.database import open_storage
+from wsol_pipeline.study.identity import Home
+from wsol_pipeline.study.lease import Lease
 from wsol_pipeline.study.ledger import Ledger, open_ledger
 from wsol_pipeline.study.samplers import pruner, sampler
 from wsol_pipeline.tracking import projection
@@ -183,6 +185,7 @@ def open_study(server: Server, name: str, tmp_path: Path) -> Ledger:
     return open_ledger(
         storage, name, space=functools.partial(bas.space, beta="free"), contract={"name": name}, published={},
         sampler=sampler("tpe", 0, 10), pruner=pruner("none", 1, EPOCHS),
+        home=Home("1", str(tmp_path)), lease=Lease(Store.at(tmp_path / "lease"), 1),
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from wsol_models import methods
 from wsol_pipeline import storage
 from wsol_pipeline.console.main import run_main
 from wsol_pipeline.errors import UsageError
-from wsol_pipeline.study import ledger
+from wsol_pipeline.study import database, ledger
 from wsol_pipeline.study.plan import check_preset_fits
 from wsol_pipeline.training import cluster
 
@@ -106,6 +106,21 @@ def tune(refused, dataset, tmp_path):
 def test_a_wrong_option_is_a_usage_error(tune, arguments, message):
     code, line = tune(*arguments.split())
     assert (code, bool(re.search(message, line))) == (USAGE, True), line
+
+
+@pytest.mark.parametrize("name", ["a?b=1", "100%25 runs", "{x}"])
+def test_a_storage_that_urls_cut_is_refused(tune, tmp_path, name):
+    code, line = tune("--storage", tmp_path / name)
+    assert (code, "--storage cannot have " in line) == (USAGE, True)
+    assert not (tmp_path / name).exists()
+
+
+def test_a_name_or_place_that_holds_a_secret_is_refused_by_its_variable(tune, tmp_path, monkeypatch):
+    monkeypatch.setenv("POSTGRES_PASSWORD", "mobilenet")
+    for arguments in (("--name", "cam-mobilenet"), ("--storage", tmp_path / "mobilenet")):
+        code, line = tune(*arguments)
+        assert (code, "holds the value of POSTGRES_PASSWORD" in line, "mobilenet" in line) == (USAGE, True, False)
+    assert not (tmp_path / "mobilenet").exists()
 
 
 def test_an_unknown_method_is_answered_with_the_known_ones(refused, dataset, tmp_path):
@@ -214,8 +229,8 @@ def begun(tune, pretended_cluster, tmp_path) -> Path:
 
 
 def test_a_locked_study_database_is_told_before_optuna_waits_a_minute_for_it(tune, begun, monkeypatch):
-    monkeypatch.setattr(ledger, "LOCK_SECONDS", 0.5)
-    monkeypatch.setattr(ledger, "RDBStorage", lambda *_, **__: pytest.fail("Optuna was asked"))
+    monkeypatch.setattr(database, "LOCK_SECONDS", 0.5)
+    monkeypatch.setattr(database, "RDBStorage", lambda *_, **__: pytest.fail("Optuna was asked"))
     with contextlib.closing(sqlite3.connect(begun, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         code, line = tune()
@@ -232,7 +247,7 @@ def test_a_study_database_of_another_optuna(tune, begun):
 def test_a_study_of_another_version_of_this_code(tune, begun, monkeypatch):
     monkeypatch.setattr(ledger, "SCHEMA", 99)
     code, line = tune()
-    assert (code, "another version of this code (format 1; this one has 99)" in line) == (USAGE, True), line
+    assert (code, "another version of this code (format 2; this one has 99)" in line) == (USAGE, True), line
 
 
 def test_trials_whose_database_is_gone(tune, begun):
@@ -325,11 +340,12 @@ def mlflow_file(tmp_path_factory) -> str:
 
 
 @pytest.fixture
-def pretended_cluster(monkeypatch, mlflow_file):
+def pretended_cluster(monkeypatch, mlflow_file, request):
     """`pretended_cluster(nodes, **resources)`: a cluster to be asked what it holds, and nothing more."""
 
     def pretend(nodes: int, **resources: float) -> None:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_file)
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", request.node.name)  # in which no other study is called so
         monkeypatch.setattr(cluster, "connect", lambda nested: None)
         each = {name: amount / nodes for name, amount in resources.items()}
         monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": each}] * nodes)

@@ -31,6 +31,7 @@ from wsol_pipeline.evaluation.metrics import predicted_box
 from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study.database import open_storage
+from wsol_pipeline.study.identity import home
 from wsol_pipeline.study.lease import acquire
 from wsol_pipeline.study.ledger import open_ledger
 from wsol_pipeline.study.options import StudyOptions
@@ -97,6 +98,7 @@ def live(root: Path, storage: Path, point: Callable[[str], None]) -> None:
         ledger = open_ledger(
             open_storage(plan.folder, None), "s", space=plan.space, contract=plan.contract, published=plan.published,
             sampler=sampler("tpe", 0, 2), pruner=pruner("successive-halving", 1, EPOCHS),
+            home=home(plan.folder), lease=lease,
         )  # fmt: skip
 
         def views() -> Iterator[TrialView]:
@@ -105,7 +107,7 @@ def live(root: Path, storage: Path, point: Callable[[str], None]) -> None:
                 yield TrialView(trial.number, trial.state.name, trial.params, {}, records)
 
         def job(parameters: dict[str, Any], seed: int, folder: Store) -> Job:
-            return plan.job(parameters, seed, folder, lease.attempt, "cpu")
+            return plan.job(parameters, seed, folder, lease.attempt, "cpu", ledger.home.id)
 
         projection = Projection(StudyRuns(connect_mlflow(Store.at(storage), "wsol"), "s", {}), views)
 

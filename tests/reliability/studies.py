@@ -64,7 +64,7 @@ class Study:
 
     def worker_log(self, pid: int) -> str:
         """What a worker of the study has said."""
-        return "".join(log.read_text() for log in self.ray.glob(f"ray/session_*/logs/worker-*-{pid}.err"))
+        return "".join(log.read_text() for log in self.ray.glob(f"wsol-*/ray/session_*/logs/worker-*-{pid}.err"))
 
     def states(self) -> list[str]:
         storage = open_storage(Store.at(self.folder / "runs" / "s"), None)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import optuna
 import pyarrow as pa
@@ -9,10 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayjobs import report
-from wsol_pipeline.errors import DataError, UsageError
+from wsol_pipeline.errors import DataError, MismatchError, UsageError
 from wsol_pipeline.report.facts import gather
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study.database import open_storage
+from wsol_pipeline.study.outcome import model_named
 from wsol_pipeline.training.checkpoint import write_sealed
 from wsol_pipeline.training.config import to_dict
 from wsol_pipeline.verdict.pictures import PICTURES
@@ -29,11 +31,11 @@ def keep(tmp_path, facts):
         final = store / name / "trials/0000/attempt-0001/final"
         description = {
             "train": to_dict(dataclasses.replace(model.config, **train)), "choice": model.choice.to_dict(),
-            "data": "gone", "dataset": "f", "val_split": "v",
+            "data": "gone", "dataset": "f", "val_split": "v", "study": "1",
         }  # fmt: skip
         files = {"model.json": description, "val_counts.json": model.val.to_dict()}
         write_sealed(final, {file: json.dumps(text).encode() for file, text in files.items()})
-        winner = {"model": final.uri, "trial": 0, "trials": 1, "published": None, "data": "gone"}
+        winner = {**model_named(final), "study": "1", "trial": 0, "trials": 1, "published": None, "data": "gone"}
         (store / name).write("winner.json", json.dumps(winner).encode())
         contender = dataclasses.replace(model.contender, final=final)
         row = dataclasses.asdict(dataclasses.replace(model.lines[0].row, label=""))
@@ -110,6 +112,24 @@ def test_an_evaluation_of_an_earlier_version_is_shown_without_its_images(keep):
     (line,) = gather(keep("a", version=1), ("a",)).lines
     assert line.row.transferred["max_box_acc_v2"] == 71.75
     assert (line.test, line.cases) == (None, ())
+
+
+@pytest.mark.parametrize("change", [{"dataset": "g"}, {"study": "2"}])
+def test_a_model_that_was_altered_is_not_shown(keep, change):
+    store = keep("a")
+    file = store.path("a/trials/0000/attempt-0001/final/model.json")
+    Path(file).write_text(json.dumps(json.loads(Path(file).read_text()) | change))
+    with pytest.raises(DataError, match="model.json was altered"):
+        gather(store, ("a",))
+
+
+def test_a_model_that_the_study_has_not_named_is_not_shown(keep):
+    store = keep("a")
+    winner = json.loads(store.read("a/winner.json"))
+    for change, told in (({"seal": "0" * 64}, "holds another model"), ({"study": "2"}, "is of study 1, not of 'a'")):
+        store.write("a/winner.json", json.dumps(winner | change).encode())
+        with pytest.raises(MismatchError, match=told):
+            gather(store, ("a",))
 
 
 def test_one_report_holds_one_evaluation(keep):

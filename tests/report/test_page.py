@@ -48,6 +48,17 @@ def test_the_page_needs_nothing_beside_it(page):
     assert not page.of("script")
 
 
+def test_what_would_turn_a_line_around_is_shown_as_its_escape(facts):
+    """A right-to-left override in the id of an image, which hides what a file is."""
+    cases = [replace(case, id=f"photo\u202egnp{n}.exe") for n, case in enumerate(facts.main.lines[-1].cases)]
+    lines = (*facts.main.lines[:-1], replace(facts.main.lines[-1], cases=tuple(cases)))
+    pictures = tuple({**picture, "id": "photo\u202egnp.exe"} for picture in facts.main.pictures)
+    main = replace(facts.main, lines=lines, pictures=pictures)
+    text = render(replace(facts, subjects=(*facts.subjects[:-1], main)), "runs")
+    assert "\u202e" not in text
+    assert "\\u202egnp" in text
+
+
 def test_ids_are_unique_and_anchors_arrive(page):
     ids = Counter(attributes["id"] for _, attributes in page.elements if "id" in attributes)
     assert max(ids.values()) == 1

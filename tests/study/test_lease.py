@@ -1,8 +1,8 @@
-"""One driver per study."""
+"""One driver per study, and whoever lost that place knows it."""
 
 import json
 import multiprocessing
-import socket
+import time
 
 import pytest
 
@@ -24,11 +24,20 @@ def quick(monkeypatch):
 
 def holder(store: Store, attempt: int, **changes: object) -> None:
     """A lease as another process left it."""
-    import psutil
+    store.create(f"{attempt:06d}.json", json.dumps(lease.identity() | {"host": "elsewhere"} | changes).encode())
 
-    me = psutil.Process()
-    facts = {"host": socket.gethostname(), "pid": me.pid, "started": me.create_time()} | changes
-    store.create(f"{attempt:06d}.json", json.dumps(facts).encode())
+
+def never_waits(*_):
+    pytest.fail("no need to wait for beats")
+
+
+def beating(store, monkeypatch):
+    """The holder of every lease goes on beating."""
+    beats, real_read = iter(range(1000)), Store.read
+    monkeypatch.setattr(Store, "exists", lambda self, name="": not name.endswith("released"))
+    monkeypatch.setattr(
+        Store, "read", lambda self, name: str(next(beats)).encode() if name.endswith("beat") else real_read(self, name)
+    )
 
 
 def test_a_released_lease_is_taken_at_once_with_the_next_number(store):
@@ -43,8 +52,8 @@ def test_a_living_driver_on_this_host_keeps_others_out(store):
         lease.acquire(store)
 
 
-def test_a_dead_driver_on_this_host_is_replaced_at_once(store, monkeypatch):
-    monkeypatch.setattr(lease, "_beats", lambda *_: pytest.fail("no need to wait for beats"))
+def test_a_dead_driver_of_this_machine_is_replaced_at_once(store, monkeypatch):
+    monkeypatch.setattr(lease, "_beats", never_waits)
     process = multiprocessing.get_context("spawn").Process(target=int)
     process.start()
     process.join()
@@ -52,27 +61,48 @@ def test_a_dead_driver_on_this_host_is_replaced_at_once(store, monkeypatch):
     assert lease.acquire(store).attempt == 2
 
 
-def test_a_reused_process_id_is_not_the_holder(store):
-    holder(store, 1, started=1.0)
+def test_a_reused_process_id_is_not_the_holder(store, monkeypatch):
+    monkeypatch.setattr(lease, "_beats", never_waits)
+    holder(store, 1, started=1)
     assert lease.acquire(store).attempt == 2
 
 
-def test_a_driver_on_another_host_is_believed_while_it_beats(store, monkeypatch):
-    holder(store, 1, host="elsewhere")
-    beats = iter(range(1000))
-    real_read = Store.read
-    monkeypatch.setattr(Store, "exists", lambda self, name="": not name.endswith("released"))
-    monkeypatch.setattr(
-        Store, "read", lambda self, name: str(next(beats)).encode() if name.endswith("beat") else real_read(self, name)
-    )
-    with pytest.raises(ResourceError, match="on elsewhere is driving"):
+def test_a_clock_that_was_set_changes_nothing(store, monkeypatch):
+    """A process's start in seconds since 1970 moves with it; in ticks since the boot it does not."""
+    with lease.acquire(store):
+        monkeypatch.setattr(time, "time", lambda: 4e9)
+        monkeypatch.setattr(lease, "_beats", never_waits)
+        with pytest.raises(ResourceError, match="is driving this study"):
+            lease.acquire(store)
+
+
+@pytest.mark.parametrize("foreign", [{"namespace": "pid:[1]"}, {"boot": "another"}, {"boot": None}])
+@pytest.mark.parametrize("pid", [1, 2**22 - 1])
+def test_of_a_process_that_cannot_be_seen_from_here_the_beats_decide(store, monkeypatch, foreign, pid):
+    holder(store, 1, pid=pid, **foreign)
+    silent = Store.at(store.uri + "-silent")
+    holder(silent, 1, pid=pid, **foreign)
+    assert lease.acquire(silent).attempt == 2
+    beating(store, monkeypatch)
+    with pytest.raises(ResourceError, match=f"Process {pid} on elsewhere is driving"):
         lease.acquire(store)
 
 
-def test_a_silent_driver_on_another_host_is_replaced(store):
-    holder(store, 1, host="elsewhere")
-    store.write("000001.beat", b"7")
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"pid": "x"}'])
+def test_of_a_damaged_lease_the_beats_decide(store, monkeypatch, text):
+    store.write("000001.json", text)
+    monkeypatch.setattr(lease, "_beats", lambda *_: True)
+    with pytest.raises(ResourceError, match="is driving this study"):
+        lease.acquire(store)
+    monkeypatch.setattr(lease, "_beats", lambda *_: False)
     assert lease.acquire(store).attempt == 2
+
+
+@pytest.mark.parametrize("name", ["._000001.json", "000001 (conflicted copy).json", "000002 copy.json", "x"])
+def test_names_that_no_driver_gives_are_passed_over_and_named(store, name, caplog):
+    store.write(name, b"x")
+    assert lease.acquire(store).attempt == 1
+    assert name in caplog.text
 
 
 def test_the_one_who_is_second_to_create_the_attempt_leaves(store, monkeypatch):
@@ -82,17 +112,90 @@ def test_the_one_who_is_second_to_create_the_attempt_leaves(store, monkeypatch):
         lease.acquire(store)
 
 
+def until(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_a_holder_notices_that_it_was_replaced(store):
     with lease.acquire(store) as held:
         held.check()
         holder(store, 2)
-        assert held.lost.wait(60)
-        with pytest.raises(ResourceError, match="lost its lease"):
+        until(lambda: held.lost)
+        with pytest.raises(ResourceError, match="lost its lease.*another driver took over"):
             held.check()
+    assert not store.exists("000001.released")
+
+
+@pytest.mark.parametrize("error", [OSError("no space left"), MemoryError()])
+def test_a_holder_that_cannot_beat_looks_all_the_same(store, monkeypatch, error):
+    monkeypatch.setattr(lease, "DEAD_AFTER_SECONDS", 60)
+    with lease.acquire(store) as held:
+        until(lambda: store.exists("000001.beat"))
+        holder(store, 2)
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "write", raising(error))
+            until(lambda: held.lost)
+
+
+@pytest.mark.parametrize("error", [OSError("no space left"), MemoryError()])
+def test_a_holder_that_cannot_beat_for_as_long_as_others_wait_has_lost(store, monkeypatch, error):
+    with lease.acquire(store) as held:
+        until(lambda: store.exists("000001.beat"))
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "write", raising(error))
+            until(lambda: held.lost)
+        with pytest.raises(ResourceError, match="could not beat for .*The same command continues"):
+            held.check()
+    assert not store.exists("000001.released")
+
+
+def test_a_fault_that_passes_costs_no_lease(store, monkeypatch):
+    monkeypatch.setattr(lease, "DEAD_AFTER_SECONDS", 60)
+    with lease.acquire(store) as held:
+        until(lambda: store.exists("000001.beat"))
+        with monkeypatch.context() as patch:
+            failed = []
+            patch.setattr(Store, "write", lambda *_: failed.append(1) or raising(MemoryError())())
+            until(lambda: len(failed) > 1)
+        before = store.read("000001.beat")
+        until(lambda: store.read("000001.beat") != before)
+        held.check()
+
+
+def test_who_was_frozen_knows_before_it_has_asked_anybody(store, monkeypatch):
+    """Its threads stood still too: no beat was missed by them, but the clock went on."""
+    held = lease.Lease(store, 1, _beaten=lease._now())
+    held.check()
+    clock = lease._now
+    monkeypatch.setattr(lease, "_now", lambda: clock() + 3600)
+    monkeypatch.setattr(Store, "exists", lambda *_: pytest.fail("asked"))
+    with pytest.raises(ResourceError, match="could not beat for 3600 s"):
+        held.check()
+
+
+def test_a_confirmation_asks_the_storage(store, monkeypatch):
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 60)
+    with lease.acquire(store) as held:
+        until(lambda: store.exists("000001.beat"))
+        held.confirm()
+        holder(store, 2)
+        held.check()  # its own thread looks in a minute
+        with pytest.raises(ResourceError, match="another driver took over"):
+            held.confirm()
+
+
+def raising(error):
+    def fail(*args):
+        raise error
+
+    return fail
 
 
 def test_storage_that_is_away_at_the_end_does_not_hide_what_ended_the_work(store, monkeypatch, caplog):
-    def away(self, name, data):
+    def away(self, name, data, check=None):
         raise OSError("storage is away")
 
     def work_that_ends_badly():

@@ -1,21 +1,26 @@
 """The ledger: proposals, adoption, pruning, contract, journal in a bucket."""
 
 import contextlib
+import shutil
 import sqlite3
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 
-from wsol_pipeline.errors import ResourceError, UsageError
+from wsol_pipeline.errors import DataError, LeaseLostError, MismatchError, ResourceError, UsageError
 from wsol_pipeline.storage import Store
+from wsol_pipeline.study import ledger as ledger_module
 from wsol_pipeline.study.database import ObjectJournal, database_needed, open_storage
+from wsol_pipeline.study.identity import Home
+from wsol_pipeline.study.lease import Lease
 from wsol_pipeline.study.ledger import open_ledger
 from wsol_pipeline.study.options import FOR_ONE, FOR_SEVERAL
 from wsol_pipeline.study.pareto import Rule
 from wsol_pipeline.study.samplers import PRUNERS, SAMPLERS, pruner, sampler
 from wsol_pipeline.study.standings import front
 
+HOME = Home("1" * 32, "/runs/s")
 RULE = Rule(("gt_known_loc", "device_hours"), 1.0)
 
 
@@ -30,6 +35,8 @@ def ledger(storage, **changes):
         "published": {"paper/row": {"alpha": 0.5, "beta": 1.5}},
         "sampler": sampler("tpe", seed=3, startup_trials=2),
         "pruner": pruner("none", 1, 4),
+        "home": HOME,
+        "lease": Lease(Store("/nowhere/lease"), 1),
     } | changes
     return open_ledger(storage, "s", **settings)
 
@@ -223,6 +230,129 @@ def test_another_contract_is_refused_with_what_differs(storage):
     ledger(storage())
     with pytest.raises(UsageError, match=r"train\.epochs was 4, now 5.*another --name"):
         ledger(storage(), contract={"data": "d1", "train": {"epochs": 5}})
+
+
+def test_a_study_of_another_storage_is_refused_with_both_places(storage):
+    ledger(storage()).ask()
+    with pytest.raises(UsageError, match=r"'s' of this database is kept at /runs/s \(id 1{12}\), not at /b/s \(id 2"):
+        ledger(storage(), home=Home("2" * 32, "/b/s"))
+    with pytest.raises(UsageError, match="not at /b/s"):  # the folder was copied, its id with it
+        ledger(storage(), home=Home("1" * 32, "/b/s"))
+    assert ledger(storage()).balance()["started"] == 1
+
+
+def test_a_driver_that_died_before_the_study_had_a_home_is_continued(storage, monkeypatch):
+    monkeypatch.setattr(ledger_module, "PATIENCE", 1)
+    optuna.create_study(study_name="s", storage=storage(), direction="maximize")
+    assert ledger(storage()).ask().user_attrs["published"] == "paper/row"
+
+
+def test_a_study_of_an_older_format_is_refused_with_the_way_on(storage):
+    study = optuna.create_study(study_name="s", storage=storage(), direction="maximize")
+    study.set_user_attr("contract", {"schema": 1})
+    with pytest.raises(UsageError, match="another version of this code .format 1; this one has 2.*another --name"):
+        ledger(storage())
+
+
+WRITES = {
+    "ask": lambda book: book.ask(),
+    "report": lambda book: book.report(0, 2, 1.0),
+    "spend": lambda book: book.spend(0, 1.0),
+    "confirm": lambda book: book.confirm(0, 1),
+    "complete": lambda book: book.complete(0, 1.0),
+    "prune": lambda book: book.prune(0),
+    "fail": lambda book: book.fail(0, "nan", "x"),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_a_driver_that_another_has_replaced_writes_nothing(storage, write):
+    """Frozen while the other took over: its own lease has told it nothing yet."""
+    late = ledger(storage())
+    late.ask()
+    heir = ledger(storage(), lease=Lease(Store("/nowhere/lease"), 2))
+    before = heir.study.get_trials()
+    with pytest.raises(LeaseLostError, match="Attempt 1 no longer writes study 's': its database says attempt 2 does"):
+        WRITES[write](late)
+    assert heir.study.get_trials() == before
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("how", ["written over", "moved there", "removed"])
+def test_a_database_that_was_replaced_by_another_study_is_named(tmp_path, write, how):
+    book = ledger(open_storage(Store.at(tmp_path / "a"), None))
+    book.ask()
+    ledger(open_storage(Store.at(tmp_path / "b"), None), home=Home("2" * 32, "/runs/b")).ask()
+    mine, other = tmp_path / "a/study.db", tmp_path / "b/study.db"
+    {
+        "written over": lambda: shutil.copy(other, mine),
+        "moved there": lambda: other.replace(mine),
+        "removed": mine.unlink,
+    }[how]()
+    told = "was replaced: it held /runs/s .* and now holds /runs/b"
+    with pytest.raises(MismatchError, match=told if how == "written over" else "was removed or replaced under way"):
+        WRITES[write](book)
+
+
+def test_a_database_that_knows_a_trial_no_more_was_replaced(tmp_path):
+    book = ledger(open_storage(Store.at(tmp_path), None))
+    book.ask()
+    shutil.copy(tmp_path / "study.db", tmp_path / "older.db")
+    number = book.ask().number
+    shutil.copy(tmp_path / "older.db", tmp_path / "study.db")
+    with pytest.raises(MismatchError, match="The study's database was replaced"):
+        book.complete(number, 1.0)
+
+
+@pytest.mark.parametrize("values", [{"alpha": "x"}, {"alpha": 0.5, "beta": [1]}, {"alpha": None}])
+def test_what_somebody_enqueued_with_wrong_values_fails_alone(storage, values):
+    book = ledger(storage(), published={})
+    book.study.enqueue_trial(values)
+    assert book.ask().state is TrialState.FAIL
+    assert book.get(0).user_attrs["failure"]["kind"] == "configuration"
+    assert "which was enqueued" in book.get(0).user_attrs["failure"]["message"]
+    assert book.parameters(0).keys() <= {"alpha"}
+    assert book.ask().state is TrialState.RUNNING
+
+
+def test_what_is_no_part_of_a_journal_is_passed_over_and_named(tmp_path, caplog):
+    journal = Store.at(tmp_path)
+    ObjectJournal(journal).append_logs([{"n": 1}])
+    for name in ("00000000 copy.json", "._00000000.json", ".DS_Store", "000000001.json"):
+        journal.write(name, b'[{"n": 9}]')
+    later = ObjectJournal(journal)
+    later.append_logs([{"n": 2}])
+    assert [log["n"] for log in ObjectJournal(journal).read_logs(0)] == [1, 2]
+    assert "00000000 copy.json" in caplog.text
+
+
+@pytest.mark.parametrize("how", ["stale", "twice"])
+def test_a_listing_that_lies_changes_nothing_about_a_journal(tmp_path, monkeypatch, how):
+    journal = ObjectJournal(Store.at(tmp_path))
+    for n in range(5):
+        journal.append_logs([{"n": n}])
+    real = Store.list
+    lies = {"stale": lambda names: names[:2] + names[3:], "twice": lambda names: [*names, names[1]]}[how]
+    monkeypatch.setattr(Store, "list", lambda self, prefix="": lies(real(self, prefix)))
+    assert [log["n"] for log in ObjectJournal(Store.at(tmp_path)).read_logs(0)] == [0, 1, 2, 3, 4]
+
+
+def test_a_journal_that_lost_an_object_is_refused_by_its_name(tmp_path):
+    journal = ObjectJournal(Store.at(tmp_path))
+    for n in range(3):
+        journal.append_logs([{"n": n}])
+    (tmp_path / "00000001.json").unlink()
+    with pytest.raises(DataError, match="has lost 00000001.json"):
+        ObjectJournal(Store.at(tmp_path)).read_logs(0)
+
+
+def test_a_journal_is_not_written_once_the_lease_is_lost(tmp_path):
+    def lost():
+        raise LeaseLostError("lost")
+
+    with pytest.raises(LeaseLostError):
+        ObjectJournal(Store.at(tmp_path), lost).append_logs([{"n": 1}])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_two_writers_of_a_journal_do_not_lose_each_others_logs(tmp_path):

@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import json
 import os
 import sqlite3
 from types import SimpleNamespace
@@ -12,17 +13,19 @@ import ray.tune
 import torch
 from ray.tune.error import TuneError
 
-from wsol_pipeline.errors import ResourceError, UsageError, WsolError
+from wsol_pipeline.errors import DataError, MismatchError, ResourceError, UsageError, WsolError
 from wsol_pipeline.storage import Store
+from wsol_pipeline.study import tuner
 from wsol_pipeline.study.budget import Budget
 from wsol_pipeline.study.database import database_needed
+from wsol_pipeline.study.identity import Home
 from wsol_pipeline.study.lease import Lease
 from wsol_pipeline.study.ledger import open_ledger
 from wsol_pipeline.study.pareto import Rule
 from wsol_pipeline.study.samplers import pruner, sampler
 from wsol_pipeline.study.tuner import LedgerScheduler, LedgerSearcher, run_trials, trial_folder
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position
-from wsol_pipeline.training.config import Job, TrainConfig, from_dict
+from wsol_pipeline.training.config import Job, TrainConfig, from_dict, to_dict
 
 EPOCHS, RUNG = 3, 2
 RULE = Rule(("gt_known_loc", "cls_top1", "device_hours"), 1.0)
@@ -36,6 +39,7 @@ class Death(BaseException):
 def no_fsync(monkeypatch):
     """A killed process loses nothing of what it wrote; only a machine that falls does."""
     monkeypatch.setattr(os, "fsync", lambda handle: None)
+    monkeypatch.setattr(tuner.signals, "hush", lambda checkpoints: None)  # there is no cluster to tell
 
 
 @pytest.fixture
@@ -61,9 +65,11 @@ class Driver:
             published={"paper/row": {"alpha": 0.5}},
             sampler=sampler("tpe", seed=0, startup_trials=2),
             pruner=pruner(pruning, RUNG, EPOCHS),
+            home=Home("1" * 32, self.folder.uri),
+            lease=Lease(self.folder / "lease", attempt),
             rule=rule,
         )
-        self.lease = Lease(self.folder / "lease", attempt)
+        self.lease = self.ledger.lease
         self.events = []
         self.ids, self.passed, self.die_at = (f"ray-{attempt}-{n}" for n in itertools.count()), 0, die_at
         self.searcher = LedgerSearcher(
@@ -71,7 +77,8 @@ class Driver:
         )
 
     def _job(self, parameters, seed, folder):
-        return Job(TrainConfig(options=parameters, seed=seed), "data", folder.uri, self.lease.attempt)
+        train = TrainConfig(options=parameters, seed=seed)
+        return Job(train, "data", folder.uri, self.lease.attempt, "1" * 32, "fingerprint")
 
     def _hear(self, event, number, details):
         self.events.append((event, number))
@@ -131,10 +138,16 @@ def work(job):
         }
         records = [*records, record]
         if final:
-            store.finish({"model.safetensors": b"weights"}, records)
+            store.finish(model(job), records)
         else:
             store.save(Position(epoch), {"weight": torch.zeros(1)}, records)
         yield record
+
+
+def model(job, **changes):
+    """The files of a finished model of `job`."""
+    told = {"study": job.study, "dataset": job.fingerprint, "train": to_dict(job.train)} | changes
+    return {"model.safetensors": b"weights", "model.json": json.dumps(told).encode()}
 
 
 def write_rung(checkpoints, value):
@@ -184,7 +197,7 @@ def test_an_objective_that_is_not_defined_fails_its_trial_only(study):
     driver = Driver(study, trials=1, rule=RULE)
     trial_id, job = driver.start()
     record = {"value": 50.0, "val": {"cls_top1": float("nan")}, "device_seconds": 1.0}
-    CheckpointStore(Store.at(job.trial), 1).finish({"model.safetensors": b"weights"}, [record])
+    CheckpointStore(Store.at(job.trial), 1).finish(model(job), [record])
     driver.searcher.on_trial_complete(trial_id)
     assert driver.states() == ["FAIL"]
     assert driver.ledger.get(0).user_attrs["failure"]["message"] == "cls_top1 is not defined for these maps"
@@ -349,7 +362,7 @@ def test_a_driver_that_lost_its_lease_writes_nothing(study, step):
     worker = work(job)
     record = next(worker)
     before = ledger_of(driver)
-    driver.lease.lost.set()
+    driver.lease._replaced.set()
     if step == "complete":
         list(worker)
     actions = {
@@ -408,3 +421,161 @@ def test_what_the_database_said_comes_through_ray_and_optuna(study, monkeypatch)
 def test_rays_own_way_to_continue_is_refused(study):
     with pytest.raises(WsolError, match="same command"):
         Driver(study).searcher.restore("somewhere")
+
+
+def finish_with(driver, **changes):
+    trial_id, job = driver.start()
+    record = {"value": 50.0, "val": {}, "device_seconds": 1.0}
+    CheckpointStore(Store.at(job.trial), job.attempt).finish(model(job, **changes), [record])
+    return trial_id
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"study": "2" * 32}, "study was '2+', now '1+'"),
+        ({"dataset": "other"}, "data was 'other', now 'fingerprint'"),
+        ({"train": to_dict(TrainConfig(options={"alpha": 0.9}))}, "train.options.alpha was 0.9, now 0.5"),
+    ],
+)
+def test_a_model_of_another_study_data_or_setting_stops_the_study_with_both(study, changes, told):
+    driver = Driver(study)
+    trial_id = finish_with(driver, **changes)
+    with pytest.raises(MismatchError, match=told):
+        driver.searcher.on_trial_complete(trial_id)
+    assert driver.states() == ["RUNNING"]
+    with pytest.raises(MismatchError, match=told):  # adopted by the next driver
+        Driver(study, attempt=2)
+
+
+def fault(driver, kind, message):
+    """A trial starts, and cannot go on for what is around it."""
+    trial_id, job = driver.start()
+    CheckpointStore(Store.at(job.trial), job.attempt).note_fault(kind, message)
+    driver.searcher.on_trial_complete(trial_id)
+
+
+@pytest.mark.parametrize(("kind", "error"), [("data", DataError), ("storage", ResourceError)])
+def test_a_fault_around_the_trials_ends_the_study_early_and_costs_no_trial(study, kind, error):
+    driver = Driver(study, trials=30)
+    driver.train(*driver.start())
+    fault(driver, kind, "shard 7 is missing")
+    fault(driver, kind, "shard 3 is missing")
+    with pytest.raises(error, match="3 times in a row .*shard 5 is missing.* Look at .*The same command continues"):
+        fault(driver, kind, "shard 5 is missing")
+    assert driver.states() == ["COMPLETE", "RUNNING"]
+    again = Driver(study, attempt=2, trials=3)  # all is mended
+    again.run()
+    assert again.states() == ["COMPLETE"] * 3
+
+
+def test_a_fault_that_passes_is_a_death_like_others(study):
+    driver = Driver(study, trials=2)
+    for _ in range(4):
+        fault(driver, "data", "a shard is missing")
+        trial_id, job = driver.start()
+        driver.record(trial_id, next(work(job)))  # it got further
+        CheckpointStore(Store.at(job.trial), job.attempt).note_fault("data", "a shard is missing")
+        driver.searcher.on_trial_complete(trial_id)
+        if len(driver.checkpoints(0).records()) == 2:
+            break
+    driver.run()
+    assert driver.states() == ["COMPLETE"] * 2
+
+
+def test_a_trial_that_comes_back_is_started_though_nothing_else_was_left(study):
+    driver = Driver(study, trials=1)
+    trial_id, job = driver.start()
+    assert driver.searcher.suggest("another") is None  # not finished: this one may come back
+    CheckpointStore(Store.at(job.trial), job.attempt).note_fault("storage", "away")
+    driver.searcher.on_trial_complete(trial_id)
+    driver.run()
+    assert driver.states() == ["COMPLETE"]
+
+
+def test_data_that_was_replaced_stops_the_study_at_once(study):
+    with pytest.raises(MismatchError, match="^holds other data The same command continues"):
+        fault(Driver(study), "mismatch", "holds other data")
+
+
+@pytest.mark.parametrize(
+    ("kind", "limit"), [("configuration", 3), ("infrastructure", 3), ("out_of_memory", 5), ("nan", 10)]
+)
+def test_failures_that_are_alike_end_the_study_early(study, kind, limit):
+    driver = Driver(study, trials=30)
+    while started := driver.start():
+        number = len(driver.states()) - 1
+        driver.checkpoints(number).fail(kind, f"{number}.5 GiB after 1e-{number} s")
+        driver.searcher.on_trial_complete(started[0])
+    assert driver.states() == ["FAIL"] * limit
+    assert f"{limit} times in a row a trial failed alike ({kind}: " in driver.searcher.stopped
+    assert "Look at " in driver.searcher.stopped
+
+
+def test_failures_that_differ_or_are_not_in_a_row_are_let_be(study):
+    driver = Driver(study, trials=12)
+    while started := driver.start():
+        number = len(driver.states()) - 1
+        if number % 3 == 2:
+            driver.train(*started)
+            continue
+        driver.checkpoints(number).fail("configuration", "a" if number % 2 else "b")
+        driver.searcher.on_trial_complete(started[0])
+    assert driver.searcher.stopped == ""
+    assert len(driver.states()) == 12
+
+
+def test_a_trial_enqueued_with_values_that_are_none_fails_alone(study):
+    driver = Driver(study, trials=3)
+    driver.ledger.study.enqueue_trial({"alpha": "x"})
+    driver.run()
+    assert driver.states() == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert ("failed", 1) in driver.events
+
+
+def test_one_that_a_dead_driver_had_asked_for_fails_alone_too(study):
+    dead = Driver(study, trials=3)
+    dead.ledger.study.enqueue_trial({"alpha": "x"})
+    dead.ledger.study.ask()
+    dead.ledger.study.ask()
+    heir = Driver(study, attempt=2, trials=3)
+    assert heir.states() == ["RUNNING", "FAIL"]
+    assert heir.searcher.orphans == [0]
+
+
+@pytest.fixture
+def beats(monkeypatch):
+    """What trials have said, and which were ended; the clock is this test's own."""
+    said = SimpleNamespace(of={}, ended=[], now=1000.0)
+    monkeypatch.setattr(tuner.signals, "heartbeat", lambda checkpoints: said.of.get(checkpoints.trial.name))
+    monkeypatch.setattr(tuner.signals, "end", lambda checkpoints: said.ended.append(checkpoints.trial.name))
+    monkeypatch.setattr(tuner.signals, "position", lambda checkpoints: None)
+    monkeypatch.setattr(tuner.time, "monotonic", lambda: said.now)
+    monkeypatch.setattr(tuner, "check_alive", lambda: None)
+    return said
+
+
+def test_a_trial_that_has_said_nothing_for_longer_than_it_may_is_ended(study, beats):
+    driver = Driver(study)
+    driver.searcher.stuck_seconds = 60
+    driver.start()
+    driver.start()
+
+    def pass_(seconds, **said):
+        for _ in range(seconds // 2):
+            beats.now += 2
+            driver.searcher.step()
+        beats.of |= said
+
+    pass_(400)
+    assert beats.ended == []  # they have not begun: there may be no machine yet
+    beats.of |= {"0000": "1", "0001": "1"}
+    for beat in range(2, 6):
+        pass_(20, **{"0001": str(beat)})
+    assert beats.ended == ["0000"]
+    for beat in range(6, 10):
+        pass_(20, **{"0001": str(beat)})
+    assert beats.ended == ["0000", "0000"]  # whoever took its place stands still too
+    pass_(4, **{"0000": "a", "0001": "11"})
+    pass_(40)
+    assert beats.ended == ["0000", "0000"]

@@ -1,13 +1,17 @@
 """MLflow that is away, slow or broken, at the start, in the middle and at the end: nothing is lost, nothing twice."""
 
+import contextlib
 import functools
 import itertools
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import mlflow
 import pytest
 
-from wsol_pipeline.errors import ResourceError, UsageError
+from wsol_pipeline.errors import LeaseLostError, ResourceError, UsageError
 from wsol_pipeline.storage import Store
+from wsol_pipeline.tracking import connect as connecting
 from wsol_pipeline.tracking import projection, registry, runs
 from wsol_pipeline.tracking.connect import ServerAway, connect_mlflow
 from wsol_pipeline.tracking.connect import connect as connect_to
@@ -190,3 +194,83 @@ def test_a_server_away_at_the_end_leaves_a_list(connect, mlflow_proxy, patient):
         {"trials": writer.write, "the model": writer.runs.close_parent, "pictures": writer.runs.close_parent}
     )
     assert told.startswith("MLflow lacks the model, pictures (")
+
+
+GARBAGE = {
+    "html": b"<html><form action=login>", "empty": b"", "list": b"[]", "null": b"null", "string": b'"x"',
+    "numbers": b'{"experiment": 5, "runs": {"a": 1}, "experiment_id": [1]}', "no id": b'{"experiment": {}}',
+    "nulls": b'{"experiment": {"experiment_id": null, "name": null}}', "deep": b"[" * 200_000, "latin": b"\xff\xfe\x00",
+}  # fmt: skip
+
+
+@pytest.fixture
+def answering():
+    """`answering(body)`: the address of a server that answers 200 and that, whatever it is asked; `trickle`: slowly."""
+    servers = []
+
+    def serve(body: bytes, trickle: bool = False) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def answer(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(body) + 1000 * trickle))
+                self.end_headers()
+                with contextlib.suppress(OSError):
+                    self.wfile.write(body)
+                    while trickle and not over.wait(0.1):
+                        self.wfile.write(b" ")
+
+            do_GET = do_POST = answer
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        over = threading.Event()
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        servers.append((server, over))
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield serve
+    for server, over in servers:
+        over.set()
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("body", GARBAGE)
+def test_what_is_no_mlflow_is_told_in_a_line(answering, body):
+    with pytest.raises(
+        (UsageError, ServerAway), match="MLflow at http://127.0.0.1:[0-9]+ (is no MLflow|does not)"
+    ) as told:
+        connect_to(answering(GARBAGE[body]), "wsol", None)
+    assert "\n" not in str(told.value)
+
+
+def test_an_answer_that_trickles_is_not_waited_for(answering, monkeypatch):
+    monkeypatch.setattr(connecting, "CONNECT_SECONDS", 0.5)
+    with pytest.raises(ServerAway, match="does not answer: no whole answer within 0.5 s"):
+        connect_to(answering(b"{", trickle=True), "wsol", None)
+
+
+def test_the_end_does_not_wait_for_a_call_that_never_comes_back(patient, monkeypatch):
+    patient(0.1)
+    monkeypatch.setattr(runs, "TRICKLE", 0.2)
+    never = threading.Event()
+    assert deliver({"a": lambda: None, "b": never.wait, "c": lambda: None}) == (
+        "MLflow lacks b, c (no whole answer within 0.3 s)"
+    )
+    never.set()
+
+
+def test_who_has_lost_the_lease_delivers_nothing_more():
+    written = []
+
+    def lost():
+        raise LeaseLostError("another driver took over")
+
+    with pytest.raises(LeaseLostError):
+        deliver({"the winner's model": lost, "the study's end": lambda: written.append(1)})
+    assert written == []

@@ -1,6 +1,7 @@
 """MLflow as a projection: written again it stays the same, and an answer that got lost makes no second run."""
 
 import logging
+import time
 from collections import Counter
 from dataclasses import replace
 
@@ -10,10 +11,10 @@ from filelock import FileLock, Timeout
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
-from wsol_pipeline.errors import ResourceError
+from wsol_pipeline.errors import ResourceError, UsageError
 from wsol_pipeline.tracking.connect import connect
 from wsol_pipeline.tracking.projection import Projection, StudyView, TrialView
-from wsol_pipeline.tracking.runs import StudyRuns
+from wsol_pipeline.tracking.runs import STORAGE_TAG, StudyRuns
 
 
 class Lossy:
@@ -118,13 +119,13 @@ def test_what_has_ended_is_not_asked_for_again_even_by_a_second_driver(connected
     one = project(client, experiment, [replace(view(0, 2, "PRUNED"), readout=draw), replace(view(1, 1), readout=draw)])
     assert one.flush()
     assert one.flush()
-    assert (one.ended, drawn) == ({0}, [1])
+    assert (one.runs.ended, drawn) == ({0}, [1])
     run = client.get_run(one.runs.trial(0))
     assert run.data.metrics["readout/gain"] == 7.5
     assert [file.path for file in client.list_artifacts(run.info.run_id, "readout")] == ["readout/surface.png"]
     second = project(client, experiment, [view(0, 2, "PRUNED"), view(1, 1)])
     assert second.flush()
-    assert second.ended == {0}
+    assert second.runs.ended == {0}
 
 
 def test_an_end_whose_files_did_not_arrive_is_written_again(connected, monkeypatch):
@@ -156,6 +157,67 @@ def test_the_study_s_own_run_grows_with_it(connected):
     assert (run.data.params, run.data.tags["wsol.trials"]) == ({"epochs": "4"}, "2 complete")
     history = client.get_metric_history(run.info.run_id, "best_objective")
     assert [(metric.step, metric.value) for metric in history] == [(1, 50.0), (2, 60.0)]
+
+
+def test_two_studies_of_one_name_never_share_a_run(connected):
+    client, experiment = connected
+    first, second = (
+        StudyRuns(lambda: connected, "s", {STORAGE_TAG: f"/{who}/s"}, id * 32)
+        for who, id in (("alice", "a"), ("bob", "b"))
+    )
+    first.trial(0)
+    with pytest.raises(
+        UsageError, match=r"another study 's', kept at /alice/s \(id a{12}; this one is b{12}, kept at /bob"
+    ):
+        second.parent()
+    assert Projection(first, lambda: [view(0, 1, "COMPLETE")]).flush()
+    assert {run.data.tags["wsol.study_id"] for run in client.search_runs([experiment])} == {"a" * 32}
+    client.delete_run(first.parent())  # as the error says
+    first.forget()
+    assert second.parent()
+
+
+def test_of_two_that_began_at_once_the_first_goes_on(connected):
+    first, second = (StudyRuns(lambda: connected, "s", {}, id) for id in ("a", "b"))
+    for runs in (first, second):  # neither has seen the other
+        runs._find = dict  # type: ignore[method-assign]
+        runs.parent()
+        del runs._find
+        runs.forget()
+        time.sleep(0.01)
+    assert first.trial(0)
+    with pytest.raises(UsageError, match="another study 's'"):
+        second.trial(0)
+
+
+def test_deleted_runs_are_written_again_from_their_beginning(connected):
+    client, experiment = connected
+    shown = [view(0, 2, "COMPLETE"), view(1, 1)]
+    writer = project(client, experiment, shown)
+    assert writer.flush()
+    for run in client.search_runs([experiment]):
+        client.delete_run(run.info.run_id)
+    shown[1] = view(1, 3)
+    assert [writer.flush(), writer.flush()] == [False, True]
+    runs = {run.data.tags["wsol.trial"]: run for run in client.search_runs([experiment])}
+    assert set(runs) == {"study", "0", "1"}
+    steps = {n: [m.step for m in client.get_metric_history(runs[n].info.run_id, "train/loss")] for n in ("0", "1")}
+    assert steps == {"0": [1, 2], "1": [1, 2, 3]}
+    assert {n: run.data.params for n, run in runs.items() if n != "study"} == {
+        "0": {"alpha": "0.5"},
+        "1": {"alpha": "0.5"},
+    }
+    assert {runs[n].data.tags["mlflow.parentRunId"] for n in ("0", "1")} == {runs["study"].info.run_id}
+
+
+def test_runs_whose_parent_was_deleted_get_the_new_one(connected):
+    client, experiment = connected
+    assert project(client, experiment, [view(0, 2, "COMPLETE"), view(1, 1)]).flush()
+    (parent,) = [run for run in client.search_runs([experiment]) if run.data.tags["wsol.trial"] == "study"]
+    client.delete_run(parent.info.run_id)
+    assert project(client, experiment, [view(0, 2, "COMPLETE"), view(1, 1)]).flush()
+    runs = {run.data.tags["wsol.trial"]: run for run in client.search_runs([experiment])}
+    assert {runs[n].data.tags["mlflow.parentRunId"] for n in ("0", "1")} == {runs["study"].info.run_id}
 
 
 def test_an_answer_that_got_lost_makes_no_second_run(connected, caplog):

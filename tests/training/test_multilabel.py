@@ -23,7 +23,7 @@ from wsol_pipeline.evaluation.evaluate import detect
 from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.evaluation.selection import choose, transferred
 from wsol_pipeline.storage import Store
-from wsol_pipeline.study.outcome import WINNER
+from wsol_pipeline.study.outcome import WINNER, model_named
 from wsol_pipeline.study.plan import check_buildable
 from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.loop import train
@@ -70,7 +70,8 @@ def judge(several, reading, tmp_path, monkeypatch, capsys):
         monkeypatch.delenv(name, raising=False)
 
     def run(trained, method):
-        record = {"method": method, "model": trained.final.uri, "trial": 0, "trials": 1, "published": None}
+        record = {"method": method, "trial": 0, "trials": 1, "published": None, "study": ""}
+        record |= model_named(trained.final)
         Store.at(tmp_path / method).write(WINNER, json.dumps({**record, "data": several.uri}).encode())
         arguments = ["--study", method, "--storage", str(tmp_path)]
         report_job.main(arguments)

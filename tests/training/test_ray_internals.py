@@ -6,9 +6,13 @@ else of the project touches `ray._private` or `ray.experimental`.
 
 import ast
 import inspect
+import os
+import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import ray
 from ray._private import ray_constants, services, worker
@@ -76,3 +80,25 @@ def test_ray_reads_where_to_listen_from_the_constant(monkeypatch):
     ray_internals.stay_on_loopback()
     assert ray_constants.ENABLE_RAY_CLUSTER is False
     assert "ray_constants.ENABLE_RAY_CLUSTER" in inspect.getsource(services), "Ray asks another name where to listen"
+
+
+@ray.remote
+class Sleeper:
+    def who(self):
+        return os.getpid(), ray_internals.own_actor()
+
+    def sleep(self):
+        time.sleep(3600)
+
+
+def test_an_actor_that_was_stopped_is_ended_by_its_id(local_ray):
+    """SIGSTOP: it answers nothing, and none of its threads runs."""
+    actor = Sleeper.remote()
+    pid, name = ray.get(actor.who.remote())
+    sleeping = actor.sleep.remote()
+    os.kill(pid, signal.SIGSTOP)
+    ray_internals.kill_actor(name)
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(sleeping, timeout=120)
+    psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=120)
+    assert not psutil.pid_exists(pid), "core_worker.kill_actor no longer ends a process that does not answer"

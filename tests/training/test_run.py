@@ -1,20 +1,24 @@
 """The adapters to Ray: which failures belong to the trial, and what a reused process must not carry over."""
 
+import errno
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import ray.tune
 import torch
 
 from wsol_models import cam
-from wsol_pipeline.errors import DataError, ResourceError, UsageError
+from wsol_pipeline.data.importers import synthetic
+from wsol_pipeline.data.ingest import import_dataset
+from wsol_pipeline.errors import DataError, MismatchError, ResourceError, UsageError
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training import run
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position
 from wsol_pipeline.training.config import Job, to_dict
-from wsol_pipeline.training.loop import NonFiniteError, World, train
+from wsol_pipeline.training.loop import NonFiniteError, Order, World, train
 
 
 @pytest.fixture
@@ -58,10 +62,47 @@ def test_a_nan_ends_the_trial_quietly_and_says_why(make_job, reports, monkeypatc
     assert reports == []
 
 
-def test_a_data_set_that_is_gone_is_a_failure_of_the_trial(make_job, reports, tmp_path):
+def test_a_data_set_that_is_gone_is_no_failure_of_the_trial(make_job, reports, tmp_path):
     job = make_job()
     run.run_on_one_device(to_dict(job) | {"data": str(tmp_path / "nothing")})
-    assert store_of(job).failure()["kind"] == "data"
+    assert store_of(job).failure() is None
+    assert store_of(job).failed()
+    assert store_of(job).take_fault()["kind"] == "data"
+    assert not store_of(job).failed()
+
+
+def test_data_that_was_replaced_is_not_trained_on(make_job, reports, dataset):
+    job = make_job()
+    run.run_on_one_device(to_dict(job) | {"fingerprint": dataset.fingerprint})
+    assert len(reports) == 2
+    reports.clear()
+    other = make_job("other")
+    run.run_on_one_device(to_dict(other) | {"fingerprint": "f" * 64})
+    fault = store_of(other).take_fault()
+    assert fault["kind"] == "mismatch"
+    assert f"fingerprint {dataset.fingerprint[:12]}) than the study was begun with (ffffffffffff)" in fault["message"]
+    assert reports == []
+
+
+def test_a_checkpoint_of_other_data_is_not_gone_on_from(make_job, reports, tmp_path, dataset):
+    job = make_job()
+    record = next(run.epochs(job, World()))
+    assert record["epoch"] == 1
+    state = store_of(job).newest().state
+    other = tmp_path / "other"
+    import_dataset(
+        synthetic.read(Path(), synthetic.Options(train=64, val=25, test=24, classes=3, size=40, seed=9)),
+        Store.at(other), name="tiny", origin={"importer": "synthetic"},
+    )  # fmt: skip
+    run.run_on_one_device(to_dict(job) | {"data": str(other)})
+    assert store_of(job).take_fault()["kind"] == "mismatch"
+    assert store_of(job).newest().state["config_hash"] == state["config_hash"]
+
+
+def test_a_finished_model_says_of_which_study_it_is(make_job, reports):
+    job = make_job()
+    run.run_on_one_device(to_dict(job) | {"study": "1" * 32})
+    assert json.loads(store_of(job).final().read("model.json"))["study"] == "1" * 32
 
 
 @pytest.mark.parametrize(
@@ -69,8 +110,12 @@ def test_a_data_set_that_is_gone_is_a_failure_of_the_trial(make_job, reports, tm
     [
         (NonFiniteError("nan"), "nan"),
         (torch.OutOfMemoryError("full"), "out_of_memory"),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"),
+            "out_of_memory",
+        ),
+        (RuntimeError("CUDA error: out of memory"), "out_of_memory"),
         (MemoryError(), "out_of_memory"),
-        (DataError("broken"), "data"),
         (UsageError("wrong"), "configuration"),
         (ValueError("wrong"), "configuration"),
     ],
@@ -79,9 +124,40 @@ def test_a_failure_of_the_trials_own_is_noted(make_job, error, kind):
     job = make_job()
     with run._own_failures(job):
         raise error
-    assert store_of(job).failure() == {"kind": kind, "message": str(error)}
+    assert store_of(job).failure() == {"kind": kind, "message": str(error) or type(error).__name__}
+    assert store_of(job).take_fault() is None
     with pytest.raises(type(error)), run._own_failures(job, end_quietly=False):
         raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (DataError("broken"), "data"),
+        (MismatchError("other data"), "mismatch"),
+        (OSError(errno.ENOSPC, "full"), "storage"),
+        (OSError(errno.EROFS, "read-only"), "storage"),
+        (PermissionError(errno.EACCES, "forbidden"), "storage"),
+        (FileNotFoundError(errno.ENOENT, "gone"), "storage"),
+        (run.OutageError("away"), "storage"),
+    ],
+)
+def test_a_fault_around_the_trial_is_no_failure_of_its_own(make_job, error, kind):
+    job = make_job()
+    with run._own_failures(job):
+        raise error
+    assert store_of(job).failure() is None
+    assert store_of(job).take_fault() == {"kind": kind, "message": str(error)}
+    with pytest.raises(type(error)), run._own_failures(job, end_quietly=False):
+        raise error
+    assert store_of(job).failed()  # so that a group that Ray starts again ends
+
+
+def test_a_value_error_of_what_reads_the_data_is_the_datas(make_job):
+    job = make_job()
+    with run._own_failures(job):
+        exec(compile("raise ValueError('mmap length is greater than file size')", f"{run._READING}/pixels.py", "exec"))
+    assert store_of(job).take_fault()["kind"] == "data"
 
 
 @pytest.mark.parametrize("error", [OSError("disk"), ConnectionError(), ResourceError("away"), RuntimeError("cuda")])
@@ -90,6 +166,32 @@ def test_what_another_machine_may_not_suffer_goes_to_ray(make_job, error):
     with pytest.raises(type(error)), run._own_failures(job):
         raise error
     assert store_of(job).failure() is None
+    assert store_of(job).take_fault() is None
+
+
+def test_a_server_that_stays_away_is_no_failure_of_the_trial(make_job, reports):
+    job = make_job()
+    for _ in range(run.LIVES):
+        run.count_life(store_of(job))
+        with pytest.raises(ResourceError), run._own_failures(job):
+            raise ResourceError("s3://data cannot be reached")
+    run.run_on_one_device(to_dict(job))
+    assert store_of(job).failure() is None
+    fault = store_of(job).take_fault()
+    assert fault["kind"] == "storage"
+    assert "died 4 times" in fault["message"]
+    assert "s3://data cannot be reached" in fault["message"]
+    run.run_on_one_device(to_dict(job))  # it is back
+    assert len(reports) == 2
+
+
+def test_a_trial_tells_its_driver_that_it_goes_on(make_job, monkeypatch):
+    beaten = []
+    monkeypatch.setattr(run.Signals, "beat", lambda self: beaten.append(1))
+    monkeypatch.setattr(run.Signals, "__call__", lambda self, position: Order.GO_ON)
+    job = make_job()
+    list(run.epochs(job, World(orders=run._signals(job, []))))
+    assert len(beaten) == 1 + 2 * 5 + 3 * 2  # at its begin, and as the watch of its own
 
 
 def test_a_reused_process_starts_anew(make_job):

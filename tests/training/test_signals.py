@@ -56,6 +56,26 @@ def test_the_driver_knows_where_a_trial_stands_and_can_stop_it(cluster, trial):
     assert cluster.store == {}
 
 
+def test_the_driver_hears_that_a_trial_goes_on_and_can_end_it(cluster, trial, monkeypatch):
+    ended = []
+    monkeypatch.setattr(ray_internals, "own_actor", lambda: "abc")
+    monkeypatch.setattr(ray_internals, "kill_actor", ended.append)
+    assert signals.heartbeat(trial) is None
+    signals.end(trial)  # nobody has said a word
+    worker = Signals(trial)
+    worker.beat()
+    first = signals.heartbeat(trial)
+    worker.beat()
+    assert signals.heartbeat(trial) == first  # within this second
+    cluster.now += 1.0
+    worker.beat()
+    assert signals.heartbeat(trial) != first
+    signals.end(trial)
+    assert ended == ["abc"]
+    signals.forget(trial)
+    assert cluster.store == {}
+
+
 def test_a_trial_writes_checkpoints_while_a_node_of_its_own_is_about_to_leave(cluster, trial):
     worker = Signals(trial, ["mine", "of the second rank"])
     cluster.leaving = {"another's"}

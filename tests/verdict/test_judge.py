@@ -1,5 +1,6 @@
 """Who stands in the table of a final evaluation, and who must not."""
 
+import dataclasses
 import io
 import json
 from types import SimpleNamespace
@@ -8,20 +9,22 @@ import pyarrow.parquet as pq
 import pytest
 
 from wsol_pipeline.console.screens import print_verdict
-from wsol_pipeline.errors import DataError
+from wsol_pipeline.errors import DataError, MismatchError
 from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.evaluation.selection import Choice, transferred
+from wsol_pipeline.training.checkpoint import seal_of
 from wsol_pipeline.verdict.judge import Verdict
 from wsol_pipeline.verdict.options import EvaluateOptions
-from wsol_pipeline.verdict.rows import Contender, Row, contenders, paper_figures, require_comparable
+from wsol_pipeline.verdict.rows import Contender, Row, contenders, paper_figures, require_comparable, require_named
 from wsol_pipeline.verdict.score import score
 
-WINNER = {"model": "/runs/a/final", "published": {"model": "/runs/a/first", "preset": "row"}}
+FIRST = {"model": "/runs/a/first", "seal": "b" * 64, "preset": "row"}
+WINNER = {"study": "1", "model": "/runs/a/final", "seal": "a" * 64, "published": FIRST}
 
 
 def test_others_stand_first_then_the_published_setting_then_the_winner():
-    found = contenders({"a": WINNER, "b": {"model": "/runs/b/final", "published": None}})
+    found = contenders({"a": WINNER, "b": WINNER | {"model": "/runs/b/final", "published": None}})
     assert [(c.label, c.study, c.final.uri, c.preset) for c in found] == [
         ("b: winner", "b", "/runs/b/final", None),
         ("a: published", "a", "/runs/a/first", "row"),
@@ -30,7 +33,7 @@ def test_others_stand_first_then_the_published_setting_then_the_winner():
 
 
 def test_a_winner_that_is_the_published_setting_is_judged_once():
-    (found,) = contenders({"a": {"model": "/runs/a", "published": {"model": "/runs/a", "preset": "row"}}})
+    (found,) = contenders({"a": WINNER | {"model": "/runs/a", "published": FIRST | {"model": "/runs/a"}}})
     assert (found.label, found.final.uri, found.preset) == ("a: winner, as published", "/runs/a", "row")
 
 
@@ -125,6 +128,16 @@ def test_data_that_was_imported_anew_is_refused():
     data = SimpleNamespace(uri="data", fingerprint="other")
     with pytest.raises(DataError, match="is not the data any more"):
         require_comparable(data, contenders({"a": WINNER}), [model(protocol("wsol-v1", 64, 72))] * 2)
+
+
+def test_a_model_that_the_study_has_not_named_is_not_judged(fit, make_config):
+    final = fit(make_config()).final
+    named = Contender("a: winner", "a", final, None, "1", seal_of(final))
+    require_named(named, {"study": "1"})
+    with pytest.raises(MismatchError, match="is of study 2, not of 'a'"):
+        require_named(named, {"study": "2"})
+    with pytest.raises(MismatchError, match="holds another model .* than study 'a' has named"):
+        require_named(dataclasses.replace(named, seal="0" * 64), {"study": "1"})
 
 
 def test_an_evaluation_keeps_every_image_its_counts_and_some_pictures(fit, make_config, reading):

@@ -31,6 +31,7 @@ class Screen:
 
     def __init__(self, plan: Plan, mlflow_away: Callable[[], bool]) -> None:
         self.plan, self.mlflow_away = plan, mlflow_away
+        self.view = TrialLog(plan.config.recipe.epochs, plan.config.objective)  # until there are trials to show
 
     def __call__(self, event: str, trial: int | None, details: Mapping[str, Any]) -> None:
         match event:
@@ -86,7 +87,7 @@ class TrialLog:
             "complete": lambda: f"complete: {self._reached(details)}",
             "pruned": lambda: "pruned",
             "failed": lambda: f"failed: {details['kind']}: {details.get('message', '')[:160]}",
-            "died": lambda: "its worker died: another goes on from the last checkpoint",
+            "died": lambda: f"{_cause(details)}: another goes on from the last checkpoint",
             "stopping": lambda: "writes a checkpoint and ends; the same signal again leaves at once",
         }.get(event)
         if text:
@@ -105,6 +106,11 @@ class TrialLog:
 
     def _line(self, text: str) -> None:
         print(f"[{time.monotonic() - self.started:5.0f} s] {text}", flush=True)
+
+
+def _cause(death: Mapping[str, Any]) -> str:
+    """Why a trial's worker ended, if it could say so."""
+    return f"could not go on ({death['kind']}: {death['message'][:160]})" if death else "its worker died"
 
 
 @dataclass

@@ -63,7 +63,9 @@ def print_outcome(outcome: Outcome, plan: Plan, model_version: str) -> None:
         f"{balance['fail']} failed"
     )
     if outcome.stopped:
-        console.print(f"{outcome.stopped}: the same command with a larger limit continues", soft_wrap=True)
+        is_limit = not outcome.stopped.endswith(".")
+        way_on = ": the same command with a larger limit continues" if is_limit else " The same command goes on."
+        console.print(f"{outcome.stopped}{way_on}", soft_wrap=True)
     objectives = plan.rule.objectives if plan.rule else (objective,)
     what, shown = objective, outcome.ranking[:8]
     if plan.rule:

@@ -35,6 +35,7 @@ from wsol_pipeline.verdict.rows import (
     evaluation_name,
     finished_study,
     over_seeds,
+    require_named,
     rows_of,
 )
 from wsol_pipeline.verdict.score import choices, named
@@ -142,9 +143,11 @@ def gather(store: Store, studies: tuple[str, ...], study_db: str | None = None) 
 
 
 def _subject(store: Store, contender: Contender) -> Subject:
-    description = json.loads(contender.final.read(DESCRIPTION))
+    files = read_sealed(contender.final, DESCRIPTION, VAL_COUNTS)
+    description = json.loads(files[DESCRIPTION])
+    require_named(contender, description)
     config = from_dict(TrainConfig, description["train"])
-    val = Counts.from_dict(json.loads(contender.final.read(VAL_COUNTS)))
+    val = Counts.from_dict(json.loads(files[VAL_COUNTS]))
     folder, name = store / contender.study / EVALUATIONS, evaluation_name(contender)
     result = json.loads(folder.read(f"{name}.json")) if folder.exists(f"{name}.json") else None
     rules = protocol(config.protocol, config.image_size, config.resize_size)

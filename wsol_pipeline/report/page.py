@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
 from wsol_pipeline.evaluation.cases import KINDS
-from wsol_pipeline.redaction import redact
+from wsol_pipeline.redaction import printable, redact
 from wsol_pipeline.report import charts
 from wsol_pipeline.report.facts import Facts, Line, Search, Subject
 from wsol_pipeline.report.summary import FEW_TRIALS, by_size, gain, gain_sentence, kinds, size_edges
@@ -36,14 +36,17 @@ def render(facts: Facts, storage: str) -> str:
     """The page. `storage` is what its commands name as --storage."""
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
-        finalize=_redacted, trim_blocks=True, lstrip_blocks=True,
+        finalize=shown, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     return templates.get_template("page.html").render(**_context(facts, storage))
 
 
-def _redacted(value: Any) -> Any:
-    """What the page shows of a value: its text without secrets, markup as markup."""
-    return Markup(redact(str(value))) if isinstance(value, Markup) else redact(value)
+def shown(value: Any) -> Any:
+    """What a page shows of a value: its text without secrets and without what would turn a line around, markup as
+    markup."""
+    if isinstance(value, Markup):
+        return Markup(printable(redact(str(value))))
+    return printable(redact(value)) if isinstance(value, str) else redact(value)
 
 
 def _context(facts: Facts, storage: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from scipy.stats import t as student
 
 from wsol_pipeline.report import charts
+from wsol_pipeline.report.page import shown
 from wsol_pipeline.report.tables import piped
 from wsol_pipeline.study.pareto import deviation
 from wsol_pipeline.text import metric_name
@@ -236,7 +237,7 @@ def html(found: Reproduction, command: str) -> str:
     """The report as one page that needs nothing beside it. Jinja escapes whatever users have named."""
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        finalize=shown, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     compared = [one for one in compare(found) if one.readings]
     return templates.get_template("reproduction.html").render(

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from wsol_pipeline.evaluation.measures import judged_by
-from wsol_pipeline.redaction import redact
+from wsol_pipeline.redaction import printable, redact
 from wsol_pipeline.report.facts import Line
 from wsol_pipeline.text import metric_name
 from wsol_pipeline.verdict.rows import OTHER_DATA, Row
@@ -101,9 +101,8 @@ def markdown(table: Table) -> str:
 
 def piped(cells: Sequence[str]) -> str:
     """Cells as a row of a Markdown table."""
-    return (
-        "| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;").replace("](", "]\\(") for cell in cells) + " |"
-    )
+    shown = (printable(cell).replace("|", "\\|").replace("<", "&lt;").replace("](", "]\\(") for cell in cells)
+    return f"| {' | '.join(shown)} |"
 
 
 def _in_markdown(cell: Cell) -> str:

@@ -2,20 +2,26 @@
 
 import contextlib
 import json
+import logging
+import os
+import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import optuna
+import sqlalchemy
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import BaseJournalBackend
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random
 
-from wsol_pipeline.errors import DataError, ResourceError
+from wsol_pipeline.errors import DataError, MismatchError, ResourceError
 from wsol_pipeline.redaction import redact
 from wsol_pipeline.storage import Store
+
+logger = logging.getLogger(__name__)
 
 DATABASE_ERRORS = (optuna.exceptions.StorageInternalError, SQLAlchemyError, sqlite3.Error)
 
@@ -27,11 +33,11 @@ class ObjectJournal(BaseJournalBackend):
     """Optuna's journal as numbered objects in a `Store`: a study that lives in a bucket, with no database.
 
     Each append creates the next number (If-None-Match), so two writers can't overwrite each other; the study's lease
-    keeps them from trying.
+    keeps them from trying: `check` is called before each.
     """
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    def __init__(self, store: Store, check: Callable[[], None] = lambda: None) -> None:
+        self.store, self.check = store, check
         self._logs: list[dict[str, Any]] = []
         self._objects = 0
 
@@ -40,42 +46,64 @@ class ObjectJournal(BaseJournalBackend):
         return self._logs[log_number_from:]
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        self.check()
         while not self.store.create(_journal_name(self._objects), json.dumps(logs).encode()):
             self._catch_up()
+            self.check()
         self._logs += logs
         self._objects += 1
 
     def _catch_up(self) -> None:
+        """Read what is new, by number: a list may be stale, and may hold what somebody else has put there."""
         if self._objects == 0:
-            for name in self.store.list():
-                self._take(name)
+            self._check_gaps()
         while self.store.exists(_journal_name(self._objects)):
             self._take(_journal_name(self._objects))
 
+    def _check_gaps(self) -> None:
+        names = self.store.list()
+        numbers = [int(name[:-5]) for name in names if _JOURNAL.fullmatch(name)]
+        if odd := [name for name in names if not _JOURNAL.fullmatch(name)]:
+            logger.warning("%s holds what is no part of the journal, and is passed over: %s", self.store, odd[:5])
+        lost = (_journal_name(number) for number in range(max(numbers, default=-1) + 1))
+        if gap := next((name for name in lost if name not in names and not self.store.exists(name)), None):
+            raise DataError(f"The study's journal {self.store} has lost {gap}: bring it back, or give another --name.")
+
     def _take(self, name: str) -> None:
-        self._logs += json.loads(self.store.read(name))
+        try:
+            self._logs += json.loads(self.store.read(name))
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{self.store.path(name)} of the study's journal is damaged: bring it back.") from error
         self._objects += 1
+
+
+_JOURNAL = re.compile(r"\d{8}\.json")
 
 
 def _journal_name(number: int) -> str:
     return f"{number:08d}.json"
 
 
-def open_storage(store: Store, database: str | None) -> BaseStorage:
+def open_storage(store: Store, database: str | None, check: Callable[[], None] = lambda: None) -> BaseStorage:
     """Where the study lives: `database` (an SQLAlchemy URL), else SQLite in a local `store`, else a journal in `store`.
+
+    `check` is called before each write to a journal, which has no other guard against a second writer.
 
     Raises `ResourceError` if the database can't be opened, within seconds if another process has locked it.
     """
     if not database and not store.is_local:
-        return JournalStorage(ObjectJournal(store / "journal"))
+        return JournalStorage(ObjectJournal(store / "journal", check))
     url = database or f"sqlite:///{store.path('study.db')}"
     with _database_errors(url):
         if not database:
             Path(store.uri).mkdir(parents=True, exist_ok=True)
         if not url.startswith("sqlite:///"):
             return _open_database(url)
-        _check_unlocked(url.removeprefix("sqlite:///"))
-        return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
+        file = Path(url.removeprefix("sqlite:///"))
+        _check_unlocked(file)
+        storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
+        _watch(storage, file)
+        return storage
 
 
 @contextlib.contextmanager
@@ -101,7 +129,18 @@ def _database_errors(url: str) -> Iterator[None]:
         raise ResourceError(f"The study's database {redact(url)} cannot be opened: {why}") from error
 
 
-def _check_unlocked(file: str) -> None:
+def _watch(storage: RDBStorage, file: Path) -> None:
+    """Let no transaction begin in an SQLite file that has lost its name: what it writes would be gone with it."""
+    opened = file.stat()
+
+    def check(connection: object) -> None:
+        if not (file.exists() and os.path.samestat(opened, file.stat())):
+            raise MismatchError(f"The study's database {file} was removed or replaced under way: bring it back.")
+
+    sqlalchemy.event.listen(storage.engine, "begin", check)
+
+
+def _check_unlocked(file: Path) -> None:
     """Write nothing to an SQLite file, but as a writer: who holds it is told of in seconds, not after a minute."""
     with contextlib.closing(sqlite3.connect(file, timeout=LOCK_SECONDS, isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")

@@ -10,7 +10,7 @@
       launched      its process is about to train
       position      where it stands in its epoch: `position`
       epoch         an epoch ended: what `run.reportable` keeps of its record
-      died          its worker died; another goes on
+      died          its worker died; another goes on. If it could say why: `kind`, `message`
       stopping      it was asked to write a checkpoint and end
       complete      `values` by objective, its last `record`, its `folder`
       pruned

@@ -12,6 +12,7 @@ from wsol_pipeline.storage import Store
 from wsol_pipeline.study.database import check_trials_are_known, database_needed, open_storage
 from wsol_pipeline.study.doubt import doubts
 from wsol_pipeline.study.events import Listener, Telling
+from wsol_pipeline.study.identity import check_folders_are_known, home, require_made_for
 from wsol_pipeline.study.lease import Lease, acquire
 from wsol_pipeline.study.ledger import FAILURE, PUBLISHED, Ledger, open_ledger
 from wsol_pipeline.study.outcome import WINNER, Outcome, winner_record
@@ -33,20 +34,20 @@ def execute(plan: Plan, listeners: Sequence[Listener] = (), point: Point = lambd
     tell, started = Telling(listeners), time.monotonic()
     with database_needed(), acquire(plan.folder / "lease") as lease, tell.closing():
         tell("leased", None, {"lease": lease})
-        ledger = _open(plan)
+        ledger = _open(plan, lease)
         tell("opened", None, {"ledger": ledger, "lease": lease})
         stopped = _run(plan, ledger, lease, tell, point)
-        found = _finish(plan, ledger, point)
+        found = _finish(plan, ledger, lease, point, stopped)
         outcome = dataclasses.replace(found, stopped=stopped, hours=(time.monotonic() - started) / 3600)
         tell("found", None, {"outcome": outcome})
     return outcome
 
 
-def _open(plan: Plan) -> Ledger:
+def _open(plan: Plan, lease: Lease) -> Ledger:
     options = plan.options
-    storage = open_storage(plan.folder, options.study_db)
+    storage = open_storage(plan.folder, options.study_db, lease.confirm)
     check_trials_are_known(storage, options.name, plan.folder)
-    return open_ledger(
+    ledger = open_ledger(
         storage,
         options.name,
         space=plan.space,
@@ -54,8 +55,12 @@ def _open(plan: Plan) -> Ledger:
         published=plan.published,
         sampler=sampler(options.sampler, options.seed, options.startup_trials),
         pruner=pruner(options.pruning, min(plan.config.rungs, default=1), plan.config.recipe.epochs),
+        home=home(plan.folder),
+        lease=lease,
         rule=plan.rule,
     )
+    check_folders_are_known(plan.folder, len(ledger.trials(waiting=True)))
+    return ledger
 
 
 def _run(plan: Plan, ledger: Ledger, lease: Lease, tell: Telling, point: Point) -> str:
@@ -70,14 +75,15 @@ def _run(plan: Plan, ledger: Ledger, lease: Lease, tell: Telling, point: Point) 
     require(not options.sync_batch_norm or device == "cuda", "sync_batch_norm needs GPUs", device)
 
     def trial_job(parameters: dict[str, Any], seed: int, folder: Store) -> Job:
-        return plan.job(parameters, seed, folder, lease.attempt, device)
+        return plan.job(parameters, seed, folder, lease.attempt, device, ledger.home.id)
 
     sample = trial_job({}, 0, plan.folder)
     concurrent = cluster.check_placement(sample, options.concurrent, options.cluster_may_grow)
     resources = resources_per_worker(sample) if options.workers == 1 else {"CPU": cluster.TUNE_ACTOR_CPU}
     searcher = LedgerSearcher(
-        ledger, lease, trial_job, options.trials, plan.folder, tell, point, options.budget(), confirm
-    )
+        ledger, lease, trial_job, options.trials, plan.folder, tell, point, options.budget(), confirm,
+        options.stuck_minutes,
+    )  # fmt: skip
     done = sum(trial.state.is_finished() for trial in ledger.proposals())
     tell("planned", None, {
         "trials": options.trials, "done": done, "adopted": searcher.orphans, "concurrent": concurrent,
@@ -97,32 +103,34 @@ def _run(plan: Plan, ledger: Ledger, lease: Lease, tell: Telling, point: Point) 
     return searcher.stopped
 
 
-def _finish(plan: Plan, ledger: Ledger, point: Point) -> Outcome:
+def _finish(plan: Plan, ledger: Ledger, lease: Lease, point: Point, stopped: str) -> Outcome:
     """Pick the winner, and say how sure that is; close the books."""
     balance = ledger.balance()
     if balance["running"]:
         raise ResourceError(f"{balance['running']} trials are still running: the same command continues.")
     failures = {t.number: t.user_attrs[FAILURE] for t in ledger.trials() if FAILURE in t.user_attrs}
-    if balance["complete"] == 0:
+    ranking = ledger.ranking()
+    if not ranking:
         reasons = "; ".join(f"trial {n}: {f['kind']}: {f['message'][:120]}" for n, f in list(failures.items())[:3])
-        raise WsolError(f"No trial of {plan.options.name!r} is complete ({reasons or balance}).")
-    best = ledger.ranking()[0]
-    ranking = [
+        raise WsolError(f"No trial of {plan.options.name!r} is complete ({reasons or balance}). {stopped}".strip())
+    best = ranking[0]
+    ranked = [
         (standing, ledger.get(standing.number).user_attrs.get(PUBLISHED, ""), ledger.parameters(standing.number))
-        for standing in ledger.ranking()
+        for standing in ranking
     ]
     device_hours = ledger.device_seconds() / 3600
     final = CheckpointStore(trial_folder(plan.folder, best.number), 0).final()
     if final is None:
         damaged = f"The model of trial {best.number} in {plan.folder.uri} is gone or altered."
-        return Outcome(balance, ranking, None, failures, device_hours, damaged=damaged)
+        return Outcome(balance, ranked, None, failures, device_hours, damaged=damaged)
+    require_made_for(plan.job(ranked[0][2], 0, plan.folder, lease.attempt, "cpu", ledger.home.id), final)
     point("registering")
     doubt, damaged = None, ""
     try:
-        doubt = doubts(plan.folder, ledger.ranking(), plan.config.objective, rule=plan.rule)
+        doubt = doubts(plan.folder, ranking, plan.config.objective, rule=plan.rule)
     except DataError as error:  # what was found stands all the same
         damaged = str(error)
-    record = winner_record(plan, ledger, final, doubt)
-    plan.folder.write(WINNER, json.dumps(record).encode())
+    record = winner_record(plan, ledger, ranking, final, doubt)
+    plan.folder.write(WINNER, json.dumps(record).encode(), lease.confirm)
     told, rule = (record.get(name, "") for name in ("doubt", "rule"))
-    return Outcome(balance, ranking, final, failures, device_hours, doubt=told, rule=rule, damaged=damaged)
+    return Outcome(balance, ranked, final, failures, device_hours, doubt=told, rule=rule, damaged=damaged)

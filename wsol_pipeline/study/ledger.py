@@ -13,12 +13,13 @@ nowhere as a proposal: not against the number of trials asked for, not in the pr
 more observation of a setting.
 """
 
-import json
+import contextlib
 import logging
 import threading
+import time
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import optuna
@@ -26,11 +27,14 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import BaseTrial, FixedTrial, FrozenTrial, Trial, TrialState
 
-from wsol_pipeline.errors import UsageError
+from wsol_pipeline.errors import LeaseLostError, MismatchError, UsageError
 from wsol_pipeline.redaction import redact
+from wsol_pipeline.study.identity import Home
+from wsol_pipeline.study.lease import Lease
 from wsol_pipeline.study.pareto import Rule
 from wsol_pipeline.study.samplers import Sampler
 from wsol_pipeline.study.standings import CONFIRMS, SEED, Standing, standings
+from wsol_pipeline.training.config import differences
 
 logger = logging.getLogger(__name__)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -41,7 +45,10 @@ CONTRACT = "contract"
 FAILURE = "failure"
 SPENT = "device_seconds"
 PUBLISHED = "published"  # user attribute of an enqueued trial: the id of its preset
-SCHEMA = 1
+HOME = "home"  # the study's id and the place of its files
+DRIVER = "driver"  # the attempt of the driver that writes here
+SCHEMA = 2
+PATIENCE = 20  # tenths of a second
 
 
 @dataclass
@@ -51,25 +58,64 @@ class Ledger:
     study: optuna.Study
     space: Space
     sampler: Sampler
+    home: Home
+    lease: Lease
     rule: Rule | None = None  # of a study of several objectives
     _proposing: threading.Lock = field(default_factory=threading.Lock)  # MLflow's thread reads parameters meanwhile
 
+    def fence(self) -> None:
+        """Raise `LeaseLostError` if another driver writes here, `MismatchError` if it is another study than was opened.
+
+        Called before each write, and asks the database: a driver that took over has left its attempt there, and a
+        database that was replaced has another study, or an older driver's.
+        """
+        self.lease.check()
+        try:
+            attrs = self.study.user_attrs
+        except KeyError:  # Optuna's word for a study that is gone
+            attrs = {}
+        if attrs.get(HOME) != asdict(self.home):
+            found = Home(**attrs[HOME]) if HOME in attrs else "no study"
+            raise MismatchError(f"The study's database was replaced: it held {self.home} and now holds {found}.")
+        if attrs[DRIVER] != self.lease.attempt:
+            raise LeaseLostError(
+                f"Attempt {self.lease.attempt} no longer writes study {self.study.study_name!r}: its database says "
+                f"attempt {attrs[DRIVER]} does (another driver took over, or an older copy was brought back)."
+            )
+
     def ask(self) -> FrozenTrial:
-        """Start the next trial: an enqueued one, else the sampler's proposal. It is RUNNING when this returns."""
+        """Start the next trial: an enqueued one, else the sampler's proposal. It is RUNNING when this returns.
+
+        One that somebody enqueued with values that the space does not take is FAIL.
+        """
+        self.fence()
         with self._proposing:
             self.study.sampler = self.sampler(len(self.trials()))
             trial = self.study.ask()
-            self.space(trial)
+            self._propose(trial)
         return self.get(trial.number)
 
     def parameters(self, number: int) -> dict[str, Any]:
         """What the space makes of trial `number`'s parameters. Completes those of a trial whose driver died asking."""
         trial = self.get(number)
+        if trial.state is TrialState.FAIL:  # which may have been enqueued with values that are none
+            return trial.params
         if trial.state.is_finished():  # no sampler needs to look at the whole study for it
             return self.space(FixedTrial(trial.params))
         with self._proposing:
             self.study.sampler = self.sampler(number)
-            return self.space(Trial(self.study, trial._trial_id))
+            return self._propose(Trial(self.study, trial._trial_id))
+
+    def _propose(self, trial: Trial) -> dict[str, Any]:
+        """Give `trial` what it lacks of parameters; FAIL if somebody enqueued it with what the space does not take."""
+        try:
+            return self.space(trial)
+        except (TypeError, ValueError) as error:
+            enqueued = self.get(trial.number).system_attrs.get("fixed_params")
+            if not enqueued:
+                raise
+            self.fail(trial.number, "configuration", f"the space does not take {enqueued}, which was enqueued: {error}")
+            return trial.params
 
     def report(self, number: int, epoch: int, value: float) -> bool:
         """Note the searched objective after `epoch`; True if the pruner would stop the trial.
@@ -85,15 +131,17 @@ class Ledger:
         if CONFIRMS in frozen.user_attrs or self.rule:
             return False
         trial = Trial(self.study, frozen._trial_id)
-        if epoch not in frozen.intermediate_values:
-            trial.report(value, step=epoch)
-        return trial.should_prune() and PUBLISHED not in frozen.user_attrs
+        with self._writing():
+            if epoch not in frozen.intermediate_values:
+                trial.report(value, step=epoch)
+            return trial.should_prune() and PUBLISHED not in frozen.user_attrs
 
     def spend(self, number: int, device_seconds: float) -> None:
         """Add to what a running trial has cost; an epoch done again after a crash has cost twice."""
         trial = self.get(number)
         spent = trial.user_attrs.get(SPENT, 0.0) + device_seconds
-        self.study._storage.set_trial_user_attr(trial._trial_id, SPENT, spent)
+        with self._writing():
+            self.study._storage.set_trial_user_attr(trial._trial_id, SPENT, spent)
 
     def device_seconds(self) -> float:
         """What all trials have cost, as far as their workers could report it."""
@@ -107,6 +155,7 @@ class Ledger:
 
     def confirm(self, number: int, seed: int) -> FrozenTrial:
         """Start a confirmation of trial `number`. It is RUNNING when this returns."""
+        self.fence()
         of = self.get(number)
         self.study.add_trial(
             optuna.trial.create_trial(
@@ -120,19 +169,37 @@ class Ledger:
 
     def complete(self, number: int, *values: float) -> None:
         """Tell the end of a trial with its value of each objective."""
-        self.study.tell(number, values, state=TrialState.COMPLETE)
+        with self._writing():
+            self.study.tell(number, values, state=TrialState.COMPLETE)
 
     def prune(self, number: int) -> None:
-        self.study.tell(number, state=TrialState.PRUNED)
+        with self._writing():
+            self.study.tell(number, state=TrialState.PRUNED)
 
     def fail(self, number: int, kind: str, message: str) -> None:
-        self.study._storage.set_trial_user_attr(
-            self.get(number)._trial_id, FAILURE, {"kind": kind, "message": redact(message)[:1000]}
-        )
-        self.study.tell(number, state=TrialState.FAIL)
+        reason = {"kind": kind, "message": redact(message)[:1000]}
+        with self._writing():
+            self.study._storage.set_trial_user_attr(self.get(number)._trial_id, FAILURE, reason)
+            self.study.tell(number, state=TrialState.FAIL)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Around a write to a trial: the fence before it, and Optuna's word for a trial that is gone."""
+        self.fence()
+        try:
+            yield
+        except KeyError as error:
+            raise MismatchError(f"The study's database was replaced: it lacks a trial that ran ({error}).") from error
 
     def get(self, number: int) -> FrozenTrial:
-        return self.trials(waiting=True)[number]
+        """Trial `number`. Raises `MismatchError` if the database has never heard of it."""
+        trials = self.trials(waiting=True)
+        if number >= len(trials):
+            raise MismatchError(
+                f"The study's database was replaced: it knows {len(trials)} trials, and of trial {number} nothing any "
+                "more. Bring it back."
+            )
+        return trials[number]
 
     def trials(self, waiting: bool = False) -> list[FrozenTrial]:
         """All started trials (and those enqueued, with `waiting`), by number."""
@@ -166,46 +233,60 @@ def open_ledger(
     published: Mapping[str, Mapping[str, Any]],
     sampler: Sampler,
     pruner: optuna.pruners.BasePruner,
+    home: Home,
+    lease: Lease,
     rule: Rule | None = None,
 ) -> Ledger:
     """Open study `name`, creating it with the `published` settings ({preset id: parameters}) as its first trials.
 
     `contract` is everything that makes its trials comparable (data, objective, space, recipe). Raises `UsageError` that
-    says what differs if the study was begun under another one. `rule` is that of several objectives.
+    says what differs if the study was begun under another one, or lives elsewhere than at `home`. `lease` is its
+    driver's, `rule` that of several objectives.
     """
+    lease.confirm()
     directions = rule.directions if rule else [StudyDirection.MAXIMIZE]
-    study = optuna.create_study(
-        study_name=name, storage=storage, directions=directions, load_if_exists=True, pruner=pruner
-    )
+    study = _create_or_load(storage, name, directions, pruner, home)
     contract = {"schema": SCHEMA, **contract}
     kept = study.user_attrs.get(CONTRACT)
+    if kept and kept["schema"] != SCHEMA:
+        raise UsageError(
+            f"Study {name!r} was begun by another version of this code (format {kept['schema']!r}; this one has "
+            f"{SCHEMA!r}): go on with that version, or give another --name."
+        )
+    _check_home(name, study, home)
+    if kept and (changes := differences(kept, contract)):
+        raise UsageError(f"Study {name!r} was begun differently ({changes}): give it another --name.")
+    study.set_user_attr(DRIVER, lease.attempt)
     if kept is None:
         for preset, parameters in published.items():  # a driver killed in here enqueues the rest
             study.enqueue_trial(dict(parameters), user_attrs={PUBLISHED: preset}, skip_if_exists=True)
         study.set_user_attr(CONTRACT, contract)
+    return Ledger(study, space, sampler, home, lease, rule)
+
+
+def _create_or_load(
+    storage: BaseStorage, name: str, directions: list[StudyDirection], pruner: optuna.pruners.BasePruner, own: Home
+) -> optuna.Study:
+    """The study `name`, whose home is `own` if it was not there: of several drivers one creates it."""
+    try:
+        study = optuna.create_study(study_name=name, storage=storage, directions=directions, pruner=pruner)
+    except optuna.exceptions.DuplicatedStudyError:
+        return optuna.load_study(study_name=name, storage=storage, pruner=pruner)
+    study.set_user_attr(HOME, asdict(own))
+    return study
+
+
+def _check_home(name: str, study: optuna.Study, own: Home) -> None:
+    """Raise `UsageError` if the study has another home than `own`; one that has none yet gets it."""
+    for _ in range(PATIENCE):
+        if kept := study.user_attrs.get(HOME):
+            break
+        time.sleep(0.1)  # who creates a study notes its home next, unless it dies there
     else:
-        _check_contract(name, kept, json.loads(json.dumps(contract)))
-    return Ledger(study, space, sampler, rule)
-
-
-def _check_contract(name: str, kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    if kept["schema"] != wanted["schema"]:
+        study.set_user_attr(HOME, asdict(own))
+        kept = study.user_attrs[HOME]
+    if kept != asdict(own):
         raise UsageError(
-            f"Study {name!r} was begun by another version of this code (format {kept['schema']!r}; this one has "
-            f"{wanted['schema']!r}): go on with that version, or give another --name."
+            f"Study {name!r} of this database is kept at {Home(**kept)}, not at {own}: give that --storage, or another "
+            "--name."
         )
-    before, now = _flatten(kept), _flatten(wanted)
-    different = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    if different:
-        changes = "; ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in different[:5])
-        more = f"; and {len(different) - 5} more" if len(different) > 5 else ""
-        raise UsageError(f"Study {name!r} was begun differently ({changes}{more}): give it another --name.")
-
-
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, Mapping):
-        return {prefix: tree}
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat

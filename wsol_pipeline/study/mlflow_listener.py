@@ -16,9 +16,9 @@ from wsol_pipeline.study.options import CONFIG
 from wsol_pipeline.study.outcome import Outcome, published_figures, ranking_markdown
 from wsol_pipeline.study.plan import Plan
 from wsol_pipeline.tracking import registry
-from wsol_pipeline.tracking.connect import AWAY, Connect, connect_mlflow
+from wsol_pipeline.tracking.connect import AWAY, CONNECT_SECONDS, Connect, connect_mlflow, within
 from wsol_pipeline.tracking.projection import Projection
-from wsol_pipeline.tracking.runs import StudyRuns, deliver
+from wsol_pipeline.tracking.runs import STORAGE_TAG, StudyRuns, deliver
 from wsol_pipeline.training.config import to_dict
 
 
@@ -30,7 +30,9 @@ class MlflowListener:
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.version, self.missing = plan, "", ""
-        self._runs: StudyRuns | None = None
+        self._connect: Connect | None = None
+        self._answered = False
+        self._lease: Lease | None = None
         self._ledger: Ledger | None = None
         self._projection: Projection | None = None
 
@@ -42,7 +44,7 @@ class MlflowListener:
     def __call__(self, event: str, trial: int | None, details: Mapping[str, Any]) -> None:
         match event:
             case "leased":
-                self._runs = StudyRuns(self._connected(), self.plan.options.name, study_tags(self.plan))
+                self._connect, self._lease = self._connected(), details["lease"]
             case "opened":
                 self._begin(details["ledger"], details["lease"])
             case "found":
@@ -55,15 +57,26 @@ class MlflowListener:
         plan = self.plan
         connect = connect_mlflow(plan.options.store, plan.options.experiment)
         tags = registry.model_tags({"train": to_dict(plan.config), "dataset": plan.dataset.fingerprint})
-        with contextlib.suppress(ResourceError, *AWAY):  # it is asked again when the winner is registered
+
+        def check() -> None:
             registry.check_name_is_free(connect()[0], plan.options.name, tags)
+
+        with contextlib.suppress(ResourceError, *AWAY):  # it is asked again when the winner is registered
+            within(CONNECT_SECONDS, check)
+            self._answered = True
         return connect
 
     def _begin(self, ledger: Ledger, lease: Lease) -> None:
-        assert self._runs
-        views = functools.partial(trial_views, self.plan, ledger, lease, self._runs.ended)
+        """Write from now on. Raises `UsageError` if MLflow holds another study of this name."""
+        assert self._connect
+        tags = study_tags(self.plan) | {STORAGE_TAG: ledger.home.storage}
+        runs = StudyRuns(self._connect, self.plan.options.name, tags, ledger.home.id)
+        if self._answered:  # it is asked again with each turn
+            with contextlib.suppress(ResourceError, *AWAY):
+                within(CONNECT_SECONDS, runs.parent)
+        views = functools.partial(trial_views, self.plan, ledger, lease, runs.ended)
         summary = functools.partial(study_view, self.plan, ledger, lease)
-        self._ledger, self._projection = ledger, Projection(self._runs, views, summary)
+        self._ledger, self._projection = ledger, Projection(runs, views, summary)
         self._projection.start()
 
     def _end(self, error: BaseException | None) -> None:
@@ -72,10 +85,12 @@ class MlflowListener:
 
     def _deliver(self, outcome: Outcome) -> None:
         """Write what is missing, the study's pictures and table, and register the winner, unless that is damaged."""
-        projection, ledger, plan = self._projection, self._ledger, self.plan
+        projection, ledger, lease, plan = self._projection, self._ledger, self._lease, self.plan
         assert projection
         assert ledger
+        assert lease
         projection.stop()
+        lease.confirm()
         if outcome.best is None:
             return
         runs, best, final = projection.runs, outcome.ranking[0][0].number, outcome.best
@@ -84,12 +99,17 @@ class MlflowListener:
         table = ranking_markdown(outcome.ranking, names, published_figures(outcome.ranking), sure)
 
         def register() -> None:
+            lease.confirm()
             self.version = registry.register(runs, plan.options.name, best, final)
+
+        def close() -> None:
+            lease.confirm()
+            runs.close_parent()
 
         with tempfile.TemporaryDirectory() as folder:
             pictures = [*draw_study(ledger.study, Path(folder))]
             if plan.rule:
-                pictures.append(draw_front(ledger.ranking(), plan.rule, Path(folder)))
+                pictures.append(draw_front([standing for standing, _, _ in outcome.ranking], plan.rule, Path(folder)))
             projection.hurry()
             missing = deliver({
                 "trials": projection.write,
@@ -97,7 +117,7 @@ class MlflowListener:
                 "ranking.md": lambda: runs.add_text("ranking.md", table),
                 "pictures": lambda: runs.add_pictures(pictures),
                 CONFIG: lambda: _add_config(runs, plan),
-                "the study's end": runs.close_parent,
+                "the study's end": close,
             })  # fmt: skip
         self.missing = f"{missing}: the same command writes it." if missing else ""
 

@@ -58,7 +58,7 @@ def study_tags(plan: Plan) -> dict[str, str]:
 def trial_views(plan: Plan, ledger: Ledger, lease: Lease, ended: Container[int] = ()) -> Iterator[TrialView]:
     """Started trials but those that `ended` as MLflow shows them; none any more once another driver writes them."""
     for trial in ledger.trials():
-        if lease.lost.is_set():
+        if lease.lost:
             return
         if trial.number not in ended:
             yield _trial_view(plan, ledger, trial)
@@ -109,7 +109,7 @@ def published_preset(plan: Plan) -> str | None:
 
 def study_view(plan: Plan, ledger: Ledger, lease: Lease) -> StudyView | None:
     """The study so far: how many trials ended how, the best of them after each end; None once another driver writes."""
-    if lease.lost.is_set():
+    if lease.lost:
         return None
     ended = sorted((t for t in ledger.trials() if t.state.is_finished()), key=lambda t: (t.datetime_complete, t.number))
     tags = {NOTE: _study_note(plan, ledger), "wsol.trials": "{started} started = {complete} complete + {pruned} pruned "

@@ -17,7 +17,7 @@ from wsol_pipeline.study.plan import Plan
 from wsol_pipeline.study.standings import Standing, compared, front
 from wsol_pipeline.study.tuner import trial_folder
 from wsol_pipeline.text import format_parameters
-from wsol_pipeline.training.checkpoint import CheckpointStore
+from wsol_pipeline.training.checkpoint import CheckpointStore, seal_of
 
 
 def ranking_markdown(
@@ -75,8 +75,11 @@ class Outcome:
     damaged: str = ""
 
 
-def winner_record(plan: Plan, ledger: Ledger, final: Store, doubt: Doubt | None) -> dict[str, Any]:
-    """What the final evaluation needs to know of a study: the winner, and the published setting it is compared with.
+def winner_record(
+    plan: Plan, ledger: Ledger, ranking: Sequence[Standing], final: Store, doubt: Doubt | None
+) -> dict[str, Any]:
+    """What the final evaluation needs to know of a study: the winner, the first of `ranking`, and the published setting
+    it is compared with; by what each is known again: the study's id, and the SHA-256 of a model's seal.
 
     With how sure the winner is: values over seeds where there are several, and how often which trial wins redraws.
     """
@@ -86,9 +89,9 @@ def winner_record(plan: Plan, ledger: Ledger, final: Store, doubt: Doubt | None)
             continue
         folder = CheckpointStore(trial_folder(plan.folder, trial.number), 0).final()
         if folder is not None:
-            compared = {"model": folder.uri, "preset": trial.user_attrs[PUBLISHED], "trial": trial.number}
+            compared = {**model_named(folder), "preset": trial.user_attrs[PUBLISHED], "trial": trial.number}
             break
-    best = ledger.ranking()[0]
+    best = ranking[0]
     sure: dict[str, Any] = {}
     if len(best.values) > 1:
         over = {"values": best.values, "mean": best.mean, "std": best.std, "n": len(best.values)}
@@ -96,10 +99,11 @@ def winner_record(plan: Plan, ledger: Ledger, final: Store, doubt: Doubt | None)
     if doubt:
         sure |= {"wins": doubt.wins, "doubt": sentence(doubt)}
     if plan.rule:
-        sure |= several_objectives(ledger.ranking(), plan.rule)
+        sure |= several_objectives(ranking, plan.rule)
     record = {
+        "study": ledger.home.id,
         "method": plan.config.method,
-        "model": final.uri,
+        **model_named(final),
         "trial": best.number,
         "trials": len(ledger.proposals()),
         "published": compared,
@@ -107,6 +111,11 @@ def winner_record(plan: Plan, ledger: Ledger, final: Store, doubt: Doubt | None)
         "paper_data": [name for name in PAPER_DATA if is_paper_data(plan.dataset.manifest, name)],
     }
     return redact(sure | record)
+
+
+def model_named(final: Store) -> dict[str, str]:
+    """Where a finished model is, and which it is."""
+    return {"model": final.uri, "seal": seal_of(final)}
 
 
 def several_objectives(ranking: Sequence[Standing], rule: Rule) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from wsol_pipeline.evaluation.protocols import Protocol, protocol
 from wsol_pipeline.evaluation.selection import default_objective
 from wsol_pipeline.images import dtype_of
 from wsol_pipeline.protocol import Role
-from wsol_pipeline.storage import Store
+from wsol_pipeline.storage import Store, check_no_secret
 from wsol_pipeline.study.ledger import Space
 from wsol_pipeline.study.options import StudyOptions
 from wsol_pipeline.study.pareto import COST, Rule
@@ -87,14 +87,22 @@ class Plan:
         return f"{self.options.pruning} prunes by the searched {self.config.objective} after epoch {rungs}"
 
     def job(
-        self, parameters: Mapping[str, Any], seed: int, folder: Store, attempt: int, device: Literal["cpu", "cuda"]
+        self,
+        parameters: Mapping[str, Any],
+        seed: int,
+        folder: Store,
+        attempt: int,
+        device: Literal["cpu", "cuda"],
+        study: str = "",
     ) -> Job:
-        """What a trial with `parameters` runs, in `folder`; `seed` is added to the study's."""
+        """What a trial of the study with the id `study` runs with `parameters`, in `folder`; `seed` is added to its."""
         return Job(
             train=with_parameters(self.config, parameters, seed),
             data=self.dataset.uri,
             trial=folder.uri,
             attempt=attempt,
+            study=study,
+            fingerprint=self.dataset.fingerprint,
             workers=self.options.workers,
             cpus_per_worker=self.options.cpus_per_worker,
             device=device,
@@ -113,8 +121,10 @@ def make_plan(
     """
     config = resolve(options, method)
     config = dataclasses.replace(config, rungs=_rungs(options, config.recipe.epochs))
+    check_no_secret(options.name)
+    check_place_is_plain(options.store)
     check_places_stay(options)
-    store = options.store.check_writable()
+    store = options.store.check_exclusive()
     dataset = open_dataset(options.data) if options.data else embedded_dataset(store)
     if not options.data and not config.weights and config.backbone == "tiny" and store.is_local:
         config = dataclasses.replace(config, weights=embedded_weights(store, dataset, on_record))
@@ -175,6 +185,12 @@ def first_trials(config: TrainConfig, space: Space, count: int, preset: str | No
         if values not in found.values():
             found[id] = values
     return dict(list(found.items())[:count])
+
+
+def check_place_is_plain(store: Store) -> None:
+    """Raise `UsageError` for a place that databases and MLflow, which know it as a URL, would take for another."""
+    if odd := [letter for letter in "?%{}" if letter in store.uri]:
+        raise UsageError(f"--storage cannot have {odd[0]!r} in its path, which ends or changes a URL, but got {store}.")
 
 
 def check_places_stay(options: StudyOptions) -> None:

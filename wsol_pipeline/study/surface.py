@@ -9,6 +9,7 @@ driver: no data is opened, and nothing of this runs while a trial trains.
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,18 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 import search_spaces
+from wsol_pipeline.errors import DataError
 from wsol_pipeline.evaluation import selection
 from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.evaluation.selection import Choice
 from wsol_pipeline.storage import Store
 from wsol_pipeline.text import curve_metric, metric_name
 from wsol_pipeline.training.build import fixed_setting
-from wsol_pipeline.training.checkpoint import RUNG
+from wsol_pipeline.training.checkpoint import RUNG, read_sealed
 from wsol_pipeline.training.config import TrainConfig
 from wsol_pipeline.training.model import VAL_COUNTS
+
+logger = logging.getLogger(__name__)
 
 TABLE, PICTURE = "surface.parquet", "surface.png"
 COLUMNS = 250  # thresholds of the picture
@@ -37,12 +41,22 @@ MOST_NAMED = 20  # settings that the picture's axis names
 
 
 def kept_counts(trial: Store) -> Counts | None:
-    """Validation counts of all readout settings: the finished model's, else the last rung's; None if none were kept."""
+    """Validation counts of all readout settings: the finished model's, else the last rung's.
+
+    None if none were kept, or they are altered.
+    """
     files = [name for name in trial.list() if name.endswith((f"/final/{VAL_COUNTS}", f"/{RUNG}/{VAL_COUNTS}"))]
     if not files:
         return None
-    newest = max(files, key=lambda name: (name.endswith(f"/final/{VAL_COUNTS}"), name))
-    return Counts.from_dict(json.loads(trial.read(newest)))
+    is_final, newest = max((name.endswith(f"/final/{VAL_COUNTS}"), name) for name in files)
+    if not is_final:
+        return Counts.from_dict(json.loads(trial.read(newest)))
+    try:
+        sealed = read_sealed(trial / newest.removesuffix(f"/{VAL_COUNTS}"), VAL_COUNTS)
+    except DataError as error:
+        logger.warning("no readout of a trial is shown: %s", error)
+        return None
+    return Counts.from_dict(json.loads(sealed[VAL_COUNTS]))
 
 
 def published_reading(config: TrainConfig, preset: str | None) -> tuple[Any, float | None] | None:

@@ -4,7 +4,9 @@ Ray Tune only executes; its own state is disposable. The searcher hands out the 
 scheduler is FIFO and stops what the ledger's pruner says; a trial is COMPLETE only when a worker's final record exists.
 """
 
+import logging
 import math
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,23 +17,30 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from wsol_pipeline import interrupts
-from wsol_pipeline.errors import ResourceError, WsolError
+from wsol_pipeline.errors import DataError, MismatchError, ResourceError, WsolError
 from wsol_pipeline.storage import STORAGE_ERRORS, Store, describe_storage_error
 from wsol_pipeline.study.budget import Budget
 from wsol_pipeline.study.database import DATABASE_ERRORS
 from wsol_pipeline.study.events import Listener
+from wsol_pipeline.study.identity import require_made_for
 from wsol_pipeline.study.lease import Lease
-from wsol_pipeline.study.ledger import Ledger
+from wsol_pipeline.study.ledger import FAILURE, Ledger
 from wsol_pipeline.study.pareto import COST, Rule
 from wsol_pipeline.study.standings import SEED
+from wsol_pipeline.study.streak import Streak
 from wsol_pipeline.training import signals
 from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.cluster import check_alive
 from wsol_pipeline.training.config import Job, to_dict
 from wsol_pipeline.training.run import RAY_RETRIES
 
+logger = logging.getLogger(__name__)
+
+_FINAL = re.compile(r"trials/(\d{4,})/attempt-\d{4,}/final/([^/]+)")
 Point = Callable[[str], None]  # called with the name of each step passed; tests kill the driver there
 
+OWN_WATCH_FIRST = 10.0  # seconds that a trial's own watch is given to say where it stands still
+FAULT_ERRORS = {"mismatch": MismatchError, "data": DataError, "storage": ResourceError}
 STOP_WITHIN = 30.0  # seconds that trials have to write a checkpoint and end, once the study is interrupted
 
 
@@ -47,6 +56,7 @@ class LedgerSearcher(Searcher):
         on_event: told about each start, record and end, for the terminal and MLflow.
         budget: limits beside `trials`; `stopped` says which of them was reached.
         confirm: how many of the best to train again, with how many further seeds each.
+        stuck_minutes: without a word of a trial, after which its process is ended.
     """
 
     def __init__(
@@ -60,17 +70,22 @@ class LedgerSearcher(Searcher):
         point: Point = lambda name: None,
         budget: Budget | None = None,
         confirm: tuple[int, int] = (0, 0),
+        stuck_minutes: float = math.inf,
     ) -> None:
-        super().__init__(metric="value", mode="max")
+        super().__init__()  # no metric: Ray would end the study with the trial that failed before its first record
         self.ledger, self.lease, self.make_job, self.trials, self.folder = ledger, lease, make_job, trials, folder
         self.on_event, self.point, self.budget, self.confirm = on_event, point, budget or Budget(), confirm
-        self.stopped = ""
+        self.stopped, self.stuck_seconds = "", 60 * stuck_minutes
+        self.streak = Streak()
+        self.drained = False  # nothing is left to suggest unless a trial that runs comes back
         self.numbers: dict[str, int] = {}  # Ray's trial id -> ours
         self.pruned: set[str] = set()  # Ray's ids of trials that our pruner stopped
+        self.live: set[str] = set()  # Ray's ids of trials that it has and that have not ended
         self.launched: set[int] = set()  # trials whose actor has started and not ended
+        self.heard: dict[int, tuple[str | None, float]] = {}  # a trial's newest heartbeat, and when it was first seen
         self.ended_at_request: set[int] = set()  # trials that wrote a checkpoint and ended when they were asked to
         self.stop_by = self.asked_at = 0.0  # by when to end, once interrupted; when positions were asked for last
-        self.orphans = settle_orphans(ledger, self.checkpoints, on_event)
+        self.orphans = settle_orphans(ledger, self.job, self.checkpoints, on_event)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # Ray's FINISHED: a str
         """The next job as plain data: an orphan of a dead driver first, else the next of the study.
@@ -80,14 +95,29 @@ class LedgerSearcher(Searcher):
         self.lease.check()
         if interrupts.asked():
             return Searcher.FINISHED
-        number = self._next()
+        number = None if self.drained else self._next_sound()
         if number is None:
-            return None if self._waits() else Searcher.FINISHED
+            self.drained = bool(self.live) and not self._waits()
+            return None if self.live or self._waits() else Searcher.FINISHED
         self.point("suggested")
         self.numbers[trial_id] = number
-        parameters, attrs = self.ledger.parameters(number), self.ledger.get(number).user_attrs
-        self.on_event("started", number, {"parameters": parameters, **attrs})
-        return to_dict(self.make_job(parameters, attrs.get(SEED, 0), trial_folder(self.folder, number)))
+        self.live.add(trial_id)
+        self.on_event("started", number, {"parameters": self.ledger.parameters(number), **self._attrs(number)})
+        return to_dict(self.job(number))
+
+    def job(self, number: int) -> Job:
+        """What trial `number` runs."""
+        folder = trial_folder(self.folder, number)
+        return self.make_job(self.ledger.parameters(number), self._attrs(number).get(SEED, 0), folder)
+
+    def _attrs(self, number: int) -> dict[str, Any]:
+        return self.ledger.get(number).user_attrs
+
+    def _next_sound(self) -> int | None:
+        """`_next`, past trials that somebody enqueued with values that are none."""
+        while (number := self._next()) is not None and self.ledger.get(number).state.is_finished():
+            self.on_event("failed", number, self._attrs(number)[FAILURE])
+        return number
 
     def _next(self) -> int | None:
         if self.orphans:
@@ -95,7 +125,7 @@ class LedgerSearcher(Searcher):
         proposes = len(self.ledger.proposals()) < self.trials
         missing = [] if proposes or self._waits() else self.ledger.unconfirmed(*self.confirm)
         if proposes or missing:
-            self.stopped = self.budget.spent(self.ledger.device_seconds())
+            self.stopped = self.stopped or self.budget.spent(self.ledger.device_seconds())
         if self.stopped or not (proposes or missing):
             return None
         return (self.ledger.ask() if proposes else self.ledger.confirm(*missing[0])).number
@@ -109,6 +139,7 @@ class LedgerSearcher(Searcher):
         self.point("checkpointed")
         self.lease.check()
         number = self.numbers[trial_id]
+        self.streak.further(number)
         self.on_event("epoch", number, record)
         self.ledger.spend(number, record["device_seconds"])
         stop = report(self.ledger, number, record, self.on_event)
@@ -122,13 +153,32 @@ class LedgerSearcher(Searcher):
         self.point("completing")
         number = self.numbers[trial_id]
         self.launched.discard(number)
-        if trial_id in self.pruned or settle(self.ledger, number, self.checkpoints(number), self.on_event):
-            return
-        if self.stop_by:  # it stays RUNNING, to be adopted
+        self.live.discard(trial_id)
+        self.drained = False
+        checkpoints = self.checkpoints(number)
+        if trial_id in self.pruned or settle(self.ledger, number, self.job, checkpoints, self.on_event):
+            self._note(number)
+        elif self.stop_by:  # it stays RUNNING, to be adopted
             self.ended_at_request.add(number)
+        elif fault := checkpoints.take_fault():
+            self._put_back(number, fault)
         else:
-            self.ledger.fail(number, "infrastructure", "its worker died again and again; see Ray's logs")
-            self.on_event("failed", number, {"kind": "infrastructure"})
+            failure = {"kind": "infrastructure", "message": "its worker died again and again; see Ray's logs"}
+            self.ledger.fail(number, **failure)
+            self.on_event("failed", number, failure)
+            self._note(number)
+
+    def _note(self, number: int) -> None:
+        """Start no more trials once too many in a row have failed alike."""
+        self.stopped = self.streak.add(number, self._attrs(number).get(FAILURE)) or self.stopped
+
+    def _put_back(self, number: int, fault: dict[str, str]) -> None:
+        """Let a trial that could not go on go on, which the ledger has RUNNING. Raises `DataError` or `ResourceError`
+        once the fault shows to last."""
+        self.on_event("died", number, fault)
+        if told := self.streak.add(number, fault):
+            raise FAULT_ERRORS[fault["kind"]](f"{told} The same command continues: no trial is lost.")
+        self.orphans.append(number)
 
     def checkpoints(self, number: int) -> CheckpointStore:
         return CheckpointStore(trial_folder(self.folder, number), self.lease.attempt)
@@ -137,11 +187,14 @@ class LedgerSearcher(Searcher):
         """The trial's actor lives and is about to train."""
         self.point("launched")
         self.launched.add(self.numbers[trial_id])
+        self.heard.pop(self.numbers[trial_id], None)
         self.on_event("launched", self.numbers[trial_id], {})
 
     def on_trial_recover(self, trial_id: str) -> None:
         """The trial's worker died, and Ray starts another. Raises `ResourceError` if all would die: storage is away."""
-        self.on_event("died", self.numbers[trial_id], {})
+        number = self.numbers[trial_id]
+        self.on_event("died", number, {})
+        signals.hush(self.checkpoints(number))
         self.folder.check_writable()
 
     def step(self) -> None:
@@ -153,7 +206,9 @@ class LedgerSearcher(Searcher):
         if now - self.asked_at < signals.SECONDS:
             return
         self.asked_at = now
+        self.lease.check()
         check_alive()
+        self._end_stopped(now)
         stands = {n: at for n in sorted(self.launched) if (at := signals.position(self.checkpoints(n)))}
         for number, position in stands.items():
             self.on_event("position", number, {"position": position})
@@ -164,6 +219,22 @@ class LedgerSearcher(Searcher):
                 self.on_event("stopping", number, {})
         if self.stop_by and (now > self.stop_by or not stands):  # who has not trained loses nothing
             raise KeyboardInterrupt
+
+    def _end_stopped(self, now: float) -> None:
+        """End the process of a trial that has said nothing for longer than it may stand still.
+
+        Its own watch ends it before, and says where it stood; unless all of it was stopped (SIGSTOP, a machine that
+        swaps). Ray then starts another, as for every process that dies.
+        """
+        for number in sorted(self.launched):
+            checkpoints = self.checkpoints(number)
+            said, since = self.heard.get(number, (None, now))
+            if (heard := signals.heartbeat(checkpoints)) != said:
+                self.heard[number] = heard, now
+            elif said and now - since > self.stuck_seconds + OWN_WATCH_FIRST:
+                logger.warning("trial %d has stood still for %.0f s: its process is ended", number, now - since)
+                signals.end(checkpoints)
+                self.heard[number] = said, now
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing: the scheduler, which Ray asks first, has taken the record."""
@@ -220,7 +291,8 @@ def trial_folder(study: Store, number: int) -> Store:
 
 def final_files(study: Store, name: str) -> dict[int, str]:
     """File `name` of every trial's finished model, by the trial's number, found without reading any model."""
-    return {int(file.split("/")[1]): file for file in study.list("trials") if file.endswith(f"/final/{name}")}
+    found = (_FINAL.fullmatch(file) for file in study.list("trials"))
+    return {int(of[1]): of[0] for of in found if of and of[2] == name}
 
 
 def report(ledger: Ledger, number: int, record: dict[str, Any], on_event: Listener) -> bool:
@@ -237,9 +309,15 @@ def report(ledger: Ledger, number: int, record: dict[str, Any], on_event: Listen
     return stop
 
 
-def settle(ledger: Ledger, number: int, checkpoints: CheckpointStore, on_event: Listener) -> bool:
-    """Tell COMPLETE or FAIL if the trial's worker has written its end; False if it has not."""
+def settle(
+    ledger: Ledger, number: int, job: Callable[[int], Job], checkpoints: CheckpointStore, on_event: Listener
+) -> bool:
+    """Tell COMPLETE or FAIL if the trial's worker has written its end; False if it has not.
+
+    Raises `MismatchError` for a finished model that is not what `job` of its number asks for.
+    """
     if final := checkpoints.final():
+        require_made_for(job(number), final)
         records = checkpoints.records()
         values = reached(records, ledger.rule)
         undefined = [name for name, value in values.items() if not math.isfinite(value)]
@@ -270,11 +348,17 @@ def reached(records: list[dict[str, Any]], rule: Rule | None) -> dict[str, float
     return {first: last["value"]} | {name: known[name] for name in others}
 
 
-def settle_orphans(ledger: Ledger, checkpoints: Callable[[int], CheckpointStore], on_event: Listener) -> list[int]:
+def settle_orphans(
+    ledger: Ledger, job: Callable[[int], Job], checkpoints: Callable[[int], CheckpointStore], on_event: Listener
+) -> list[int]:
     """Tell what a dead driver could not any more, the pruner's word included; return the trials that have to go on."""
 
     def ended(number: int) -> bool:
-        if settle(ledger, number, checkpoints(number), on_event):
+        ledger.parameters(number)  # completes them; FAIL where somebody enqueued what are none
+        if ledger.get(number).state.is_finished():
+            on_event("failed", number, ledger.get(number).user_attrs[FAILURE])
+            return True
+        if settle(ledger, number, job, checkpoints(number), on_event):
             return True
         return any(report(ledger, number, record, on_event) for record in checkpoints(number).records())
 

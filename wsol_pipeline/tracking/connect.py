@@ -4,12 +4,14 @@ import contextlib
 import functools
 import logging
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import mlflow
 from filelock import FileLock
+from google.protobuf.json_format import ParseError
 from mlflow.exceptions import MlflowException
 from mlflow.store.db.db_types import DATABASE_ENGINES
 from sqlalchemy.exc import SQLAlchemyError
@@ -20,12 +22,15 @@ from wsol_pipeline.storage import STORAGE_ERRORS, Store
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Connect = Callable[[], tuple[mlflow.MlflowClient, str]]  # (client, experiment id), or a `ResourceError`
 EXPERIMENT_TAGS = {  # MLflow would guess from traces, which we have none of, that this is about language models
     "mlflow.experimentKind": "custom_model_development",
     "mlflow.note.content": "Studies of weakly supervised object localization: a run per study, its trials as children.",
 }
-AWAY = (MlflowException, SQLAlchemyError, ValueError, *STORAGE_ERRORS)  # of calls that MLflow did not answer well
+GARBLED = (ValueError, TypeError, AttributeError, KeyError, RecursionError, ParseError)  # an answer that is no MLflow's
+AWAY = (MlflowException, SQLAlchemyError, *GARBLED, *STORAGE_ERRORS)  # of calls that MLflow did not answer well
+CONNECT_SECONDS = 30.0  # for all of an answer: a server that sends a byte a second is away too
 
 
 class ServerAway(ResourceError):
@@ -68,13 +73,41 @@ def connect(uri: str, experiment: str, artifacts: str | None) -> tuple[mlflow.Ml
         mlflow.set_tracking_uri(uri)
         location = None if uri.startswith("http") else artifacts
         with _one_at_a_time(uri):
-            client = mlflow.MlflowClient(uri)  # makes a new file's tables
-            known = client.get_experiment_by_name(experiment)
-            return client, known.experiment_id if known else client.create_experiment(
-                experiment, location, EXPERIMENT_TAGS
-            )
+            ask = functools.partial(_experiment, uri, experiment, location)
+            client, id = within(CONNECT_SECONDS, ask) if uri.startswith("http") else ask()
+    except ServerAway as error:
+        raise ServerAway(f"MLflow at {redact(uri)} does not answer: {error}") from error
     except (ImportError, *AWAY) as error:
         raise _refused(uri, error) from error
+    if not (isinstance(id, str) and id):
+        raise UsageError(f"MLflow at {redact(uri)} is no MLflow: the id of its experiment is {id!r:.80}.")
+    return client, id
+
+
+def _experiment(uri: str, experiment: str, artifacts: str | None) -> tuple[mlflow.MlflowClient, str]:
+    client = mlflow.MlflowClient(uri)  # makes a new file's tables
+    known = client.get_experiment_by_name(experiment)
+    return client, known.experiment_id if known else client.create_experiment(experiment, artifacts, EXPERIMENT_TAGS)
+
+
+def within(seconds: float, call: Callable[[], T]) -> T:
+    """What `call` gives, or raises. Raises `ServerAway` if it takes longer than `seconds`; it is left behind then."""
+    done: list[T | BaseException] = []
+
+    def work() -> None:
+        try:
+            done.append(call())
+        except BaseException as error:  # noqa: BLE001  # whatever it is, it is raised below
+            done.append(error)
+
+    thread = threading.Thread(target=work, daemon=True, name="mlflow-call")
+    thread.start()
+    thread.join(seconds)
+    if not done:
+        raise ServerAway(f"no whole answer within {seconds:g} s")
+    if isinstance(done[0], BaseException):
+        raise done[0]
+    return done[0]
 
 
 def _refused(uri: str, error: Exception) -> WsolError:
@@ -84,6 +117,8 @@ def _refused(uri: str, error: Exception) -> WsolError:
         return ResourceError(f"{where} cannot be opened: {why}")
     if scheme not in ("http", "https"):
         return UsageError(f"{where} is neither a server (http://...) nor a database (sqlite:///...): {why}")
+    if isinstance(error, GARBLED):
+        return UsageError(f"{where} is no MLflow: its answer cannot be read ({type(error).__name__}: {why}).")
     status = error.get_http_status_code() if isinstance(error, MlflowException) else 500
     if 400 <= status < 500 and status not in (408, 429):  # a timeout, too many requests: those pass
         return UsageError(f"{where} answers with status {status}: check the address and the password. {why}")

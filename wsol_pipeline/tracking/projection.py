@@ -93,17 +93,26 @@ class Projection:
 
     def write(self) -> None:
         """Write what is not written yet. Raises one of `AWAY`, or what connecting raises, if MLflow doesn't take it."""
-        with self._writing:
-            try:
-                self.runs.parent()  # finds what an earlier driver has delivered
-                for trial in self.trials():
-                    if time.monotonic() > self._deadline:
-                        raise ResourceError("it is too slow")
-                    self._write(trial)
-                self._write_study()
-            except AWAY:
-                self.runs.forget()
-                raise
+        if not self._writing.acquire(timeout=max(0.0, min(self._deadline - time.monotonic(), PATIENCE))):
+            raise ResourceError("an earlier call has not come back")
+        try:
+            self._write_all()
+        finally:
+            self._writing.release()
+
+    def _write_all(self) -> None:
+        try:
+            self.runs.parent()  # finds what an earlier driver has delivered
+            for trial in self.trials():
+                if time.monotonic() > self._deadline:
+                    raise ResourceError("it is too slow")
+                self._write(trial)
+            self._write_study()
+        except AWAY:  # somebody may have deleted runs, which are written anew then, from their beginning
+            self.runs.forget()
+            self._written.clear()
+            self._study = None
+            raise
 
     def flush(self) -> bool:
         """`write`; False, and a warning the first time, if MLflow did not take everything."""

@@ -4,7 +4,6 @@ A version's tags say which model it is (the SHA-256 of its seal), what it was se
 evaluation; the final evaluation, which alone makes a champion, compares them all.
 """
 
-import hashlib
 import json
 import logging
 import tempfile
@@ -24,11 +23,11 @@ from mlflow.types import Schema, TensorSpec
 
 import wsol_models
 import wsol_pipeline
-from wsol_pipeline.errors import DataError, UsageError
+from wsol_pipeline.errors import DataError, MismatchError, UsageError
 from wsol_pipeline.storage import Store
 from wsol_pipeline.text import metric_name
-from wsol_pipeline.tracking.runs import StudyRuns
-from wsol_pipeline.training.checkpoint import SEAL
+from wsol_pipeline.tracking.runs import ID_TAG, StudyRuns
+from wsol_pipeline.training.checkpoint import read_sealed, seal_of
 from wsol_pipeline.training.model import DESCRIPTION, WEIGHTS
 
 FINGERPRINT_TAG, SELECTED_TAG = "wsol.model", "wsol.selected_on"
@@ -51,11 +50,6 @@ REQUIREMENTS = (
 )
 
 
-def model_fingerprint(final: Store) -> str:
-    """SHA-256 of the seal over a finished model: its weights, configuration and readout."""
-    return hashlib.sha256(final.read(SEAL)).hexdigest()
-
-
 def model_tags(description: Mapping[str, Any]) -> dict[str, str]:
     """What a version's tags say of the evaluation and the data that a finished model was tuned for."""
     train = description["train"]
@@ -65,13 +59,15 @@ def model_tags(description: Mapping[str, Any]) -> dict[str, str]:
 
 def register(runs: StudyRuns, name: str, trial: int, final: Store) -> str:
     """Register the finished model of `trial` under `name`; return its version. Does nothing if it is there already."""
-    client, fingerprint = runs.client, model_fingerprint(final)
+    client, fingerprint = runs.client, seal_of(final)
+    description = json.loads(read_sealed(final, DESCRIPTION)[DESCRIPTION])
+    if runs.id and description.get("study") != runs.id:
+        raise MismatchError(f"The model in {final.uri} is of study {description.get('study')}, not of {runs.id}.")
     if found := find_version(client, name, fingerprint):
         return str(found.version)
-    description = json.loads(final.read(DESCRIPTION))
     tags = model_tags(description)
     check_name_is_free(client, name, tags)
-    tags |= {FINGERPRINT_TAG: fingerprint, SELECTED_TAG: "val"}
+    tags |= {FINGERPRINT_TAG: fingerprint, SELECTED_TAG: "val", ID_TAG: runs.id}
     run = runs.trial(trial)
     model_id = _logged_model(runs, fingerprint) or _log_model(run, final, tags)
     try:
@@ -203,8 +199,8 @@ def _log_model(run_id: str, final: Store, tags: dict[str, str]) -> str:
         mlflow.start_run(run_id=run_id, log_system_metrics=False),
         warnings.catch_warnings(action="ignore", category=UserWarning),  # it asks for an example beside a signature
     ):
-        for name in (WEIGHTS, DESCRIPTION):
-            (Path(folder) / name).write_bytes(final.read(name))
+        for name, data in read_sealed(final, WEIGHTS, DESCRIPTION).items():
+            (Path(folder) / name).write_bytes(data)
         info = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("serve.py")),

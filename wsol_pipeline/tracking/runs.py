@@ -1,23 +1,25 @@
 """A study's runs in MLflow: a parent for the study, a child for each trial; found by their tags, never made twice."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import mlflow
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Param, Run, RunTag
 
-from wsol_pipeline.errors import ResourceError, UsageError
+from wsol_pipeline.errors import LeaseLostError, ResourceError, UsageError
 from wsol_pipeline.redaction import redact
-from wsol_pipeline.tracking.connect import AWAY, Connect, reason
+from wsol_pipeline.tracking.connect import AWAY, Connect, ServerAway, reason, within
 
 STUDY_TAG, TRIAL_TAG, PARENT_TAG = "wsol.study", "wsol.trial", "mlflow.parentRunId"
+ID_TAG, STORAGE_TAG = "wsol.study_id", "wsol.storage"
 PARENT = "study"  # the value of TRIAL_TAG on a study's own run
 RUNNING = "RUNNING"  # MLflow's status of a run that is not over
 PATIENCE = 30.0  # seconds that the end of the work waits for MLflow
+TRICKLE = 60.0  # seconds more, for a call that is on its way
 MAX_PARAM = 6000  # characters MLflow keeps of a parameter
 
 
@@ -25,14 +27,17 @@ MAX_PARAM = 6000  # characters MLflow keeps of a parameter
 class StudyRuns:
     """The runs of the study named `study`, whose own run bears `tags`. `connect` is called until it has succeeded.
 
-    `ended`: trials whose end MLflow has.
+    `id` is the study's own: two studies may bear one name. Runs are found by both, and of two that do so on one MLflow
+    the one whose own run is younger is refused by name. `ended`: trials whose end MLflow has.
     """
 
     connect: Connect
     study: str
     tags: dict[str, str]
+    id: str = ""
     ended: set[int] = field(default_factory=set)
     _ids: dict[str, str] = field(default_factory=dict)  # value of TRIAL_TAG -> run id
+    _orphans: set[str] = field(default_factory=set)  # ids of trials' runs whose parent somebody deleted
 
     @cached_property
     def _connection(self) -> tuple[mlflow.MlflowClient, str]:
@@ -55,8 +60,10 @@ class StudyRuns:
         return self._run(str(number), f"{self.study} {number:04d}", {PARENT_TAG: self.parent()})
 
     def forget(self) -> None:
-        """Look all of them up again: one may have been created although the answer was lost."""
+        """Look all of them up again: one may have been created although the answer was lost, or deleted by somebody."""
         self._ids.clear()
+        self._orphans.clear()
+        self.ended.clear()
 
     def log(self, run_id: str, metrics: list[Metric], parameters: Mapping[str, Any], tags: Mapping[str, str]) -> None:
         """Metrics in as many requests as they need, the rest with the first."""
@@ -84,39 +91,75 @@ class StudyRuns:
         if not self._ids:
             self._ids = self._find()
         if trial not in self._ids:
-            tags = redact({STUDY_TAG: self.study, TRIAL_TAG: trial, **tags})
+            tags = redact({STUDY_TAG: self.study, TRIAL_TAG: trial, ID_TAG: self.id, **tags})
             self._ids[trial] = self.client.create_run(self.experiment_id, tags=tags, run_name=name).info.run_id
+        while trial == PARENT and self._orphans:
+            self.client.set_tag(next(iter(self._orphans)), PARENT_TAG, self._ids[PARENT])
+            self._orphans.pop()
         return self._ids[trial]
 
     def _find(self) -> dict[str, str]:
-        found: dict[str, str] = {}
+        """This study's runs. Raises `UsageError` for another study's of the same name."""
+        named = [run for run in self._named() if TRIAL_TAG in run.data.tags]
+        own = [run for run in named if run.data.tags.get(ID_TAG, "") == self.id]
+        self._check_is_alone(own, [run for run in named if run not in own])
+        found = {run.data.tags[TRIAL_TAG]: run.info.run_id for run in own}
+        # terminated is what a trial is last, after all else of it was delivered
+        over = {run.data.tags[TRIAL_TAG] for run in own if run.info.status != RUNNING}
+        self.ended |= {int(trial) for trial in over - {PARENT}}
+        trials = [run for run in own if run.data.tags[TRIAL_TAG] != PARENT]
+        self._orphans |= {run.info.run_id for run in trials if run.data.tags.get(PARENT_TAG) != found.get(PARENT)}
+        return found
+
+    def _named(self) -> Iterator[Run]:
         token = None
         while True:
             page = self.client.search_runs(
                 [self.experiment_id], f"tags.`{STUDY_TAG}` = '{self.study}'", page_token=token, max_results=1000
             )
-            found |= {run.data.tags[TRIAL_TAG]: run.info.run_id for run in page if TRIAL_TAG in run.data.tags}
-            # terminated is what a trial is last, after all else of it was delivered
-            over = {run.data.tags.get(TRIAL_TAG, PARENT) for run in page if run.info.status != RUNNING}
-            self.ended |= {int(trial) for trial in over - {PARENT}}
+            yield from page
             token = page.token
             if not token:
-                return found
+                return
+
+    def _check_is_alone(self, own: list[Run], others: list[Run]) -> None:
+        """Of several that began at once the one goes on whose run MLflow has first."""
+        began = {run.info.run_id: (run.info.start_time, run.info.run_id) for run in (*own, *others)}
+        parents = [[r for r in runs if r.data.tags[TRIAL_TAG] == PARENT] for runs in (own, others)]
+        first = min((began[run.info.run_id] for run in parents[0]), default=None)
+        for run in parents[1]:
+            if first is None or began[run.info.run_id] < first:
+                where, whose = (run.data.tags.get(tag) or "unknown" for tag in (STORAGE_TAG, ID_TAG))
+                raise UsageError(
+                    f"MLflow holds another study {self.study!r}, kept at {where} (id {whose[:12]}; this one is "
+                    f"{self.id[:12]}, kept at {self.tags.get(STORAGE_TAG, 'unknown')}): give this one another --name, "
+                    f"or delete run {run.info.run_id} there."
+                )
 
 
 def deliver(steps: Mapping[str, Callable[[], object]]) -> str:
     """Take `steps` in their order, each repeated until MLflow takes it or `PATIENCE` is over.
 
     `steps`: what each writes -> the call, which changes nothing when repeated. Returns what is missing and why, or "".
+    A call that never comes back, of a server that trickles, is left behind `TRICKLE` later.
     """
-    deadline = time.monotonic() + PATIENCE
-    left = list(steps)
-    while left:
-        try:
-            steps[left[0]]()
-            left.pop(0)
-        except (ResourceError, UsageError, *AWAY) as error:
-            if isinstance(error, UsageError) or time.monotonic() > deadline:
-                return f"MLflow lacks {', '.join(left)} ({reason(error)})"
-            time.sleep(1)
-    return ""
+    left, deadline = list(steps), time.monotonic() + PATIENCE
+
+    def take() -> str:
+        while left:
+            try:
+                steps[left[0]]()
+                left.pop(0)
+            except LeaseLostError:
+                raise
+            except (ResourceError, UsageError, *AWAY) as error:
+                if isinstance(error, UsageError) or time.monotonic() > deadline:
+                    return reason(error)
+                time.sleep(1)
+        return ""
+
+    try:
+        why = within(PATIENCE + TRICKLE, take)
+    except ServerAway as error:
+        why = reason(error)
+    return f"MLflow lacks {', '.join(left)} ({why})" if left else ""

@@ -7,7 +7,8 @@ lease):
                                          records.json  every epoch's record so far: the curve travels with the weights
                                          seal.json     SHA-256 of the files above, written last: without it they
                                                        don't count
-    <trial>/attempt-0002/failure.json                  why a run ended, if it did
+    <trial>/attempt-0002/failure.json                  why a run ended, if the trial failed
+    <trial>/attempt-0002/fault.json                    why a run ended, if what is around it failed
     <trial>/attempt-0002/final/...                     the finished model and its curve, sealed likewise
     <trial>/attempt-0002/rung/val_counts.json          of the last rung, for whoever looks at a pruned trial's readout
 
@@ -32,7 +33,10 @@ from wsol_pipeline.storage import Store
 
 logger = logging.getLogger(__name__)
 
-_CHECKPOINT = re.compile(r"attempt-\d+/e\d+-s\d+/seal\.json$")
+_CHECKPOINT = re.compile(r"attempt-\d{4,}/e\d+-s\d+/seal\.json")
+_FINAL = re.compile(r"attempt-\d{4,}/final/seal\.json")
+_FAILURE = re.compile(r"attempt-\d{4,}/failure\.json")
+FAULT = "fault.json"
 SEAL = "seal.json"
 RUNG = "rung"
 KEEP = 2  # the newest, and the one before it to fall back to
@@ -78,6 +82,11 @@ def read_sealed(store: Store, *names: str) -> dict[str, bytes]:
         if hashlib.sha256(data).hexdigest() != digests.get(name):
             raise DataError(f"{store.path(name)} was altered: its SHA-256 is not the sealed one.")
     return files
+
+
+def seal_of(store: Store) -> str:
+    """SHA-256 of the seal over a folder: it tells a finished model from every other."""
+    return hashlib.sha256(store.read(SEAL)).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -155,26 +164,40 @@ class CheckpointStore:
 
     def fail(self, kind: str, message: str) -> None:
         """Say why this attempt's run ended, for the driver and whoever reads the study later."""
-        self.own.write(
-            "failure.json", json.dumps({"kind": kind, "message": printable(redact(message))[:2000]}).encode()
-        )
+        self.own.write("failure.json", _reason(kind, message))
 
     def failure(self) -> dict[str, str] | None:
         """`{"kind", "message"}` of the newest attempt that said so, or None."""
-        names = [n for n in self.trial.list() if n.endswith("/failure.json")]
+        names = [name for name in self.trial.list() if _FAILURE.fullmatch(name)]
         return json.loads(self.trial.read(names[-1])) if names else None
 
+    def note_fault(self, kind: str, message: str) -> None:
+        """Say what keeps this attempt's run from going on, though the trial can't help it."""
+        self.own.write(FAULT, _reason(kind, message))
+
+    def take_fault(self) -> dict[str, str] | None:
+        """`{"kind", "message"}` of what kept this attempt's run from going on, or None. Forgotten once it is told."""
+        if not self.own.exists(FAULT):
+            return None
+        fault = json.loads(self.own.read(FAULT))
+        self.own.remove(FAULT)
+        return fault
+
     def failed(self) -> bool:
-        """Whether this attempt's run has said that it failed."""
-        return self.own.exists("failure.json")
+        """Whether this attempt's run has said why it ended."""
+        return self.own.exists("failure.json") or self.own.exists(FAULT)
 
     def _finals(self) -> list[str]:
-        return [n.removesuffix(f"/{SEAL}") for n in reversed(self.trial.list()) if n.endswith(f"/final/{SEAL}")]
+        return [name.removesuffix(f"/{SEAL}") for name in reversed(self.trial.list()) if _FINAL.fullmatch(name)]
 
     def _sealed(self) -> list[str]:
         """Folders of all sealed checkpoints, newest position first, later attempts first among equals."""
-        seals = [name for name in self.trial.list() if _CHECKPOINT.search(name)]
+        seals = [name for name in self.trial.list() if _CHECKPOINT.fullmatch(name)]
         return sorted((name.removesuffix(f"/{SEAL}") for name in seals), key=_position, reverse=True)
+
+
+def _reason(kind: str, message: str) -> bytes:
+    return json.dumps({"kind": kind, "message": printable(redact(message))[:2000]}).encode()
 
 
 def _folder(position: Position) -> str:

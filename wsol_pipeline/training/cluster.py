@@ -4,6 +4,7 @@ import logging
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -17,6 +18,8 @@ from wsol_pipeline.training import ray_internals
 from wsol_pipeline.training.config import Job
 from wsol_pipeline.training.run import resources_per_worker
 
+# Paths of Unix sockets have 107 characters; below a session's folder Ray takes up to 66, ours `/wsol-`, 8 and `/ray`.
+MOST_BASE = 23
 TUNE_ACTOR_CPU = 0.01  # what the trial's own small actor reserves when its workers are a group of their own
 
 
@@ -52,8 +55,20 @@ def connect(nested: bool) -> None:
             address="local", _node_ip_address="127.0.0.1", logging_level=logging.ERROR, log_to_driver=False,
             include_dashboard=nested, object_store_memory=500_000_000,
             num_cpus=ray_internals.cores() + nested,  # else as many workers as cores lack TUNE_ACTOR_CPU
+            _temp_dir=private_folder(),
         )  # fmt: skip
     interrupts.listen()  # `ray.init` has taken SIGTERM
+
+
+def private_folder() -> str:
+    """A place for a local Ray's sockets and logs, in a new folder that is closed to others: Ray opens its own to all.
+
+    Below RAY_TMPDIR, else where this system keeps such things; below /tmp where paths of sockets would be too long.
+    """
+    places = [os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), "/tmp"]
+    base = next((place for place in places if len(place) <= MOST_BASE), places[0])
+    Path(base).mkdir(parents=True, exist_ok=True)
+    return tempfile.mkdtemp(prefix="wsol-", dir=base) + "/ray"  # the former is 0700, whatever the umask
 
 
 def check_alive() -> None:

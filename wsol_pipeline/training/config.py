@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -52,6 +53,23 @@ def from_dict(cls: type[T], data: dict[str, Any]) -> T:
 def config_hash(data: dict[str, Any]) -> str:
     """Sixteen hex digits of the SHA-256 over `data` as canonical JSON."""
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], most: int = 5) -> str:
+    """What differs between two trees of plain data, in words; "" if nothing does."""
+    was, is_ = _flatten(json.loads(json.dumps(before))), _flatten(json.loads(json.dumps(now)))
+    different = sorted(key for key in was.keys() | is_.keys() if was.get(key) != is_.get(key))
+    changes = "; ".join(f"{key} was {was.get(key)!r}, now {is_.get(key)!r}" for key in different[:most])
+    return changes + (f"; and {len(different) - most} more" if len(different) > most else "")
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, Mapping):
+        return {prefix: tree}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
 
 
 @dataclass(frozen=True)
@@ -137,6 +155,8 @@ class Job:
     data: str
     trial: str  # URI of the trial's folder
     attempt: int
+    study: str = ""  # the id of the study that its results belong to
+    fingerprint: str = ""  # of the data; "": whatever lies there
     workers: int = 1
     cpus_per_worker: int = 1
     device: Literal["cpu", "cuda"] = "cpu"

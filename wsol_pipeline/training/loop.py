@@ -11,7 +11,7 @@ import enum
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import safetensors.torch
@@ -24,7 +24,7 @@ from wsol_models import LocalizationMethod
 from wsol_pipeline.data.dataset import Dataset
 from wsol_pipeline.data.plan import EpochPlan
 from wsol_pipeline.data.reader import Batch, EvalRows, ReadConfig, TrainReader, eval_rows
-from wsol_pipeline.errors import DataError, WsolError
+from wsol_pipeline.errors import MismatchError, WsolError
 from wsol_pipeline.evaluation import evaluate, selection
 from wsol_pipeline.evaluation.counts import Counts, ImageHits
 from wsol_pipeline.evaluation.measures import choosing
@@ -137,6 +137,7 @@ class Run:
     val: EvalRows
     protocol: Protocol
     readout: Any
+    study: str = ""
 
 
 def train(
@@ -146,8 +147,11 @@ def train(
     world: World | None = None,
     reading: Reading | None = None,
     checkpoint_batches: int = 0,
+    study: str = "",
 ) -> Iterator[Record]:
     """Train from the newest checkpoint, or from the start; yield the record of every epoch that ends here.
+
+    `study` is the id of the study that the finished model belongs to.
 
     A record holds `epoch` (1-based), `step`, `time` (Unix seconds), `seconds` of training, `device_seconds` (with
     validation, over all ranks), `images_per_second`, `learning_rate`, `train` (mean loss and terms), `val` (metrics,
@@ -157,7 +161,7 @@ def train(
     at. Raises `NonFiniteError` before the optimizer would move on a NaN.
     """
     world = world or World()
-    run = set_up(config, dataset, checkpoints, world, reading or Reading())
+    run = replace(set_up(config, dataset, checkpoints, world, reading or Reading()), study=study)
     with TrainReader(
         dataset.train, run.plan, _read_config(config, reading or Reading()), epochs=config.recipe.epochs,
         rank=world.rank, world=world.size,
@@ -177,7 +181,7 @@ def set_up(config: TrainConfig, dataset: Dataset, checkpoints: CheckpointStore, 
     if config.channels_last:
         method = method.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(method, config.recipe)
-    progress = _resume(config, checkpoints, method, optimizer, world)
+    progress = _resume(config, dataset, checkpoints, method, optimizer, world)
     plan = dataset.train.plan(config.recipe.batch_size, config.seed, config.recipe.drop_last)
     rules = choosing(
         protocol(config.protocol, image_size=config.image_size, resize_size=config.resize_size), dataset.val
@@ -195,6 +199,7 @@ def set_up(config: TrainConfig, dataset: Dataset, checkpoints: CheckpointStore, 
 
 def _resume(
     config: TrainConfig,
+    dataset: Dataset,
     checkpoints: CheckpointStore,
     method: LocalizationMethod,
     optimizer: torch.optim.SGD,
@@ -206,8 +211,11 @@ def _resume(
         saved = checkpoints.load(folder, world.device)
     if saved is None:
         return Progress(Position(), [], {})
-    if saved.state["config_hash"] != config_hash(to_dict(config)):
-        raise DataError(f"The checkpoint in {checkpoints.trial.uri} is of another configuration; it was left alone.")
+    if saved.state["config_hash"] != _origin(config, dataset):
+        raise MismatchError(
+            f"The checkpoint {checkpoints.trial.path(saved.folder)} is of another configuration or of other data; it "
+            "was left alone."
+        )
     method.load_state_dict(saved.state["method"])
     optimizer.load_state_dict(saved.state["optimizer"])
     if world.rank > 0:  # the saved sums are over all ranks: one of them carries them on
@@ -345,13 +353,18 @@ def _count(run: Run, settings: list[Any] | None, keep_images: bool = False) -> C
     return sum(merged[1:], start=merged[0])
 
 
+def _origin(config: TrainConfig, dataset: Dataset) -> str:
+    """What a checkpoint is of: whoever goes on from it must train the same on the same."""
+    return config_hash({"train": to_dict(config), "data": dataset.fingerprint})
+
+
 def _save(run: Run) -> None:
     sums, rows = run.progress.over_ranks(run.world)
     if run.world.rank == 0:
         state = {
             "method": run.method.state_dict(),
             "optimizer": run.optimizer.state_dict(),
-            "config_hash": config_hash(to_dict(run.config)),
+            "config_hash": _origin(run.config, run.dataset),
             "sums": sums,
             "rows": rows,
         }
@@ -361,17 +374,23 @@ def _save(run: Run) -> None:
 def _finish(run: Run, counts: Counts, choice: selection.Choice, images: ImageHits | None) -> None:
     """Write the finished model."""
     if run.world.rank == 0:
-        files = model_files(run.method, run.config, run.dataset, choice, counts)
+        files = model_files(run.method, run.config, run.dataset, choice, counts, run.study)
         if images:
             files[VAL_IMAGES] = json.dumps(images.to_dict()).encode()
         run.checkpoints.finish(files, run.progress.records)
 
 
 def model_files(
-    method: LocalizationMethod, config: TrainConfig, dataset: Dataset, choice: selection.Choice, counts: Counts
+    method: LocalizationMethod,
+    config: TrainConfig,
+    dataset: Dataset,
+    choice: selection.Choice,
+    counts: Counts,
+    study: str = "",
 ) -> dict[str, bytes]:
     """A finished model as files, none of them a pickle: what `model.load_model` reads, and the counts behind it."""
     description = {
+        "study": study,
         "train": to_dict(config),
         "classes": list(dataset.classes),
         "multilabel": dataset.multilabel,

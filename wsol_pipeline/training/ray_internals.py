@@ -7,6 +7,7 @@ bounds Ray's version; `ray-project/ray` has the source of each name under the pa
 import os
 import sys
 
+import ray
 import ray._private.state
 import ray._private.worker
 from ray._private import ray_constants
@@ -41,6 +42,17 @@ def delete(key: str) -> None:
 def leaving_nodes() -> set[str]:
     """Ray's ids of the nodes that are draining. Ray Train asks the same, and only for groups."""
     return set(ray._private.state.state.get_draining_nodes())
+
+
+def own_actor() -> str | None:
+    """Ray's id of the actor that this process is, if it is one."""
+    return ray.get_runtime_context().get_actor_id()
+
+
+def kill_actor(actor: str) -> None:
+    """End the actor with this id by SIGKILL, as `ray.kill` does with a handle, which nobody here has."""
+    core = ray._private.worker.global_worker.core_worker  # type: ignore[attr-defined]
+    core.kill_actor(ray.ActorID.from_hex(actor), True)
 
 
 def ended_process() -> str:

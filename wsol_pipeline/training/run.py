@@ -7,12 +7,16 @@ checkpoint store alone.
 
 import contextlib
 import ctypes
+import errno
 import faulthandler
 import gc
 import json
 import math
+import re
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -22,10 +26,12 @@ import ray.tune
 import torch
 from ray.tune.integration.ray_train import TuneReportCallback
 
+import wsol_pipeline.data
 from wsol_pipeline import redaction
-from wsol_pipeline.data.dataset import open_dataset
-from wsol_pipeline.errors import DataError, UsageError, WsolError
-from wsol_pipeline.storage import Store
+from wsol_pipeline.data.dataset import Dataset, open_dataset
+from wsol_pipeline.errors import DataError, MismatchError, ResourceError, UsageError, WsolError
+from wsol_pipeline.redaction import printable
+from wsol_pipeline.storage import STORAGE_ERRORS, Store
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position
 from wsol_pipeline.training.config import Job, from_dict
 from wsol_pipeline.training.loop import NonFiniteError, Record, World, train
@@ -36,15 +42,27 @@ class NoProgressError(WsolError):
     """A trial's workers died again and again without reaching another checkpoint."""
 
 
-# Kinds of failure that belong to the trial: the study notes them and goes on. Whatever else happens to a worker (its
-# machine, its network, the storage) is infrastructure: Ray starts the trial again from its checkpoint.
+class OutageError(ResourceError):
+    """Storage or a server failed a trial's workers again and again, at one checkpoint."""
+
+
+# Kinds of failure that belong to the trial: the study notes them and goes on.
 OWN_FAILURES: dict[str, tuple[type[BaseException], ...]] = {
     "nan": (NonFiniteError,),
     "out_of_memory": (torch.OutOfMemoryError, MemoryError),
-    "data": (DataError,),
     "configuration": (UsageError, ValueError),
     "infrastructure": (NoProgressError,),
 }
+# Kinds of fault around a trial, which every other would meet too: it is not told FAIL, and goes on once all is mended.
+# Whatever else happens to a worker (its machine, its network) makes Ray start the trial again from its checkpoint.
+FAULTS: dict[str, tuple[type[BaseException], ...]] = {
+    "mismatch": (MismatchError,),
+    "data": (DataError,),
+    "storage": (OutageError, PermissionError, FileNotFoundError, NotADirectoryError),
+}
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_NO_MEMORY = re.compile("out of memory|can't allocate memory", re.IGNORECASE)  # of torch, in a plain RuntimeError
+_READING = str(Path(wsol_pipeline.data.__path__[0]))
 LIVES = 4  # in a row that may begin at one checkpoint; whoever gets further may die as often as spot machines do
 RAY_RETRIES = 100  # deaths of a trial in all, of which Ray counts none that it was told of beforehand
 
@@ -119,27 +137,67 @@ def epochs(job: Job, world: World) -> Iterator[Record]:
     if world.rank == 0:
         count_life(checkpoints)
     with watched(job.stuck_minutes * 60) as beat:
-        data, world = open_dataset(job.data), replace(world, beat=beat)
-        for record in train(job.train, data, checkpoints, world, job.reading, job.checkpoint_batches):
+        data, world = open_data(job), replace(world, beat=_both(beat, world))
+        for record in train(job.train, data, checkpoints, world, job.reading, job.checkpoint_batches, job.study):
             faulthandler.cancel_dump_traceback_later()  # whose trial is pruned waits here until there is another
             yield record
             beat()
 
 
+def open_data(job: Job) -> Dataset:
+    """The data of `job`. Raises `MismatchError` if other data lies there than the study was begun with."""
+    data = open_dataset(job.data)
+    if job.fingerprint and data.fingerprint != job.fingerprint:
+        raise MismatchError(
+            f"{data.uri} holds other data (fingerprint {data.fingerprint[:12]}) than the study was begun with "
+            f"({job.fingerprint[:12]}): bring that back, or give another --name."
+        )
+    return data
+
+
+def _both(beat: Callable[[], None], world: World) -> Callable[[], None]:
+    """`beat` for this process's own watch; rank 0 also tells the driver, which ends a process that is stopped."""
+    signals = world.orders if world.rank == 0 and isinstance(world.orders, Signals) else None
+    if signals is None:
+        return beat
+
+    def both() -> None:
+        beat()
+        signals.beat()
+
+    both()
+    return both
+
+
 def count_life(checkpoints: CheckpointStore) -> None:
-    """Note that a worker begins; raise `NoProgressError` if `LIVES` before it began where it would."""
+    """Note that a worker begins; raise `NoProgressError` if `LIVES` before it began where it would.
+
+    `OutageError` if the last of them said what it could not reach.
+    """
     at = checkpoints.position() or Position()
-    place, own = [at.epoch, at.samples], checkpoints.own
-    try:
-        before: dict[str, Any] = json.loads(own.read("lives.json"))
-    except (FileNotFoundError, ValueError):  # none yet, or a damaged one: no reason for a trial to fail
-        before = {}
+    place, before = [at.epoch, at.samples], _lives(checkpoints)
     lives = before["lives"] + 1 if before.get("at") == place else 1
     if lives > LIVES:
-        raise NoProgressError(
-            f"its worker died {LIVES} times after {at.samples} samples of epoch {at.epoch + 1}; see Ray's logs"
-        )
-    own.write("lives.json", json.dumps({"at": place, "lives": lives}).encode())
+        where = f"died {LIVES} times after {at.samples} samples of epoch {at.epoch + 1}"
+        checkpoints.own.remove("lives.json")  # if the trial gets another chance, it is a whole one
+        if why := before.get("why"):
+            raise OutageError(f"its worker {where}, at last of: {why}")
+        raise NoProgressError(f"its worker {where}; see Ray's logs")
+    checkpoints.own.write("lives.json", json.dumps({"at": place, "lives": lives}).encode())
+
+
+def _lives(checkpoints: CheckpointStore) -> dict[str, Any]:
+    try:
+        return json.loads(checkpoints.own.read("lives.json"))
+    except (FileNotFoundError, ValueError):  # none yet, or a damaged one: no reason for a trial to fail
+        return {}
+
+
+def _note_outage(checkpoints: CheckpointStore, error: BaseException) -> None:
+    """Keep what a worker could not reach, for the one that finds that none got any further."""
+    with contextlib.suppress(*STORAGE_ERRORS):  # which may be the very place
+        lives = _lives(checkpoints) | {"why": printable(str(error))[:500]}
+        checkpoints.own.write("lives.json", json.dumps(lives).encode())
 
 
 @contextlib.contextmanager
@@ -197,18 +255,46 @@ def _return_memory() -> None:
 
 @contextlib.contextmanager
 def _own_failures(job: Job, end_quietly: bool = True) -> Iterator[None]:
-    """Note a failure of the trial's own, so that nobody tries it again; let all else through."""
+    """Note a failure of the trial's own, or a fault around it, so that Ray does not try it again; pass on all else."""
+    checkpoints = CheckpointStore(Store.at(job.trial), job.attempt)
     try:
         yield
-    except tuple(error for errors in OWN_FAILURES.values() for error in errors) as error:
-        kind = next(kind for kind, errors in OWN_FAILURES.items() if isinstance(error, errors))
-        CheckpointStore(Store.at(job.trial), job.attempt).fail(kind, str(error))
-        if not end_quietly:
-            redaction.redact_error(error)
+    except Exception as error:
+        redaction.redact_error(error)  # Ray prints what it gets, and keeps it in files
+        if kind := fault_of(error):
+            checkpoints.note_fault(kind, _told(error))
+        elif kind := failure_of(error):
+            checkpoints.fail(kind, _told(error))
+        elif isinstance(error, (ResourceError, *STORAGE_ERRORS)):
+            _note_outage(checkpoints, error)
+        if not (kind and end_quietly):
             raise
-    except Exception as error:  # Ray prints it, and keeps it in files
-        redaction.redact_error(error)
-        raise
+
+
+def failure_of(error: BaseException) -> str:
+    """The kind of a failure that is the trial's own; "" of any other."""
+    if isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)):
+        return "out_of_memory"
+    return next((kind for kind, errors in OWN_FAILURES.items() if isinstance(error, errors)), "")
+
+
+def fault_of(error: BaseException) -> str:
+    """The kind of a fault that no trial can help; "" of anything else."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return "storage"
+    if type(error) is ValueError and _raised_in(error, _READING):  # of NumPy, Arrow, OpenCV, about what they read
+        return "data"
+    return next((kind for kind, errors in FAULTS.items() if isinstance(error, errors)), "")
+
+
+def _raised_in(error: BaseException, folder: str) -> bool:
+    """Whether a file below `folder` is among those that `error` came through."""
+    files = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(file.startswith(folder) for file in files)
+
+
+def _told(error: BaseException) -> str:
+    return str(error) or type(error).__name__
 
 
 def reportable(record: Record) -> dict[str, Any]:

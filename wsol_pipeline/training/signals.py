@@ -7,6 +7,7 @@ trial. Nothing depends on it: records and checkpoints are what counts.
 
 import json
 import logging
+import os
 import time
 from collections.abc import Collection
 
@@ -29,6 +30,7 @@ class Signals:
 
     def __init__(self, trial: CheckpointStore, nodes: Collection[str] = ()) -> None:
         self.key, self.nodes, self.said, self.saved = trial.own.uri, set(nodes), 0.0, 0.0
+        self.beats, self.beaten = 0, 0.0
 
     def __call__(self, position: Position) -> Order:
         now = time.monotonic()
@@ -45,6 +47,33 @@ class Signals:
         self.saved = now
         return Order.SAVE
 
+    def beat(self) -> None:
+        """Say that the trial goes on, and in which actor: once a second at most."""
+        self.beats += 1
+        if time.monotonic() - self.beaten >= SECONDS:
+            self.beaten = time.monotonic()
+            said = [f"{os.getpid()} {self.beats}", ray_internals.own_actor()]
+            ray_internals.put(_beat(self.key), json.dumps(said))
+
+
+def heartbeat(trial: CheckpointStore) -> str | None:
+    """What changes while the trial goes on; None before it has said anything."""
+    said = ray_internals.get(_beat(trial.own.uri))
+    return json.loads(said)[0] if said else None
+
+
+def end(trial: CheckpointStore) -> None:
+    """End the actor that beat last for the trial, as a machine that fails would; Ray starts another."""
+    said = ray_internals.get(_beat(trial.own.uri))
+    if said and (actor := json.loads(said)[1]):
+        ray_internals.kill_actor(actor)
+    hush(trial)
+
+
+def hush(trial: CheckpointStore) -> None:
+    """Forget the last beat: whoever beat is gone, and its successor takes its time to begin."""
+    ray_internals.delete(_beat(trial.own.uri))
+
 
 def position(trial: CheckpointStore) -> Position | None:
     """Where the trial's workers said last that they are, None if they have not."""
@@ -59,9 +88,13 @@ def ask_to_stop(trial: CheckpointStore) -> None:
 
 def forget(trial: CheckpointStore) -> None:
     """Remove what was said; a cluster may outlive thousands of trials."""
-    for key in (trial.own.uri, _stop(trial.own.uri)):
+    for key in (trial.own.uri, _stop(trial.own.uri), _beat(trial.own.uri)):
         ray_internals.delete(key)
 
 
 def _stop(key: str) -> str:
     return f"{key} stop"
+
+
+def _beat(key: str) -> str:
+    return f"{key} beat"

@@ -26,6 +26,7 @@ from wsol_pipeline.redaction import redact
 from wsol_pipeline.tracking import registry
 from wsol_pipeline.tracking.connect import Connect, connect_mlflow
 from wsol_pipeline.tracking.runs import StudyRuns, deliver
+from wsol_pipeline.training.checkpoint import seal_of
 from wsol_pipeline.training.model import load_model
 from wsol_pipeline.verdict.options import EvaluateOptions
 from wsol_pipeline.verdict.pictures import GALLERY, draw
@@ -38,6 +39,7 @@ from wsol_pipeline.verdict.rows import (
     evaluation_name,
     finished_study,
     require_comparable,
+    require_named,
     rows_of,
     same_dataset,
 )
@@ -74,6 +76,8 @@ def judge(options: EvaluateOptions, progress: Progress = silent) -> Verdict:
     dataset = same_dataset(winners)
     judged = contenders(winners)
     models = [load_model(contender.final) for contender in judged]
+    for contender, model in zip(judged, models, strict=True):
+        require_named(contender, model.description)
     require_comparable(dataset, judged, models)
     connect = connect_mlflow(options.store, options.experiment)
     rules, main = models[0].protocol, models[-1]
@@ -114,12 +118,12 @@ def publish(verdict: Verdict) -> tuple[str, str]:
     Raises `DataError` if it cannot be crowned.
     """
     options, transferred = verdict.options, verdict.rows[-1].transferred
-    runs, changes = StudyRuns(verdict.connect, options.study[0], {}), []
+    runs, changes = StudyRuns(verdict.connect, options.study[0], {}, verdict.winner.study_id), []
     first = sorted(transferred, key=lambda metric: metric != verdict.measure)
     figures = {metric: transferred[metric] for metric in first}
 
     def crown() -> None:
-        fingerprint = registry.model_fingerprint(verdict.winner.final)
+        fingerprint = seal_of(verdict.winner.final)
         changes.append(registry.crown(runs.client, runs.study, fingerprint, verdict.tags, figures))
 
     steps = {

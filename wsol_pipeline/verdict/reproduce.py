@@ -26,13 +26,14 @@ from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.evaluation.selection import errors
 from wsol_pipeline.redaction import redact
 from wsol_pipeline.storage import Store
+from wsol_pipeline.study.identity import home
 from wsol_pipeline.study.mlflow_view import study_tags
 from wsol_pipeline.study.options import StudyOptions
 from wsol_pipeline.study.outcome import Outcome
 from wsol_pipeline.study.plan import Plan, make_plan
 from wsol_pipeline.study.tuner import trial_folder
 from wsol_pipeline.tracking.connect import connect_mlflow
-from wsol_pipeline.tracking.runs import StudyRuns, deliver
+from wsol_pipeline.tracking.runs import STORAGE_TAG, StudyRuns, deliver
 from wsol_pipeline.training import cluster
 from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.config import TrainConfig, to_dict
@@ -233,7 +234,9 @@ def to_mlflow(plan: Plan, row: Preset, report: str, means: Mapping[str, float]) 
 
     Returns what MLflow lacks of it.
     """
-    runs = StudyRuns(connect_mlflow(plan.options.store, plan.options.experiment), plan.options.name, study_tags(plan))
+    own, options = home(plan.folder), plan.options
+    tags = study_tags(plan) | {STORAGE_TAG: own.storage}
+    runs = StudyRuns(connect_mlflow(options.store, options.experiment), options.name, tags, own.id)
 
     def add() -> None:
         run = runs.client.get_run(runs.parent()).info

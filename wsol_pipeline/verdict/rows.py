@@ -8,12 +8,12 @@ from typing import Any
 
 import search_spaces
 from wsol_pipeline.data.dataset import Dataset, open_dataset
-from wsol_pipeline.errors import DataError
+from wsol_pipeline.errors import DataError, MismatchError
 from wsol_pipeline.evaluation.protocols import Protocol
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study.outcome import WINNER
 from wsol_pipeline.study.pareto import deviation
-from wsol_pipeline.tracking import registry
+from wsol_pipeline.training.checkpoint import seal_of
 from wsol_pipeline.training.model import Model
 
 EVALUATIONS, CENTRED_BOX = "evaluations", "centred-box.json"
@@ -23,7 +23,8 @@ OTHER_DATA = "NOT THE PAPER'S DATA"
 
 @dataclass(frozen=True)
 class Contender:
-    """A finished model to be judged. `preset` names the published setting it was trained with, if it was.
+    """A finished model to be judged. `preset` names the published setting it was trained with, if it was; its study
+    knows it by `study_id` and `seal`.
 
     `other_data`: it was trained on other data than the paper's; `confirmations`: trials of its setting, further seeds.
     """
@@ -34,6 +35,8 @@ class Contender:
     preset: str | None = None
     other_data: bool = False
     confirmations: tuple[int, ...] = ()
+    study_id: str = ""
+    seal: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,24 +83,40 @@ def same_dataset(winners: Mapping[str, Mapping[str, Any]]) -> Dataset:
 def contenders(winners: Mapping[str, Mapping[str, Any]]) -> list[Contender]:
     """Others' winners first, then the first study's published setting, then its winner; one line if it is both."""
     first, *others = winners
-    found = [_winner(name, winners[name]) for name in others]
+    found = [_contender("winner", name, winners[name], winners[name]) for name in others]
     main, published = winners[first], winners[first]["published"]
-    if published:
-        preset, row = published["preset"], search_spaces.presets().get(published["preset"])
-        other_data = row is None or row.dataset not in main.get("paper_data", ())
-        if published["model"] == main["model"]:
-            winner = _winner(first, main)
-            return [
-                *found,
-                replace(winner, label=f"{winner.label}, as published", preset=preset, other_data=other_data),
-            ]
-        found.append(Contender(f"{first}: published", first, Store(published["model"]), preset, other_data))
-    return [*found, _winner(first, main)]
+    winner = _contender("winner", first, main, main)
+    if not published:
+        return [*found, winner]
+    row = search_spaces.presets().get(published["preset"])
+    other_data = row is None or row.dataset not in main.get("paper_data", ())
+    if published["model"] == main["model"]:
+        label = f"{winner.label}, as published"
+        return [*found, replace(winner, label=label, preset=published["preset"], other_data=other_data)]
+    first_trial = replace(_contender("published", first, main, published), other_data=other_data, confirmations=())
+    return [*found, first_trial, winner]
 
 
-def _winner(study: str, record: Mapping[str, Any]) -> Contender:
-    trials = record.get("confirmed", {}).get("trials", ())
-    return Contender(f"{study}: winner", study, Store(record["model"]), confirmations=tuple(trials[1:]))
+def _contender(what: str, study: str, winner: Mapping[str, Any], named: Mapping[str, Any]) -> Contender:
+    trials = winner.get("confirmed", {}).get("trials", ())
+    return Contender(
+        f"{study}: {what}", study, Store(named["model"]), named.get("preset"), confirmations=tuple(trials[1:]),
+        study_id=winner["study"], seal=named["seal"],
+    )  # fmt: skip
+
+
+def require_named(contender: Contender, description: Mapping[str, Any]) -> None:
+    """Raise `MismatchError` if another model lies there than its study has named, or one of another study."""
+    if (seal := seal_of(contender.final)) != contender.seal:
+        raise MismatchError(
+            f"{contender.final.uri} holds another model (seal {seal[:12]}) than study {contender.study!r} has named "
+            f"({contender.seal[:12]}): the study's command names it anew."
+        )
+    if description["study"] != contender.study_id:
+        raise MismatchError(
+            f"{contender.final.uri} is of study {description['study']}, not of {contender.study!r} "
+            f"({contender.study_id})."
+        )
 
 
 def require_comparable(dataset: Dataset, contenders: list[Contender], models: list[Model]) -> None:
@@ -115,7 +134,7 @@ def require_comparable(dataset: Dataset, contenders: list[Contender], models: li
 
 def evaluation_name(contender: Contender) -> str:
     """What a model's kept result is called: a model has one, and another if it is read as published too."""
-    return f"{registry.model_fingerprint(contender.final)[:16]}{'-published' if contender.preset else ''}"
+    return f"{seal_of(contender.final)[:16]}{'-published' if contender.preset else ''}"
 
 
 def rows_of(contender: Contender, rows: Sequence[Mapping[str, Any]], rules: Protocol) -> list[Row]:

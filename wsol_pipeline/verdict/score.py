@@ -28,6 +28,7 @@ from wsol_pipeline.evaluation.selection import Choice
 from wsol_pipeline.study.surface import published_choice, published_reading
 from wsol_pipeline.tracking.provenance import provenance
 from wsol_pipeline.training import cluster
+from wsol_pipeline.training.checkpoint import read_sealed
 from wsol_pipeline.training.model import VAL_COUNTS, Model, load_model
 from wsol_pipeline.verdict.options import EvaluateOptions
 from wsol_pipeline.verdict.pictures import PICTURES, pictures_of
@@ -65,7 +66,7 @@ def score(
     as the last row does. Class masks are scored together, so that there a single image has no result of its own.
     """
     model = load_model(contender.final, device)
-    val = Counts.from_dict(json.loads(contender.final.read(VAL_COUNTS)))
+    val = Counts.from_dict(json.loads(read_sealed(contender.final, VAL_COUNTS)[VAL_COUNTS]))
     dataset = open_dataset(model.description["data"])
     rows = test_rows(options, dataset, model.protocol)
     results, kept, files = [], [], {}

@@ -17,16 +17,17 @@ from wsol_pipeline.evaluation.measures import choosing, promise
 from wsol_pipeline.evaluation.selection import Choice
 from wsol_pipeline.redaction import redact
 from wsol_pipeline.storage import Store
+from wsol_pipeline.study.identity import Home, home
 from wsol_pipeline.study.lease import acquire
 from wsol_pipeline.study.mlflow_view import flat_parameters
-from wsol_pipeline.study.outcome import WINNER
+from wsol_pipeline.study.outcome import WINNER, model_named
 from wsol_pipeline.study.plan import truths
 from wsol_pipeline.study.tuner import trial_folder
 from wsol_pipeline.tracking import registry
 from wsol_pipeline.tracking.connect import Connect, connect_mlflow
 from wsol_pipeline.tracking.projection import Projection, TrialView
 from wsol_pipeline.tracking.provenance import provenance
-from wsol_pipeline.tracking.runs import StudyRuns, deliver
+from wsol_pipeline.tracking.runs import STORAGE_TAG, StudyRuns, deliver
 from wsol_pipeline.training.build import build_readout
 from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.config import TrainConfig, to_dict
@@ -64,18 +65,18 @@ def solve_readout(options: SolveOptions, progress: Progress = silent) -> Solved:
     promise(model.protocol, *truths(open_dataset(model.description["data"])), config.objective)
     folder, connect, counts = options.store / options.result, connect_mlflow(options.store, options.experiment), None
     with acquire(folder / "lease") as lease:
-        trial = CheckpointStore(trial_folder(folder, 0), lease.attempt)
+        trial, own = CheckpointStore(trial_folder(folder, 0), lease.attempt), home(folder)
         if trial.final() is None:
             choice, counts = _search(options, model, config, progress)
             dataset = open_dataset(model.description["data"])
-            trial.finish(model_files(model.method, config, dataset, choice, counts), [_record(choice, counts)])
+            trial.finish(model_files(model.method, config, dataset, choice, counts, own.id), [_record(choice, counts)])
         final = trial.final()
         assert final is not None
         kept = load_model(final)
         _require_same(kept.config, config, options)
-        winner = {**source, "model": final.uri, "trial": 0, "trials": 1, "published": None}
-        folder.write(WINNER, json.dumps(redact(winner)).encode())
-        return Solved(config.objective, counts, _publish(options, connect, kept, trial, final))
+        winner = {**source, **model_named(final), "study": own.id, "trial": 0, "trials": 1, "published": None}
+        folder.write(WINNER, json.dumps(redact(winner)).encode(), lease.confirm)
+        return Solved(config.objective, counts, _publish(options, connect, kept, trial, final, own))
 
 
 def _device(options: SolveOptions) -> str:
@@ -123,7 +124,9 @@ def _record(choice: Choice, counts: Counts) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _publish(options: SolveOptions, connect: Connect, model: Model, trial: CheckpointStore, final: Store) -> str:
+def _publish(
+    options: SolveOptions, connect: Connect, model: Model, trial: CheckpointStore, final: Store, own: Home
+) -> str:
     """A parent run, a child run with the answer, a registered version. Returns what MLflow lacks of them."""
     tags = {
         "wsol.data": model.description["data"],
@@ -132,13 +135,14 @@ def _publish(options: SolveOptions, connect: Connect, model: Model, trial: Check
         "wsol.protocol": model.config.protocol,
         "wsol.objective": model.config.objective,
         "wsol.source": options.study,
+        STORAGE_TAG: own.storage,
         **provenance(),
     }
     view = TrialView(
         0, "COMPLETE", flat_parameters(model.config), {"wsol.readout": json.dumps(model.choice.to_dict())},
         trial.records(),
     )  # fmt: skip
-    runs = StudyRuns(connect, options.result, tags)
+    runs = StudyRuns(connect, options.result, tags, own.id)
     return deliver({
         "the answer's run": Projection(runs, lambda: [view]).write,
         "the model": lambda: registry.register(runs, options.result, 0, final),

@@ -1,0 +1,71 @@
+"""The end of a study whose driver was replaced while it wrote it down."""
+
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from wsol_pipeline.errors import LeaseLostError, MismatchError
+from wsol_pipeline.storage import Store
+from wsol_pipeline.study import execute
+from wsol_pipeline.study.identity import Home
+from wsol_pipeline.study.lease import Lease
+from wsol_pipeline.study.standings import Standing
+from wsol_pipeline.training.checkpoint import CheckpointStore, seal_of
+from wsol_pipeline.training.config import Job, TrainConfig, to_dict
+
+JOB = Job(TrainConfig(), "data", "trial", 1, "1" * 32, "fingerprint")
+
+
+@pytest.fixture
+def finished(tmp_path, monkeypatch):
+    """A study of one finished trial: what `_finish` needs of its plan, ledger and lease."""
+    folder, rankings = Store.at(tmp_path / "s"), []
+    model = {"study": JOB.study, "dataset": JOB.fingerprint, "train": to_dict(JOB.train)}
+    CheckpointStore(folder / "trials/0000", 1).finish({"model.json": json.dumps(model).encode()}, [])
+
+    def ranking():
+        rankings.append(1)
+        return [Standing((0,), (50.0,))]
+
+    ledger = SimpleNamespace(
+        balance=lambda: {"running": 0, "complete": 1}, trials=list, proposals=list, ranking=ranking,
+        get=lambda number: SimpleNamespace(user_attrs={}), parameters=lambda number: {},
+        device_seconds=lambda: 3600.0, home=Home(JOB.study, folder.uri),
+    )  # fmt: skip
+    plan = SimpleNamespace(
+        folder=folder, config=TrainConfig(), rule=None, dataset=SimpleNamespace(uri="data"), job=lambda *_: JOB,
+        options=SimpleNamespace(name="s"),
+    )  # fmt: skip
+    monkeypatch.setattr(execute, "doubts", lambda *_, **__: None)
+    return SimpleNamespace(plan=plan, ledger=ledger, lease=Lease(folder / "lease", 1), folder=folder, rankings=rankings)
+
+
+def finish(study, point=lambda name: None):
+    return execute._finish(study.plan, study.ledger, study.lease, point, "")
+
+
+def test_the_winner_is_named_by_study_and_seal_and_ranked_once(finished):
+    outcome = finish(finished)
+    record = json.loads(finished.folder.read("winner.json"))
+    assert (record["study"], record["seal"]) == (JOB.study, seal_of(outcome.best))
+    assert finished.rankings == [1]
+
+
+def test_a_driver_that_was_frozen_before_it_named_the_winner_names_none(finished):
+    def frozen(name):
+        finished.folder.write("winner.json", b"the heir's")
+        finished.folder.write("lease/000002.json", b"{}")
+
+    with pytest.raises(LeaseLostError, match="another driver took over"):
+        finish(finished, frozen)
+    assert finished.folder.read("winner.json") == b"the heir's"
+
+
+def test_a_winner_whose_model_is_of_another_setting_is_not_named(finished):
+    other = dataclasses.replace(JOB, train=TrainConfig(seed=7))
+    finished.plan.job = lambda *_: other
+    with pytest.raises(MismatchError, match="train.seed was 0, now 7"):
+        finish(finished)
+    assert not finished.folder.exists("winner.json")

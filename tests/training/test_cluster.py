@@ -1,0 +1,35 @@
+"""A local Ray keeps to itself."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+import ray
+
+from wsol_pipeline.training import cluster
+
+SOCKET = "/session_2026-11-28_22-25-46_556454_4194304/sockets/plasma_store"  # the longest that Ray 2.60 makes
+
+
+@pytest.mark.parametrize("base", ["short", "x" * 90])
+def test_a_local_ray_lies_in_a_folder_of_its_own_that_nobody_else_enters(tmp_path, monkeypatch, base):
+    started = {}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_TMPDIR", base)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: started.update(options))
+    monkeypatch.setattr(cluster.interrupts, "listen", lambda: None)
+    before = os.umask(0)
+    try:
+        cluster.connect(nested=False)
+    finally:
+        os.umask(before)
+    place = Path(started["_temp_dir"])
+    folder = place.parent  # Ray opens the place itself to everybody
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert folder.stat().st_uid == os.getuid()
+    assert list(folder.iterdir()) == []
+    assert len(f"{place}{SOCKET}") <= 107
+    folder.rmdir()
