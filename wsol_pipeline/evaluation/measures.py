@@ -87,6 +87,18 @@ def promise(rules: Protocol, val: Truth, test: Truth, objective: str | None = No
         raise UsageError(f"{rules.name} {reason}. {_instead(val, test)}")
     chosen_by = choosing(rules, val)
     objective = objective or default_objective(chosen_by)
+    _check_objective(objective, rules, val, test)
+    on_test = _on_test(rules, test)
+    unread = () if val.has_masks else ("piou", "peak_iou")
+    transferred = tuple(name for name in on_test if name not in unread)
+    oracle = tuple(name for name in on_test if name not in DETECTION)
+    told = _sentences(rules, val, test, objective, transferred, oracle)
+    return Promise(objective, measured(chosen_by, val.has_masks), transferred, oracle, told)
+
+
+def _check_objective(objective: str, rules: Protocol, val: Truth, test: Truth) -> None:
+    """Raise `UsageError` for what validation does not yield, or what could not be judged."""
+    chosen_by = choosing(rules, val)
     known = [name for name in objectives(chosen_by) if name in BOX_METRICS or val.has_masks]
     if objective in objectives(rules) and objective not in known:
         raise UsageError(
@@ -100,12 +112,6 @@ def promise(rules: Protocol, val: Truth, test: Truth, objective: str | None = No
             f"{objective} needs masks but the 'test' split has {test.kinds}: what validation maximised could not be "
             f"judged; --objective {default_objective(rules)} can."
         )
-    on_test = _on_test(rules, test)
-    unread = () if val.has_masks else ("piou", "peak_iou")
-    transferred = tuple(name for name in on_test if name not in unread)
-    oracle = tuple(name for name in on_test if name not in DETECTION)
-    told = _sentences(rules, val, test, objective, transferred, oracle)
-    return Promise(objective, measured(chosen_by, val.has_masks), transferred, oracle, told)
 
 
 def fault(rules: Protocol, val: Truth, test: Truth) -> str:
