@@ -1,5 +1,6 @@
 """Trials that fail by themselves, through real Ray: each is noted with its reason, and the study goes on."""
 
+import psutil
 import pytest
 
 
@@ -15,3 +16,22 @@ def test_a_trial_that_fails_in_its_first_epoch_ends_itself_alone(new_study, end,
     failure = study.trials()[0].user_attrs["failure"]
     assert failure["kind"] == "nan"
     assert "in epoch 1" in failure["message"]
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+def test_a_worker_that_was_stopped_is_ended_by_its_driver_and_loses_no_epoch(new_study, end):
+    """SIGSTOP: the watch in it stands still too. (A worker that hangs ends itself: `make reliability`, row stuck.)"""
+    study = new_study("--trials", "1", "--epochs", "30", "--stuck-minutes", "0.3")
+    driver = study.start("rayjobs/tune_cam.py")
+    for line in driver.stdout:
+        if "epoch 2/30" in line:
+            break
+    children = psutil.Process(driver.pid).children(recursive=True)
+    (worker,) = (child for child in children if any("run_on_one_device" in part for part in child.cmdline()))
+    worker.suspend()
+    ended = end(driver)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "has stood still for" in ended.stderr
+    assert not worker.is_running()
+    assert [record["epoch"] for record in study.checkpoints(0).records()] == list(range(1, 31))
