@@ -9,6 +9,7 @@ import pytest
 from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study import surface
+from wsol_pipeline.training.checkpoint import write_sealed
 from wsol_pipeline.training.config import TrainConfig
 
 PRESET = "bas-ext/table1/cub/resnet50"  # k = 200 and threshold 0.1, of top-k
@@ -84,5 +85,7 @@ def test_the_finished_model_speaks_before_any_rung(tmp_path):
     for folder, settings in (("attempt-0002/rung", (7, 8)), ("attempt-0001/rung", (5, 6))):
         store.write(f"{folder}/val_counts.json", json.dumps({**kept.to_dict(), "settings": settings}).encode())
     assert surface.kept_counts(store).settings == (7, 8)
-    store.write("attempt-0001/final/val_counts.json", json.dumps(kept.to_dict()).encode())
+    write_sealed(store / "attempt-0001/final", {"val_counts.json": json.dumps(kept.to_dict()).encode()})
     assert surface.kept_counts(store).settings == (1, 2)
+    store.write("attempt-0001/final/val_counts.json", b"altered")
+    assert surface.kept_counts(store) is None

@@ -13,10 +13,19 @@ from wsol_pipeline.errors import DataError, MismatchError
 from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.evaluation.selection import Choice, transferred
+from wsol_pipeline.storage import Store
 from wsol_pipeline.training.checkpoint import seal_of
 from wsol_pipeline.verdict.judge import Verdict
 from wsol_pipeline.verdict.options import EvaluateOptions
-from wsol_pipeline.verdict.rows import Contender, Row, contenders, paper_figures, require_comparable, require_named
+from wsol_pipeline.verdict.rows import (
+    Contender,
+    Row,
+    contenders,
+    finished_study,
+    paper_figures,
+    require_comparable,
+    require_named,
+)
 from wsol_pipeline.verdict.score import score
 
 FIRST = {"model": "/runs/a/first", "seal": "b" * 64, "preset": "row"}
@@ -138,6 +147,13 @@ def test_a_model_that_the_study_has_not_named_is_not_judged(fit, make_config):
         require_named(named, {"study": "2"})
     with pytest.raises(MismatchError, match="holds another model .* than study 'a' has named"):
         require_named(dataclasses.replace(named, seal="0" * 64), {"study": "1"})
+
+
+def test_a_study_of_an_older_version_is_refused_with_the_way_on(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/winner.json").write_text('{"model": "/runs/a/final", "published": null}')
+    with pytest.raises(DataError, match="'a' was finished by another version of this code: judge it with that one"):
+        finished_study(Store.at(tmp_path), "a")
 
 
 def test_an_evaluation_keeps_every_image_its_counts_and_some_pictures(fit, make_config, reading):

@@ -77,10 +77,10 @@ class Ledger:
         if attrs.get(HOME) != asdict(self.home):
             found = Home(**attrs[HOME]) if HOME in attrs else "no study"
             raise MismatchError(f"The study's database was replaced: it held {self.home} and now holds {found}.")
-        if attrs[DRIVER] != self.lease.attempt:
+        if attrs.get(DRIVER) != self.lease.attempt:
             raise LeaseLostError(
                 f"Attempt {self.lease.attempt} no longer writes study {self.study.study_name!r}: its database says "
-                f"attempt {attrs[DRIVER]} does (another driver took over, or an older copy was brought back)."
+                f"attempt {attrs.get(DRIVER)} does (another driver took over, or an older copy was brought back)."
             )
 
     def ask(self) -> FrozenTrial:
@@ -98,10 +98,11 @@ class Ledger:
     def parameters(self, number: int) -> dict[str, Any]:
         """What the space makes of trial `number`'s parameters. Completes those of a trial whose driver died asking."""
         trial = self.get(number)
-        if trial.state is TrialState.FAIL:  # which may have been enqueued with values that are none
-            return trial.params
         if trial.state.is_finished():  # no sampler needs to look at the whole study for it
-            return self.space(FixedTrial(trial.params))
+            try:
+                return self.space(FixedTrial(trial.params))
+            except ValueError:  # FAIL, since it was enqueued with values that are none
+                return trial.params
         with self._proposing:
             self.study.sampler = self.sampler(number)
             return self._propose(Trial(self.study, trial._trial_id))

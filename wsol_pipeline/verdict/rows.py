@@ -64,12 +64,17 @@ class Row:
 def finished_study(store: Store, study: str) -> dict[str, Any]:
     """The winner's record of a study. Raises `DataError` with the finished ones if it is not among them."""
     try:
-        return json.loads((store / study).read(WINNER))
+        record = json.loads((store / study).read(WINNER))
     except FileNotFoundError:
         known = sorted({name.split("/")[0] for name in store.list() if name.endswith(f"/{WINNER}")})
         raise DataError(
             f"{store.uri} has no finished study {study!r}; finished ones: {', '.join(known) or 'none'}."
         ) from None
+    if not {"study", "seal"} <= record.keys():
+        raise DataError(
+            f"Study {study!r} was finished by another version of this code: judge it with that one, or begin it anew."
+        )
+    return record
 
 
 def same_dataset(winners: Mapping[str, Mapping[str, Any]]) -> Dataset:
