@@ -117,7 +117,9 @@ def run(launcher: str, workers: int, options: Options, root: Path, name: str) ->
     recipe = Recipe(epochs=options.epochs, batch_size=16)
     train = TrainConfig("cam", "resnet18", options={"large": False}, readout="cam", recipe=recipe)
     trial = root / name
-    job = Job(train, str(root / "data"), str(trial), 1, workers, reading=Reading("cached", str(root / "pixels")))
+    job = Job(
+        train, str(root / "data"), str(trial), 1, workers=workers, reading=Reading("cached", str(root / "pixels"))
+    )
     (root / f"{name}.json").write_text(json.dumps(to_dict(job)))
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
     samples = watch([sys.executable, *(launch if launcher == "torchrun" else []), SIDE, str(root / f"{name}.json")])

@@ -44,7 +44,7 @@ def story(request, dataset, reading, config, tmp_path_factory) -> SimpleNamespac
     lives: list[dict[str, Any]] = []
     for attempt, (workers, dies) in enumerate(LIVES, start=1):
         how = Reading(mode, reading.cache_dir)
-        job = Job(config, dataset.uri, str(root / "trial"), attempt, workers, reading=how, checkpoint_batches=2)
+        job = Job(config, dataset.uri, str(root / "trial"), attempt, workers=workers, reading=how, checkpoint_batches=2)
         meet = str(root / f"meet-{attempt}") if ranks or mode == "cached" else None
         files = {"log": f"{root}/{attempt}", "rendezvous": meet}
         lives.append({"job": to_dict(job), "dies": dies, "ray": cluster, **files})

@@ -63,7 +63,7 @@ def folders(dataset, reading, make_config, mortal_store, tmp_path_factory) -> di
     """The trial folder of every case, trained by ranks; "resumed-2" was begun by one worker and killed in epoch 2."""
     root = tmp_path_factory.mktemp("ranks")
     jobs = {
-        name: Job(make_config(method, **changes), dataset.uri, str(root / name), 2, workers, reading=reading)
+        name: Job(make_config(method, **changes), dataset.uri, str(root / name), 2, workers=workers, reading=reading)
         for name, (method, workers, changes) in CASES.items()
     }
     mortal = mortal_store(Store.at(root / "resumed-2"), Position(1, 28))
