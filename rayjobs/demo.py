@@ -3,8 +3,6 @@
     make demo        (or: python rayjobs/demo.py)
 
 Each step is a job that also runs alone, by the line shown. Ray runs locally; Optuna and MLflow use SQLite files.
-The table is the same on any CPU, beside any other work: proposals depend on a trial's number, not on which trial ended
-first, nothing is pruned, and in float64 rounding stays too small to decide.
 """
 
 import shlex
@@ -16,8 +14,7 @@ from rayjobs import evaluate, import_dataset, tune_bas, tune_cam
 from wsol_pipeline.console.command_line import command_line
 from wsol_pipeline.console.main import run_main
 
-BUDGET = "--trials 6 --epochs 2 --batch-size 8 --image-size 48 --resize-size 54"
-SAME_ANYWHERE = "--sampler random --pruner none --precision float64"
+BUDGET = "--trials 6 --epochs 4"
 
 
 @dataclass(frozen=True)
@@ -39,10 +36,9 @@ def main(args: list[str] | None = None) -> int:
     where = f"--storage {shlex.quote(options.storage)}"
     data = shlex.quote(f"{options.storage}/data/synthetic")
     step("A generated dataset: train (labels only), val, test", import_dataset.main, "import_dataset", f"--out {data}")
-    step("CAM, with the budget that BAS will have", tune_cam.main, "tune_cam",
-         f"--name demo-cam {BUDGET} {SAME_ANYWHERE} {where}")  # fmt: skip
+    step("CAM, with the budget that BAS will have", tune_cam.main, "tune_cam", f"--name demo-cam {BUDGET} {where}")
     step("BAS: λ, α, β by Optuna, top-k and threshold solved in each trial", tune_bas.main, "tune_bas",
-         f"--name demo-bas {BUDGET} {SAME_ANYWHERE} {where}")  # fmt: skip
+         f"--name demo-bas {BUDGET} {where}")  # fmt: skip
     step("The test split, once", evaluate.main, "evaluate", f"--study demo-bas demo-cam {where}")
     print(f"\ndemo: {time.monotonic() - started:.0f} s. The same command again continues, or shows this again.")
     return 0

@@ -15,16 +15,7 @@ from wsol_pipeline.training.config import Recipe, TrainConfig
 from wsol_pipeline.training.loop import Record, train
 from wsol_pipeline.training.model import BACKBONE
 
-# Until it tells most images apart: one that is sure of all looks at single emblems, and trials cannot mend that.
-# In float64, because all trials begin with it: last bits, which differ between CPUs, would become other studies.
-START = TrainConfig(
-    method="cam",
-    readout="cam",
-    recipe=Recipe(epochs=2, batch_size=16, learning_rate=0.02, clip_norm=1.0),
-    image_size=48,
-    resize_size=54,
-    precision="float64",
-)
+START = TrainConfig(method="cam", readout="cam", recipe=Recipe(epochs=5, learning_rate=0.02, clip_norm=1.0))
 
 
 def embedded_dataset(store: Store) -> Dataset:
