@@ -4,7 +4,8 @@ import psutil
 import pytest
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])  # groups take their time
 def test_a_trial_that_fails_in_its_first_epoch_ends_itself_alone(new_study, end, workers):
     """The first of two bears the run's own settings, here a learning rate at which every gradient overflows."""
     study = new_study("--learning-rate", "1e30", "--workers", str(workers), "--epochs", "1", "--trials", "2")
