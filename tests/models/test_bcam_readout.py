@@ -178,14 +178,14 @@ def test_a_mask_of_several_scales_and_mirror_images_compares_the_sums_of_both_ma
     """As the object's map is summed up, so is the background's: no mask is made of a single view."""
     settings = {"readings": ("plain",), "modes": ("object", "background", "mask")}
     pyramid = readout("pyramid", scales=(1.0, 1.5), mirror=True, over="bcam", options=settings)
-    found = dict(pyramid.search(tiny, images(), CLASSES))
+    found = dict(pyramid.search(tiny, images(), CLASSES, stored_BCHW=images()))
     mask, sums = found["1+1.5/plain/mask"], [found[f"1+1.5/plain/{mode}"] for mode in ("object", "background")]
     torch.testing.assert_close(mask, torch.stack(sums, dim=1))
     coarse = dict(readout("bcam", **settings).coarse_search(tiny, images(), CLASSES))
     mirrored = dict(readout("bcam", **settings).coarse_search(tiny, images().flip(-1), CLASSES))
     one = large(coarse["plain/background"]) + large(mirrored["plain/background"]).flip(-1)
     torch.testing.assert_close(found["1/plain/mask"][:, 1], one)
-    torch.testing.assert_close(pyramid.maps(tiny, images(), CLASSES, "1+1.5/plain/mask"), mask)
+    torch.testing.assert_close(pyramid.maps(tiny, images(), CLASSES, "1+1.5/plain/mask", stored_BCHW=images()), mask)
 
 
 def test_a_search_costs_one_forward_and_one_backward_per_score(tiny, monkeypatch):

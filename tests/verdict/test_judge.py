@@ -95,7 +95,7 @@ def test_a_paper_of_other_data_is_flagged_in_the_terminal(capsys):
 @pytest.mark.parametrize(("known", "other"), [(["cub"], False), ([], True), (None, True)])
 def test_a_winner_knows_whether_its_data_are_the_papers(known, other):
     preset = "bas-ext/table1/cub/resnet50"
-    winner = {"model": "/runs/a", "published": {"model": "/runs/a", "preset": preset}}
+    winner = {**WINNER, "model": "/runs/a", "published": {**FIRST, "model": "/runs/a", "preset": preset}}
     winner |= {} if known is None else {"paper_data": known}
     winner |= {"confirmed": {"trials": [0, 3, 4]}}
     (found,) = contenders({"a": winner})

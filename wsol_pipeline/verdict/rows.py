@@ -33,10 +33,10 @@ class Contender:
     study: str
     final: Store
     preset: str | None = None
-    other_data: bool = False
-    confirmations: tuple[int, ...] = ()
     study_id: str = ""
     seal: str = ""
+    other_data: bool = False
+    confirmations: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
