@@ -11,6 +11,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import cloudpickle
 import mlflow
@@ -152,7 +153,8 @@ def test_a_mask_of_two_maps_is_served_and_drawn_as_one(fit, make_config):
     labels = model.method(seen).logits_BK.argmax(1)
     both = model.readout.maps(model.method, seen, labels, "plain/mask")
     truths = [np.array([[4.0, 4, 20, 20]])] * 3
-    drawn = _seen(model, images_BCHW, labels, truths, [(32, 32)] * 3)
+    batch = SimpleNamespace(images_BCHW=images_BCHW, labels_B=labels, stored_BCHW=None)
+    drawn = _seen(model, batch, [0, 1, 2], truths, [(32, 32)] * 3)
     for found, shown, (above, below) in zip(model.localize(images_BHW3), drawn, both, strict=True):
         np.testing.assert_array_equal(found.map_HW, (above > below).numpy())
         np.testing.assert_array_equal(shown.map_HW, found.map_HW)
