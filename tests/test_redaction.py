@@ -268,10 +268,11 @@ def test_what_a_study_prints_and_keeps(tmp_path, monkeypatch, shape):
     options = StudyOptions(name="a", experiment=text, options={"x": text}, weights=text)
     shown = config_file.dump(SimpleNamespace(options=options, config=TrainConfig(options={"x": text})))
     plan = SimpleNamespace(
-        config=TrainConfig(), dataset=SimpleNamespace(uri=text), folder=Store.at(tmp_path), rule=None,
+        config=TrainConfig(), dataset=SimpleNamespace(uri=text, manifest=None), folder=Store.at(tmp_path), rule=None,
     )  # fmt: skip
     ledger = SimpleNamespace(trials=list, proposals=list, home=SimpleNamespace(id="1"))
     monkeypatch.setattr(outcome, "seal_of", lambda final: "seal")
+    monkeypatch.setattr(outcome, "is_paper_data", lambda manifest, name: False)
     winner = json.dumps(outcome.winner_record(plan, ledger, [Standing((0,), (1.0,))], Store(text), None))
     monkeypatch.setattr(judge, "evaluation_name", lambda contender: "result")
     monkeypatch.setattr(judge, "score_somewhere", lambda *_: ({"rows": [], "provenance": {"x": text}}, {}))
@@ -301,6 +302,7 @@ def test_dry_run(shape, monkeypatch):
         job=lambda *_, **__: None,
         folder=Store("/runs/a"),
         dataset=SimpleNamespace(uri="/data", train=split, val=split, classes=("a",)),
+        promise=SimpleNamespace(sentences=("validation: boxes",)),
     )
     monkeypatch.setattr(rehearsal, "connect_mlflow", lambda *_: lambda: (SimpleNamespace(tracking_uri=text), "0"))
     monkeypatch.setattr(rehearsal, "cluster", Mock(check_placement=lambda *_: 1))

@@ -120,7 +120,8 @@ def test_a_row_of_several_classes_decides_all_of_a_run(id, batch_size, learning_
     assert (config.image_size, config.resize_size) == (448, 512)
     assert (config.recipe.batch_size, config.recipe.learning_rate) == (batch_size, learning_rate)
     assert config.recipe.schedule == "poly"
-    seen = {name: config.readout_options[name] for name in ("base", "mirror", "resampling", "canvas")}
+    below = config.readout_options.get("options", {}) if config.readout == "suppression" else config.readout_options
+    seen = {name: below[name] for name in ("base", "mirror", "resampling", "canvas")}
     assert seen == {"base": "stored", "mirror": True, "resampling": "bicubic", "canvas": 16}
     built = build_method(replace(config, backbone="tiny"), 3).eval()
     assert build_readout(config).settings(built)[-1] == config.fixed_setting == shown

@@ -8,7 +8,7 @@ import pytest
 
 from wsol_pipeline.errors import LeaseLostError, MismatchError
 from wsol_pipeline.storage import Store
-from wsol_pipeline.study import execute
+from wsol_pipeline.study import execute, outcome
 from wsol_pipeline.study.identity import Home
 from wsol_pipeline.study.lease import Lease
 from wsol_pipeline.study.standings import Standing
@@ -35,10 +35,11 @@ def finished(tmp_path, monkeypatch):
         device_seconds=lambda: 3600.0, home=Home(JOB.study, folder.uri),
     )  # fmt: skip
     plan = SimpleNamespace(
-        folder=folder, config=TrainConfig(), rule=None, dataset=SimpleNamespace(uri="data"), job=lambda *_: JOB,
-        options=SimpleNamespace(name="s"),
+        folder=folder, config=TrainConfig(), rule=None, dataset=SimpleNamespace(uri="data", manifest=None),
+        job=lambda *_: JOB, options=SimpleNamespace(name="s"),
     )  # fmt: skip
     monkeypatch.setattr(execute, "doubts", lambda *_, **__: None)
+    monkeypatch.setattr(outcome, "is_paper_data", lambda manifest, name: False)
     return SimpleNamespace(plan=plan, ledger=ledger, lease=Lease(folder / "lease", 1), folder=folder, rankings=rankings)
 
 
@@ -47,9 +48,9 @@ def finish(study, point=lambda name: None):
 
 
 def test_the_winner_is_named_by_study_and_seal_and_ranked_once(finished):
-    outcome = finish(finished)
+    found = finish(finished)
     record = json.loads(finished.folder.read("winner.json"))
-    assert (record["study"], record["seal"]) == (JOB.study, seal_of(outcome.best))
+    assert (record["study"], record["seal"]) == (JOB.study, seal_of(found.best))
     assert finished.rankings == [1]
 
 
