@@ -91,7 +91,7 @@ def test_what_cannot_be_trusted_is_refused_with_a_reason(data, reason):
 def test_the_pixel_limit_is_read_from_the_header(monkeypatch):
     data = encode(flat("RGB"), "JPEG")
     assert probe(data) == ("JPEG", 40, 30)
-    monkeypatch.setattr("wsol_pipeline.data.images.MAX_PIXELS", 1199)
+    monkeypatch.setattr("wsol_pipeline.data.headers.MAX_PIXELS", 1199)
     with pytest.raises(DataError, match=r"40x30 pixels, over the limit of 1199"):
         probe(data)
 
