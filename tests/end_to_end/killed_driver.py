@@ -2,7 +2,7 @@
 
     python killed_driver.py POINT N [options of tune_bas.py]
 
-Points are those of `wsol_pipeline.study.tuner` and `study`, and "mid-epoch": once a checkpoint inside an epoch is
+Points are those of `wsol_pipeline.study.tuner` and `execute`, and "mid-epoch": once a checkpoint inside an epoch is
 there, everything dies at once, as when the machine loses power. The last line printed is the ids of the driver's
 descendants, as JSON.
 """
