@@ -160,7 +160,7 @@ class instrumented:
         for owner, names in POINTS.items():
             for name in names:
                 self._wrap(owner, name, f"{owner.__name__}.{name}")
-        self._wrap(Store, "_write_aside", "aside")
+        self._wrap(Store, "_aside", "aside")
         self._wrap(loop, "train_step", "train_step", self._count)
 
     def _wrap(self, owner: Any, name: str, told: str, after: Callable[..., None] = lambda *args: None) -> None:
