@@ -21,6 +21,7 @@ def test_a_local_ray_lies_in_a_folder_of_its_own_that_nobody_else_enters(tmp_pat
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda **options: started.update(options))
     monkeypatch.setattr(cluster.interrupts, "listen", lambda: None)
+    monkeypatch.setattr(cluster, "_stay_private", lambda: None)  # its token would be that of every later Ray here
     before = os.umask(0)
     try:
         cluster.connect(nested=False)

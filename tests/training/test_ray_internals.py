@@ -77,6 +77,8 @@ def test_a_process_that_has_ended_is_named(monkeypatch, name):
 
 def test_ray_reads_where_to_listen_from_the_constant(monkeypatch):
     monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", True)
+    for name in ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "GLOO_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, "x")  # so that both are as before afterwards
     ray_internals.stay_on_loopback()
     assert ray_constants.ENABLE_RAY_CLUSTER is False
     assert "ray_constants.ENABLE_RAY_CLUSTER" in inspect.getsource(services), "Ray asks another name where to listen"
