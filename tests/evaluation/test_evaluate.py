@@ -8,7 +8,7 @@ from torch import nn
 from wsol_pipeline.errors import DataError, ProtocolError
 from wsol_pipeline.evaluation.baseline import AREA_FRACTIONS, centred_boxes, centred_map, count_centred
 from wsol_pipeline.evaluation.counts import Counts
-from wsol_pipeline.evaluation.evaluate import class_ranks, count, solve, ten_crop_scores
+from wsol_pipeline.evaluation.evaluate import class_ranks, count, shown_part, solve, ten_crop_scores
 from wsol_pipeline.evaluation.measures import Truth, choosing
 from wsol_pipeline.evaluation.metrics import ious_per_threshold
 from wsol_pipeline.evaluation.protocols import protocol
@@ -150,6 +150,14 @@ def test_maps_of_photographs_are_cut_as_a_centre_crop_cuts_the_image(settings):
     assert counts.hits[0, -1].max() == 6  # at an IoU of 0.7 too
     assert counts.shrunk == 2
     assert (counts + Counts.from_dict(counts.to_dict())).shrunk == 4
+
+
+@pytest.mark.parametrize("planes", [(), (2,)])
+def test_a_centre_crop_cuts_the_last_two_sides_of_maps_one_plane_or_two(planes):
+    """40 px of which the centre 32 are shown are 4/5 of 100 x 50; B-CAM's masks are told by two planes."""
+    maps = torch.arange(100 * 50).reshape(100, 50).expand(3, *planes, 100, 50)
+    shown = shown_part(maps, OfPhotographs(), protocol("bas-ext", 32, 40))
+    assert torch.equal(shown, maps[..., 10:90, 5:45])
 
 
 class Masked(Rows):

@@ -207,8 +207,8 @@ def shown_part(maps_BHW: Tensor, readout: Any, protocol: Protocol) -> Tensor:
     if not needs_stored(readout) or not protocol.margin:
         return maps_BHW
     edges = np.array([protocol.margin, protocol.margin + protocol.image_size]) / protocol.read_size
-    (top, bottom), (left, right) = (np.rint(edges * side).astype(int) for side in maps_BHW.shape[1:])
-    return maps_BHW[:, top : max(bottom, top + 1), left : max(right, left + 1)]
+    (top, bottom), (left, right) = (np.rint(edges * side).astype(int) for side in maps_BHW.shape[-2:])
+    return maps_BHW[..., top : max(bottom, top + 1), left : max(right, left + 1)]
 
 
 def class_ranks(scores_BK: Tensor, labels_B: Tensor) -> Tensor:
