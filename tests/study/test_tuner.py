@@ -399,6 +399,17 @@ def test_what_the_searcher_raises_comes_through_ray_as_it_is(study, monkeypatch,
         run_trials(Driver(study).searcher, lambda config: None, 1, {"CPU": 1}, study.folder)
 
 
+def test_a_reader_of_the_terminal_that_has_ended_is_no_fault_of_the_storage(study, monkeypatch):
+    def fit(self):
+        wrapped = TuneError("a traceback")
+        wrapped.__context__ = BrokenPipeError(32, "Broken pipe")  # of a listener that prints
+        raise wrapped
+
+    monkeypatch.setattr(ray.tune.Tuner, "fit", fit)
+    with pytest.raises(BrokenPipeError):
+        run_trials(Driver(study).searcher, lambda config: None, 1, {"CPU": 1}, study.folder)
+
+
 def test_a_study_ends_when_rays_own_process_has(study, monkeypatch):
     node = SimpleNamespace(dead_processes=lambda: [("raylet", None)])
     monkeypatch.setattr(ray._private.worker, "_global_node", node)

@@ -391,7 +391,7 @@ def run_trials(searcher: LedgerSearcher, trainable: Any, concurrent: int, resour
         tuner.fit()
     except (TuneError, *STORAGE_ERRORS) as error:
         cause = error.__context__ if isinstance(error, TuneError) else error
-        if isinstance(cause, (WsolError, *DATABASE_ERRORS)):
+        if isinstance(cause, (WsolError, BrokenPipeError, *DATABASE_ERRORS)):  # a pipe: who read the terminal has ended
             raise cause from cause.__cause__  # which says what the database said
         if isinstance(cause, STORAGE_ERRORS):
             raise ResourceError(f"{describe_storage_error(folder.uri, cause)} The same command continues.") from error
