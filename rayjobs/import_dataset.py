@@ -26,7 +26,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
-from wsol_pipeline.console.command_line import command_line
+from wsol_pipeline.console.command_line import command_line, how_to_run
 from wsol_pipeline.console.main import run_main
 from wsol_pipeline.data.importers import Source, importer
 from wsol_pipeline.errors import UsageError
@@ -127,7 +127,7 @@ def main(args: list[str] | None = None) -> int:
         tell(of_rows(faults_of(json.loads(out.read(QUARANTINE)))), title="left out")
     print(summary(manifest, out))
     hint = shlex.quote(config.out or str(out))
-    print(f"The dataset is at {out}. Next: python rayjobs/tune_bas.py --data {hint}")
+    print(f"The dataset is at {out}. Next: {how_to_run('tune_bas')} --data {hint}")
     return 0
 
 

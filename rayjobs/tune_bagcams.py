@@ -10,8 +10,9 @@ Without --readout-options every layer is tried with every weighting. Any readout
 """
 
 import dataclasses
+import shlex
 
-from wsol_pipeline.console.command_line import command_line
+from wsol_pipeline.console.command_line import command_line, how_to_run
 from wsol_pipeline.console.main import run_main
 from wsol_pipeline.errors import PartialError
 from wsol_pipeline.verdict.options import SolveOptions as Options
@@ -30,7 +31,8 @@ def main(args: list[str] | None = None) -> int:
     solved = solve_readout(options, progress)
     if solved.counts:
         print_settings(solved.counts, solved.objective)
-    print(f"Next: python rayjobs/evaluate.py --study {options.result} {options.study} --storage {options.storage}")
+    studies, place = f"{options.result} {options.study}", shlex.quote(options.storage)
+    print(f"Next: {how_to_run('evaluate')} --study {studies} --storage {place}")
     if solved.missing:
         raise PartialError(f"{solved.missing}: the same command writes it.")
     return 0

@@ -144,7 +144,7 @@ def test_lines_leave_out_what_only_a_table_shows(capsys):
 def test_lines_begin_with_what_will_be_measured(capsys):
     told = ("validation: chooses by pxap", "test: measures pxap")
     numbers = {"trials": 3, "done": 0, "adopted": [], "concurrent": 1, "workers": 1, "device": "cpu"}
-    TrialLog(4, "pxap").begin(**numbers, pruning="nothing is pruned", measures=told)
+    TrialLog(4, "pxap").begin({**numbers, "pruning": "nothing is pruned", "measures": told})
     _, *lines = capsys.readouterr().out.splitlines()
     assert [line.partition("] ")[2] for line in lines] == [*told, "nothing is pruned"]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import rayjobs.__main__ as command
+from wsol_pipeline.console.command_line import how_to_run
 from wsol_pipeline.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +50,16 @@ def test_the_entry_point_says_version_and_faults_in_a_line_with_code_2():
         ended = run(*fault)
         assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1), ended.stderr
         assert ended.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("started", "told"),
+    [("rayjobs/tune_bas.py", "python rayjobs/evaluate.py"), ("wsol tune bas", "wsol evaluate")],
+)
+def test_the_way_on_is_told_as_the_job_was_started(monkeypatch, started, told):
+    monkeypatch.setattr(sys, "argv", [started])
+    assert how_to_run("evaluate") == told
+    assert how_to_run("tune_bas").endswith("tune_bas.py" if "/" in started else "wsol tune bas")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

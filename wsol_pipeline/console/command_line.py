@@ -23,7 +23,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from wsol_pipeline.console.config_file import arguments, group_name
+from wsol_pipeline.console.config_file import arguments, group_name, owner_of
 from wsol_pipeline.errors import UsageError
 from wsol_pipeline.training.config import require
 from wsol_pipeline.training.options import RunOptions
@@ -89,12 +89,17 @@ def version() -> str:
     return f"wsol {importlib.metadata.version('wsol')}"
 
 
+def how_to_run(job: str) -> str:
+    """How this user starts a job, by its file's name: as the one that runs was started."""
+    return f"wsol {job.replace('_', ' ', 1)}" if sys.argv[0].startswith("wsol ") else f"python rayjobs/{job}.py"
+
+
 def _form(options: type) -> type:
     """`options` with the fields that it inherits as a nested dataclass for each class that declares some."""
     hints, docs = typing.get_type_hints(options, include_extras=True), _field_docs(options)
     groups: dict[type, list[Any]] = {options: []}
     for known in dataclasses.fields(options):
-        owner = next(cls for cls in reversed(options.__mro__) if known.name in inspect.get_annotations(cls))
+        owner = owner_of(known.name, options)
         shown = tyro.conf.arg(help=docs[known.name], help_behavior_hint=_default_hint)
         default = dataclasses.field(default=known.default, default_factory=known.default_factory)
         groups.setdefault(owner, []).append((known.name, Annotated[hints[known.name], shown], default))
@@ -158,8 +163,13 @@ def completion(shell: str, jobs: Mapping[str, type]) -> str:
         *outer, last = words.split()
         place = functools.reduce(lambda at, word: at.setdefault(word, {}), outer, tree)
         place[last] = _form(options)
-    with contextlib.redirect_stdout(io.StringIO()) as told, contextlib.suppress(SystemExit):
-        tyro.cli(_union(tree), prog="wsol", args=["--tyro-print-completion", shell], config=MARKERS)
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(told):
+            tyro.cli(_union(tree), prog="wsol", args=["--tyro-print-completion", shell], config=MARKERS)
+    except SystemExit as end:
+        if end.code:
+            raise
     return told.getvalue()
 
 
@@ -168,7 +178,6 @@ def _union(tree: Mapping[str, Any]) -> Any:
     parts = []
     for word, inner in tree.items():
         if isinstance(inner, Mapping):
-            fields = [("which", _union(inner))]
-            inner = dataclasses.make_dataclass(word, [(name, kind) for name, kind in fields])
+            inner = dataclasses.make_dataclass(word, [("which", _union(inner))])
         parts.append(Annotated[inner, tyro.conf.subcommand(name=word, prefix_name=False)])
     return functools.reduce(operator.or_, parts)

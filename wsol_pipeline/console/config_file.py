@@ -38,9 +38,14 @@ def groups_of(options: type) -> dict[str, list[str]]:
     """Names of options by group, as --help has them: the class that declares one first; "" is the job's own."""
     groups: dict[str, list[str]] = {"": []}
     for known in dataclasses.fields(options):
-        owner = next(cls for cls in reversed(options.__mro__) if known.name in inspect.get_annotations(cls))
+        owner = owner_of(known.name, options)
         groups.setdefault("" if owner is options else group_name(owner), []).append(known.name)
     return groups
+
+
+def owner_of(name: str, options: type) -> type:
+    """The class that declares an option first: a group of --help."""
+    return next(cls for cls in reversed(options.__mro__) if name in inspect.get_annotations(cls))
 
 
 def group_name(owner: type) -> str:

@@ -38,7 +38,7 @@ class Screen:
             case "opened":
                 self.view = self._view(details["ledger"])
             case "planned":
-                self.view.begin(**details)
+                self.view.begin(details)
             case "over" | "closed":
                 self.view.end()
             case "interrupted":
@@ -58,23 +58,18 @@ class TrialLog:
     def __init__(self, epochs: int, objective: str) -> None:
         self.epochs, self.objective, self.started = epochs, objective, time.monotonic()
 
-    def begin(
-        self,
-        trials: int,
-        done: int,
-        adopted: Sequence[int],
-        concurrent: int,
-        workers: int,
-        device: str,
-        pruning: str,
-        measures: Sequence[str],
-    ) -> None:
-        """Say what is about to happen."""
-        place = f"{workers} worker(s) on {device}"
-        self._line(f"{trials} trials, {done} done; {concurrent} at once, {place} each, {self.epochs} epochs")
-        for text in (*measures, pruning):
+    def begin(self, planned: Mapping[str, Any]) -> None:
+        """Say what is about to happen: the details of the event "planned"."""
+        told = "{trials} trials, {done} done; {concurrent} at once, {workers} worker(s) on {device} each".format(
+            **planned
+        )
+        self._line(f"{told}, {self.epochs} epochs")
+        self._say_what_holds(planned)
+
+    def _say_what_holds(self, planned: Mapping[str, Any]) -> None:
+        for text in (*planned["measures"], planned["pruning"]):
             self._line(text)
-        if adopted:
+        if adopted := planned["adopted"]:
             self._line(f"going on with trial {', '.join(map(str, adopted))} of a driver that died")
 
     def end(self) -> None:
@@ -160,23 +155,10 @@ class TrialTable(TrialLog):
         self.size = self.console.size
         self.live = Live(get_renderable=self.draw, console=self.console, refresh_per_second=2, transient=True)
 
-    def begin(
-        self,
-        trials: int,
-        done: int,
-        adopted: Sequence[int],
-        concurrent: int,
-        workers: int,
-        device: str,
-        pruning: str,
-        measures: Sequence[str],
-    ) -> None:
-        self.concurrent = concurrent
+    def begin(self, planned: Mapping[str, Any]) -> None:
+        self.concurrent = planned["concurrent"]
         self.live.start()
-        for text in (*measures, pruning):
-            self._line(text)
-        if adopted:
-            self._line(f"going on with trial {', '.join(map(str, adopted))} of a driver that died")
+        self._say_what_holds(planned)
 
     def end(self) -> None:
         self.live.stop()

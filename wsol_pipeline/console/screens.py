@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from rich.console import Console
 from rich.table import Table
 
+from wsol_pipeline.console.command_line import how_to_run
 from wsol_pipeline.data.headers import STORED_PIXELS
 from wsol_pipeline.evaluation import selection
 from wsol_pipeline.evaluation.counts import Counts
@@ -89,7 +90,7 @@ def print_outcome(outcome: Outcome, plan: Plan, model_version: str) -> None:
         "study": plan.folder.uri,
         "MLflow": f"models:/{name}/{model_version}" if model_version else "not written in full",
         "": how_to_open_mlflow(where),
-        "next": f"python rayjobs/evaluate.py --study {name} --storage {shlex.quote(where)}",
+        "next": f"{how_to_run('evaluate')} --study {name} --storage {shlex.quote(where)}",
         "more": "the same command with a larger --trials continues this study",
     }
     for title, line in lines.items():
@@ -146,7 +147,7 @@ def print_verdict(verdict: Verdict) -> None:
         "gallery:": verdict.picture,
         "results:": (verdict.options.store / studies[0]).path(EVALUATIONS),
         "MLflow:": how_to_open_mlflow(storage),
-        "next:": f"python rayjobs/report.py --study {' '.join(studies)} --storage {place}",
+        "next:": f"{how_to_run('report')} --study {' '.join(studies)} --storage {place}",
     }.items():
         console.print(f"{title:<8} {line}", soft_wrap=True)
 
