@@ -21,8 +21,9 @@ NO_PROBLEM = "No problem was found."
 
 
 LABELS_ALONE = (
-    "note: val and test have labels alone (--boxes none): a model can be trained and its maps looked at, but no "
-    "threshold, readout or trial can be chosen by boxes, and no localization measured"
+    "note: val and test have labels alone (--boxes none): the data can be read and a network trained in a notebook, "
+    "but every job refuses them, since nothing could be chosen or measured. Boxes drawn on 30 to 50 images of val, "
+    "and on those of test, are enough to choose by: import again with them."
 )
 
 
