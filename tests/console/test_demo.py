@@ -41,8 +41,8 @@ def test_proposals_depend_on_a_trials_number_alone(studies):
         assert first == proposals(options, space, (None,) * 5)
 
 
-def test_nothing_is_pruned_and_rounding_starts_in_the_sixteenth_digit(studies):
-    assert [(options.pruning, options.precision) for options in studies] == [("none", "float64")] * 2
+def test_nothing_is_pruned_and_no_last_bit_amplified(studies):
+    assert [(options.pruning, options.precision) for options in studies] == [("none", "reproducible")] * 2
 
 
 def test_both_methods_get_the_same_budget(studies):

@@ -14,7 +14,7 @@ from wsol_pipeline.errors import UsageError, unknown
 T = TypeVar("T")
 Schedule = Literal["step", "plateau_top1", "plateau_loss", "poly"]  # see `optim.learning_rate`
 TrainGeometry = Literal["crop", "random_resized_crop", "random_resized_crop_stored"]  # see `augment.Augmentation`
-Precision = Literal["float32", "bfloat16", "float64"]
+Precision = Literal["float32", "bfloat16", "float64", "reproducible"]
 NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
