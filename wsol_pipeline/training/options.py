@@ -50,7 +50,8 @@ class TrainingOptions:
     epochs: int | None = None
     """Passes over the training split. By default the preset's; without one 10 with --weights, else 4."""
     batch_size: int | None = None
-    """Images a step over all workers together. By default the preset's; 32 without one."""
+    """Images a step over all workers together. By default the preset's; without one 16 with
+    --weights, else 32."""
     learning_rate: float | None = None
     """Base learning rate of SGD; the method's multipliers come on top. By default the preset's; without one 0.001 with
     --weights, else 0.003."""

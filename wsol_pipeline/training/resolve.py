@@ -32,11 +32,12 @@ LAPTOP = Start(
     64,
     72,
 )
-# A rate that new layers, at ten times it, learn a few hundred photographs by, and that pretrained ones survive.
+# A rate by which new layers, at ten times it, learn a few hundred photographs and pretrained ones survive; batches that
+# a laptop holds: of MobileNetV2 with large maps an image of 224 px takes 0.27 GB while it is trained on.
 PHOTOGRAPHS = Start(
     "fine-tuning on photographs (--weights, no --preset)",
     "resnet50",
-    Recipe(learning_rate=0.001, clip_norm=1.0),
+    Recipe(batch_size=16, learning_rate=0.001, clip_norm=1.0),
     224,
     256,
 )
