@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import search_spaces
@@ -62,7 +63,7 @@ def resolve(options: RunOptions, method: str) -> TrainConfig:
     return TrainConfig(
         method=method,
         backbone=options.backbone or base.backbone,
-        weights=options.weights,
+        weights=_absolute(options.weights),
         options={**(preset.method_options if preset else {}), **plain_values(options.options)},
         readout=options.readout or published.get("name", "cam"),
         readout_options={**(published.get("options", {}) if own else {}), **plain_values(options.readout_options)},
@@ -91,6 +92,11 @@ def start(options: RunOptions, method: str) -> Start:
     is_told = options.backbone or options.weights == "imagenet"
     require(bool(is_told), "--weights of a file need --backbone, the network that they are of,", options.weights)
     return PHOTOGRAPHS
+
+
+def _absolute(weights: str | None) -> str | None:
+    """Weights as a worker finds them: it runs in another folder than the command was given in."""
+    return str(Path(weights).expanduser().absolute()) if weights and weights != "imagenet" else weights
 
 
 def _objective(rules: Protocol, preset: search_spaces.Preset | None) -> str:
