@@ -48,17 +48,20 @@ class Options:
 
 def main(args: list[str] | None = None) -> int:
     options = command_line(Options, args, __doc__)
+    from wsol_pipeline.report import latex
     from wsol_pipeline.report.facts import gather
     from wsol_pipeline.report.page import render
-    from wsol_pipeline.report.tables import comparison_table, latex, markdown
+    from wsol_pipeline.report.significance import compare
+    from wsol_pipeline.report.tables import comparison_table, markdown
     from wsol_pipeline.storage import Store
 
     facts = gather(options.store, options.study, options.study_db)
-    table = comparison_table(facts.lines, facts.objective)
+    table, pairs = comparison_table(facts.lines, facts.objective), compare(facts.lines)
     page = Store.at(options.out) if options.out else options.store / options.study[0] / "report.html"
     folder, name = Store(page.uri.removesuffix(f"/{page.name}")), PurePosixPath(page.name)
     for suffix, text in (
-        (".html", render(facts, options.storage)), (".md", markdown(table)), (".tex", latex(table)),
+        (".html", render(facts, options.storage)), (".md", markdown(table, pairs)),
+        (".tex", latex.document(facts, pairs)),
     ):  # fmt: skip
         folder.write(str(name.with_suffix(suffix)), text.encode())
         print(f"{suffix[1:]:<5} {folder.path(str(name.with_suffix(suffix)))}")
