@@ -111,10 +111,11 @@ def with_scores(cases: Sequence[Case], kept: ImageHits | None, scores: Mapping[s
     if kept is None or not scores:
         return list(cases)
     at = {pair: n for n, pair in enumerate(zip(kept.ids, kept.labels.tolist(), strict=True))}
-    return [
-        replace(case, **{metric: float(of_N[at[case.id, case.label]]) for metric, of_N in scores.items()})
-        for case in cases
-    ]
+    found = []
+    for case in cases:
+        parts: dict[str, Any] = {metric: float(of_N[at[case.id, case.label]]) for metric, of_N in scores.items()}
+        found.append(replace(case, **parts))
+    return found
 
 
 def _overlap(
