@@ -16,7 +16,7 @@ from wsol_pipeline.data.dataset import Dataset
 from wsol_pipeline.data.importers import synthetic
 from wsol_pipeline.data.importers.voc import Sbd
 from wsol_pipeline.data.ingest import import_dataset
-from wsol_pipeline.data.pixels import IMAGES, cached_pixels
+from wsol_pipeline.data.pixels import IMAGES, SEAL, _seal, cached_pixels
 from wsol_pipeline.data.schema import RowError
 from wsol_pipeline.data.shards import MANIFEST, read_manifest
 from wsol_pipeline.errors import DataError, UsageError
@@ -154,6 +154,8 @@ def test_planted_pixels_are_refused(payload, tmp_path):
     [images] = cache.rglob(IMAGES)
     for planted in (payload, npy_with(Payload(tmp_path / "it ran"), tmp_path)):
         images.write_bytes(planted)
+        images.with_name(SEAL).unlink()
+        _seal(images.parent)
         with pytest.raises(ValueError, match="Python objects|pickled"):
             cached_pixels(split, 32, str(cache))
 
