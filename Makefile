@@ -50,6 +50,7 @@ bench: $(READY)
 	  set -- $$b; $(BIN)/python benchmarks/$$1.py $${2:+--backbone $$2} || exit 1; done
 
 mlflow: $(READY)
+	@$(BIN)/python -m wsol_pipeline.tracking.moved $(RUNS)/mlflow.db
 	$(BIN)/mlflow server --backend-store-uri sqlite:///$(abspath $(RUNS))/mlflow.db --artifacts-destination $(abspath $(RUNS))/mlflow-artifacts --host 127.0.0.1 --port 5000
 
 screenshots: $(READY)

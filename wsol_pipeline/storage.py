@@ -123,6 +123,14 @@ class Store:
         """The full path or URI of `name`."""
         return f"{self.uri}/{name}" if name else self.uri
 
+    def relative(self, uri: str) -> str:
+        """`uri` as it is kept below this store: without this store's place if it lies in it, so that both can move."""
+        return uri.removeprefix(f"{self.uri}/")
+
+    def resolve(self, kept: str) -> "Store":
+        """What `relative` kept, from where this store is today."""
+        return Store(kept) if kept.startswith(("/", "s3://")) else self / kept
+
     def read(self, name: str) -> bytes:
         """Bytes of `name`. Raises `FileNotFoundError`."""
         if self.is_local:

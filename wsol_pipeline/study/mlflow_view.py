@@ -28,7 +28,7 @@ from wsol_pipeline.tracking.projection import StudyView, TrialView
 from wsol_pipeline.tracking.provenance import provenance
 from wsol_pipeline.tracking.runs import PARENT, STUDY_TAG, TRIAL_TAG
 from wsol_pipeline.training.checkpoint import CheckpointStore
-from wsol_pipeline.training.config import TrainConfig, to_dict
+from wsol_pipeline.training.config import TrainConfig, as_kept
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def study_tags(plan: Plan) -> dict[str, str]:
     """Where the study's numbers come from, by our names and by those that MLflow's pages know."""
     sources = provenance()
     return {
-        "wsol.data": plan.dataset.uri,
+        "wsol.data": plan.options.store.relative(plan.dataset.uri),
         "wsol.data_fingerprint": plan.dataset.fingerprint,
         "wsol.val_fingerprint": plan.dataset.val.fingerprint,
         "wsol.method": plan.config.method,
@@ -191,5 +191,5 @@ def _page(study: str, parameters: Sequence[str]) -> dict[str, Any]:
 
 def flat_parameters(config: TrainConfig) -> dict[str, Any]:
     """A training configuration as MLflow parameters: the method's options and the recipe by their own names."""
-    data = to_dict(config)
+    data = as_kept(config)
     return data.pop("options") | data.pop("recipe") | data

@@ -36,6 +36,13 @@ def to_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
+def as_kept(config: "TrainConfig") -> dict[str, Any]:
+    """A configuration as it is kept and compared: a file of weights by what it holds, not by where it lies."""
+    data = to_dict(config)
+    digest = data.pop("weights_digest")
+    return data | {"weights": f"sha256:{digest}"} if digest else data
+
+
 def from_dict(cls: type[T], data: dict[str, Any]) -> T:
     """The inverse of `to_dict`. Unknown keys raise `UsageError` with the nearest known one."""
     hints = typing.get_type_hints(cls)
@@ -114,6 +121,7 @@ class TrainConfig:
     method: str = "bas"
     backbone: str = "tiny"
     weights: str | None = None  # "imagenet", a path, or None: from scratch
+    weights_digest: str = ""  # SHA-256 of the file that `weights` names, if known: it may lie elsewhere tomorrow
     options: dict[str, Any] = field(default_factory=dict)  # the method's hyper-parameters, by its Config's names
     readout: str = "topk"
     readout_options: dict[str, Any] = field(default_factory=dict)  # by the readout's own names

@@ -33,7 +33,7 @@ from wsol_pipeline.images import dtype_of, normalize
 from wsol_pipeline.protocol import require_searchable
 from wsol_pipeline.training.build import build_method, build_readout, fixed_setting
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position
-from wsol_pipeline.training.config import Reading, TrainConfig, config_hash, to_dict
+from wsol_pipeline.training.config import Reading, TrainConfig, as_kept, config_hash
 from wsol_pipeline.training.model import BACKBONE, DESCRIPTION, VAL_COUNTS, VAL_IMAGES, WEIGHTS
 from wsol_pipeline.training.optim import build_optimizer, learning_rate, set_learning_rate
 
@@ -355,7 +355,7 @@ def _count(run: Run, settings: list[Any] | None, keep_images: bool = False) -> C
 
 def _origin(config: TrainConfig, dataset: Dataset) -> str:
     """What a checkpoint is of: whoever goes on from it must train the same on the same."""
-    return config_hash({"train": to_dict(config), "data": dataset.fingerprint})
+    return config_hash({"train": as_kept(config), "data": dataset.fingerprint})
 
 
 def _save(run: Run) -> None:
@@ -391,10 +391,10 @@ def model_files(
     """A finished model as files, none of them a pickle: what `model.load_model` reads, and the counts behind it."""
     description = {
         "study": study,
-        "train": to_dict(config),
+        "train": as_kept(config),
         "classes": list(dataset.classes),
         "multilabel": dataset.multilabel,
-        "data": dataset.uri,
+        "data": dataset.name,
         "dataset": dataset.fingerprint,
         "val_split": dataset.val.fingerprint,
         "choice": choice.to_dict(),
