@@ -89,6 +89,15 @@ class StudyRuns:
         """Note the end of the study."""
         self.client.set_terminated(self.parent())
 
+    def delete(self) -> None:
+        """Delete the study's runs, unless a copy has taken them over. MLflow hides them; `mlflow gc` removes them."""
+        own = [run for run in self._named() if run.data.tags.get(ID_TAG) == self.id]
+        places = {run.data.tags.get(STORAGE_TAG) for run in own if run.data.tags.get(TRIAL_TAG) == PARENT}
+        if places <= {self.tags.get(STORAGE_TAG), *self.moved_from}:
+            for run in own:
+                self.client.delete_run(run.info.run_id)
+        self.forget()
+
     def _run(self, trial: str, name: str, tags: dict[str, str]) -> str:
         if not self._ids:
             self._ids = self._find()

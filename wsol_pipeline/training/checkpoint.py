@@ -34,6 +34,7 @@ from wsol_pipeline.storage import Store
 logger = logging.getLogger(__name__)
 
 _CHECKPOINT = re.compile(r"attempt-\d{4,}/e\d+-s\d+/seal\.json")
+_STATE = re.compile(r"attempt-\d{4,}/e\d+-s\d+/state\.pt")
 _FINAL = re.compile(r"attempt-\d{4,}/final/seal\.json")
 _FAILURE = re.compile(r"attempt-\d{4,}/failure\.json")
 FAULT = "fault.json"
@@ -142,6 +143,12 @@ class CheckpointStore:
             except DataError:
                 continue  # removed by its worker between listing and reading, or broken: the next one serves
         return []
+
+    def drop_states(self) -> None:
+        """Remove weights and optimizer of every checkpoint: of a trial that has ended, curve and model stay."""
+        for name in self.trial.list():
+            if _STATE.fullmatch(name):
+                self.trial.remove(name)
 
     def finish(self, files: dict[str, bytes], records: list[dict[str, Any]]) -> None:
         """Write the finished model's files and the whole curve, sealed: what makes a trial COMPLETE."""
