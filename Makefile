@@ -1,4 +1,4 @@
-# make demo | cluster-demo | test | test-slow | reliability | lint | audit | bench | mlflow | screenshots | clean
+# make demo | cluster-demo [KEEP=1] | test | test-slow | reliability | lint | audit | bench | mlflow | screenshots | clean
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
@@ -23,7 +23,7 @@ demo: $(READY)
 	$(BIN)/python rayjobs/demo.py --storage $(RUNS)
 
 cluster-demo: $(READY)
-	$(BIN)/python cluster/demo.py
+	$(BIN)/python cluster/demo.py --storage $(RUNS) $(if $(KEEP),--keep)
 
 test: $(READY)
 	$(BIN)/python -m pytest
