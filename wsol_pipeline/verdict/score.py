@@ -54,7 +54,16 @@ def score_somewhere(
         return score(contender, dataset, options, device, progress)
     if cluster.pick_device(options.device) == "cpu":  # a worker would first import for seconds what is here already
         return score(contender, dataset, options, "cpu", progress)
-    return ray.get(ray.remote(score).options(num_gpus=1).remote(contender, dataset, options, "cuda"))
+    cpus = cluster.gpu_share()
+    remote = ray.remote(_score_on_gpu).options(num_gpus=1, num_cpus=cpus)
+    return ray.get(remote.remote(contender, dataset, options, cpus))
+
+
+def _score_on_gpu(
+    contender: Contender, dataset: Dataset, options: EvaluateOptions, cpus: int
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    torch.set_num_threads(cpus)  # Ray leaves a task one
+    return score(contender, dataset, options, "cuda")
 
 
 def score(
