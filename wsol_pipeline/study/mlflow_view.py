@@ -76,6 +76,8 @@ def _trial_view(plan: Plan, ledger: Ledger, trial: FrozenTrial) -> TrialView:
     records = CheckpointStore(folder, 0).records()
     if records and records[-1]["final"]:
         tags["wsol.readout"] = json.dumps(records[-1]["choice"])
+        if plan.config.searches_each_epoch:
+            tags |= {"wsol.epochs": str(records[-1]["epoch"]), "wsol.kept_epoch": str(records[-1]["kept_epoch"])}
     counts = kept_counts(folder) if trial.state.is_finished() and records else None
     readout = functools.partial(write_surface, counts, plan.config, published_preset(plan)) if counts else None
     parameters = {name.rstrip("_"): value for name, value in ledger.parameters(trial.number).items()}

@@ -18,7 +18,7 @@ from wsol_pipeline.tracking.runs import StudyRuns
 STATES, RUNNING, MODELS, RAY, REST = KINDS = ("states", "of running trials", "models", "ray", "rest")
 FREED = (STATES, RAY)  # kinds that nothing needs
 _STATE = re.compile(r"trials/(\d{4,})/.*/state\.pt")
-_MODEL = re.compile(r"trials/\d{4,}/.*/final/.*")
+_MODEL = re.compile(r"trials/\d{4,}/.*/(final|last)/.*")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ lease):
     <trial>/attempt-0002/failure.json                  why a run ended, if the trial failed
     <trial>/attempt-0002/fault.json                    why a run ended, if what is around it failed
     <trial>/attempt-0002/final/...                     the finished model and its curve, sealed likewise
+    <trial>/attempt-0002/last/...              the last epoch's weights, where the finished model is an earlier one's
     <trial>/attempt-0002/rung/val_counts.json          of the last rung, for whoever looks at a pruned trial's readout
 
 A worker writes into its own attempt only, so one that outlived its driver can't harm the attempt that took over; a
@@ -40,6 +41,7 @@ _FAILURE = re.compile(r"attempt-\d{4,}/failure\.json")
 FAULT = "fault.json"
 SEAL = "seal.json"
 RUNG = "rung"
+LAST = "last"
 KEEP = 2  # the newest, and the one before it to fall back to
 
 

@@ -223,7 +223,7 @@ def _provenance(plan: Plan, final: Store) -> dict[str, str]:
         "protocol": f"{config.protocol} at {config.image_size} px",
         "readout and thresholds": f"transferred: chosen on {dataset.val.num_rows} validation images, the readout by "
         f"{config.objective}; oracle: the same readout, thresholds of the test images themselves",
-        "checkpoint": "the last epoch",
+        "checkpoint": f"the {config.keep} epoch" + " by validation" * (config.keep == "best"),
         "network": f"{config.method} on {config.backbone}, {config.precision}",
         "evaluated on": result["device"],
     }
