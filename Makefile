@@ -1,4 +1,4 @@
-# make demo | cluster-demo | test | test-slow | reliability | lint | lock | audit | bench | mlflow | screenshots | clean
+# make demo | cluster-demo [KEEP=1] | test | test-slow | reliability | lint | lock | audit | bench | mlflow | screenshots | clean
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
@@ -26,7 +26,7 @@ demo: $(READY)
 	$(BIN)/python rayjobs/demo.py --storage $(RUNS)
 
 cluster-demo: $(READY)
-	$(BIN)/python cluster/demo.py
+	$(BIN)/python cluster/demo.py --storage $(RUNS) $(if $(KEEP),--keep)
 
 test: $(READY)
 	$(BIN)/python -m pytest
@@ -58,6 +58,7 @@ bench: $(READY)
 	  set -- $$b; $(BIN)/python benchmarks/$$1.py $${2:+--backbone $$2} || exit 1; done
 
 mlflow: $(READY)
+	@$(BIN)/python -m wsol_pipeline.tracking.moved $(RUNS)/mlflow.db
 	$(BIN)/mlflow server --backend-store-uri sqlite:///$(abspath $(RUNS))/mlflow.db --artifacts-destination $(abspath $(RUNS))/mlflow-artifacts --host 127.0.0.1 --port 5000
 
 screenshots: $(READY)

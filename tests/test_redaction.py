@@ -269,6 +269,7 @@ def test_what_a_study_prints_and_keeps(tmp_path, monkeypatch, shape):
     shown = config_file.dump(SimpleNamespace(options=options, config=TrainConfig(options={"x": text})))
     plan = SimpleNamespace(
         config=TrainConfig(), dataset=SimpleNamespace(uri=text, manifest=None), folder=Store.at(tmp_path), rule=None,
+        options=SimpleNamespace(store=Store.at(tmp_path)),
     )  # fmt: skip
     ledger = SimpleNamespace(trials=list, proposals=list, home=SimpleNamespace(id="1"))
     monkeypatch.setattr(outcome, "seal_of", lambda final: "seal")
@@ -276,7 +277,7 @@ def test_what_a_study_prints_and_keeps(tmp_path, monkeypatch, shape):
     winner = json.dumps(outcome.winner_record(plan, ledger, [Standing((0,), (1.0,))], Store(text), None))
     monkeypatch.setattr(judge, "evaluation_name", lambda contender: "result")
     monkeypatch.setattr(judge, "score_somewhere", lambda *_: ({"rows": [], "provenance": {"x": text}}, {}))
-    judge.judged_rows(judge.EvaluateOptions(storage=str(tmp_path)), Contender("a", "a", Store("")), None)
+    judge.judged_rows(judge.EvaluateOptions(storage=str(tmp_path)), Contender("a", "a", Store("")), None, None)
     result = (tmp_path / "a/evaluations/result.json").read_text()
     assert not leaked(shown + winner + result)
 

@@ -204,6 +204,15 @@ def raising(error):
     return fail
 
 
+def test_a_lease_says_whether_the_driver_before_is_known_to_have_ended(store, monkeypatch):
+    monkeypatch.setattr(lease, "DEAD_AFTER_SECONDS", 0.1)
+    with lease.acquire(store) as first:
+        assert first.sure
+    assert lease.acquire(store).sure  # the first has said so
+    store.write("000003.json", b'{"host": "afar", "pid": 7}')  # a copy of one that may live
+    assert not lease.acquire(store).sure
+
+
 def test_storage_that_is_away_at_the_end_does_not_hide_what_ended_the_work(store, monkeypatch, caplog):
     def away(self, name, data, check=None):
         raise OSError("storage is away")
