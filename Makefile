@@ -1,11 +1,11 @@
-# make demo | cluster-demo [KEEP=1] | test | test-slow | reliability | lint | lock | audit | bench | mlflow | screenshots | clean
+# make demo | cluster-demo [KEEP=1] | test | test-slow | reliability | lint | lock | audit | bench | gpu-check | mlflow | screenshots | clean
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 RUNS   ?= runs
 
-.PHONY: demo cluster-demo test test-slow reliability lint lock audit bench mlflow screenshots clean
+.PHONY: demo cluster-demo test test-slow reliability lint lock audit bench gpu-check mlflow screenshots clean
 .DEFAULT_GOAL := help
 
 help:
@@ -56,6 +56,10 @@ bench: $(READY)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -c lock.txt -e '.[dev,bench]'
 	for b in startup evaluation input memory shards dataset readout bagcams "step resnet50" "step vgg16" step_bcam training study solving thousand; do \
 	  set -- $$b; $(BIN)/python benchmarks/$$1.py $${2:+--backbone $$2} || exit 1; done
+
+# Ten minutes on one GPU, and needs neither Ray nor MLflow there: GPU_CHECK="--data DIR --weights FILE" for the ranking.
+gpu-check: $(READY)
+	$(BIN)/python benchmarks/gpu_check.py --out $(RUNS)/gpu-check $(GPU_CHECK)
 
 mlflow: $(READY)
 	@$(BIN)/python -m wsol_pipeline.tracking.moved $(RUNS)/mlflow.db
