@@ -14,7 +14,7 @@ from wsol_pipeline.errors import UsageError, unknown
 T = TypeVar("T")
 Schedule = Literal["step", "plateau_top1", "plateau_loss", "poly"]  # see `optim.learning_rate`
 TrainGeometry = Literal["crop", "random_resized_crop", "random_resized_crop_stored"]  # see `augment.Augmentation`
-Precision = Literal["float32", "bfloat16", "float64"]
+Precision = Literal["auto", "float32", "bfloat16", "float64"]
 NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -125,8 +125,9 @@ class TrainConfig:
     resize_size: int = 72
     freeze_batch_norm: bool = False
     sync_batch_norm: bool = False  # statistics over all workers; GPUs only
-    precision: Precision = "float32"  # see `build.build_method`, `loop.train_step`
-    channels_last: bool = False
+    precision: Precision = "auto"  # see `arithmetic.arithmetic`, `build.build_method`
+    channels_last: bool | None = None  # None: on GPUs
+    deterministic: bool = False  # the same bits again on a GPU
     seed: int = 0
     rungs: tuple[int, ...] = ()  # epochs (1-based) after which the whole readout is searched and the pruner asked
 
