@@ -1,4 +1,4 @@
-# make demo | cluster-demo | test | test-slow | reliability | lint | lock | audit | bench | gpu-check | mlflow | screenshots | clean
+# make demo | cluster-demo [KEEP=1] | test | test-slow | reliability | lint | lock | audit | bench | gpu-check | mlflow | screenshots | clean
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
@@ -26,7 +26,7 @@ demo: $(READY)
 	$(BIN)/python rayjobs/demo.py --storage $(RUNS)
 
 cluster-demo: $(READY)
-	$(BIN)/python cluster/demo.py
+	$(BIN)/python cluster/demo.py --storage $(RUNS) $(if $(KEEP),--keep)
 
 test: $(READY)
 	$(BIN)/python -m pytest
@@ -62,6 +62,7 @@ gpu-check: $(READY)
 	$(BIN)/python benchmarks/gpu_check.py --out $(RUNS)/gpu-check $(GPU_CHECK)
 
 mlflow: $(READY)
+	@$(BIN)/python -m wsol_pipeline.tracking.moved $(RUNS)/mlflow.db
 	$(BIN)/mlflow server --backend-store-uri sqlite:///$(abspath $(RUNS))/mlflow.db --artifacts-destination $(abspath $(RUNS))/mlflow-artifacts --host 127.0.0.1 --port 5000
 
 screenshots: $(READY)
