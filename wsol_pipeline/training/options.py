@@ -136,11 +136,15 @@ class MachineOptions:
     where an autoscaler has added no node yet)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the cluster's GPUs if it has any, else CPUs; with --cluster-may-grow say cuda or cpu."""
-    precision: Precision = "float32"
-    """Arithmetic of forward and backward. float64, weights too, is slow, and keeps rounding, which differs between CPUs
-    and numbers of threads, from being amplified into another result."""
-    channels_last: bool = False
-    """Memory layout that is faster on GPUs with bfloat16."""
+    precision: Precision = "auto"
+    """Arithmetic of forward and backward. auto: on GPUs bfloat16, if they have it, with losses and what is pooled in
+    float32; on CPUs float32. float32: on GPUs without TF32. float64, weights too, is slow, and keeps rounding, which
+    differs between CPUs and numbers of threads, from being amplified into another result."""
+    channels_last: bool | None = None
+    """Memory layout that is faster on GPUs with bfloat16. By default there alone."""
+    deterministic: bool = False
+    """Only kernels that give the same bits again: slower. A run on a GPU that was interrupted ends as if it had not
+    been only then; on CPUs it does anyway."""
     checkpoint_batches: int = 0
     """Also write a checkpoint every so many batches; 0: at the end of epochs only."""
     stuck_minutes: float = 20.0

@@ -48,6 +48,7 @@ def resolve(options: RunOptions, method: str) -> TrainConfig:
         sync_batch_norm=options.sync_batch_norm,
         precision=options.precision,
         channels_last=options.channels_last,
+        deterministic=options.deterministic,
         seed=options.seed,
     )
 
