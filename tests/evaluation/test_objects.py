@@ -63,9 +63,7 @@ def test_a_full_mask_is_all_that_was_seen(rules):
     assert pixels.sum() == (pixels.size if not rules.margin else 351 * 262)  # centres in 25.06..375.94 x 18.75..281.25
 
 
-@given(
-    st.integers(0, 10**6), st.integers(1, 70), st.integers(1, 70), st.sampled_from(sorted(PROTOCOLS)), st.booleans()
-)
+@given(st.integers(0, 10**6), st.integers(1, 70), st.integers(1, 70), st.sampled_from(sorted(PROTOCOLS)), st.booleans())
 def test_masks_rle_and_boxes_agree(seed, width, height, name, whole):
     """Each pixel of a mask has its centre in the box, and the RLE gives the mask back."""
     rules = protocol(name, 24, 28)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from wsol_pipeline.data.headers import _BROKEN, _TURNS, READ, orientation, probe
+from wsol_pipeline.data.headers import _BROKEN, _ORIENTATION, _TURNS, READ, orientation, probe
 from wsol_pipeline.data.images import decode
 from wsol_pipeline.errors import DataError
 
@@ -31,11 +31,12 @@ def photograph(data: bytes, scale_16bit: bool = False) -> tuple[torch.Tensor, in
     if not data:
         raise DataError("image is empty: 0 bytes")
     kind, _, _ = probe(data, FORMATS, modes=_DEEP if scale_16bit else ())
-    turn = orientation(data)
+    turn = orientation(data)  # not of a TIFF, which PIL turns itself
     if kind == "JPEG":
         return turned(decode(data, ("JPEG",)), turn), turn
     try:
         with Image.open(io.BytesIO(data), formats=(kind,)) as image:
+            told = image.getexif().get(_ORIENTATION, 1) if kind == "TIFF" else turn
             image.load()
             if image.mode in _DEEP:
                 pixels_HWC = _scaled(np.asarray(image))
@@ -45,7 +46,7 @@ def photograph(data: bytes, scale_16bit: bool = False) -> tuple[torch.Tensor, in
                 pixels_HWC = np.array(on_white(image))
     except _BROKEN as error:
         raise DataError(f"image cannot be decoded: {error}") from error
-    return turned(torch.from_numpy(pixels_HWC).permute(2, 0, 1), turn), turn
+    return turned(torch.from_numpy(pixels_HWC).permute(2, 0, 1), turn), told
 
 
 def on_white(image: Image.Image) -> Image.Image:

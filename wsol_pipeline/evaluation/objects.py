@@ -1,4 +1,4 @@
-"""What a map shows, for whoever uses a model: masks on the evaluation's grid, and half-open boxes in pixels of the image.
+"""What a map shows, for who uses a model: masks on the evaluation's grid, half-open boxes in pixels of the image.
 
 Pixel column c covers [c, c + 1), so the box of columns a..b is [a, b + 1). The boxes of `contours`, whose conventions
 are the evaluators' own, are for counting alone: scaled, a last pixel that is missing becomes many.
