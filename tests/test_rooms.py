@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LEAVES = ("errors", "redaction", "interrupts", "protocol", "storage", "images", "text")  # files that any room may know
-ROOMS = ("data", "evaluation", "training", "tracking", "study", "verdict", "report", "console")  # in their order
-PACKAGES = ("wsol_models", "search_spaces", "wsol_pipeline", "rayjobs")
+ROOMS = ("data", "evaluation", "training", "tracking", "study", "verdict", "use", "report", "console")  # in their order
+PACKAGES = ("wsol_models", "search_spaces", "wsol_pipeline", "rayjobs", "wsol")
 APART = {"data", "evaluation"}  # know nothing of methods, presets or each other
 FOREIGN = {
     "wsol_models": {"torch", "torchvision", "timm", "safetensors"},

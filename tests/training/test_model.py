@@ -26,7 +26,6 @@ from wsol_models import readouts
 from wsol_pipeline.data.reader import ReadConfig, eval_rows
 from wsol_pipeline.errors import DataError
 from wsol_pipeline.evaluation.evaluate import count
-from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.images import normalize
 from wsol_pipeline.storage import Store
 from wsol_pipeline.tracking import registry

@@ -26,8 +26,8 @@ from wsol_pipeline.storage import Store
 from wsol_pipeline.study.outcome import WINNER, model_named
 from wsol_pipeline.study.plan import check_buildable
 from wsol_pipeline.training.checkpoint import CheckpointStore
-from wsol_pipeline.training.loop import train
 from wsol_pipeline.training.localization import Wanted
+from wsol_pipeline.training.loop import train
 from wsol_pipeline.training.model import chosen_classes, load_model
 
 READOUTS = {"bas": "topk", "mldfr": "topk", "acol": "own"}  # else: cam

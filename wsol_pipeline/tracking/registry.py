@@ -46,6 +46,7 @@ REQUIREMENTS = (
     "opencv-python-headless",
     "safetensors",
     "torchmetrics",
+    "pycocotools",
     "s3fs",
 )
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -278,18 +279,43 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield some
 
 
+@dataclass(frozen=True)
+class ModelFiles:
+    """What a model is made of: bytes, which travel to any process."""
+
+    weights: bytes
+    description: bytes
+
+    @property
+    def sha256(self) -> str:
+        """What tells this model from every other."""
+        return hashlib.sha256(self.weights + self.description).hexdigest()
+
+
 def load_model(folder: Store, device: torch.device | str = "cpu") -> Model:
     """The model in a sealed `final` folder. Raises `DataError` if a file is missing or altered."""
-    files = read_sealed(folder)
-    return _assemble(files[WEIGHTS], json.loads(files[DESCRIPTION]), device)
+    return assemble(sealed_files(folder), device)
+
+
+def sealed_files(folder: Store) -> ModelFiles:
+    """The files of the model in a sealed folder. Raises `DataError` if one is missing or altered."""
+    files = read_sealed(folder, WEIGHTS, DESCRIPTION)
+    return ModelFiles(files[WEIGHTS], files[DESCRIPTION])
 
 
 def load_model_files(folder: Path) -> Model:
     """The model whose two files lie in a local `folder`, as MLflow hands them out."""
-    return _assemble((folder / WEIGHTS).read_bytes(), json.loads((folder / DESCRIPTION).read_text()), "cpu")
+    return assemble(local_files(folder))
 
 
-def _assemble(weights: bytes, description: dict[str, Any], device: torch.device | str) -> Model:
+def local_files(folder: Path) -> ModelFiles:
+    """The files of the model in a local folder that bears no seal of ours: MLflow has its own."""
+    return ModelFiles((folder / WEIGHTS).read_bytes(), (folder / DESCRIPTION).read_bytes())
+
+
+def assemble(files: ModelFiles, device: torch.device | str = "cpu") -> Model:
+    """The model that `files` hold. Raises `DataError` for those of another version, or that are damaged."""
+    description = json.loads(files.description)
     if missing := {"train", "classes", "choice", "multilabel"} - description.keys():
         raise DataError(
             f"The model's description lacks {', '.join(sorted(missing))}: another version of this code wrote it. "
@@ -299,7 +325,7 @@ def _assemble(weights: bytes, description: dict[str, Any], device: torch.device 
     classes = tuple(description["classes"])
     method = build_method(dataclasses.replace(config, weights=LATER), len(classes))
     try:
-        method.load_state_dict(safetensors.torch.load(weights))
+        method.load_state_dict(safetensors.torch.load(files.weights))
     except (safetensors.SafetensorError, RuntimeError) as error:
         raise DataError(f"The model's {WEIGHTS} does not hold its tensors: {str(error).splitlines()[0]}") from error
     choice = Choice.from_dict(description["choice"])
