@@ -15,6 +15,7 @@ import csv
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +39,7 @@ from wsol_pipeline.training.model import ModelFiles
 from wsol_pipeline.use.localizer import ROWS, Localizer, Problem, Row
 from wsol_pipeline.use.models import named
 from wsol_pipeline.use.options import LocalizeOptions
-from wsol_pipeline.use.sources import LISTING, Item, fingerprint, listed
+from wsol_pipeline.use.sources import LISTING, Item, check_names, fingerprint, listed
 
 CONTRACT, LISTED, PROBLEMS, PARTS = "contract.json", "listing.parquet", "problems.csv", "parts"
 NOT_RESULTS = ("batch_size", "device", "workers", "decoders", "max_bad", "storage_is_shared", "out", "format",
@@ -85,7 +86,9 @@ def localize(options: LocalizeOptions, progress: Progress) -> Outcome:
     files, store = named(options), options.store.check_exclusive()
     _require_outside(store, options.source)
     with acquire(store / "lease"):
-        items, contract, notes = _agreed(store, options, files, listed(options))
+        found = listed(options)
+        check_names(found, options.format)
+        items, contract, notes = _agreed(store, options, files, found)
         todo = [chunk for chunk in chunks(contract) if sealed(store, chunk) is None]
         left = sum(chunk.last - chunk.first for chunk in todo)
         with progress("localized", left) as add, interrupts.gently():
@@ -118,9 +121,7 @@ def read_contract(store: Store) -> dict[str, Any]:
     try:
         return json.loads(store.read(CONTRACT))
     except (FileNotFoundError, ValueError) as error:
-        raise DataError(
-            f"There is no localization at {store.uri} ({error}): --source and --model begin one."
-        ) from error
+        raise DataError(f"{store.uri} holds no localization ({error}): --source and --model begin one.") from error
 
 
 def read_listing(store: Store) -> list[Item]:
@@ -132,10 +133,9 @@ def chunks(contract: dict[str, Any]) -> list[Chunk]:
     """The parts of a listing; each of its extensions begins with a part of its own."""
     bounds, first = [], 0
     for count in contract["counts"]:
-        bounds += [
-            (at, min(at + contract["chunk"], first + count)) for at in range(first, first + count, contract["chunk"])
-        ]
-        first += count
+        end = first + count
+        bounds += [(at, min(at + contract["chunk"], end)) for at in range(first, end, contract["chunk"])]
+        first = end
     return [Chunk(number, *bound) for number, bound in enumerate(bounds)]
 
 
@@ -151,24 +151,17 @@ def part(store: Store, chunk: Chunk, seal: dict[str, Any] | None = None) -> list
     try:
         data = store.read(f"{chunk.name}.parquet")
     except FileNotFoundError as error:
-        raise DataError(
-            f"{store.path(chunk.name)}.parquet is missing: remove its seal, and it is made anew."
-        ) from error
+        raise DataError(f"{store.path(chunk.name)}.parquet is missing: without its seal it is made anew.") from error
     if hashlib.sha256(data).hexdigest() != seal.get("sha256"):
-        raise DataError(f"{store.path(chunk.name)}.parquet was altered: remove its seal, and it is made anew.")
+        raise DataError(f"{store.path(chunk.name)}.parquet was altered: without its seal it is made anew.")
     return pq.read_table(io.BytesIO(data)).to_pylist()
 
 
 def by_image(store: Store) -> Iterator[list[Row]]:
     """The rows of each image that was localized, image by image; a part is in memory at a time."""
     for chunk in chunks(read_contract(store)):
-        rows = part(store, chunk)
-        for at, row in enumerate(rows):
-            if at == 0 or row["index"] != rows[at - 1]["index"]:
-                own = [row]
-                yield own
-                continue
-            own.append(row)
+        for _, rows in itertools.groupby(part(store, chunk), key=lambda row: row["index"]):
+            yield list(rows)
 
 
 def _require_outside(store: Store, source: str) -> None:
@@ -182,8 +175,10 @@ def _agreed(
 ) -> tuple[list[Item], dict[str, Any], list[str]]:
     """Listing and contract of `store`, made or continued; and what is to be said of them."""
     told = {key: value for key, value in dataclasses.asdict(options).items() if key not in NOT_RESULTS}
+    classes = json.loads(files.description)["classes"]
+    versions = {name: version(name) for name in ("wsol", "torch")}
     facts = redact(
-        {**told, "model_sha256": files.sha256, "versions": {name: version(name) for name in ("wsol", "torch")}}
+        {**json.loads(json.dumps(told)), "model_sha256": files.sha256, "classes": classes, "versions": versions}
     )
     if not store.exists(CONTRACT):
         _write_listing(store, found)
@@ -263,8 +258,8 @@ def _work(
             rows, problems = [], []
             if broken > options.max_bad * total:
                 raise DataError(
-                    f"{broken} of {total} images are broken, over --max-bad {options.max_bad:g}: see the parts' seals in "
-                    f"{store.path(PARTS)}; the first: {bad[0]['reason'] if bad else ''}"
+                    f"{broken} of {total} images are broken, over --max-bad {options.max_bad:g}: "
+                    f"{store.path(PARTS)} says which and why."
                 )
         if interrupts.asked():
             return
@@ -282,12 +277,16 @@ def _results(
         return
     actors = _actors(options, files)
     waiting: deque[Any] = deque()
-    for number, own in enumerate(slices):
-        if len(waiting) == IN_FLIGHT * len(actors):
+    try:
+        for number, own in enumerate(slices):
+            if len(waiting) == IN_FLIGHT * len(actors):
+                yield _got(waiting.popleft())
+            waiting.append(actors[number % len(actors)].run.remote(own))
+        while waiting:
             yield _got(waiting.popleft())
-        waiting.append(actors[number % len(actors)].run.remote(own))
-    while waiting:
-        yield _got(waiting.popleft())
+    finally:  # what holds a failure's frames would hold them, and their CPUs
+        for actor in actors:
+            ray.kill(actor)
 
 
 def _actors(options: LocalizeOptions, files: ModelFiles) -> list[Any]:
@@ -295,8 +294,10 @@ def _actors(options: LocalizeOptions, files: ModelFiles) -> list[Any]:
     if options.source:
         cluster.check_storage_reaches_all(Store.at(options.source), options.storage_is_shared)
     device = cluster.pick_device(options.device)
-    own = dataclasses.replace(options, device=device)
-    resources = {"num_gpus": 1} if device == "cuda" else {"num_cpus": 1}
+    own, kind = dataclasses.replace(options, device=device), "GPU" if device == "cuda" else "CPU"
+    if options.workers > (there := int(ray.cluster_resources().get(kind, 0))):
+        raise ResourceError(f"--workers {options.workers} need a {kind} each but the cluster has {there}.")
+    resources = {"num_gpus" if device == "cuda" else "num_cpus": 1}
     made = ray.remote(Localizer).options(max_restarts=RETRIES, max_task_retries=RETRIES, **resources)
     kept = ray.put(files)
     return [made.remote(kept, own) for _ in range(options.workers)]

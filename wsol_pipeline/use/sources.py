@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -31,6 +31,7 @@ from wsol_pipeline.use.options import LocalizeOptions
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 COLUMN, FOLDER = "column:", "folder"  # what --labels can say
 MAX_GROUP_BYTES = 2**29  # of a Parquet file's row group: it is read whole
+PER_IMAGE = ("voc", "yolo", "masks", "overlays")  # formats of a file for each image
 ROW = "#"  # between a Parquet file or split and a row's number
 Item = dict[str, Any]  # a row of a listing
 _ONE = threading.Lock()  # row groups are read one at a time: threads that wait find theirs in memory
@@ -57,6 +58,25 @@ def listed(options: LocalizeOptions) -> list[Item]:
             f"{options.source} has no image (looked for {', '.join(ENDINGS)}; names that begin with a dot are none)."
         )
     return [{"index": index, **item} for index, item in enumerate(items)]
+
+
+def check_names(items: Iterable[Item], formats: Iterable[str]) -> None:
+    """Raise `UsageError` if two images would have files of one name in `formats`."""
+    if not set(formats) & set(PER_IMAGE):
+        return
+    taken: dict[str, str] = {}
+    for item in items:
+        name = file_name(item["image_id"])
+        if (uri := taken.setdefault(name, item["uri"])) != item["uri"]:
+            raise UsageError(
+                f"{uri} and {item['uri']} would both be written as {name}: rename one, or leave out the formats of a "
+                f"file an image ({', '.join(PER_IMAGE)})."
+            )
+
+
+def file_name(image_id: str) -> str:
+    """What the files of an image are called, without their ending: its path, `/` as `__`."""
+    return PurePosixPath(image_id).with_suffix("").as_posix().lstrip("/").replace("/", "__")
 
 
 def fingerprint(items: Sequence[Item]) -> str:
