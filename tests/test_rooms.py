@@ -76,7 +76,7 @@ def test_methods_and_presets_know_only_themselves(package):
 
 def test_no_file_imports_itself_in_a_circle():
     modules = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in files("wsol_pipeline")}
-    known = {name: {one for one in modules for used in imports(path) if used == one or used.startswith(f"{one}.")}
+    known = {name: {one for used in imports(path) for one in modules if used == one or used.startswith(f"{one}.")}
              for name, path in modules.items()}  # fmt: skip
     done: set[str] = set()
 

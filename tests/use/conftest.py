@@ -37,9 +37,6 @@ def paint(path: Path, seed: int, size: tuple[int, int] = (60, 44), **options) ->
 def photographs(tmp_path) -> Path:
     """Eleven images of two sizes in two folders of classes."""
     for number in range(11):
-        paint(
-            tmp_path / f"photos/{('cross', 'ring')[number % 2]}/{number:02d}.png",
-            number,
-            ((60, 44), (40, 90))[number % 2],
-        )
+        folder, size = (("cross", (60, 44)), ("ring", (40, 90)))[number % 2]
+        paint(tmp_path / f"photos/{folder}/{number:02d}.png", number, size)
     return tmp_path / "photos"

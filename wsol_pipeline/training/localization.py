@@ -13,6 +13,7 @@ from pycocotools import mask as rle
 from wsol_pipeline.errors import UsageError
 from wsol_pipeline.evaluation.objects import Box, Frame, Mask
 from wsol_pipeline.training.config import require
+from wsol_pipeline.training.inputs import pixels_of
 
 HEAT, BOX_COLOUR = 0.45, "#ff3344"  # share of the map in a picture
 
@@ -108,8 +109,6 @@ class Localization:
     def draw(self, image: Any = None) -> Image.Image:
         """The image under its map, with the box and the class; `image` as `Model.predict` takes it, by default its
         file."""
-        from wsol_pipeline.training.inputs import pixels_of
-
         if image is None and self.path is None:
             raise UsageError("This image came as pixels: hand them to draw(image).")
         pixels_CHW = pixels_of(self.path if image is None else image)
