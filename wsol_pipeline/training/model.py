@@ -43,6 +43,7 @@ from wsol_pipeline.training.localization import Localization, Wanted
 T = TypeVar("T")
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 BACKBONE = "backbone.safetensors"  # --weights of another run
+FORMAT = 1  # of DESCRIPTION
 VAL_COUNTS = "val_counts.json"  # what readout and thresholds were chosen from
 VAL_IMAGES = "val_images.json"  # hits of single images at the chosen readout; none where class masks are scored
 
@@ -315,7 +316,15 @@ def local_files(folder: Path) -> ModelFiles:
 
 def assemble(files: ModelFiles, device: torch.device | str = "cpu") -> Model:
     """The model that `files` hold. Raises `DataError` for those of another version, or that are damaged."""
-    description = json.loads(files.description)
+    try:
+        description = json.loads(files.description)
+        newer = description.get("format", FORMAT) > FORMAT
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"The model's {DESCRIPTION} is damaged: {error}.") from error
+    if newer:
+        raise DataError(
+            f"The model's {DESCRIPTION} has format {description['format']}; this code reads {FORMAT}: use a newer wsol."
+        )
     if missing := {"train", "classes", "choice", "multilabel"} - description.keys():
         raise DataError(
             f"The model's description lacks {', '.join(sorted(missing))}: another version of this code wrote it. "

@@ -113,6 +113,29 @@ class RunningOptions:
 
 
 @dataclass(frozen=True)
+class ExportOptions(ModelOptions):
+    """Options of an export."""
+
+    out: str = ""
+    """Where it goes: for a folder a new one, or s3://bucket/prefix; else a file."""
+    format: Literal["folder", "onnx", "torch-export", "mlflow"] = "folder"
+    """folder: what load_model reads, with a card; mlflow: the same as MLflow's model; onnx and torch-export: the graph
+    from bytes to probabilities and a raw map."""
+    opset: int = 18
+    """Of ONNX."""
+    images: str = ""
+    """Images to compare on, as --source of localize.py has them. By default those of the model's own validation split,
+    where it can be read."""
+    license: str = "unknown: state it with --license"
+    """Terms of the weights, for the card."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_model()
+        require(bool(self.out), "out must say where the export goes", self.out)
+
+
+@dataclass(frozen=True)
 class LocalizeOptions(RunningOptions, WantedOptions, SourceOptions, ModelOptions):
     """Options of a localization. Each class above is a group of its --help."""
 
