@@ -1,4 +1,4 @@
-"""A model that is handed on: a folder that goes anywhere and says nothing of where it was, and graphs that are equal."""
+"""A model that is handed on: a folder that goes anywhere and says nothing of where it was, and equal graphs."""
 
 import json
 import os

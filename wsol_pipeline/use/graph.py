@@ -5,6 +5,7 @@ Enlarging the map, its threshold and the box are outside: the graph's metadata s
 
 import io
 import json
+import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -168,6 +169,22 @@ def _torch_export(model: Model, images_BCHW: Tensor, options: ExportOptions) -> 
     return sink.getvalue(), run
 
 
+def _stable_sort(self: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
+    """What PyTorch's exporter lacks: ONNX's TopK gives the lower index of equals first."""
+    from onnxscript import opset18
+
+    op: Any = opset18
+    size = op.Gather(op.Shape(self), op.Constant(value_ints=[dim]))
+    return op.TopK(self, size, axis=dim, largest=int(descending), sorted=1)
+
+
+def _why(error: Exception) -> str:
+    """The line of an exporter's many that names what is missing."""
+    lines = [re.sub(r"\x1b\[\d*m", "", line).strip() for line in str(error).splitlines()]
+    named = (line for line in lines if "No ONNX function" in line or "not supported" in line.lower())
+    return next(named, next(filter(None, lines), type(error).__name__))[:300]
+
+
 def _onnx(model: Model, images_BCHW: Tensor, options: ExportOptions) -> tuple[bytes, Run]:
     try:
         import onnx
@@ -183,10 +200,10 @@ def _onnx(model: Model, images_BCHW: Tensor, options: ExportOptions) -> tuple[by
                     Graph(model).eval(), example, place, dynamo=True, dynamic_shapes=shapes, external_data=False,
                     opset_version=options.opset, verbose=False, input_names=["images", "classes"],
                     output_names=["logits", "probabilities", "map"],
+                    custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
                 )  # fmt: skip
         except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError) as error:
-            told = str(error).strip().splitlines()[0]
-            raise UsageError(f"ONNX cannot hold this model at --opset {options.opset}: {told}") from error
+            raise UsageError(f"ONNX cannot hold this model at --opset {options.opset}: {_why(error)}") from error
         made = onnx.load(place)
     if (opset := next(one.version for one in made.opset_import if one.domain == "")) != options.opset:
         raise UsageError(f"ONNX cannot hold this model at --opset {options.opset}: the exporter made {opset} of it.")
