@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LEAVES = ("errors", "redaction", "interrupts", "protocol", "storage", "images", "text")  # files that any room may know
+# files that any room may know
+LEAVES = ("errors", "redaction", "interrupts", "protocol", "storage", "images", "device", "text", "private")
 ROOMS = ("data", "evaluation", "training", "tracking", "study", "verdict", "use", "report", "console")  # in their order
 PACKAGES = ("wsol_models", "search_spaces", "wsol_pipeline", "rayjobs", "wsol")
 APART = {"data", "evaluation"}  # know nothing of methods, presets or each other
