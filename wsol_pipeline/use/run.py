@@ -271,7 +271,7 @@ def _results(
     """What comes of each slice, in their order: here, or by a pool of actors with a few slices in flight each."""
     if not slices:
         return
-    if options.workers == 1 and not ray.is_initialized():
+    if options.workers == 1 and (not ray.is_initialized() or cluster.pick_device(options.device) == "cpu"):
         localizer = Localizer(files, options)
         yield from map(localizer.run, slices)
         return
