@@ -52,7 +52,7 @@ class Network(nn.Module):
         return self.aspp(self.body(images_BCHW))
 
     def forward(self, images_BCHW: Tensor) -> dict[str, Tensor]:
-        """ "out": the maximum over scales, [B, L, ceil(H / 8), ceil(W / 8)]; "1", "0.5", "0.75" too, which are trained."""
+        """Logits [B, L, ceil(H / 8), ceil(W / 8)]: "out", the maximum over scales, and those of each scale by its name."""
         images_BCHW = prepare(images_BCHW)
         logits = {"1": self.at_one_scale(images_BCHW)}
         for scale in SCALES:
@@ -92,8 +92,11 @@ def groups(network: Network, lr: float, decay: float = 5e-4) -> list[dict[str, o
     head = dict(network.aspp.named_parameters())
     body = [parameter for parameter in network.body.parameters() if parameter.requires_grad]
     weights, biases = ([p for name, p in head.items() if name.endswith(end)] for end in ("weight", "bias"))
-    return [{"params": body, "lr": lr, "weight_decay": decay}, {"params": weights, "lr": 10 * lr, "weight_decay": decay},
-            {"params": biases, "lr": 20 * lr, "weight_decay": 0.0}]  # fmt: skip
+    return [
+        {"params": body, "lr": lr, "weight_decay": decay},
+        {"params": weights, "lr": 10 * lr, "weight_decay": decay},
+        {"params": biases, "lr": 20 * lr, "weight_decay": 0.0},
+    ]
 
 
 def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

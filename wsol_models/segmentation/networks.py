@@ -1,8 +1,9 @@
 """Segmentation networks by name: torchvision's, and DeepLabV2 as the field's tables have it.
 
 All read RGB images normalised by ImageNet's mean and deviation. A network of K classes has K + 1 outputs, 0 the
-background. What it was started from is part of every result: weights that were trained on masks of pixels (torchvision's
-`COCO_WITH_VOC_LABELS_V1`, DeepLab's COCO file) are another supervision than image labels, and are refused unless asked.
+background. What it was started from is part of every result: weights that were trained on masks of pixels
+(torchvision's `COCO_WITH_VOC_LABELS_V1`, DeepLab's COCO file) are another supervision than image labels, and are
+refused unless asked for.
 """
 
 from collections.abc import Callable, Mapping
@@ -164,8 +165,8 @@ def check_weights(weights: str | None, supervision: str) -> None:
 
 def _saw_masks(weights: str) -> ValueError:
     return ValueError(
-        f"Weights {weights} were trained on masks of pixels, so that the result would not be of image labels alone: take "
-        "'imagenet' or a classifier's file, or say --supervision full, which the result then bears."
+        f"Weights {weights} were trained on masks of pixels, so that the result would not be of image labels alone: "
+        "take 'imagenet' or a classifier's file, or say --supervision full, which the result then bears."
     )
 
 

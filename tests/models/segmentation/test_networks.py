@@ -68,12 +68,14 @@ def test_names_of_the_papers_files(v2):
 
 def caffe_names():
     """The names of deeplab-pytorch."""
-    norm = ("weight", "bias", "running_mean", "running_var")
-    for place in ("layer1.conv1", *(f"layer{s}.block{b}.{part}" for s, n in zip((2, 3, 4, 5), (3, 4, 23, 3), strict=True)
-                                    for b in range(1, n + 1) for part in ("reduce", "conv3x3", "increase")
-                                    + (("shortcut",) if b == 1 else ()))):  # fmt: skip
+    places = ["layer1.conv1"]
+    for stage, blocks in ((2, 3), (3, 4), (4, 23), (5, 3)):
+        for block in range(1, blocks + 1):
+            parts = ("reduce", "conv3x3", "increase", *(("shortcut",) if block == 1 else ()))
+            places += [f"layer{stage}.block{block}.{part}" for part in parts]
+    for place in places:
         yield f"{place}.conv.weight"
-        yield from (f"{place}.bn.{name}" for name in norm)
+        yield from (f"{place}.bn.{name}" for name in ("weight", "bias", "running_mean", "running_var"))
 
 
 def test_the_loss_over_scales():
