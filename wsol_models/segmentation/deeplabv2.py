@@ -52,7 +52,7 @@ class Network(nn.Module):
         return self.aspp(self.body(images_BCHW))
 
     def forward(self, images_BCHW: Tensor) -> dict[str, Tensor]:
-        """Logits [B, L, ceil(H / 8), ceil(W / 8)]: "out", the maximum over scales, and those of each scale by its name."""
+        """Logits [B, L, ceil(H / 8), ceil(W / 8)]: "out", the maximum over scales, and each scale's by its name."""
         images_BCHW = prepare(images_BCHW)
         logits = {"1": self.at_one_scale(images_BCHW)}
         for scale in SCALES:

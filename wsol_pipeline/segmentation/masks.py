@@ -66,7 +66,8 @@ def _encoded(mask_HW: NDArray[np.bool_]) -> dict[str, Any]:
 
 def coco(images: Iterable[tuple[str, Labels]], classes: Sequence[str]) -> dict[str, Any]:
     """Label images as COCO's annotations of things: a category for each class, in our order, from 1 on."""
-    listed, annotations = [], []
+    listed: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, (name, labels_HW) in enumerate(images, start=1):
         height, width = labels_HW.shape
         listed.append({"id": number, "file_name": name, "height": height, "width": width})

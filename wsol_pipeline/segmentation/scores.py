@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsol_pipeline.errors import DataError
-from wsol_pipeline.evaluation.segmentation import CLAIMED, RIGHT, TRUE
+from wsol_pipeline.evaluation.segmentation import TRUE
 
 IGNORED = 255
-Ints, Floats = NDArray[np.int64], NDArray[np.float64]
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 
 def confusion(truth_HW: NDArray[np.uint8], predicted_HW: NDArray[np.uint8], num_classes: int) -> Ints:
@@ -46,7 +47,7 @@ def iou_at(pixels_3LT: NDArray[np.number], threshold: int) -> Floats:
 def parts_at(pixels_3LT: NDArray[np.number], threshold: int) -> tuple[Ints, Ints, Ints]:
     """Pixels of each label that are right, claimed and true at one threshold, the background's too, [L] each."""
     below_3L = pixels_3LT[..., : threshold + 1].sum(-1)
-    right_L, claimed_L, true_L = pixels_3LT.sum(-1) - below_3L
+    right_L, claimed_L, _ = pixels_3LT.sum(-1) - below_3L
     right_L[0] = below_3L[TRUE, 0]
     claimed_L[0] = below_3L[TRUE].sum()
     return right_L, claimed_L, pixels_3LT[TRUE].sum(-1)

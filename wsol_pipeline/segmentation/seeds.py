@@ -91,7 +91,7 @@ def labels_of(maps_CHW: Tensor, classes_C: Tensor, background: Tensor | float) -
 
 
 def power_background(maps_CHW: Tensor, alpha: float) -> Tensor:
-    """(1 - max A)^alpha, [H, W]: a background score where one is read beside the maps (`power_cut` says what it cuts)."""
+    """(1 - max A)^alpha, [H, W]: a background score, to be read beside the maps; `power_cut` says what it cuts."""
     return (1 - maps_CHW.amax(0)).clamp(min=0) ** alpha
 
 
