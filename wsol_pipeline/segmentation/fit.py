@@ -230,13 +230,5 @@ def worker_loop(config: dict[str, Any]) -> None:
         ray.train.report({"epoch": record["epoch"], "loss": record["train"]["loss"]})
 
 
-def plain(record: Record) -> str:
-    """A record in a line."""
-    val = f", validation {record['val']['miou']:.1f} % mIoU" if "miou" in record["val"] else ""
-    return (
-        f"epoch {record['epoch']}: loss {record['train']['loss']:.4f}{val}, {record['images_per_second']:.1f} images/s"
-    )
-
-
 def digest(facts: Mapping[str, Any]) -> str:
     return json.dumps(facts, sort_keys=True)

@@ -1,7 +1,7 @@
 """What the jobs of the walk can be told: seeds, refinement, segmentation networks."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from wsol_pipeline.errors import UsageError, unknown
 from wsol_pipeline.training.config import check_name, require
@@ -196,7 +196,7 @@ class SegmentOptions(PlaceOptions):
     """How a segmentation network learns from pseudo masks."""
 
     masks: str = ""
-    """The finished pseudo masks. With --study instead, what is missing before is made."""
+    """The finished pseudo masks."""
     network: str = "deeplabv3_resnet50"
     """deeplabv3_resnet50, deeplabv3_resnet101, lraspp_mobilenet_v3_large, lraspp_mobilenet_v2, deeplabv2_resnet101."""
     weights: str | None = None
@@ -229,3 +229,41 @@ class SegmentOptions(PlaceOptions):
     @property
     def result(self) -> str:
         return self.name or f"{self.masks}-{self.network.split('_')[0]}"
+
+
+@dataclass(frozen=True)
+class WalkOptions(SegmentOptions):
+    """The training of a network, and what is made before it. `seeds.py` and `refine.py` have all their options."""
+
+    study: str = ""
+    """Instead of --masks: the finished study whose seeds and pseudo masks are made first, where they are missing."""
+    by: tuple[str, ...] = ("irn",)
+    """With --study: what refines its seeds: irn, pamr, crf, or several in this order; none."""
+    scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0)
+    """With --study: sizes at which a photograph is seen, of its own."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            bool(self.masks) != bool(self.study), "either --masks or --study must be given", self.masks or "neither"
+        )
+        if self.study:
+            self.refinement  # noqa: B018  # refuses what it does not know
+
+    def _placed(self, **own: Any) -> dict[str, Any]:
+        shared = {name: getattr(self, name) for name in ("storage", "workers", "device", "experiment")}
+        return {**shared, **own}
+
+    @property
+    def seeds(self) -> SeedOptions:
+        return SeedOptions(**self._placed(study=self.study, scales=self.scales))
+
+    @property
+    def refinement(self) -> RefineOptions:
+        return RefineOptions(**self._placed(seeds=self.seeds.result, by=self.by, seed=self.seed))
+
+    @property
+    def training(self) -> SegmentOptions:
+        masks = self.masks or self.refinement.result
+        own = {name: getattr(self, name) for name in SegmentOptions.__dataclass_fields__}
+        return SegmentOptions(**{**own, "masks": masks})
