@@ -12,7 +12,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LEAVES = ("errors", "redaction", "interrupts", "protocol", "storage", "images", "text")  # files that any room may know
-ROOMS = ("data", "evaluation", "training", "tracking", "study", "verdict", "segmentation", "report", "console")  # in their order
+ROOMS = (  # in their order
+    *("data", "evaluation", "training", "tracking", "study", "verdict", "segmentation", "report", "console"),
+)
 PACKAGES = ("wsol_models", "search_spaces", "wsol_pipeline", "rayjobs")
 APART = {"data", "evaluation"}  # know nothing of methods, presets or each other
 FOREIGN = {

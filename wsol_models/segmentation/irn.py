@@ -107,15 +107,16 @@ def taps_of(network: Backbone) -> tuple[str, ...]:
 
 
 @torch.no_grad()
-def boundary_map(network: Network, image_CHW: Tensor) -> Tensor:
+def boundary_map(network: Network, image_CHW: Tensor, pad: int = 512) -> Tensor:
     """e in 0..1, [ceil(H / 4), ceil(W / 4)]: the mean of the logits of an image and its mirror.
 
-    As the authors' code an image within 512 px is padded to that with zeros; a larger one, which that code cuts, stays.
+    As the authors' code an image within `pad` px is padded to that with zeros, at the right and below; a larger one,
+    which that code cuts, stays.
     """
     height, width = image_CHW.shape[1:]
-    pad = (0, 512 - width, 0, 512 - height) if max(height, width) <= 512 else (0, 0, 0, 0)
+    beside = (0, pad - width, 0, pad - height) if max(height, width) <= pad else (0, 0, 0, 0)
     views = torch.stack([image_CHW, image_CHW.flip(-1)])
-    logits_BHW, _ = network.eval()(F.pad(views, pad))
+    logits_BHW, _ = network.eval()(F.pad(views, beside))
     logits_BHW = logits_BHW[:, : -(-height // STRIDE), : -(-width // STRIDE)]
     return ((logits_BHW[0] + logits_BHW[1].flip(-1)) / 2).sigmoid()
 

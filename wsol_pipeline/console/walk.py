@@ -53,8 +53,8 @@ def print_station(found: Station) -> None:
 def print_judgement(judged: Judgement) -> None:
     """A network on test."""
     low, high = judged.interval
-    print(f"{judged.name} on test ({judged.images} images): {judged.figures['miou']:.1f} % mIoU, 95 % of images drawn anew "
-          f"{low:.1f} to {high:.1f}; supervision: {judged.supervision}")  # fmt: skip
+    print(f"{judged.name} on test ({judged.images} images): {judged.figures['miou']:.1f} % mIoU "
+          f"(95 % interval over images {low:.1f} to {high:.1f}); supervision: {judged.supervision}")  # fmt: skip
     _print_classes(judged.figures)
 
 

@@ -129,8 +129,8 @@ def _step(
 
 
 def _global(sums: Sums, world: World) -> Sums:
-    """Counts over all ranks. DDP takes the mean of the ranks' gradients, so this rank's sums are taken `size` times: what
-    remains is the sum over all pixels over their number."""
+    """Counts over all ranks. DDP takes the mean of the ranks' gradients, so this rank's sums are taken `size` times:
+    what remains is the sum over all pixels over their number."""
     if world.size == 1:
         return sums
     counts = torch.stack([count.detach().float() for _, count in sums.values()])

@@ -17,7 +17,7 @@ from mlflow.types import Schema, TensorSpec
 import wsol_models
 import wsol_pipeline
 from wsol_pipeline.segmentation import station
-from wsol_pipeline.segmentation.network import DESCRIPTION, WEIGHTS
+from wsol_pipeline.segmentation.segmenter import DESCRIPTION, WEIGHTS
 from wsol_pipeline.segmentation.station import Station
 from wsol_pipeline.storage import Store
 from wsol_pipeline.tracking.connect import connect_mlflow
@@ -98,9 +98,7 @@ def _logged(run_id: str, final: Store, tags: dict[str, str]) -> str:
             python_model=str(Path(__file__).with_name("serve.py")),
             artifacts={"model": folder},
             code_paths=[str(Path(package.__path__[0])) for package in (wsol_models, wsol_pipeline)],
-            pip_requirements=[
-                f"{name}=={package_version(name)}" for name in (*REQUIREMENTS, "pycocotools", "pyarrow", "ray")
-            ],
+            pip_requirements=[f"{name}=={package_version(name)}" for name in (*REQUIREMENTS, "pycocotools")],
             signature=ModelSignature(inputs=images),
             tags=tags,
         )

@@ -1,9 +1,8 @@
-"""A segmentation network that learns from pseudo masks, and the finished one: class masks of photographs, no pickle."""
+"""A segmentation network that learns from pseudo masks, and is judged by true ones."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,17 +15,16 @@ from wsol_models.segmentation.deeplabv2 import MEAN_BGR
 from wsol_models.segmentation.networks import NETWORKS, total
 from wsol_pipeline.data.dataset import Dataset, Split, open_dataset
 from wsol_pipeline.errors import DataError, UsageError
-from wsol_pipeline.images import dtype_of, normalize
-from wsol_pipeline.segmentation import masks, scores, station
+from wsol_pipeline.segmentation import scores, station
 from wsol_pipeline.segmentation.crops import Cropping, CropReader
 from wsol_pipeline.segmentation.fit import Schedule, Sums, digest
 from wsol_pipeline.segmentation.make_seeds import read_images
+from wsol_pipeline.segmentation.segmenter import DESCRIPTION, WEIGHTS, predict
 from wsol_pipeline.segmentation.station import Part
 from wsol_pipeline.storage import Store
-from wsol_pipeline.training.checkpoint import read_sealed
 from wsol_pipeline.training.loop import World
 
-WEIGHTS, DESCRIPTION, VAL = "model.safetensors", "model.json", "val_confusion.json"
+VAL = "val.json"
 V2_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5)
 
 
@@ -122,52 +120,6 @@ def judged(network: Network, split: Split, part: Part, num_classes: int, world: 
         yield image.id, scores.confusion(image.mask_HW, labels_HW, num_classes)
         if world:
             world.beat()
-
-
-def predict(network: Network, image_HW3: np.ndarray) -> np.ndarray:
-    """uint8 [H, W]: 0 the background, k + 1 class k, of an image uint8 RGB [H, W, 3]."""
-    parameter = next(network.parameters())
-    images_1CHW = normalize(
-        torch.from_numpy(image_HW3.copy()).permute(2, 0, 1)[None], parameter.device, dtype_of(network)
-    )
-    return network.scores(images_1CHW)[0].argmax(0).to(torch.uint8).cpu().numpy()
-
-
-@dataclass(frozen=True)
-class Segmenter:
-    """A finished network. `classes`: of labels 1 on."""
-
-    network: Network
-    classes: tuple[str, ...]
-    description: dict[str, Any]
-
-    def segment(self, image_HW3: np.ndarray) -> np.ndarray:
-        """uint8 [H, W] of labels: 0 the background, k + 1 class k."""
-        return predict(self.network, image_HW3)
-
-    def png(self, image_HW3: np.ndarray) -> bytes:
-        """The labels as a palette PNG."""
-        return masks.encode(self.segment(image_HW3))
-
-
-def load_segmenter(folder: Store, device: str = "cpu") -> Segmenter:
-    """The network in a sealed folder."""
-    files = read_sealed(folder)
-    return _assemble(files[WEIGHTS], json.loads(files[DESCRIPTION]), device)
-
-
-def load_segmenter_files(folder: Path) -> Segmenter:
-    """The network whose two files lie in a local folder, as MLflow hands them out."""
-    return _assemble((folder / WEIGHTS).read_bytes(), json.loads((folder / DESCRIPTION).read_text()), "cpu")
-
-
-def _assemble(weights: bytes, description: dict[str, Any], device: str) -> Segmenter:
-    if description.get("kind") != "segmentation network":
-        raise DataError(f"A segmentation network is needed but the description is of {description.get('kind')!r}.")
-    classes, told = tuple(description["classes"]), description["training"]
-    network = build(description["network"], len(classes), frozen_batch_norm=told["frozen_batch_norm"])
-    network.load_state_dict(safetensors.torch.load(weights))
-    return Segmenter(network.eval().to(device), classes, description)
 
 
 def check_batch(task: SegmentTask, dataset: Dataset, workers: int) -> None:

@@ -131,6 +131,8 @@ class IrnOptions:
     """IRN: SGD's momentum. The authors' code hands it the weight decay; .9 is what one would expect."""
     irn_crop: int = 512
     """IRN: side in pixels of the crops it is trained on; 12 cells of 4 px at least."""
+    irn_pad: int = 512
+    """IRN: smaller images are padded to so many pixels a side before it, as the authors' code does; 0: none is."""
     power: float = 1.0
     """Walk: exponent of the seeds before it (BAS with IRN 1.5)."""
     walk_radius: int = 5

@@ -102,7 +102,7 @@ class RefineWorker:
         options, network = self.options, self.boundaries
         assert network is not None
         pixels_CHW = torch.from_numpy(image.pixels_HW3.copy()).permute(2, 0, 1)
-        boundary_HW = irn.boundary_map(network, normalize(pixels_CHW[None], self.maker.device)[0])
+        boundary_HW = irn.boundary_map(network, normalize(pixels_CHW[None], self.maker.device)[0], options.irn_pad)
         walked = random_walk(maps_CHW.to(boundary_HW), boundary_HW, radius=options.walk_radius, beta=options.beta,
                              exponent=options.exponent, power=options.power)  # fmt: skip
         return walked_maps(walked, image.pixels_HW3.shape[:2]).float().cpu()

@@ -13,8 +13,9 @@ from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.segmentation import refine, scores, station
 from wsol_pipeline.segmentation.fit import Record, run_fit
 from wsol_pipeline.segmentation.make_seeds import NOT_ASKED
-from wsol_pipeline.segmentation.network import SegmentTask, check_batch, judged, load_segmenter
+from wsol_pipeline.segmentation.network import VAL, SegmentTask, check_batch, judged
 from wsol_pipeline.segmentation.options import SegmentOptions
+from wsol_pipeline.segmentation.segmenter import load_segmenter
 from wsol_pipeline.segmentation.station import Part, Station
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study.lease import acquire
@@ -59,7 +60,7 @@ def train_network(
             return station.finished(options.store, options.result, KIND)
         final = run_fit(task, place / "training", lease.attempt, options.workers, device, on_record,
                         options.checkpoint_batches)  # fmt: skip
-        val = json.loads(final.read("val_confusion.json"))
+        val = json.loads(final.read(VAL))
         found = {"model": final.uri, "model_seal": seal_of(final), "val": val, "classes": list(dataset.classes)}
         return station.finish(place, KIND, {}, found)
 

@@ -12,7 +12,7 @@ import mlflow.models
 import mlflow.pyfunc
 import numpy as np
 
-from wsol_pipeline.segmentation.network import load_segmenter_files
+from wsol_pipeline.segmentation.segmenter import load_segmenter_files
 
 
 class ServedSegmenter(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]  # MLflow re-exports it lazily

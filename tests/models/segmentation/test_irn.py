@@ -124,3 +124,8 @@ def test_schedules():
     assert deeplab[2] == deeplab[3] == pytest.approx(2.49887e-4, abs=5e-10)
     assert deeplab[4] == pytest.approx(1.33972e-4, abs=5e-10)
     assert deeplab[5] == 0
+
+
+@pytest.mark.parametrize("pad", [0, 64, 512])
+def test_padding_stands_beside_the_image_alone(network, pad):
+    assert irn.boundary_map(network, torch.rand(3, 40, 50), pad).shape == (10, 13)
