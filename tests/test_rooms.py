@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LEAVES = ("errors", "redaction", "interrupts", "protocol", "storage", "images", "text")  # files that any room may know
+# files that any room may know
+LEAVES = ("errors", "redaction", "interrupts", "protocol", "storage", "images", "device", "text", "private")
 ROOMS = (  # in their order
     *("data", "evaluation", "training", "tracking", "study", "verdict", "segmentation", "report", "console"),
 )

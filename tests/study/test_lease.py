@@ -108,7 +108,7 @@ def test_names_that_no_driver_gives_are_passed_over_and_named(store, name, caplo
 def test_the_one_who_is_second_to_create_the_attempt_leaves(store, monkeypatch):
     holder(store, 1)
     monkeypatch.setattr(lease, "latest_attempt", lambda store: 0)  # looked before the other one created it
-    with pytest.raises(ResourceError, match="has just started to drive this study"):
+    with pytest.raises(ResourceError, match="has just started driving this study"):
         lease.acquire(store)
 
 

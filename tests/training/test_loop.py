@@ -21,7 +21,8 @@ from wsol_pipeline.images import normalize
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training.build import build_method, build_readout
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position
-from wsol_pipeline.training.loop import NonFiniteError, train
+from wsol_pipeline.training.guard import NonFiniteError
+from wsol_pipeline.training.loop import train
 from wsol_pipeline.training.model import load_model
 from wsol_pipeline.training.optim import build_optimizer, set_learning_rate
 
@@ -179,10 +180,10 @@ def test_a_run_killed_inside_an_epoch_ends_as_if_nothing_had_happened(make_confi
 
 def test_a_method_is_told_the_epoch_and_the_images(make_config, fit, dataset, monkeypatch):
     told = []
-    monkeypatch.setattr(cam.Method, "begin_step", lambda method, epoch, ids: told.append((epoch, ids)))
+    monkeypatch.setattr(cam.Method, "begin_step", lambda method, *step: told.append(step))
     fit(make_config("cam"))
     batches = [
-        (epoch, batch.ids)
+        (epoch, batch.ids, batch.global_size)
         for epoch in range(2)
         for batch in train_batches(dataset.train, dataset.train.plan(14, 0), epoch, ReadConfig(36, 32))
     ]

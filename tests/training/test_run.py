@@ -19,7 +19,8 @@ from wsol_pipeline.storage import Store
 from wsol_pipeline.training import run
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position
 from wsol_pipeline.training.config import Job, to_dict
-from wsol_pipeline.training.loop import NonFiniteError, Order, World, train
+from wsol_pipeline.training.guard import NonFiniteError
+from wsol_pipeline.training.loop import Order, World, train
 
 
 @pytest.fixture

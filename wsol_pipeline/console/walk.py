@@ -4,9 +4,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
+from wsol_pipeline.errors import ResourceError
 from wsol_pipeline.segmentation.options import PlaceOptions
 from wsol_pipeline.segmentation.segment import Judgement
 from wsol_pipeline.segmentation.station import Station
@@ -21,16 +23,17 @@ NOTES = {
 
 def place_work(options: PlaceOptions) -> str:
     """Connect to Ray where the work is shared or this is a job of a cluster; the device for it."""
-    import torch
-
-    from wsol_pipeline.errors import ResourceError
-
     if options.workers > 1 or "RAY_ADDRESS" in os.environ:
         cluster.connect(nested=False)
         return cluster.pick_device(options.device)
-    if options.device == "cuda" and not torch.cuda.is_available():
+    return local_device(options.device)
+
+
+def local_device(wanted: str) -> str:
+    """ "cuda" if asked for, or if `wanted` is "auto" and this machine has a GPU; else "cpu". Raises `ResourceError`."""
+    if wanted == "cuda" and not torch.cuda.is_available():
         raise ResourceError("--device cuda needs a GPU but this machine has none.")
-    return "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
+    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def print_station(found: Station) -> None:

@@ -74,8 +74,10 @@ def _run(plan: Plan, ledger: Ledger, lease: Lease, tell: Telling, point: Point) 
     device = cluster.pick_device(options.device, options.cluster_may_grow)
     require(not options.sync_batch_norm or device == "cuda", "sync_batch_norm needs GPUs", device)
 
+    cpus = plan.cpus(device)
+
     def trial_job(parameters: dict[str, Any], seed: int, folder: Store) -> Job:
-        return plan.job(parameters, seed, folder, lease.attempt, device, ledger.home.id)
+        return plan.job(parameters, seed, folder, lease.attempt, device, ledger.home.id, cpus)
 
     sample = trial_job({}, 0, plan.folder)
     concurrent = cluster.check_placement(sample, options.concurrent, options.cluster_may_grow)

@@ -105,17 +105,17 @@ class Lease:
             self._stop.wait(BEAT_SECONDS)
 
 
-def acquire(store: Store) -> Lease:
+def acquire(store: Store, doing: str = "driving this study") -> Lease:
     """Take the lease kept in `store`, at once if its holder ended or died on this machine, else after its beat stopped.
 
-    Raises `ResourceError` when a living driver holds it.
+    `doing` says what its holder does. Raises `ResourceError` when a living one holds it.
     """
     attempt = latest_attempt(store)
     if attempt and not _ended(store, attempt):
-        raise ResourceError(f"{_holder(store, attempt)} is driving this study ({store.uri}); wait for it or stop it.")
+        raise ResourceError(f"{_holder(store, attempt)} is {doing} ({store.uri}); wait for it or stop it.")
     me = identity() | {"host": socket.gethostname(), "once": secrets.token_hex(8)}
     if not store.create(_name(attempt + 1, "json"), json.dumps(me).encode()):
-        raise ResourceError(f"{_holder(store, attempt + 1)} has just started to drive this study ({store.uri}).")
+        raise ResourceError(f"{_holder(store, attempt + 1)} has just started {doing} ({store.uri}).")
     return Lease(store, attempt + 1)
 
 

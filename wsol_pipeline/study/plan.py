@@ -14,6 +14,7 @@ import torch
 import search_spaces
 import wsol_models
 from wsol_pipeline.data.dataset import Dataset, open_dataset
+from wsol_pipeline.data.pixels import pixel_bytes
 from wsol_pipeline.errors import UsageError, unknown
 from wsol_pipeline.evaluation.measures import Promise, Truth, choosing, promise
 from wsol_pipeline.evaluation.protocols import Protocol, protocol
@@ -86,6 +87,22 @@ class Plan:
         rungs = ", ".join(map(str, self.config.rungs))
         return f"{self.options.pruning} prunes by the searched {self.config.objective} after epoch {rungs}"
 
+    @property
+    def decoded_bytes(self) -> int:
+        """Training images as pixels."""
+        return pixel_bytes(self.dataset.train, self.config.resize_size)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether training images are streamed, by other processes than the workers."""
+        over = self.options.reading == "auto" and self.decoded_bytes > self.options.cache_budget_gb * 2**30
+        stored = self.config.recipe.train_geometry == "random_resized_crop_stored"
+        return over or stored or self.options.reading == "streaming"
+
+    def cpus(self, device: str) -> int:
+        """Cores of each worker on the cluster that was joined, where the options say none."""
+        return cluster.gpu_share(self.streamed) if device == "cuda" else 1
+
     def job(
         self,
         parameters: Mapping[str, Any],
@@ -94,8 +111,12 @@ class Plan:
         attempt: int,
         device: Literal["cpu", "cuda"],
         study: str = "",
+        cpus: int = 1,
     ) -> Job:
-        """What a trial of the study with the id `study` runs with `parameters`, in `folder`; `seed` is added to its."""
+        """What a trial of the study with the id `study` runs with `parameters`, in `folder`; `seed` is added to its.
+
+        `cpus` are a worker's cores where the options say none.
+        """
         return Job(
             train=with_parameters(self.config, parameters, seed),
             data=self.dataset.uri,
@@ -104,7 +125,7 @@ class Plan:
             study=study,
             fingerprint=self.dataset.fingerprint,
             workers=self.options.workers,
-            cpus_per_worker=self.options.cpus_per_worker,
+            cpus_per_worker=self.options.cpus_per_worker or cpus,
             device=device,
             reading=reading(self.options),
             checkpoint_batches=self.options.checkpoint_batches,

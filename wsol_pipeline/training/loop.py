@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import safetensors.torch
@@ -24,7 +25,7 @@ from wsol_models import LocalizationMethod
 from wsol_pipeline.data.dataset import Dataset
 from wsol_pipeline.data.plan import EpochPlan
 from wsol_pipeline.data.reader import Batch, EvalRows, ReadConfig, TrainReader, eval_rows
-from wsol_pipeline.errors import MismatchError, WsolError
+from wsol_pipeline.errors import MismatchError
 from wsol_pipeline.evaluation import evaluate, selection
 from wsol_pipeline.evaluation.counts import Counts, ImageHits
 from wsol_pipeline.evaluation.measures import choosing
@@ -34,14 +35,11 @@ from wsol_pipeline.protocol import require_searchable
 from wsol_pipeline.training.build import build_method, build_readout, fixed_setting
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position
 from wsol_pipeline.training.config import Reading, TrainConfig, config_hash, to_dict
+from wsol_pipeline.training.guard import Guard
 from wsol_pipeline.training.model import BACKBONE, DESCRIPTION, VAL_COUNTS, VAL_IMAGES, WEIGHTS
 from wsol_pipeline.training.optim import build_optimizer, learning_rate, set_learning_rate
 
 Record = dict[str, Any]
-
-
-class NonFiniteError(WsolError):
-    """A loss or gradient is NaN or infinite; the optimizer has not moved."""
 
 
 class Order(enum.IntEnum):
@@ -132,6 +130,7 @@ class Run:
     method: LocalizationMethod
     model: nn.Module  # the method as the optimizer's steps see it: maybe wrapped in DDP
     optimizer: torch.optim.SGD
+    guard: Guard
     progress: Progress
     plan: EpochPlan
     val: EvalRows
@@ -192,8 +191,8 @@ def set_up(config: TrainConfig, dataset: Dataset, checkpoints: CheckpointStore, 
     )  # fmt: skip
     require_searchable(val, "Validation during training")
     return Run(
-        config, dataset, checkpoints, world, method, world.wrap(method), optimizer, progress, plan, val, rules,
-        build_readout(config),
+        config, dataset, checkpoints, world, method, world.wrap(method), optimizer, Guard(optimizer), progress,
+        plan, val, rules, build_readout(config),
     )  # fmt: skip
 
 
@@ -217,7 +216,10 @@ def _resume(
             "was left alone."
         )
     method.load_state_dict(saved.state["method"])
+    kind = optimizer.defaults["fused"]  # of this device: a checkpoint may come from another
     optimizer.load_state_dict(saved.state["optimizer"])
+    for group in optimizer.param_groups:
+        group["fused"] = kind
     if world.rank > 0:  # the saved sums are over all ranks: one of them carries them on
         return Progress(saved.position, saved.records, {})
     sums = {name: torch.tensor(total, dtype=torch.float64) for name, total in saved.state["sums"].items()}
@@ -236,10 +238,12 @@ def _train_epoch(run: Run, reader: TrainReader, epoch: int, checkpoint_batches: 
         order = run.world.order(run.progress.position)
         due = since_checkpoint == checkpoint_batches and run.progress.position.samples < run.plan.samples
         if due or order is not Order.GO_ON:
+            run.guard.settle()
             _save(run)
             since_checkpoint = 0
         if order is Order.STOP:
             return False
+    run.guard.settle()
     return True
 
 
@@ -249,36 +253,31 @@ def train_step(run: Run, epoch: int, batch: Batch) -> None:
     torch.manual_seed(_fold(config.seed, epoch, run.progress.position.samples))
     done = run.progress.position.samples // config.recipe.batch_size / run.plan.num_batches
     set_learning_rate(run.optimizer, learning_rate(config.recipe, epoch, run.progress.records, done))
-    images = normalize(batch.images_BCHW, device, dtype_of(run.method))
-    if config.channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    images = normalize(batch.images_BCHW, device, dtype_of(run.method), layout)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-        run.method.begin_step(epoch, batch.ids)
-        output = run.model(images, batch.labels_B.to(device))
+        run.method.begin_step(epoch, batch.ids, batch.global_size)
+        output = run.model(images, batch.labels_B.to(device, non_blocking=True))
         terms = wsol_models.method_module(config.method).losses(output, run.method.config)
     loss = torch.stack(list(terms.values())).sum()
     # DDP averages over ranks; weighted by its share of rows each gives the mean over the global batch
     share = len(batch.ids) * run.world.size / batch.global_size
     run.optimizer.zero_grad(set_to_none=True)
     (loss * share).backward()
-    norm = _finite_gradient_norm(run, terms, epoch)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in run.method.parameters() if p.grad is not None])
     if config.recipe.clip_norm:
         torch.nn.utils.clip_grads_with_norm_(list(run.method.parameters()), config.recipe.clip_norm, norm)
-    run.optimizer.step()
+    terms = {name: term.detach() for name, term in terms.items()}
+    run.guard.step(norm, partial(_not_finite, norm, terms, run.progress.position))
     run.progress.add({"loss": loss, **terms}, len(batch.ids))
 
 
-def _finite_gradient_norm(run: Run, terms: dict[str, Tensor], epoch: int) -> Tensor:
-    """The norm over all gradients; raises unless it is finite. It is the same on every rank, so all decide alike."""
-    gradients = [p.grad for p in run.method.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if not torch.isfinite(norm):
-        values = ", ".join(f"{name} {float(term.detach()):.4g}" for name, term in terms.items())
-        raise NonFiniteError(
-            f"The gradient is {float(norm)} in epoch {epoch + 1} after {run.progress.position.samples} samples "
-            f"({values}): try a smaller learning rate or --clip-norm."
-        )
-    return norm
+def _not_finite(norm: Tensor, terms: dict[str, Tensor], position: Position) -> str:
+    values = ", ".join(f"{name} {float(term):.4g}" for name, term in terms.items())
+    return (
+        f"The gradient is {float(norm)} in epoch {position.epoch + 1} after {position.samples} samples ({values}): try "
+        "a smaller learning rate or --clip-norm."
+    )
 
 
 def _finish_epoch(run: Run, epoch: int, started: float, rows: int) -> Record:

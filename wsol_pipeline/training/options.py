@@ -124,8 +124,10 @@ class MachineOptions:
 
     workers: int = 1
     """Workers (processes, GPUs) that train one model together."""
-    cpus_per_worker: int = 1
-    """CPU cores reserved for each worker."""
+    cpus_per_worker: int | None = None
+    """CPU cores reserved for each worker: they crop images and score maps. By default 1 without GPUs; with them a GPU's
+    share of its node's cores but one, or half of it where images are streamed, which other processes decode (and 1
+    where an autoscaler has added no node yet)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the cluster's GPUs if it has any, else CPUs; with --cluster-may-grow say cuda or cpu."""
     precision: Precision = "float32"
@@ -152,7 +154,8 @@ class RunOptions(MachineOptions, ReadingOptions, ReadoutOptions, TrainingOptions
     def __post_init__(self) -> None:
         check_name("name", self.name)
         require(self.workers >= 1, "workers must be at least 1", self.workers)
-        require(self.cpus_per_worker >= 1, "cpus_per_worker must be at least 1", self.cpus_per_worker)
+        cpus = self.cpus_per_worker
+        require(cpus is None or cpus >= 1, "cpus_per_worker must be at least 1", cpus)
         require(self.cache_budget_gb > 0, "cache_budget_gb must be positive", self.cache_budget_gb)
         require(self.shard_cache_gb >= 0, "shard_cache_gb cannot be negative", self.shard_cache_gb)
         require(self.checkpoint_batches >= 0, "checkpoint_batches cannot be negative", self.checkpoint_batches)

@@ -18,6 +18,8 @@ class EvaluateOptions:
 
     study: tuple[str, ...] = ("bas",)
     """Names of studies (or runs). The first one's winner is the contender; the others stand beside it."""
+    segmentation: tuple[str, ...] = ()
+    """Instead: segmentation networks, by the names that segment.py gave them; each class on test."""
     storage: str = "runs"
     """The --storage of those studies."""
     champion: bool = True

@@ -54,7 +54,13 @@ def score_somewhere(
         return score(contender, options, device, progress)
     if cluster.pick_device(options.device) == "cpu":  # a worker would first import for seconds what is here already
         return score(contender, options, "cpu", progress)
-    return ray.get(ray.remote(score).options(num_gpus=1).remote(contender, options, "cuda"))
+    cpus = cluster.gpu_share()
+    return ray.get(ray.remote(_score_on_gpu).options(num_gpus=1, num_cpus=cpus).remote(contender, options, cpus))
+
+
+def _score_on_gpu(contender: Contender, options: EvaluateOptions, cpus: int) -> tuple[dict[str, Any], dict[str, bytes]]:
+    torch.set_num_threads(cpus)  # Ray leaves a task one
+    return score(contender, options, "cuda")
 
 
 def score(
