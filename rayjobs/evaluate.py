@@ -19,13 +19,13 @@ from wsol_pipeline.verdict.options import EvaluateOptions as Options
 
 
 def judge_networks(options: Options) -> None:
-    """Each network's one look at test, or what it found."""
+    """A network's one look at test, or seeds and masks on training images whose masks were kept apart."""
     from wsol_pipeline.console.progress import progress
     from wsol_pipeline.console.walk import local_device, print_judgement
-    from wsol_pipeline.segmentation.segment import judge_network
+    from wsol_pipeline.segmentation.audit import judge
 
     for name in options.segmentation:
-        print_judgement(judge_network(options.store, name, local_device(options.device), progress))
+        print_judgement(judge(options.store, name, local_device(options.device), progress))
 
 
 def main(args: list[str] | None = None) -> int:

@@ -56,8 +56,11 @@ def print_station(found: Station) -> None:
 def print_judgement(judged: Judgement) -> None:
     """A network on test."""
     low, high = judged.interval
-    print(f"{judged.name} on test ({judged.images} images): {judged.figures['miou']:.1f} % mIoU "
+    print(f"{judged.name} on {judged.rows} ({judged.images} images): {judged.figures['miou']:.1f} % mIoU "
           f"(95 % interval over images {low:.1f} to {high:.1f}); supervision: {judged.supervision}")  # fmt: skip
+    if "oracle" in judged.figures:
+        best = f"{judged.figures['oracle']:.1f} % at {judged.figures['oracle_threshold']:.3f}"
+        print(f"  with the best threshold on these images, an upper bound as papers print it: {best}")
     _print_classes(judged.figures)
 
 

@@ -20,7 +20,8 @@ from wsol_pipeline.errors import MismatchError, ResourceError
 from wsol_pipeline.segmentation.crops import Batch, CropReader
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position
-from wsol_pipeline.training.loop import NonFiniteError, Order, World, _fold
+from wsol_pipeline.training.guard import NonFiniteError
+from wsol_pipeline.training.loop import Order, World, _fold
 from wsol_pipeline.training.run import LIVES
 
 Record = dict[str, Any]

@@ -27,7 +27,7 @@ from wsol_pipeline.segmentation.fields import field_of
 from wsol_pipeline.segmentation.options import SeedOptions
 from wsol_pipeline.segmentation.seeds import confident, fused, labels_of, normalised, with_foreground
 from wsol_pipeline.segmentation.station import Part, Station
-from wsol_pipeline.segmentation.views import Maps, class_maps
+from wsol_pipeline.segmentation.views import OBJECTS, Maps, class_maps
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study.lease import acquire
 from wsol_pipeline.training.checkpoint import SEAL, seal_of
@@ -141,8 +141,9 @@ class SeedWorker:
 
     def _held(self, image: "Image", maps: Maps, how: str) -> Maps:
         options, method = self.options, self.models[0].method
-        whole = class_maps(method.foreground_method(), image.pixels_HW3, torch.tensor([0]), options.scales,
-                           options.mirror, "", options.base)  # fmt: skip
+        whole = class_maps(
+            method, image.pixels_HW3, torch.tensor([0]), options.scales, options.mirror, OBJECTS, options.base
+        )
         views = len(options.scales) * (1 + options.mirror)
         return Maps(*(with_foreground(m / views, w[0] / views, how) for m, w in zip(maps, whole, strict=True)))
 
@@ -249,7 +250,7 @@ def make_seeds(options: SeedOptions, device: str, progress: Progress = silent) -
         notes = total_notes(train)
         require_objects(notes, dataset.train.num_rows, "seed")
         found = {"chosen": asdict(chosen), "val": figures, "notes": notes, "classes": list(dataset.classes),
-                 "models": list(maker.models)}  # fmt: skip
+                 "models": list(maker.models), "files": list(maker.files)}  # fmt: skip
         shards = {"val": [report["shard"] for report in val], "train": [report["shard"] for report in train]}
         return station.finish(place, KIND, shards, found)
 
@@ -273,13 +274,25 @@ def plan_seeds(options: SeedOptions, device: str) -> tuple[SeedMaker, dict[str, 
     require_classes(dataset, options.threshold == "val")
     others, files = _partners(options, winner["data"])
     maker = SeedMaker(winner["data"], (winner["model"], *others), tuple(files), options, device)
-    if options.threshold in ("image", "labels") or options.agnostic != "none":
-        cuts.require_bas(load_model(Store(winner["model"])).method, f"--threshold {options.threshold}")
+    _require_able(options, winner["model"])
     told = {name: value for name, value in asdict(options).items() if name not in NOT_ASKED}
     seals = [seal_of(Store(uri)) for uri in maker.models] + [seal_of(Store.at(uri)) for uri in files]
     identity = {"kind": KIND, "study": winner["study"], "sources": seals, "data": winner["data"],
                 "dataset": dataset.fingerprint, "options": json.loads(json.dumps(told))}  # fmt: skip
     return maker, identity
+
+
+def _require_able(options: SeedOptions, model: str) -> None:
+    """Raise `UsageError` for a network that cannot judge a mask, or has no map of all objects, where that is needed."""
+    if options.threshold not in ("image", "labels") and options.agnostic == "none":
+        return
+    method = load_model(Store(model)).method
+    if options.threshold in ("image", "labels"):
+        cuts.require_bas(method, f"--threshold {options.threshold}")
+    if options.agnostic != "none" and not getattr(method.config, "foreground_head", False):
+        raise UsageError(
+            "--agnostic needs a BAS that was trained with --options segmentation true foreground_head true."
+        )
 
 
 NOT_ASKED = ("name", "storage", "workers", "device", "experiment", "dry_run")  # change no file

@@ -67,13 +67,14 @@ def train_network(
 
 @dataclass(frozen=True)
 class Judgement:
-    """A network on test, percent: figures, each class, 95 % interval over images. Opened once, then read."""
+    """What was found on images that no choice was made on, percent: figures, each class, 95 % interval over images."""
 
     name: str
     figures: dict[str, Any]
     interval: tuple[float, float]
     images: int
     supervision: str
+    rows: str = "test"
 
 
 def judge_network(store: Store, name: str, device: str = "cpu", progress: Progress = silent) -> Judgement:

@@ -15,6 +15,7 @@ from wsol_pipeline.images import dtype_of, normalize
 from wsol_pipeline.segmentation.seeds import full_size, scaled, strided_sum
 
 SCALES = (1.0, 0.5, 1.5, 2.0)
+OBJECTS = "objects"  # instead of a readout: the map of all objects, of a BAS with foreground_head
 
 
 class Maps(NamedTuple):
@@ -58,6 +59,8 @@ def _seen(image_HW3: np.ndarray, size_HW: tuple[int, int], mirror: bool, method:
 
 def _read(method: LocalizationMethod, images_BCHW: Tensor, classes_C: Tensor, read_by: str) -> Tensor:
     """Maps [B, C, h, w]."""
+    if read_by == OBJECTS:
+        return method.objects(images_BCHW)  # type: ignore[operator]
     if read_by:
         return torch.stack([_by_readout(method, images_BCHW, int(label), read_by) for label in classes_C], 1)
     output = method(images_BCHW)

@@ -18,8 +18,6 @@ class EvaluateOptions:
 
     study: tuple[str, ...] = ("bas",)
     """Names of studies (or runs). The first one's winner is the contender; the others stand beside it."""
-    segmentation: tuple[str, ...] = ()
-    """Instead: segmentation networks, by the names that segment.py gave them; each class on test."""
     storage: str = "runs"
     """The --storage of those studies."""
     champion: bool = True
@@ -32,6 +30,9 @@ class EvaluateOptions:
     """Where a node keeps decoded pixels; by default below the user's cache folder."""
     experiment: str = "wsol"
     """MLflow experiment of the studies."""
+    segmentation: tuple[str, ...] = ()
+    """Instead: segmentation networks by name, each class on test; or seeds and pseudo masks, on training images whose
+    masks were imported with --audit."""
 
     def __post_init__(self) -> None:
         require(len(self.study) >= 1, "at least one --study is needed", self.study)
