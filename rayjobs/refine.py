@@ -18,15 +18,20 @@ def main(args: list[str] | None = None) -> int:
     options = command_line(Options, args, __doc__)
     from wsol_pipeline.console.progress import progress
     from wsol_pipeline.console.walk import place_work, print_record, print_station, print_work
+    from wsol_pipeline.segmentation.exports import export
     from wsol_pipeline.segmentation.make_seeds import KIND
     from wsol_pipeline.segmentation.refine import refine
     from wsol_pipeline.segmentation.station import finished
+    from wsol_pipeline.storage import Store
 
     if options.dry_run:
         seeds = finished(options.store, options.seeds, KIND)
         print_work(seeds.identity["data"], f"masks by {', '.join(options.steps) or 'the seeds themselves'}")
         return 0
-    print_station(refine(options, place_work(options), progress, print_record))
+    found = refine(options, place_work(options), progress, print_record)
+    print_station(found)
+    if options.export:
+        print(f"{export(found, Store.at(options.export))} label images are in {options.export}.")
     print(f"Next: {how_to_run('segment')} --masks {options.result} --storage {options.storage}")
     return 0
 

@@ -18,12 +18,17 @@ def main(args: list[str] | None = None) -> int:
     options = command_line(Options, args, __doc__)
     from wsol_pipeline.console.progress import progress
     from wsol_pipeline.console.walk import place_work, print_station, print_work
+    from wsol_pipeline.segmentation.exports import export
     from wsol_pipeline.segmentation.make_seeds import make_seeds, plan_seeds
+    from wsol_pipeline.storage import Store
 
     if options.dry_run:
         print_work(plan_seeds(options, "cpu")[0].data, f"seeds at {len(options.scales)} scales")
         return 0
-    print_station(make_seeds(options, place_work(options), progress))
+    found = make_seeds(options, place_work(options), progress)
+    print_station(found)
+    if options.export:
+        print(f"{export(found, Store.at(options.export))} label images are in {options.export}.")
     print(f"Next: {how_to_run('refine')} --seeds {options.result} --storage {options.storage}")
     return 0
 

@@ -295,7 +295,7 @@ def _require_able(options: SeedOptions, model: str) -> None:
         )
 
 
-NOT_ASKED = ("name", "storage", "workers", "device", "experiment", "dry_run")  # change no file
+NOT_ASKED = ("name", "storage", "workers", "device", "experiment", "dry_run", "export")  # change no file
 
 
 def _partners(options: SeedOptions, data: str) -> tuple[list[str], list[str]]:

@@ -35,6 +35,9 @@ class PlaceOptions:
     dry_run: bool = False
     """Check what there is, say what it would take, and start nothing."""
 
+    export: str = ""
+    """Seeds and pseudo masks: also write them here as palette PNG, run lengths (Parquet) and COCO annotations."""
+
     def __post_init__(self) -> None:
         require(self.workers >= 1, "workers must be at least 1", self.workers)
         if self.name:
