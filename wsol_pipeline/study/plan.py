@@ -1,6 +1,7 @@
 """A study before it starts: options, configuration, first trials, and every check that needs nothing running."""
 
 import dataclasses
+import hashlib
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -28,7 +29,7 @@ from wsol_pipeline.study.pareto import COST, Rule
 from wsol_pipeline.tracking.connect import sqlite_file
 from wsol_pipeline.training import cluster
 from wsol_pipeline.training.build import build_method, build_readout
-from wsol_pipeline.training.config import Job, Recipe, TrainConfig, require, to_dict
+from wsol_pipeline.training.config import Job, Recipe, TrainConfig, as_kept, require
 from wsol_pipeline.training.embedded import embedded_dataset, embedded_weights
 from wsol_pipeline.training.loop import Record
 from wsol_pipeline.training.resolve import reading, resolve
@@ -69,7 +70,7 @@ class Plan:
         """What makes the trials comparable: it may not change while the study lives."""
         several = {"also": self.rule.objectives[1:], "tolerance": self.rule.tolerance} if self.rule else {}
         data, space = self.dataset.fingerprint, space_of(self.space)
-        return {"train": to_dict(self.config), "data": data, "space": space, **several}
+        return {"train": as_kept(self.config), "data": data, "space": space, **several}
 
     @property
     def rule(self) -> Rule | None:
@@ -149,6 +150,7 @@ def make_plan(
     dataset = open_dataset(options.data) if options.data else embedded_dataset(store)
     if not options.data and not config.weights and config.backbone == "tiny" and store.is_local:
         config = dataclasses.replace(config, weights=embedded_weights(store, dataset, on_record))
+    config = dataclasses.replace(config, weights_digest=digest_of(config.weights))
     if options.preset:
         check_preset_fits(options.preset, dataset)
     chosen_by = choosing(_rules(config), dataset.val)
@@ -158,6 +160,14 @@ def make_plan(
     check_also(options.also, config, dataset)
     published = first_trials(config, space, options.published, options.preset)
     return Plan(options, config, dataset, space, published, store / options.name)
+
+
+def digest_of(weights: str | None) -> str:
+    """SHA-256 of a file of weights; "" of none, and of one that is not here: building the method says so."""
+    if weights in (None, "imagenet") or not Path(weights).is_file():
+        return ""
+    with Path(weights).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def with_parameters(config: TrainConfig, parameters: Mapping[str, Any], seed: int = 0) -> TrainConfig:

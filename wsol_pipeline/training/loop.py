@@ -9,6 +9,7 @@ equally on every rank. So there is no generator state that a restart or a resize
 
 import enum
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -33,8 +34,8 @@ from wsol_pipeline.evaluation.protocols import Protocol, protocol
 from wsol_pipeline.images import dtype_of, normalize
 from wsol_pipeline.protocol import require_searchable
 from wsol_pipeline.training.build import build_method, build_readout, fixed_setting
-from wsol_pipeline.training.checkpoint import CheckpointStore, Position
-from wsol_pipeline.training.config import Reading, TrainConfig, config_hash, to_dict
+from wsol_pipeline.training.checkpoint import LAST, CheckpointStore, Position, write_sealed
+from wsol_pipeline.training.config import Reading, TrainConfig, as_kept, config_hash
 from wsol_pipeline.training.guard import Guard
 from wsol_pipeline.training.model import BACKBONE, DESCRIPTION, VAL_COUNTS, VAL_IMAGES, WEIGHTS
 from wsol_pipeline.training.optim import build_optimizer, learning_rate, set_learning_rate
@@ -106,6 +107,7 @@ class Progress:
     records: list[Record]
     sums: dict[str, Tensor]  # of the loss and its terms over this rank's rows; on the device, so adding never waits
     rows: int = 0
+    best: dict[str, Tensor] = field(default_factory=dict)  # weights of the best epoch, with `keep` of it
 
     def add(self, terms: dict[str, Tensor], rows: int) -> None:
         for name, term in terms.items():
@@ -155,9 +157,9 @@ def train(
     A record holds `epoch` (1-based), `step`, `time` (Unix seconds), `seconds` of training, `device_seconds` (with
     validation, over all ranks), `images_per_second`, `learning_rate`, `train` (mean loss and terms), `val` (metrics,
     percent), `value` (the objective), `searched` (whether `value` is the best of all readout settings) and, when
-    searched, `choice`. The last record, marked `final`, comes after the
-    finished model was written. Ends without it when the world is asked to stop, after a checkpoint at the batch it was
-    at. Raises `NonFiniteError` before the optimizer would move on a NaN.
+    searched, `choice`. The last record, marked `final`, comes after the finished model was written; what it has of
+    validation is of `kept_epoch`. Ends without it when the world is asked to stop, after a checkpoint at the batch it
+    was at. Raises `NonFiniteError` before the optimizer would move on a NaN.
     """
     world = world or World()
     run = replace(set_up(config, dataset, checkpoints, world, reading or Reading()), study=study)
@@ -171,6 +173,8 @@ def train(
                 return
             record = _finish_epoch(run, epoch, started, run.progress.rows - rows_before)
             yield record
+            if record["final"]:
+                return
 
 
 def set_up(config: TrainConfig, dataset: Dataset, checkpoints: CheckpointStore, world: World, reading: Reading) -> Run:
@@ -221,9 +225,9 @@ def _resume(
     for group in optimizer.param_groups:
         group["fused"] = kind
     if world.rank > 0:  # the saved sums are over all ranks: one of them carries them on
-        return Progress(saved.position, saved.records, {})
+        return Progress(saved.position, saved.records, {}, best=saved.state["best"])
     sums = {name: torch.tensor(total, dtype=torch.float64) for name, total in saved.state["sums"].items()}
-    return Progress(saved.position, saved.records, sums, saved.state["rows"])
+    return Progress(saved.position, saved.records, sums, saved.state["rows"], saved.state["best"])
 
 
 def _train_epoch(run: Run, reader: TrainReader, epoch: int, checkpoint_batches: int) -> bool:
@@ -286,10 +290,19 @@ def _finish_epoch(run: Run, epoch: int, started: float, rows: int) -> Record:
     `rows` is how many this rank has trained on since `started`.
     """
     seconds = time.monotonic() - started
-    last = epoch + 1 == run.config.recipe.epochs
-    searched = last or epoch + 1 in run.config.rungs
+    config, last = run.config, epoch + 1 == run.config.recipe.epochs
+    searched = last or config.searches_each_epoch or epoch + 1 in config.rungs
     counts = validate(run, search=searched)
-    choice = selection.choose(counts, run.config.objective)
+    choice = selection.choose(counts, config.objective)
+    best = best_epoch([*(record["value"] for record in run.progress.records), choice.value])
+    last = last or 0 < config.patience <= epoch + 1 - best
+    kept = best if config.keep == "best" else epoch + 1
+    if last and kept <= epoch:
+        run = _back_to_best(run)
+        counts = validate(run, search=True)
+        choice = selection.choose(counts, config.objective)
+    elif config.keep == "best" and kept == epoch + 1:
+        run.progress.best = {name: tensor.cpu().clone() for name, tensor in run.method.state_dict().items()}
     images = validate_images(run, choice) if last else None
     sums, all_rows = run.progress.over_ranks(run.world)
     record = {
@@ -306,8 +319,9 @@ def _finish_epoch(run: Run, epoch: int, started: float, rows: int) -> Record:
         "searched": searched,
         "choice": choice.to_dict() if searched else None,
         "final": last,
+        "kept_epoch": kept if last else None,
     }
-    run.progress = Progress(Position(epoch + 1), [*run.progress.records, record], {})
+    run.progress = Progress(Position(epoch + 1), [*run.progress.records, record], {}, best=run.progress.best)
     if last:
         _finish(run, counts, choice, images)
         return record
@@ -315,6 +329,22 @@ def _finish_epoch(run: Run, epoch: int, started: float, rows: int) -> Record:
         run.checkpoints.keep_rung(VAL_COUNTS, json.dumps(counts.to_dict()).encode())
     _save(run)
     return record
+
+
+def best_epoch(values: list[float]) -> int:
+    """The first (1-based) epoch with the highest of `values`, one an epoch; one that is not defined is the lowest."""
+    return 1 + max(range(len(values)), key=lambda index: -math.inf if math.isnan(values[index]) else values[index])
+
+
+def _back_to_best(run: Run) -> Run:
+    """The run with the weights of its best epoch; those of the last are kept beside the finished model.
+
+    It is asked for no more checkpoints, which would be of these weights at that position.
+    """
+    if run.world.rank == 0:
+        write_sealed(run.checkpoints.own / LAST, {WEIGHTS: _tensors(run.method.state_dict())})
+    run.method.load_state_dict(run.progress.best)
+    return replace(run, world=replace(run.world, orders=None))
 
 
 def validate(run: Run, search: bool) -> Counts:
@@ -354,7 +384,7 @@ def _count(run: Run, settings: list[Any] | None, keep_images: bool = False) -> C
 
 def _origin(config: TrainConfig, dataset: Dataset) -> str:
     """What a checkpoint is of: whoever goes on from it must train the same on the same."""
-    return config_hash({"train": to_dict(config), "data": dataset.fingerprint})
+    return config_hash({"train": as_kept(config), "data": dataset.fingerprint})
 
 
 def _save(run: Run) -> None:
@@ -366,6 +396,7 @@ def _save(run: Run) -> None:
             "config_hash": _origin(run.config, run.dataset),
             "sums": sums,
             "rows": rows,
+            "best": run.progress.best,
         }
         run.checkpoints.save(run.progress.position, state, run.progress.records)
 
@@ -390,10 +421,10 @@ def model_files(
     """A finished model as files, none of them a pickle: what `model.load_model` reads, and the counts behind it."""
     description = {
         "study": study,
-        "train": to_dict(config),
+        "train": as_kept(config),
         "classes": list(dataset.classes),
         "multilabel": dataset.multilabel,
-        "data": dataset.uri,
+        "data": dataset.name,
         "dataset": dataset.fingerprint,
         "val_split": dataset.val.fingerprint,
         "choice": choice.to_dict(),

@@ -6,7 +6,7 @@ Importing options loads no torch, ray or mlflow: `--help` and a mistyped option 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from wsol_pipeline.training.config import Precision, Schedule, TrainGeometry, check_name, require
+from wsol_pipeline.training.config import Keep, Precision, Schedule, TrainGeometry, check_name, require
 
 if TYPE_CHECKING:
     from wsol_pipeline.storage import Store
@@ -80,6 +80,12 @@ class TrainingOptions:
     resize_size: int | None = None
     """Pixels a side that images are resized to before the training crop. By default the preset's (mostly image_size +
     32); 72 without one."""
+    keep: Keep = "last"
+    """Which epoch's model a training ends with. last: as the papers do; best: that of the highest searched objective on
+    validation, the last beside it. Then, and with --patience, the whole readout is searched after every epoch, and the
+    pruner asked."""
+    patience: int = 0
+    """End a training after so many epochs without a better searched objective; 0: never, as the papers do."""
     freeze_batch_norm: bool = False
     """Keep BatchNorm's stored statistics fixed; needed for weights with folded BatchNorm."""
     sync_batch_norm: bool = False
