@@ -1,9 +1,13 @@
 """From seeds to a network: masks, training that continues exactly, one look at test."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from wsol_models.segmentation import crf, pamr
@@ -18,6 +22,7 @@ from wsol_pipeline.storage import Store
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position
 from wsol_pipeline.training.loop import Order, World
 
+RANKS = str(Path(__file__).with_name("ranks.py"))
 SMALL_IRN = {"irn_epochs": 2, "irn_batch": 12, "irn_crop": 80, "irn_pad": 0, "exponent": 4}
 
 
@@ -186,3 +191,22 @@ def test_training_shards_have_no_true_mask(masked, several):
     with pytest.raises((KeyError, DataError)):
         several.train.shard_set().read(np.arange(1), ["mask"])["mask"]
     assert json.loads(masked.place.read("identity.json"))["kind"] == "pseudo masks"
+
+
+def test_two_ranks_train_as_one(masked, walk, tmp_path):
+    """Losses are means over the pixels of the global batch: masks with few labels do not weigh more on one rank."""
+    one = segment.train_network(training(walk, "one", learning_rate=0.002), "cpu")
+    task = segment.task_of(training(walk, "two", learning_rate=0.002), masked)
+    (tmp_path / "task.json").write_text(json.dumps(vars(task)))
+    place = str(tmp_path / "trial")
+    subprocess.run([sys.executable, RANKS, str(tmp_path / "task.json"), place], check=True)
+    two = CheckpointStore(Store.at(place), 1).final()
+    theirs, ours = (safetensors.torch.load(data) for data in (two.read("model.safetensors"), weights(one)))
+    assert all(torch.allclose(theirs[name], ours[name], atol=2e-5) for name in ours)
+    records = json.loads(two.read("records.json"))
+    assert records[-1]["train"]["loss"] == pytest.approx(last_record(one)["train"]["loss"], rel=1e-4)
+
+
+def last_record(found):
+    """The last record of a training."""
+    return json.loads(Store.at(found.manifest["model"]).read("records.json"))[-1]
