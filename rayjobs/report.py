@@ -10,7 +10,7 @@ SVG, and a table of every test image as every model sees it (Parquet; docs/studi
 """
 
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from wsol_pipeline.console.command_line import command_line
@@ -55,7 +55,10 @@ def main(args: list[str] | None = None) -> int:
     from wsol_pipeline.report.significance import compare
     from wsol_pipeline.report.tables import comparison_table, markdown
     from wsol_pipeline.storage import Store
+    from wsol_pipeline.tracking import moved
 
+    if options.store.is_local:
+        moved.follow(Path(options.store.path(moved.DATABASE)))
     facts = gather(options.store, options.study, options.study_db)
     table, pairs = comparison_table(facts.lines, facts.objective), compare(facts.lines)
     page = Store.at(options.out) if options.out else options.store / options.study[0] / "report.html"

@@ -73,10 +73,13 @@ def resolve(options: RunOptions, method: str) -> TrainConfig:
         recipe=recipe,
         image_size=image_size,
         resize_size=options.resize_size or round(base.resize_size * image_size / base.image_size),
+        keep=options.keep,
+        patience=options.patience,
         freeze_batch_norm=options.freeze_batch_norm,
         sync_batch_norm=options.sync_batch_norm,
         precision=options.precision,
         channels_last=options.channels_last,
+        deterministic=options.deterministic,
         seed=options.seed,
     )
 
