@@ -22,7 +22,7 @@ from wsol_pipeline.storage import Store
 from wsol_pipeline.study.ledger import SCHEMA
 from wsol_pipeline.study.outcome import model_named
 from wsol_pipeline.training.checkpoint import write_sealed
-from wsol_pipeline.training.model import ModelFiles, local_files, sealed_files
+from wsol_pipeline.training.model import local_files, sealed_files
 from wsol_pipeline.use import folder, graph
 
 ROOT = Path(__file__).parents[2]
