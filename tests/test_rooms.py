@@ -13,7 +13,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # files that any room may know
 LEAVES = ("errors", "redaction", "interrupts", "protocol", "storage", "images", "device", "text", "private")
-ROOMS = ("data", "evaluation", "training", "tracking", "study", "verdict", "use", "report", "console")  # in their order
+ROOMS = (  # in their order
+    *("data", "evaluation", "training", "tracking", "study", "verdict", "use", "segmentation", "report", "console"),
+)
 PACKAGES = ("wsol_models", "search_spaces", "wsol_pipeline", "rayjobs", "wsol")
 APART = {"data", "evaluation"}  # know nothing of methods, presets or each other
 FOREIGN = {
