@@ -40,7 +40,7 @@ from wsol_pipeline.training.build import build_method, build_readout, fixed_sett
 from wsol_pipeline.training.checkpoint import LAST, CheckpointStore, Position, write_sealed
 from wsol_pipeline.training.config import Reading, TrainConfig, as_kept, config_hash
 from wsol_pipeline.training.guard import Guard
-from wsol_pipeline.training.model import BACKBONE, DESCRIPTION, VAL_COUNTS, VAL_IMAGES, WEIGHTS
+from wsol_pipeline.training.model import BACKBONE, DESCRIPTION, FORMAT, VAL_COUNTS, VAL_IMAGES, WEIGHTS
 from wsol_pipeline.training.optim import build_optimizer, learning_rate, set_learning_rate
 
 Record = dict[str, Any]
@@ -455,6 +455,7 @@ def model_files(
 ) -> dict[str, bytes]:
     """A finished model as files, none of them a pickle: what `model.load_model` reads, and the counts behind it."""
     description = {
+        "format": FORMAT,
         "study": study,
         "train": as_kept(config),
         "classes": list(dataset.classes),
