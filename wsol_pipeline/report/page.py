@@ -245,7 +245,7 @@ def _provenance(facts: Facts) -> dict[str, str]:
         f"maps normalised {rules.normalise!r}, {rules.num_thresholds} thresholds",
         "objective": facts.objective,
         "chosen on": "validation: trial, readout and thresholds",
-        "method": f"{main.config.method}, {main.config.backbone}, seed {main.config.seed}, {main.config.precision}",
+        "method": f"{main.config.method}, {main.config.backbone}, seed {main.config.seed}, {main.description['arithmetic']}",
         "readout": f"{main.config.readout}, setting {main.choice.readout}",
         "model": main.contender.final.uri,
         "evaluated on": result.get("device", "not evaluated"),
