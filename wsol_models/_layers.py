@@ -151,7 +151,7 @@ def require_targets(targets: Tensor, images_BCHW: Tensor, num_classes: int) -> N
     """
     if targets.ndim == 1:
         require_class_indices(targets, images_BCHW)
-    elif targets.shape != (len(images_BCHW), num_classes) or not targets.is_floating_point():
+    elif targets.shape != (images_BCHW.shape[0], num_classes) or not targets.is_floating_point():
         raise ValueError(
             f"Targets must be one int64 class index per image, shape ({len(images_BCHW)},), or float multi-hot rows, "
             f"shape ({len(images_BCHW)}, {num_classes}), but are {targets.dtype} of shape {tuple(targets.shape)}."

@@ -374,7 +374,7 @@ def test_float64_trains_and_keeps_weights_that_rounding_does_not_move(make_confi
         assert weight.dtype == torch.float64
         torch.testing.assert_close(together.weights[name], weight, rtol=1e-9, atol=1e-9)
     assert together.records[-1]["choice"] == alone.records[-1]["choice"]
-    (found,) = load_model(alone.final).localize(np.zeros((1, 40, 40, 3), np.uint8))
+    (found,) = load_model(alone.final).predict(np.zeros((1, 40, 40, 3), np.uint8))
     assert np.isfinite(found.map_HW).all()
 
 
