@@ -205,8 +205,8 @@ def set_up(config: TrainConfig, dataset: Dataset, checkpoints: CheckpointStore, 
         protocol(config.protocol, image_size=config.image_size, resize_size=config.resize_size), dataset.val
     )
     val = eval_rows(
-        dataset.val, _read_config(config, reading), rules.geometry, config.recipe.batch_size, rank=world.rank,
-        world=world.size,
+        dataset.val, _read_config(config, reading), rules.geometry, -(-config.recipe.batch_size // world.size),
+        rank=world.rank, world=world.size,
     )  # fmt: skip
     require_searchable(val, "Validation during training")
     return Run(
