@@ -93,6 +93,7 @@ def _run(plan: Plan, ledger: Ledger, lease: Lease, tell: Telling, point: Point) 
     tell("planned", None, {
         "trials": options.trials, "done": done, "adopted": searcher.orphans, "concurrent": concurrent,
         "workers": sample.workers, "device": device, "pruning": plan.pruning, "measures": plan.promise.sentences,
+        "recipe": plan.recipe,
     })  # fmt: skip
     try:
         with interrupts.gently():

@@ -32,7 +32,7 @@ from wsol_pipeline.training.build import build_method, build_readout
 from wsol_pipeline.training.config import Job, Recipe, TrainConfig, as_kept, require
 from wsol_pipeline.training.embedded import embedded_dataset, embedded_weights
 from wsol_pipeline.training.loop import Record
-from wsol_pipeline.training.resolve import reading, resolve
+from wsol_pipeline.training.resolve import reading, resolve, start
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +77,16 @@ class Plan:
         """How a winner is picked among several objectives; None of one."""
         also = sorted(self.options.also, key=lambda name: name == COST)
         return Rule((self.config.objective, *also), self.options.tolerance) if also else None
+
+    @property
+    def recipe(self) -> str:
+        """What a trial trains, in words."""
+        config, recipe = self.config, self.config.recipe
+        searched = ", searched from there" if "learning_rate" in space_of(self.space) else ""
+        return (
+            f"recipe: {start(self.options, config.method).name}: {config.backbone} at {config.image_size} px, "
+            f"{recipe.epochs} epochs, batches of {recipe.batch_size}, learning rate {recipe.learning_rate:g}{searched}"
+        )
 
     @property
     def pruning(self) -> str:

@@ -32,6 +32,9 @@ class EvaluateOptions:
     """Where a node keeps decoded pixels; by default below the user's cache folder."""
     experiment: str = "wsol"
     """MLflow experiment of the studies."""
+    segmentation: tuple[str, ...] = ()
+    """Instead: segmentation networks by name, each class on test; or seeds and pseudo masks, on training images whose
+    masks were imported with --audit."""
 
     def __post_init__(self) -> None:
         require(len(self.study) >= 1, "at least one --study is needed", self.study)
