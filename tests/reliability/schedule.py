@@ -51,7 +51,7 @@ from wsol_pipeline.training.run import _own_failures, epochs, reportable
 
 OUTSIDE = Path(__file__).with_name("outside.py")
 TRIALS, CLEAN = 3, 6  # of a study; lives without faults that may be needed after those with some
-MOMENTS = 420  # passings of points of an undisturbed life, about: faults are drawn among them
+MOMENTS = 240  # passings of points of an undisturbed life, about: faults are drawn among them
 PLACES = ("home", "work")  # of a life's own, which it leaves empty
 CODES = (0, 2, 3, 4, 5, -signal.SIGKILL, -signal.SIGBUS)  # how a life may end: never with a traceback
 STORE = ("read", "write", "create", "exists", "list", "remove")
@@ -223,11 +223,12 @@ def run_in_this_process(searcher: tuner.LedgerSearcher, *_: Any) -> None:
         suggested = searcher.suggest(trial)
         if not isinstance(suggested, dict):
             return
+        ended = False
         for life in range(8):
             searcher.on_trial_start(trial) if life == 0 else searcher.on_trial_recover(trial)
-            if _trained(searcher, trial, from_dict(Job, suggested)):
+            if ended := _trained(searcher, trial, from_dict(Job, suggested)):
                 break
-        searcher.on_trial_complete(trial)
+        searcher.on_trial_complete(trial, error=not ended)
 
 
 def _trained(searcher: tuner.LedgerSearcher, trial: str, job: Job) -> bool:
@@ -240,7 +241,7 @@ def _trained(searcher: tuner.LedgerSearcher, trial: str, job: Job) -> bool:
                 if record is not None and not searcher.record(trial, reportable(record)):
                     continue
             return True
-        except OSError:
+        except OSError:  # its process dies of it
             return False
 
 
