@@ -45,7 +45,7 @@ from wsol_pipeline.study.options import StudyOptions
 from wsol_pipeline.study.plan import Plan, make_plan
 from wsol_pipeline.tracking import projection, runs
 from wsol_pipeline.tracking.connect import connect_mlflow
-from wsol_pipeline.training import cluster, loop
+from wsol_pipeline.training import cluster, loop, signals
 from wsol_pipeline.training.config import Job, from_dict
 from wsol_pipeline.training.run import _own_failures, epochs, reportable
 
@@ -257,7 +257,7 @@ def live(root: Path, faults: list[Fault], apart: bool) -> None:
             (execute, "run_trials", run_in_this_process),
             (cluster, "connect", lambda nested: None), (cluster, "check_storage_reaches_all", lambda *_: None),
             (cluster, "check_placement", lambda *_: 1), (cluster, "pick_device", lambda *_: "cpu"),
-            (tuner, "check_alive", lambda: None), (runs, "PATIENCE", 5.0),
+            (tuner, "check_alive", lambda: None), (signals, "hush", lambda _: None), (runs, "PATIENCE", 5.0),
             (projection, "PATIENCE", 5.0), (runs, "TRICKLE", 5.0),
             (lease, "BEAT_SECONDS", 0.2), (lease, "DEAD_AFTER_SECONDS", 2.0),
             (mlflow_listener, "draw_study", lambda *_: []), (mlflow_view, "write_surface", lambda *_: {}),
