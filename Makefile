@@ -1,11 +1,11 @@
-# make demo | cluster-demo | test | test-slow | reliability | lint | lock | audit | bench | mlflow | screenshots | clean
+# make demo | cluster-demo [KEEP=1] | test | test-slow | reliability | lint | lock | audit | bench | gpu-check | mlflow | screenshots | clean
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 RUNS   ?= runs
 
-.PHONY: demo cluster-demo test test-slow reliability lint lock audit bench mlflow screenshots clean
+.PHONY: demo cluster-demo test test-slow reliability lint lock audit bench gpu-check mlflow screenshots clean
 .DEFAULT_GOAL := help
 
 help:
@@ -26,7 +26,7 @@ demo: $(READY)
 	$(BIN)/python rayjobs/demo.py --storage $(RUNS)
 
 cluster-demo: $(READY)
-	$(BIN)/python cluster/demo.py
+	$(BIN)/python cluster/demo.py --storage $(RUNS) $(if $(KEEP),--keep)
 
 test: $(READY)
 	$(BIN)/python -m pytest
@@ -57,7 +57,12 @@ bench: $(READY)
 	for b in startup evaluation input memory shards dataset readout bagcams "step resnet50" "step vgg16" step_bcam training study solving thousand; do \
 	  set -- $$b; $(BIN)/python benchmarks/$$1.py $${2:+--backbone $$2} || exit 1; done
 
+# Ten minutes on one GPU, and needs neither Ray nor MLflow there: GPU_CHECK="--data DIR --weights FILE" for the ranking.
+gpu-check: $(READY)
+	$(BIN)/python benchmarks/gpu_check.py --out $(RUNS)/gpu-check $(GPU_CHECK)
+
 mlflow: $(READY)
+	@$(BIN)/python -m wsol_pipeline.tracking.moved $(RUNS)/mlflow.db
 	$(BIN)/mlflow server --backend-store-uri sqlite:///$(abspath $(RUNS))/mlflow.db --artifacts-destination $(abspath $(RUNS))/mlflow-artifacts --host 127.0.0.1 --port 5000
 
 screenshots: $(READY)

@@ -78,7 +78,8 @@ def results(study: Path, trials: dict[int, dict[str, Any]], expected: dict[str, 
             wrong.append(f"trial {number} is COMPLETE without a sealed model")
         for folder in found:
             model = json.loads((folder / "model.json").read_bytes())
-            asked = {name: model["train"]["recipe"].get(name) for name in trial["parameters"]}
+            trained = model["train"]["recipe"] | model["train"]["options"]
+            asked = {name: trained.get(name) for name in trial["parameters"]}
             if asked != trial["parameters"]:
                 wrong.append(f"trial {number} has {trial['parameters']}, its model was trained with {asked}")
             if (model["study"], model["dataset"]) != (id, expected["fingerprint"]):

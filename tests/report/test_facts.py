@@ -32,6 +32,7 @@ def keep(tmp_path, facts):
         description = {
             "train": to_dict(dataclasses.replace(model.config, **train)), "choice": model.choice.to_dict(),
             "data": "gone", "dataset": "f", "val_split": "v", "study": "1",
+            "classes": ["cat"],
         }  # fmt: skip
         files = {"model.json": description, "val_counts.json": model.val.to_dict()}
         write_sealed(final, {file: json.dumps(text).encode() for file, text in files.items()})
@@ -142,8 +143,10 @@ def test_one_report_holds_one_evaluation(keep):
 def test_the_job_writes_page_and_tables(keep, tmp_path, capsys):
     keep("a")
     assert report.main(["--study", "a", "--storage", str(tmp_path), "--out", str(tmp_path / "out/x.y.html")]) == 0
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["x.y.html", "x.y.md", "x.y.tex"]
-    assert str(tmp_path / "out/x.y.md") in capsys.readouterr().out
+    written = ["x.y-figures", "x.y-images.parquet", "x.y.html", "x.y.md", "x.y.tex"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == written
+    told = capsys.readouterr().out
+    assert all(str(tmp_path / f"out/{name}") in told for name in written)
     assert "**71.8** [68.8, 75.0]" in (tmp_path / "out/x.y.md").read_text()
     report.main(["--study", "a", "--storage", str(tmp_path)])
     assert (tmp_path / "a/report.html").read_text().startswith("<!doctype html>")

@@ -55,7 +55,7 @@ def test_the_answer_is_what_solving_the_loaded_model_gives(solve, study, tmp_pat
     assert model.choice == choice
     assert model.choice.readout in (2, 3)
     images = np.random.default_rng(0).integers(0, 256, (1, 40, 40, 3), np.uint8)
-    assert model.localize(images)[0].label == source.localize(images)[0].label
+    assert model.predict(images)[0].label == source.predict(images)[0].label
 
 
 def test_the_same_command_shows_the_same_answer_and_another_question_is_refused(solve, tmp_path):

@@ -172,6 +172,7 @@ def print_rehearsal(plan: Plan, found: Rehearsal) -> None:
     for name, text in (
         ("data", f"{data.uri}: {data.train.num_rows:,} train, {data.val.num_rows:,} val, {len(data.classes)} classes"),
         *(tuple(text.split(": ", 1)) for text in plan.promise.sentences),
+        tuple(plan.recipe.split(": ", 1)),
         ("pixels", f"{found.decoded_bytes / MEBI:,.0f} MiB of training images: {how}"),
         ("storage", f"{options.store.uri}: writable"),
         ("MLflow", found.mlflow),

@@ -18,8 +18,9 @@ from wsol_pipeline.evaluation.cases import KINDS
 from wsol_pipeline.redaction import printable, redact
 from wsol_pipeline.report import charts
 from wsol_pipeline.report.facts import Facts, Line, Search, Subject
+from wsol_pipeline.report.significance import compare
 from wsol_pipeline.report.summary import FEW_TRIALS, by_size, gain, gain_sentence, kinds, size_edges
-from wsol_pipeline.report.tables import comparison_table, figure
+from wsol_pipeline.report.tables import PAIRED, PAIRED_HEAD, comparison_table, figure, paired_cells
 from wsol_pipeline.study.ledger import FAILURE, PUBLISHED, SPENT
 from wsol_pipeline.study.standings import front as pareto_front
 from wsol_pipeline.study.standings import standings
@@ -63,6 +64,9 @@ def _context(facts: Facts, storage: str) -> dict[str, Any]:
         "evaluate": f"python rayjobs/evaluate.py --study {' '.join(studies)} --storage {storage}",
         "not_judged": [s.contender.label for s in facts.subjects if s.evaluation is None],
         "table": comparison_table(lines, facts.objective),
+        "paired": [paired_cells(of) for of in compare(lines)],
+        "paired_head": PAIRED_HEAD,
+        "paired_told": PAIRED,
         "comparison": Markup(charts.comparison(lines, facts.measure)),
         "gain": gain_sentence(facts),
         "steps": Markup(charts.steps(gain(facts), facts.measure)) if gain(facts) else "",
