@@ -108,7 +108,7 @@ def open_storage(store: Store, database: str | None, check: Callable[[], None] =
 
 def warn_of_password(url: str | None) -> None:
     """Say that a password on a command line is everybody's: `ps` shows it to all users of the machine."""
-    if url and redact(url) != url:
+    if url and re.search("://[^/@]*:[^/@]", url):
         logger.warning(
             "The password in --study-db is seen by every user of this machine (ps): leave it out of the URL, and put "
             "it into PGPASSWORD or ~/.pgpass."
