@@ -8,7 +8,8 @@ r"""Bring a dataset into the form that all jobs read: Parquet shards with a mani
     # what is wrong with it; writes nothing
     python rayjobs/import_dataset.py --dataset cub --source ~/CUB --check
 
-The same command again continues an import that was cut short, and leaves a finished one alone. Rows that cannot be
+The same command again continues an import that was cut short, and compares a finished one with its digests: shards
+that were damaged are written anew. One import at a time writes to a place. Rows that cannot be
 trusted are left out with a reason in quarantine.json beside the manifest; more of them than --max-bad, and it stops.
 What was taken and what was passed over is counted at the end. An archive is unpacked into the user's cache first; with
 several nodes, give a folder that all of them see.
@@ -22,7 +23,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
@@ -31,6 +32,9 @@ from wsol_pipeline.console.main import run_main
 from wsol_pipeline.data.importers import Source, importer
 from wsol_pipeline.errors import UsageError
 from wsol_pipeline.redaction import redact
+
+if TYPE_CHECKING:
+    from wsol_pipeline.storage import Store
 
 OptionsT = TypeVar("OptionsT")
 
@@ -51,6 +55,9 @@ class ImportConfig(Generic[OptionsT]):
     boxes: Literal["required", "none"] = "required"
     """Whether images of val and test must have boxes or masks. "none" leaves those that there are: such a dataset can
     train and be looked at, but nothing can be chosen or scored by boxes."""
+    audit: bool = False
+    """Also keep the masks of training images (synthetic with --objects, voc), in shards that only an evaluation of
+    seeds and pseudo masks opens. The dataset is the same without them."""
     max_bad: Annotated[float | None, tyro.conf.arg(help_behavior_hint="")] = None
     """Share of rows (0 to 1) that may be left out as bad before the import is refused. By default 0.001 of a published
     benchmark; of your own images 2 of them, or 0.01 if that is more."""
@@ -96,9 +103,19 @@ def origin(config: ImportConfig[Any]) -> dict[str, Any]:
     return redact(facts if config.boxes == "required" else facts | {"boxes": config.boxes})
 
 
+def audit(config: ImportConfig[Any], out: "Store") -> None:
+    """Keep the masks of training images beside the dataset."""
+    from wsol_pipeline.data.audit import write_audit
+    from wsol_pipeline.data.dataset import open_dataset
+
+    source = read(config)
+    kept, without = write_audit(source.rows, source.rules, out, open_dataset(out.uri).fingerprint)
+    print(f"Masks of {kept} training images are kept apart, for evaluations alone; {without} have none.")
+
+
 def main(args: list[str] | None = None) -> int:
     config = parse(sys.argv[1:] if args is None else args)
-    from wsol_pipeline.console.imports import check, reporter, summary, tell
+    from wsol_pipeline.console.imports import alone, check, reporter, summary, tell
     from wsol_pipeline.data.findings import Refused, of_rows
     from wsol_pipeline.data.ingest import faults_of, import_dataset
     from wsol_pipeline.data.shards import QUARANTINE
@@ -109,9 +126,10 @@ def main(args: list[str] | None = None) -> int:
     out = Store.at(config.out or f"runs/data/{config.dataset}")
     bar, on_shard = reporter()
     try:
-        with bar:
+        source = read(config)
+        with alone(out) as check_alone, bar:
             manifest = import_dataset(
-                read(config),
+                source,
                 out,
                 name=config.name or config.dataset,
                 origin=origin(config),
@@ -119,14 +137,18 @@ def main(args: list[str] | None = None) -> int:
                 workers=config.workers,
                 shard_bytes=config.shard_mb * 2**20,
                 on_shard=on_shard,
+                check=check_alone,
             )
+            if config.audit:
+                audit(config, out)
     except Refused as error:
         tell(error.findings)
         raise
     if any(manifest.quarantine.values()):
         tell(of_rows(faults_of(json.loads(out.read(QUARANTINE)))), title="left out")
     print(summary(manifest, out))
-    way_on = f" Next: {how_to_run('tune_bas')} --data {shlex.quote(config.out or str(out))}"
+    weights = " --weights imagenet" if config.dataset == "folder" else ""  # a recipe for photographs comes with them
+    way_on = f" Next: {how_to_run('tune_bas')} --data {shlex.quote(config.out or str(out))}{weights}"
     print(f"The dataset is at {out}." + (way_on if manifest.located else ""))  # a study of labels alone is refused
     return 0
 

@@ -19,8 +19,9 @@ from wsol_pipeline.console import config_file, screens
 from wsol_pipeline.console.main import run_main
 from wsol_pipeline.errors import WsolError
 from wsol_pipeline.redaction import redact
+from wsol_pipeline.report import latex
 from wsol_pipeline.report.facts import Line
-from wsol_pipeline.report.tables import comparison_table, latex, markdown
+from wsol_pipeline.report.tables import comparison_table, markdown
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study import outcome, rehearsal
 from wsol_pipeline.study.identity import Home
@@ -269,6 +270,7 @@ def test_what_a_study_prints_and_keeps(tmp_path, monkeypatch, shape):
     shown = config_file.dump(SimpleNamespace(options=options, config=TrainConfig(options={"x": text})))
     plan = SimpleNamespace(
         config=TrainConfig(), dataset=SimpleNamespace(uri=text, manifest=None), folder=Store.at(tmp_path), rule=None,
+        options=SimpleNamespace(store=Store.at(tmp_path)),
     )  # fmt: skip
     ledger = SimpleNamespace(trials=list, proposals=list, home=SimpleNamespace(id="1"))
     monkeypatch.setattr(outcome, "seal_of", lambda final: "seal")
@@ -276,7 +278,7 @@ def test_what_a_study_prints_and_keeps(tmp_path, monkeypatch, shape):
     winner = json.dumps(outcome.winner_record(plan, ledger, [Standing((0,), (1.0,))], Store(text), None))
     monkeypatch.setattr(judge, "evaluation_name", lambda contender: "result")
     monkeypatch.setattr(judge, "score_somewhere", lambda *_: ({"rows": [], "provenance": {"x": text}}, {}))
-    judge.judged_rows(judge.EvaluateOptions(storage=str(tmp_path)), Contender("a", "a", Store("")), None)
+    judge.judged_rows(judge.EvaluateOptions(storage=str(tmp_path)), Contender("a", "a", Store("")), None, None)
     result = (tmp_path / "a/evaluations/result.json").read_text()
     assert not leaked(shown + winner + result)
 
@@ -302,6 +304,7 @@ def test_dry_run(shape, monkeypatch):
         job=lambda *_, **__: None,
         folder=Store("/runs/a"),
         dataset=SimpleNamespace(uri="/data", train=split, val=split, classes=("a",)),
+        recipe="recipe: a",
         promise=SimpleNamespace(sentences=("validation: boxes",)),
     )
     monkeypatch.setattr(rehearsal, "connect_mlflow", lambda *_: lambda: (SimpleNamespace(tracking_uri=text), "0"))
@@ -320,7 +323,7 @@ def test_dry_run(shape, monkeypatch):
 def test_tables_of_a_report(shape):
     row = Row(SHAPES[shape], SHAPES[shape], {"max_box_acc_v2": 1.0}, {}, {}, {})
     table = comparison_table([Line(row)], "max_box_acc_v2")
-    assert not leaked(markdown(table) + latex(table))
+    assert not leaked(markdown(table) + latex.comparison(table, "", "tab:a"))
 
 
 @pytest.mark.parametrize("work", [lambda line: redact(line), lambda line: redact({"line": line, "beta": 0.5})])

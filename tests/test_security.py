@@ -16,12 +16,14 @@ from wsol_pipeline.data.dataset import Dataset
 from wsol_pipeline.data.importers import synthetic
 from wsol_pipeline.data.importers.voc import Sbd
 from wsol_pipeline.data.ingest import import_dataset
-from wsol_pipeline.data.pixels import IMAGES, cached_pixels
+from wsol_pipeline.data.pixels import IMAGES, SEAL, _seal, cached_pixels
 from wsol_pipeline.data.schema import RowError
 from wsol_pipeline.data.shards import MANIFEST, read_manifest
 from wsol_pipeline.errors import DataError, UsageError
+from wsol_pipeline.evaluation.compiled import may_be_kept
+from wsol_pipeline.report import latex
 from wsol_pipeline.report.facts import Line
-from wsol_pipeline.report.tables import comparison_table, latex, markdown
+from wsol_pipeline.report.tables import comparison_table, markdown
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study import database
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position, write_sealed
@@ -33,7 +35,7 @@ from wsol_pipeline.verdict.options import EvaluateOptions
 from wsol_pipeline.verdict.rows import Row
 
 ROOT = Path(__file__).parents[1]
-CODE = ("wsol_models", "wsol_pipeline", "search_spaces", "rayjobs", "benchmarks", "tests")
+CODE = ("wsol", "wsol_models", "wsol_pipeline", "search_spaces", "rayjobs", "benchmarks", "tests")
 UNPICKLERS = {"pickle", "_pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib", "skops", "pandas", "pd"}
 NEVER = {
     "eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load", "yaml.full_load",
@@ -154,8 +156,25 @@ def test_planted_pixels_are_refused(payload, tmp_path):
     [images] = cache.rglob(IMAGES)
     for planted in (payload, npy_with(Payload(tmp_path / "it ran"), tmp_path)):
         images.write_bytes(planted)
+        images.with_name(SEAL).unlink()
+        _seal(images.parent)
         with pytest.raises(ValueError, match="Python objects|pickled"):
             cached_pixels(split, 32, str(cache))
+
+
+@pytest.mark.parametrize(("mode", "kept"), [(0o700, True), (0o777, False), (None, True)])
+def test_compiled_code_is_kept_only_where_nobody_else_writes(tmp_path, monkeypatch, mode, kept):
+    """Numba's files hold pickles, which run as they are read."""
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "numba"))
+    if mode is not None:
+        (tmp_path / "numba").mkdir()
+        (tmp_path / "numba").chmod(mode)
+    assert may_be_kept() is kept
+
+
+def test_every_kernel_asks_whether_it_may_be_kept():
+    files = (ROOT / "wsol_pipeline").rglob("*.py")
+    assert [path.name for path in files if "from numba" in path.read_text()] == ["compiled.py"]
 
 
 def npy_with(planted: Payload, folder: Path) -> bytes:
@@ -249,7 +268,7 @@ def test_tables_of_a_report_take_any_label():
     table = comparison_table([Line(row)], "max_box_acc_v2")
     line = markdown(table).splitlines()[2]
     assert line.startswith(r"| a\|b ![x]\(http://tracker.example) &lt;img src=x> |")
-    assert r"\textbackslash{}input\{/etc/passwd\} \$x\$ 5\%" in latex(table)
+    assert r"\textbackslash{}input\{/etc/passwd\} \$x\$ 5\%" in latex.comparison(table, "", "tab:a")
 
 
 def test_a_gallery_takes_any_class_name(tmp_path):

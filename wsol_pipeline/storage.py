@@ -7,6 +7,7 @@ rest: a write is whole or not there, and `create` succeeds for exactly one of se
 import contextlib
 import os
 import secrets
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -123,6 +124,14 @@ class Store:
         """The full path or URI of `name`."""
         return f"{self.uri}/{name}" if name else self.uri
 
+    def relative(self, uri: str) -> str:
+        """`uri` as it is kept below this store: without this store's place if it lies in it, so that both can move."""
+        return uri.removeprefix(f"{self.uri}/")
+
+    def resolve(self, kept: str) -> "Store":
+        """What `relative` kept, from where this store is today."""
+        return Store(kept) if kept.startswith(("/", "s3://")) else self / kept
+
     def read(self, name: str) -> bytes:
         """Bytes of `name`. Raises `FileNotFoundError`."""
         if self.is_local:
@@ -190,11 +199,37 @@ class Store:
         names = {key.removeprefix(own).removeprefix("/") for key in _ask_s3("find", self.path(prefix))}
         return sorted(name for name in names if name and not name.endswith("/"))  # some tools leave folders' names
 
+    def facts(self, prefix: str = "") -> dict[str, tuple[int, str]]:
+        """Size and state of each file of `list`: the state, a time or S3's ETag, is another once the file is."""
+        if self.is_local:
+            stats = ((name, Path(self.path(name)).stat()) for name in self.list(prefix))
+            return {name: (stat.st_size, str(stat.st_mtime_ns)) for name, stat in stats}
+        own = self.uri.removeprefix("s3://")
+        found = _ask_s3("find", self.path(prefix), detail=True)
+        names = {key.removeprefix(own).removeprefix("/"): of for key, of in found.items()}
+        return {name: (int(of["size"]), str(of.get("ETag", ""))) for name, of in sorted(names.items()) if name}
+
     def size(self, name: str) -> int:
         """Bytes of `name`. Raises `FileNotFoundError`."""
         if self.is_local:
             return Path(self.path(name)).stat().st_size
         return int(_ask_s3("size", self.path(name)))
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file by its name, those that a killed writer left included; empty if there are none."""
+        if self.is_local:
+            files = (path for path in Path(self.uri).rglob("*") if path.is_file() and not path.is_symlink())
+            return {file.relative_to(self.uri).as_posix(): file.stat().st_size for file in files}
+        own = f"{self.uri.removeprefix('s3://')}/"
+        found = _ask_s3("find", self.uri, detail=True)
+        return {key.removeprefix(own): int(about["size"] or 0) for key, about in found.items()}
+
+    def remove_all(self, name: str = "") -> None:
+        """Remove everything below `name`; nothing happens if it is gone."""
+        if self.is_local:
+            shutil.rmtree(self.path(name), ignore_errors=True)
+        elif self.list(name):
+            _ask_s3("rm", self.path(name), recursive=True)
 
     def remove(self, name: str) -> None:
         """Remove one file; nothing happens if it is gone."""
@@ -246,6 +281,17 @@ class Store:
             yield aside
         finally:
             aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def storage_needed(store: Store) -> Iterator[None]:
+    """Within, storage that fails is a `ResourceError` that names `store`; who read the terminal and ended is none."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except STORAGE_ERRORS as error:
+        raise ResourceError(f"{describe_storage_error(store.uri, error)} The same command continues.") from error
 
 
 def _has_code(error: BaseException, *codes: str) -> bool:

@@ -6,14 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from wsol_pipeline.errors import LeaseLostError, MismatchError
+from wsol_pipeline.errors import LeaseLostError, MismatchError, ResourceError
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study import execute, outcome
 from wsol_pipeline.study.identity import Home
 from wsol_pipeline.study.lease import Lease
 from wsol_pipeline.study.standings import Standing
 from wsol_pipeline.training.checkpoint import CheckpointStore, seal_of
-from wsol_pipeline.training.config import Job, TrainConfig, to_dict
+from wsol_pipeline.training.config import Job, TrainConfig, as_kept
 
 JOB = Job(TrainConfig(), "data", "trial", 1, "1" * 32, "fingerprint")
 
@@ -22,7 +22,7 @@ JOB = Job(TrainConfig(), "data", "trial", 1, "1" * 32, "fingerprint")
 def finished(tmp_path, monkeypatch):
     """A study of one finished trial: what `_finish` needs of its plan, ledger and lease."""
     folder, rankings = Store.at(tmp_path / "s"), []
-    model = {"study": JOB.study, "dataset": JOB.fingerprint, "train": to_dict(JOB.train)}
+    model = {"study": JOB.study, "dataset": JOB.fingerprint, "train": as_kept(JOB.train)}
     CheckpointStore(folder / "trials/0000", 1).finish({"model.json": json.dumps(model).encode()}, [])
 
     def ranking():
@@ -36,7 +36,7 @@ def finished(tmp_path, monkeypatch):
     )  # fmt: skip
     plan = SimpleNamespace(
         folder=folder, config=TrainConfig(), rule=None, dataset=SimpleNamespace(uri="data", manifest=None),
-        job=lambda *_: JOB, options=SimpleNamespace(name="s"),
+        job=lambda *_: JOB, options=SimpleNamespace(name="s", store=Store.at(tmp_path)),
     )  # fmt: skip
     monkeypatch.setattr(execute, "doubts", lambda *_, **__: None)
     monkeypatch.setattr(outcome, "is_paper_data", lambda manifest, name: False)
@@ -70,3 +70,30 @@ def test_a_winner_whose_model_is_of_another_setting_is_not_named(finished):
     with pytest.raises(MismatchError, match="train.seed was 0, now 7"):
         finish(finished)
     assert not finished.folder.exists("winner.json")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ConnectionResetError(104, "Connection reset by peer"), "cannot be reached.*The same command continues"),
+        (OSError(28, "No space left on device"), "No space left.*The same command continues"),
+    ],
+)
+def test_storage_that_fails_the_driver_is_one_line(finished, monkeypatch, error, told):
+    """Wherever it happens: while the lease is taken, the ledger opened, the winner written."""
+
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(execute, "acquire", fails)
+    with pytest.raises(ResourceError, match=told):
+        execute.execute(finished.plan)
+
+
+def test_who_read_the_terminal_and_ended_is_no_fault_of_the_storage(finished, monkeypatch):
+    def fails(*_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(execute, "acquire", fails)
+    with pytest.raises(BrokenPipeError):
+        execute.execute(finished.plan)

@@ -119,7 +119,7 @@ def test_names_that_no_driver_gives_are_passed_over_and_named(store, name, caplo
 def test_the_one_who_is_second_to_create_the_attempt_leaves(store, monkeypatch):
     holder(store, 1)
     monkeypatch.setattr(lease, "latest_attempt", lambda store: 0)  # looked before the other one created it
-    with pytest.raises(ResourceError, match="has just started to drive this study"):
+    with pytest.raises(ResourceError, match="has just started driving this study"):
         lease.acquire(store)
 
 
@@ -202,6 +202,15 @@ def raising(error):
         raise error
 
     return fail
+
+
+def test_a_lease_says_whether_the_driver_before_is_known_to_have_ended(store, monkeypatch):
+    monkeypatch.setattr(lease, "DEAD_AFTER_SECONDS", 0.1)
+    with lease.acquire(store) as first:
+        assert first.sure
+    assert lease.acquire(store).sure  # the first has said so
+    store.write("000003.json", b'{"host": "afar", "pid": 7}')  # a copy of one that may live
+    assert not lease.acquire(store).sure
 
 
 def test_storage_that_is_away_at_the_end_does_not_hide_what_ended_the_work(store, monkeypatch, caplog):

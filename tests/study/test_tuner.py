@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import sqlite3
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import optuna
@@ -25,7 +26,7 @@ from wsol_pipeline.study.pareto import Rule
 from wsol_pipeline.study.samplers import pruner, sampler
 from wsol_pipeline.study.tuner import LedgerScheduler, LedgerSearcher, run_trials, trial_folder
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position
-from wsol_pipeline.training.config import Job, TrainConfig, from_dict, to_dict
+from wsol_pipeline.training.config import Job, TrainConfig, as_kept, from_dict
 
 EPOCHS, RUNG = 3, 2
 RULE = Rule(("gt_known_loc", "cls_top1", "device_hours"), 1.0)
@@ -146,7 +147,7 @@ def work(job):
 
 def model(job, **changes):
     """The files of a finished model of `job`."""
-    told = {"study": job.study, "dataset": job.fingerprint, "train": to_dict(job.train)} | changes
+    told = {"study": job.study, "dataset": job.fingerprint, "train": as_kept(job.train)} | changes
     return {"model.safetensors": b"weights", "model.json": json.dumps(told).encode()}
 
 
@@ -343,6 +344,29 @@ def test_a_worker_that_kept_dying_fails_its_trial_as_infrastructure(study):
     assert driver.ledger.get(0).user_attrs["failure"]["kind"] == "infrastructure"
 
 
+def test_what_a_share_shows_late_is_waited_for(study, monkeypatch):
+    """A trial whose worker ended well does not FAIL because another machine sees its files a moment later."""
+    driver = Driver(study, trials=1)
+    trial_id, job = driver.start()
+    list(work(job))
+    shown = iter([[], [], []])
+    right = CheckpointStore._finals
+    monkeypatch.setattr(tuner.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(CheckpointStore, "_finals", lambda self: right(self) if next(shown, None) is None else [])
+    driver.searcher.on_trial_complete(trial_id)
+    assert driver.states() == ["COMPLETE"]
+
+
+def test_what_never_shows_is_the_storages_fault(study, monkeypatch):
+    driver = Driver(study, trials=1)
+    monkeypatch.setattr(tuner, "SHOWS_WITHIN", 0.0)
+    for turn in range(3):
+        trial_id, _ = driver.start()
+        with pytest.raises(ResourceError, match="3 times .*does not show") if turn == 2 else nullcontext():
+            driver.searcher.on_trial_complete(trial_id)
+    assert driver.states() == ["RUNNING"]
+
+
 def test_pruned_is_told_before_ray_stops_the_trial(study):
     driver = Driver(study, trials=2, pruning="successive-halving")
     driver.train(*driver.start())
@@ -446,7 +470,7 @@ def finish_with(driver, **changes):
     [
         ({"study": "2" * 32}, "study was '2+', now '1+'"),
         ({"dataset": "other"}, "data was 'other', now 'fingerprint'"),
-        ({"train": to_dict(TrainConfig(options={"alpha": 0.9}))}, "train.options.alpha was 0.9, now 0.5"),
+        ({"train": as_kept(TrainConfig(options={"alpha": 0.9}))}, "train.options.alpha was 0.9, now 0.5"),
     ],
 )
 def test_a_model_of_another_study_data_or_setting_stops_the_study_with_both(study, changes, told):

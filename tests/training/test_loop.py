@@ -1,11 +1,13 @@
 """The loop: steps against plain PyTorch, restarts bit for bit, stops before harm, no sight of the test split."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch.nn import functional as F
 
@@ -13,7 +15,7 @@ import wsol_models
 from wsol_models import cam
 from wsol_pipeline.data.dataset import Dataset, open_dataset
 from wsol_pipeline.data.reader import ReadConfig, eval_rows, train_batches
-from wsol_pipeline.errors import DataError, ProtocolError
+from wsol_pipeline.errors import DataError, MismatchError, ProtocolError
 from wsol_pipeline.evaluation import evaluate, selection
 from wsol_pipeline.evaluation.counts import Counts, ImageHits
 from wsol_pipeline.evaluation.protocols import protocol
@@ -21,8 +23,9 @@ from wsol_pipeline.images import normalize
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training import loop
 from wsol_pipeline.training.build import build_method, build_readout
-from wsol_pipeline.training.checkpoint import CheckpointStore, Position
-from wsol_pipeline.training.loop import NonFiniteError, train
+from wsol_pipeline.training.checkpoint import CheckpointStore, Position, read_sealed
+from wsol_pipeline.training.guard import NonFiniteError
+from wsol_pipeline.training.loop import best_epoch, train
 from wsol_pipeline.training.model import load_model
 from wsol_pipeline.training.optim import build_optimizer, set_learning_rate
 
@@ -102,6 +105,73 @@ def test_a_record_per_epoch_says_what_happened(make_config, fit):
     assert run.yielded[2]["choice"]["value"] == run.yielded[2]["value"]
 
 
+@pytest.mark.parametrize(
+    ("values", "best"),
+    [([40.0], 1), ([40.0, 50.0, 45.0], 2), ([40.0, 50.0, 50.0], 2), ([math.nan, 40.0], 2), ([math.nan, math.nan], 1)],
+)
+def test_the_best_epoch_is_the_first_with_the_highest_value(values, best):
+    assert best_epoch(values) == best
+
+
+@pytest.fixture
+def valued(monkeypatch):
+    """`valued(values)`: validation of epoch n says values[n - 1], whatever the network; the last of them stays."""
+
+    choose = selection.choose
+
+    def fake(values):
+        said = iter(values)
+
+        def chosen(counts, metric):
+            return replace(choose(counts, metric), value=next(said))
+
+        monkeypatch.setattr(selection, "choose", chosen)
+
+    return fake
+
+
+def test_the_best_epoch_is_kept_and_the_last_beside_it(make_config, fit, valued):
+    """Epoch 2 of 3 is the best: the model is that of a training that ended there, bit for bit."""
+    valued([40.0, 60.0, 50.0, 60.0])
+    kept = fit(make_config("cam", epochs=3, keep="best"), "kept")
+    assert [(r["value"], r["searched"], r["final"]) for r in kept.records] == [
+        (40.0, True, False),
+        (60.0, True, False),
+        (60.0, True, True),
+    ]
+    assert kept.records[-1]["kept_epoch"] == 2
+    assert kept.records[-1]["val"] == kept.records[1]["val"]
+    valued([40.0, 60.0, 50.0] + [0.0] * 9)
+    whole, two = fit(make_config("cam", epochs=3), "whole"), fit(make_config("cam", epochs=2), "two")
+    assert all(torch.equal(weight, two.weights[name]) for name, weight in kept.weights.items())
+    last = safetensors.torch.load(
+        read_sealed(Store(kept.final.uri.removesuffix("final") + "last"))["model.safetensors"]
+    )
+    assert all(torch.equal(weight, whole.weights[name]) for name, weight in last.items())
+    assert whole.records[-1]["kept_epoch"] == 3
+
+
+def test_a_training_without_a_better_epoch_ends_early(make_config, fit, valued):
+    valued([40.0, 60.0, 50.0, 55.0])
+    last = fit(make_config("cam", epochs=9, patience=2), "last")
+    assert [r["final"] for r in last.records] == [False, False, False, True]
+    assert (last.records[-1]["kept_epoch"], last.records[-1]["value"]) == (4, 55.0)
+    valued([40.0, 60.0, 50.0, 55.0, 60.0])
+    best = fit(make_config("cam", epochs=9, patience=2, keep="best"), "best")
+    assert (len(best.records), best.records[-1]["kept_epoch"], best.records[-1]["value"]) == (4, 2, 60.0)
+
+
+def test_a_restart_remembers_the_best_epoch(make_config, fit, kill, valued):
+    valued([40.0, 60.0, 50.0, 60.0])
+    config = make_config("cam", epochs=3, keep="best")
+    undisturbed = fit(config, "undisturbed")
+    valued([40.0, 60.0, 50.0, 60.0])
+    kill(config, Position(2), "killed")
+    killed = fit(config, "killed", attempt=2)
+    assert killed.records == undisturbed.records
+    assert all(torch.equal(weight, killed.weights[name]) for name, weight in undisturbed.weights.items())
+
+
 def test_the_value_of_an_epoch_without_search_is_that_of_the_fixed_setting(dataset, reading, make_config, tmp_path):
     """Also: searching at a rung changes no weight."""
     values = {}
@@ -178,12 +248,33 @@ def test_a_run_killed_inside_an_epoch_ends_as_if_nothing_had_happened(make_confi
     assert [record["epoch"] for record in resumed.yielded] == [2]
 
 
+def test_a_run_whose_batches_and_scores_are_made_beside_is_the_same_run(make_config, fit):
+    """With a second thread batches are cropped ahead and maps scored behind; float64 bears another order of sums."""
+    config = make_config("bas", precision="float64")
+    one = fit(config, "one")
+    torch.set_num_threads(2)
+    two = fit(config, "two")
+    torch.set_num_threads(1)
+    assert one.records[-1]["val"] == two.records[-1]["val"]
+    for name, weight in one.weights.items():
+        torch.testing.assert_close(weight, two.weights[name], rtol=1e-9, atol=1e-12)
+
+
+def test_a_checkpoint_of_other_arithmetic_is_left_alone(make_config, fit, kill, monkeypatch):
+    """What "auto" was on another device is not gone on with here."""
+    kill(make_config("cam"), Position(1), "killed")
+    told = property(lambda computes: "bfloat16")
+    monkeypatch.setattr(loop.Arithmetic, "told", told)
+    with pytest.raises(MismatchError, match="of another configuration"):
+        fit(make_config("cam"), "killed", attempt=2)
+
+
 def test_a_method_is_told_the_epoch_and_the_images(make_config, fit, dataset, monkeypatch):
     told = []
-    monkeypatch.setattr(cam.Method, "begin_step", lambda method, epoch, ids: told.append((epoch, ids)))
+    monkeypatch.setattr(cam.Method, "begin_step", lambda method, *step: told.append(step))
     fit(make_config("cam"))
     batches = [
-        (epoch, batch.ids)
+        (epoch, batch.ids, batch.global_size)
         for epoch in range(2)
         for batch in train_batches(dataset.train, dataset.train.plan(14, 0), epoch, ReadConfig(36, 32))
     ]
@@ -283,7 +374,7 @@ def test_float64_trains_and_keeps_weights_that_rounding_does_not_move(make_confi
         assert weight.dtype == torch.float64
         torch.testing.assert_close(together.weights[name], weight, rtol=1e-9, atol=1e-9)
     assert together.records[-1]["choice"] == alone.records[-1]["choice"]
-    (found,) = load_model(alone.final).localize(np.zeros((1, 40, 40, 3), np.uint8))
+    (found,) = load_model(alone.final).predict(np.zeros((1, 40, 40, 3), np.uint8))
     assert np.isfinite(found.map_HW).all()
 
 

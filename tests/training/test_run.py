@@ -19,7 +19,8 @@ from wsol_pipeline.storage import Store
 from wsol_pipeline.training import run
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position
 from wsol_pipeline.training.config import Job, to_dict
-from wsol_pipeline.training.loop import NonFiniteError, Order, World, train
+from wsol_pipeline.training.guard import NonFiniteError
+from wsol_pipeline.training.loop import Order, World, train
 
 
 @pytest.fixture
@@ -118,6 +119,7 @@ def test_a_finished_model_says_of_which_study_it_is(make_job, reports):
         (RuntimeError("CUDA error: out of memory"), "out_of_memory"),
         (MemoryError(), "out_of_memory"),
         (UsageError("wrong"), "configuration"),
+        (RuntimeError("fold_cuda does not have a deterministic implementation, but you set"), "configuration"),
         (ValueError("wrong"), "configuration"),
     ],
 )

@@ -12,7 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from wsol_pipeline.device import to_host
 from wsol_pipeline.errors import DataError
+from wsol_pipeline.evaluation.behind import Behind
 from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.evaluation.detection import Detection, component_boxes
 from wsol_pipeline.evaluation.masks import IGNORED
@@ -21,6 +23,9 @@ from wsol_pipeline.evaluation.protocols import Protocol, ground_truth_boxes
 from wsol_pipeline.evaluation.selection import Choice, choose
 from wsol_pipeline.images import dtype_of, normalize
 from wsol_pipeline.protocol import require_searchable
+
+PART_BYTES = 64 * 2**20  # of maps that travel and wait together
+OPEN_PARTS = 2  # that wait to be scored, while the next one is made
 
 
 def count(
@@ -46,6 +51,9 @@ def count(
     number of images done in each batch, `on_maps` row numbers, batch, maps, true boxes, true masks and class ranks of
     each batch at each setting.
 
+    A thread of its own scores maps, and calls `on_maps`, while the device makes the next ones; a process that has one
+    CPU thread, and no other device, does one after the other. Counts are the same.
+
     Of multi-label rows each pair of an image and one of its classes is counted, like an image of that class, which is
     predicted first where only other classes of the image have a higher score.
     """
@@ -57,37 +65,93 @@ def count(
     as_input = partial(prepare, device=device, dtype=dtype_of(method))
     if not protocol.ious and not masks:
         raise DataError(f"Protocol {protocol.name} scores masks but the {rows.role.value!r} split has none.")
-    with _evaluating(method):
+    with _evaluating(method), Behind(_open_parts(device)) as scored:
         chosen = tuple(readout.settings(method) if settings is None else settings)
         metric = LocalizationCounts(
             protocol, settings=chosen, keep_images=keep_images, masks=masks, num_classes=rows.num_classes
         )
         for found in rows.batches():
             batch = class_pairs(found, protocol)
-            images_BCHW, labels_B = as_input(batch.images_BCHW), batch.labels_B.to(device)
+            images_BCHW, labels_B = as_input(batch.images_BCHW), batch.labels_B.to(device, non_blocking=True)
             with torch.no_grad():
                 output = method(images_BCHW)
                 scores_BK = ten_crop_scores(method, as_input(batch.whole_BCHW), protocol) if ten_crop else None
             scores_BK = output.logits_BK.detach() if scores_BK is None else scores_BK
             if batch.others_BK is not None:
-                scores_BK = scores_BK.masked_fill(batch.others_BK.to(device), -torch.inf)
-            ranks_B = class_ranks(scores_BK, labels_B).cpu()
+                scores_BK = scores_BK.masked_fill(batch.others_BK.to(device, non_blocking=True), -torch.inf)
+            ranks_B = class_ranks(scores_BK, labels_B)
             truth = batch_boxes(batch, rows.box_convention, protocol)
             true_masks = batch_masks(batch, protocol) if masks else None
+            score = partial(_score, metric, on_maps, first_row + batch.pairs[0], batch, truth, true_masks)
             handed: dict[str, Any] = {"output": output, **photographs(readout, batch, as_input, device)}
-            for index, whole_BHW in _maps(method, readout, images_BCHW, labels_B, handed, settings, chosen):
-                maps_BHW = shown_part(whole_BHW, readout, protocol)
-                metric.update(index, maps_BHW, truth, ranks_B, true_masks, batch.sizes_B2, batch.pairs)
-                if on_maps:
-                    on_maps(first_row + batch.pairs[0], batch, maps_BHW, truth, true_masks, ranks_B)
+            maps = _maps(method, readout, images_BCHW, labels_B, handed, settings, chosen)
+            shown = ((index, shown_part(maps_BHW, readout, protocol)) for index, maps_BHW in maps)
+            for part in parts(shown, PART_BYTES if scored.most else 0):
+                scored.add(partial(score, [index for index, _ in part], together(ranks_B, *(of for _, of in part))))
             ids += batch.ids
             labels += batch.labels_B.tolist()
             first_row += len(found.ids)
             num_shrunk += found.num_shrunk if needs_stored(readout) else 0
             if on_batch:
-                on_batch(len(found.ids))
+                scored.add(_nothing, after=partial(on_batch, len(found.ids)))
     counts = metric.counts(ids, labels)
     return replace(counts, shrunk=np.array(num_shrunk)) if needs_stored(readout) else counts
+
+
+def _open_parts(device: torch.device | str) -> int:
+    """A single thread of a CPU is all that its process was given: it can't score beside the network."""
+    return 0 if torch.device(device).type == "cpu" and torch.get_num_threads() == 1 else OPEN_PARTS
+
+
+def _score(
+    metric: LocalizationCounts,
+    on_maps: Callable[..., None] | None,
+    row_numbers: NDArray[np.int64],
+    batch: Any,
+    truth: list[NDArray[np.float64]],
+    true_masks: list[NDArray[np.uint8]] | None,
+    indices: Sequence[int],
+    arrived: Callable[[], list[Tensor]],
+) -> None:
+    """Count the maps of some settings once they have come to the host, after the class ranks."""
+    ranks_B, *maps = arrived()
+    for index, maps_BHW in zip(indices, maps, strict=True):
+        metric.update(index, maps_BHW, truth, ranks_B, true_masks, batch.sizes_B2, batch.pairs)
+        if on_maps:
+            on_maps(row_numbers, batch, maps_BHW, truth, true_masks, ranks_B)
+
+
+def _nothing() -> None: ...
+
+
+def parts(maps: Iterator[tuple[int, Tensor]], size: int) -> Iterator[list[tuple[int, Tensor]]]:
+    """The maps of a batch's settings, cut where they have `size` bytes; at least one setting a part."""
+    held: list[tuple[int, Tensor]] = []
+    for index, maps_BHW in maps:
+        held.append((index, maps_BHW))
+        if sum(of.nbytes for _, of in held) >= size:
+            yield held
+            held = []
+    if held:
+        yield held
+
+
+def together(*tensors: Tensor) -> Callable[[], list[Tensor]]:
+    """`to_host`, by one copy for all of a type: some hundreds of maps wait no longer than one."""
+    if not tensors[0].is_cuda:
+        return to_host(tensors)
+    kinds = list(dict.fromkeys(tensor.dtype for tensor in tensors))
+    flat = [torch.cat([of.detach().flatten() for of in tensors if of.dtype == kind]) for kind in kinds]
+    arrived = to_host(flat)
+
+    def apart() -> list[Tensor]:
+        pieces = {
+            kind: iter(copy.split([of.numel() for of in tensors if of.dtype == kind]))
+            for kind, copy in zip(kinds, arrived(), strict=True)
+        }
+        return [next(pieces[of.dtype]).view(of.shape) for of in tensors]
+
+    return apart
 
 
 def solve(
@@ -134,11 +198,11 @@ def detect(
             truth |= dict(zip(keys, batch_boxes(pairs, rows.box_convention, protocol), strict=True))
             images_BCHW = prepare(batch.images_BCHW, device, dtype_of(method))
             with torch.no_grad():
-                scores_BK = method(images_BCHW).logits_BK.sigmoid()
+                scores_BK = method(images_BCHW).logits_BK.sigmoid().cpu()
             image_of, class_of = (scores_BK >= min_score).nonzero().unbind(1)
             if not len(image_of):
                 continue
-            seen = picked(batch, image_of.cpu())
+            seen = picked(batch, image_of)
             maps_PHW = plain(
                 read_maps(method, readout, seen, class_of, choice.readout, protocol, device=device, prepare=prepare)
             )
@@ -196,7 +260,7 @@ def photographs(
     what makes images of them when it has resized them."""
     if not needs_stored(readout):
         return {}
-    return {"stored_BCHW": batch.stored_BCHW.to(device), "prepare": as_input}
+    return {"stored_BCHW": batch.stored_BCHW.to(device, non_blocking=True), "prepare": as_input}
 
 
 def shown_part(maps_BHW: Tensor, readout: Any, protocol: Protocol) -> Tensor:

@@ -8,11 +8,11 @@ from typing import Any
 
 from wsol_pipeline import interrupts
 from wsol_pipeline.errors import DataError, ResourceError, WsolError
-from wsol_pipeline.storage import Store
+from wsol_pipeline.storage import Store, storage_needed
 from wsol_pipeline.study.database import check_trials_are_known, database_needed, open_storage
 from wsol_pipeline.study.doubt import doubts
 from wsol_pipeline.study.events import Listener, Telling
-from wsol_pipeline.study.identity import check_folders_are_known, home, require_made_for
+from wsol_pipeline.study.identity import check_folders_are_known, home, require_made_for, settle
 from wsol_pipeline.study.lease import Lease, acquire
 from wsol_pipeline.study.ledger import FAILURE, PUBLISHED, Ledger, open_ledger
 from wsol_pipeline.study.outcome import WINNER, Outcome, winner_record
@@ -32,7 +32,7 @@ def execute(plan: Plan, listeners: Sequence[Listener] = (), point: Point = lambd
     if a signal asked for that.
     """
     tell, started = Telling(listeners), time.monotonic()
-    with database_needed(), acquire(plan.folder / "lease") as lease, tell.closing():
+    with storage_needed(plan.folder), database_needed(), acquire(plan.folder / "lease") as lease, tell.closing():
         tell("leased", None, {"lease": lease})
         ledger = _open(plan, lease)
         tell("opened", None, {"ledger": ledger, "lease": lease})
@@ -47,6 +47,8 @@ def _open(plan: Plan, lease: Lease) -> Ledger:
     options = plan.options
     storage = open_storage(plan.folder, options.study_db, lease.confirm)
     check_trials_are_known(storage, options.name, plan.folder)
+    own = home(plan.folder)
+    settle(plan.folder, own, lease)
     ledger = open_ledger(
         storage,
         options.name,
@@ -55,9 +57,10 @@ def _open(plan: Plan, lease: Lease) -> Ledger:
         published=plan.published,
         sampler=sampler(options.sampler, options.seed, options.startup_trials),
         pruner=pruner(options.pruning, min(plan.config.rungs, default=1), plan.config.recipe.epochs),
-        home=home(plan.folder),
+        home=own,
         lease=lease,
         rule=plan.rule,
+        shared=options.study_db is not None,
     )
     check_folders_are_known(plan.folder, len(ledger.trials(waiting=True)))
     return ledger
@@ -74,8 +77,10 @@ def _run(plan: Plan, ledger: Ledger, lease: Lease, tell: Telling, point: Point) 
     device = cluster.pick_device(options.device, options.cluster_may_grow)
     require(not options.sync_batch_norm or device == "cuda", "sync_batch_norm needs GPUs", device)
 
+    cpus = plan.cpus(device)
+
     def trial_job(parameters: dict[str, Any], seed: int, folder: Store) -> Job:
-        return plan.job(parameters, seed, folder, lease.attempt, device, ledger.home.id)
+        return plan.job(parameters, seed, folder, lease.attempt, device, ledger.home.id, cpus)
 
     sample = trial_job({}, 0, plan.folder)
     concurrent = cluster.check_placement(sample, options.concurrent, options.cluster_may_grow)
@@ -88,6 +93,7 @@ def _run(plan: Plan, ledger: Ledger, lease: Lease, tell: Telling, point: Point) 
     tell("planned", None, {
         "trials": options.trials, "done": done, "adopted": searcher.orphans, "concurrent": concurrent,
         "workers": sample.workers, "device": device, "pruning": plan.pruning, "measures": plan.promise.sentences,
+        "recipe": plan.recipe,
     })  # fmt: skip
     try:
         with interrupts.gently():

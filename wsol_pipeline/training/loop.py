@@ -7,16 +7,21 @@ Randomness: rows and their crops are functions of (seed, epoch, image id); whate
 equally on every rank. So there is no generator state that a restart or a resized world could lose.
 """
 
+import contextlib
 import enum
 import json
+import math
+import operator
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial, reduce
 from typing import Any
 
 import safetensors.torch
 import torch
 import torch.distributed
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import wsol_models
@@ -24,24 +29,24 @@ from wsol_models import LocalizationMethod
 from wsol_pipeline.data.dataset import Dataset
 from wsol_pipeline.data.plan import EpochPlan
 from wsol_pipeline.data.reader import Batch, EvalRows, ReadConfig, TrainReader, eval_rows
-from wsol_pipeline.errors import MismatchError, WsolError
+from wsol_pipeline.errors import MismatchError
 from wsol_pipeline.evaluation import evaluate, selection
 from wsol_pipeline.evaluation.counts import Counts, ImageHits
 from wsol_pipeline.evaluation.measures import choosing
 from wsol_pipeline.evaluation.protocols import Protocol, protocol
 from wsol_pipeline.images import dtype_of, normalize
 from wsol_pipeline.protocol import require_searchable
+from wsol_pipeline.training.ahead import ahead
+from wsol_pipeline.training.arithmetic import Arithmetic, arithmetic
 from wsol_pipeline.training.build import build_method, build_readout, fixed_setting
-from wsol_pipeline.training.checkpoint import CheckpointStore, Position
-from wsol_pipeline.training.config import Reading, TrainConfig, config_hash, to_dict
-from wsol_pipeline.training.model import BACKBONE, DESCRIPTION, VAL_COUNTS, VAL_IMAGES, WEIGHTS
+from wsol_pipeline.training.checkpoint import LAST, CheckpointStore, Position, write_sealed
+from wsol_pipeline.training.config import Reading, TrainConfig, as_kept, config_hash
+from wsol_pipeline.training.guard import Guard
+from wsol_pipeline.training.model import BACKBONE, DESCRIPTION, FORMAT, VAL_COUNTS, VAL_IMAGES, WEIGHTS
 from wsol_pipeline.training.optim import build_optimizer, learning_rate, set_learning_rate
 
 Record = dict[str, Any]
-
-
-class NonFiniteError(WsolError):
-    """A loss or gradient is NaN or infinite; the optimizer has not moved."""
+AHEAD = 2  # batches that are made while one is trained on
 
 
 class Order(enum.IntEnum):
@@ -59,7 +64,7 @@ class World:
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    wrap: Callable[[nn.Module], nn.Module] = lambda module: module  # into DDP, where there is more than one
+    wrap: Callable[[LocalizationMethod], nn.Module] = lambda module: module  # into DDP, where there is more than one
     orders: Callable[[Position], Order] | None = None  # rank 0's, told the position, says what to do there
     beat: Callable[[], None] = lambda: None  # called after each batch, of validation too
 
@@ -70,6 +75,14 @@ class World:
         gathered: list[Any] = [None] * self.size
         torch.distributed.all_gather_object(gathered, value)
         return gathered
+
+    def total(self, counts: NDArray[Any]) -> NDArray[Any]:
+        """The sum of whole numbers over all ranks: as much memory as one rank's, however many there are."""
+        if self.size == 1:
+            return counts
+        summed = torch.tensor(counts)  # on the host, by gloo
+        torch.distributed.all_reduce(summed)
+        return summed.numpy()
 
     def share_buffers(self, module: nn.Module) -> None:
         """Give every rank rank 0's buffers: one broadcast for each of their types.
@@ -95,7 +108,7 @@ class World:
         order = self.orders(position) if self.rank == 0 else Order.GO_ON
         if self.size == 1:
             return order
-        told = torch.tensor([order], dtype=torch.uint8, device=self.device)
+        told = torch.tensor([order], dtype=torch.uint8)  # by gloo: no rank waits for its GPU
         torch.distributed.broadcast(told, src=0)
         return Order(int(told.item()))
 
@@ -108,6 +121,7 @@ class Progress:
     records: list[Record]
     sums: dict[str, Tensor]  # of the loss and its terms over this rank's rows; on the device, so adding never waits
     rows: int = 0
+    best: dict[str, Tensor] = field(default_factory=dict)  # weights of the best epoch, with `keep` of it
 
     def add(self, terms: dict[str, Tensor], rows: int) -> None:
         for name, term in terms.items():
@@ -132,11 +146,13 @@ class Run:
     method: LocalizationMethod
     model: nn.Module  # the method as the optimizer's steps see it: maybe wrapped in DDP
     optimizer: torch.optim.SGD
+    guard: Guard
     progress: Progress
     plan: EpochPlan
     val: EvalRows
     protocol: Protocol
     readout: Any
+    arithmetic: Arithmetic
     study: str = ""
 
 
@@ -156,9 +172,9 @@ def train(
     A record holds `epoch` (1-based), `step`, `time` (Unix seconds), `seconds` of training, `device_seconds` (with
     validation, over all ranks), `images_per_second`, `learning_rate`, `train` (mean loss and terms), `val` (metrics,
     percent), `value` (the objective), `searched` (whether `value` is the best of all readout settings) and, when
-    searched, `choice`. The last record, marked `final`, comes after the
-    finished model was written. Ends without it when the world is asked to stop, after a checkpoint at the batch it was
-    at. Raises `NonFiniteError` before the optimizer would move on a NaN.
+    searched, `choice`. The last record, marked `final`, comes after the finished model was written; what it has of
+    validation is of `kept_epoch`. Ends without it when the world is asked to stop, after a checkpoint at the batch it
+    was at. Raises `NonFiniteError` before the optimizer would move on a NaN.
     """
     world = world or World()
     run = replace(set_up(config, dataset, checkpoints, world, reading or Reading()), study=study)
@@ -172,14 +188,16 @@ def train(
                 return
             record = _finish_epoch(run, epoch, started, run.progress.rows - rows_before)
             yield record
+            if record["final"]:
+                return
 
 
 def set_up(config: TrainConfig, dataset: Dataset, checkpoints: CheckpointStore, world: World, reading: Reading) -> Run:
     """Put a run together, from its newest checkpoint if there is one."""
+    computes = arithmetic(config, world.device)
+    computes.settle()
     torch.manual_seed(config.seed)
-    method = build_method(config, len(dataset.classes)).to(world.device)
-    if config.channels_last:
-        method = method.to(memory_format=torch.channels_last)
+    method = build_method(config, len(dataset.classes)).to(world.device).to(memory_format=computes.layout)
     optimizer = build_optimizer(method, config.recipe)
     progress = _resume(config, dataset, checkpoints, method, optimizer, world)
     plan = dataset.train.plan(config.recipe.batch_size, config.seed, config.recipe.drop_last)
@@ -187,13 +205,13 @@ def set_up(config: TrainConfig, dataset: Dataset, checkpoints: CheckpointStore, 
         protocol(config.protocol, image_size=config.image_size, resize_size=config.resize_size), dataset.val
     )
     val = eval_rows(
-        dataset.val, _read_config(config, reading), rules.geometry, config.recipe.batch_size, rank=world.rank,
-        world=world.size,
+        dataset.val, _read_config(config, reading), rules.geometry, -(-config.recipe.batch_size // world.size),
+        rank=world.rank, world=world.size,
     )  # fmt: skip
     require_searchable(val, "Validation during training")
     return Run(
-        config, dataset, checkpoints, world, method, world.wrap(method), optimizer, progress, plan, val, rules,
-        build_readout(config),
+        config, dataset, checkpoints, world, method, world.wrap(method), optimizer, Guard(optimizer), progress,
+        plan, val, rules, build_readout(config), computes,
     )  # fmt: skip
 
 
@@ -211,24 +229,42 @@ def _resume(
         saved = checkpoints.load(folder, world.device)
     if saved is None:
         return Progress(Position(), [], {})
-    if saved.state["config_hash"] != _origin(config, dataset):
+    if saved.state["config_hash"] != _origin(config, dataset, world.device):
         raise MismatchError(
             f"The checkpoint {checkpoints.trial.path(saved.folder)} is of another configuration or of other data; it "
             "was left alone."
         )
     method.load_state_dict(saved.state["method"])
+    kind = optimizer.defaults["fused"]  # of this device: a checkpoint may come from another
     optimizer.load_state_dict(saved.state["optimizer"])
+    for group in optimizer.param_groups:
+        group["fused"] = kind
     if world.rank > 0:  # the saved sums are over all ranks: one of them carries them on
-        return Progress(saved.position, saved.records, {})
+        return Progress(saved.position, saved.records, {}, best=saved.state["best"])
     sums = {name: torch.tensor(total, dtype=torch.float64) for name, total in saved.state["sums"].items()}
-    return Progress(saved.position, saved.records, sums, saved.state["rows"])
+    return Progress(saved.position, saved.records, sums, saved.state["rows"], saved.state["best"])
 
 
 def _train_epoch(run: Run, reader: TrainReader, epoch: int, checkpoint_batches: int) -> bool:
     """Train on what is left of the epoch; False if the world was asked to stop, at a checkpoint that is written."""
+    made = reader.epoch(epoch, start_sample=run.progress.position.samples)
+    # one thread of a CPU is all that this process was given
+    most = 0 if run.world.device.type == "cpu" and torch.get_num_threads() == 1 else AHEAD
+    with contextlib.closing(ahead(made, most, partial(_pinned, device=run.world.device))) as batches:
+        return _train_batches(run, batches, epoch, checkpoint_batches)
+
+
+def _pinned(batch: Batch, device: torch.device) -> Batch:
+    """The batch in memory that a GPU reads by itself."""
+    if device.type == "cpu":
+        return batch
+    return replace(batch, images_BCHW=batch.images_BCHW.pin_memory(), labels_B=batch.labels_B.pin_memory())
+
+
+def _train_batches(run: Run, batches: Iterator[Batch], epoch: int, checkpoint_batches: int) -> bool:
     run.method.train()
     since_checkpoint = 0
-    for batch in reader.epoch(epoch, start_sample=run.progress.position.samples):
+    for batch in batches:
         train_step(run, epoch, batch)
         run.world.beat()
         run.progress.position = Position(epoch, run.progress.position.samples + batch.global_size)
@@ -236,10 +272,12 @@ def _train_epoch(run: Run, reader: TrainReader, epoch: int, checkpoint_batches: 
         order = run.world.order(run.progress.position)
         due = since_checkpoint == checkpoint_batches and run.progress.position.samples < run.plan.samples
         if due or order is not Order.GO_ON:
+            run.guard.settle()
             _save(run)
             since_checkpoint = 0
         if order is Order.STOP:
             return False
+    run.guard.settle()
     return True
 
 
@@ -247,33 +285,34 @@ def train_step(run: Run, epoch: int, batch: Batch) -> None:
     """One step of the optimizer on this rank's part of a batch. Raises `NonFiniteError` before it would move."""
     config, device = run.config, run.world.device
     torch.manual_seed(_fold(config.seed, epoch, run.progress.position.samples))
+    if device.type == "cuda":  # dropout's own; what methods draw is equal on all ranks, on the host
+        torch.cuda.manual_seed(_fold(config.seed, epoch, run.progress.position.samples, run.world.rank))
     done = run.progress.position.samples // config.recipe.batch_size / run.plan.num_batches
     set_learning_rate(run.optimizer, learning_rate(config.recipe, epoch, run.progress.records, done))
-    images = normalize(batch.images_BCHW, device, dtype_of(run.method))
-    if config.channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-        run.method.begin_step(epoch, batch.ids)
-        output = run.model(images, batch.labels_B.to(device))
+    images = normalize(batch.images_BCHW, device, dtype_of(run.method), run.arithmetic.layout)
+    with run.arithmetic.autocast():
+        run.method.begin_step(epoch, batch.ids, batch.global_size)
+        output = run.model(images, batch.labels_B.to(device, non_blocking=True))
         terms = wsol_models.method_module(config.method).losses(output, run.method.config)
     loss = torch.stack(list(terms.values())).sum()
     # DDP averages over ranks; weighted by its share of rows each gives the mean over the global batch
     share = len(batch.ids) * run.world.size / batch.global_size
     run.optimizer.zero_grad(set_to_none=True)
     (loss * share).backward()
-    norm = _finite_gradient_norm(run, terms, epoch)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in run.method.parameters() if p.grad is not None])
     if config.recipe.clip_norm:
         torch.nn.utils.clip_grads_with_norm_(list(run.method.parameters()), config.recipe.clip_norm, norm)
     if config.precision == "reproducible":
         _round_gradients(run.method)
-    run.optimizer.step()
+    terms = {name: term.detach() for name, term in terms.items()}
+    run.guard.step(norm, partial(_not_finite, norm, terms, run.progress.position))
     run.progress.add({"loss": loss, **terms}, len(batch.ids))
 
 
 def _round_gradients(method: nn.Module) -> None:
     """Keep three digits of every gradient.
 
-    Last bits differ between machines, and a training can make 10^11 times as much of them in 150 steps, through the
+    Last bits differ between machines, and a training can make 10^7 times as much of them in 100 steps, through the
     gradients. Those of float64 are 10^13 times smaller than what is rounded away here, and hardly ever decide it.
     """
     for parameter in method.parameters():
@@ -281,17 +320,12 @@ def _round_gradients(method: nn.Module) -> None:
             parameter.grad = parameter.grad.bfloat16().to(parameter.dtype)
 
 
-def _finite_gradient_norm(run: Run, terms: dict[str, Tensor], epoch: int) -> Tensor:
-    """The norm over all gradients; raises unless it is finite. It is the same on every rank, so all decide alike."""
-    gradients = [p.grad for p in run.method.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if not torch.isfinite(norm):
-        values = ", ".join(f"{name} {float(term.detach()):.4g}" for name, term in terms.items())
-        raise NonFiniteError(
-            f"The gradient is {float(norm)} in epoch {epoch + 1} after {run.progress.position.samples} samples "
-            f"({values}): try a smaller learning rate or --clip-norm."
-        )
-    return norm
+def _not_finite(norm: Tensor, terms: dict[str, Tensor], position: Position) -> str:
+    values = ", ".join(f"{name} {float(term):.4g}" for name, term in terms.items())
+    return (
+        f"The gradient is {float(norm)} in epoch {position.epoch + 1} after {position.samples} samples ({values}): try "
+        "a smaller learning rate or --clip-norm."
+    )
 
 
 def _finish_epoch(run: Run, epoch: int, started: float, rows: int) -> Record:
@@ -300,10 +334,19 @@ def _finish_epoch(run: Run, epoch: int, started: float, rows: int) -> Record:
     `rows` is how many this rank has trained on since `started`.
     """
     seconds = time.monotonic() - started
-    last = epoch + 1 == run.config.recipe.epochs
-    searched = last or epoch + 1 in run.config.rungs
+    config, last = run.config, epoch + 1 == run.config.recipe.epochs
+    searched = last or config.searches_each_epoch or epoch + 1 in config.rungs
     counts = validate(run, search=searched)
-    choice = selection.choose(counts, run.config.objective)
+    choice = selection.choose(counts, config.objective)
+    best = best_epoch([*(record["value"] for record in run.progress.records), choice.value])
+    last = last or 0 < config.patience <= epoch + 1 - best
+    kept = best if config.keep == "best" else epoch + 1
+    if last and kept <= epoch:
+        run = _back_to_best(run)
+        counts = validate(run, search=True)
+        choice = selection.choose(counts, config.objective)
+    elif config.keep == "best" and kept == epoch + 1:
+        run.progress.best = {name: tensor.cpu().clone() for name, tensor in run.method.state_dict().items()}
     images = validate_images(run, choice) if last else None
     sums, all_rows = run.progress.over_ranks(run.world)
     record = {
@@ -320,8 +363,9 @@ def _finish_epoch(run: Run, epoch: int, started: float, rows: int) -> Record:
         "searched": searched,
         "choice": choice.to_dict() if searched else None,
         "final": last,
+        "kept_epoch": kept if last else None,
     }
-    run.progress = Progress(Position(epoch + 1), [*run.progress.records, record], {})
+    run.progress = Progress(Position(epoch + 1), [*run.progress.records, record], {}, best=run.progress.best)
     if last:
         _finish(run, counts, choice, images)
         return record
@@ -331,14 +375,33 @@ def _finish_epoch(run: Run, epoch: int, started: float, rows: int) -> Record:
     return record
 
 
+def best_epoch(values: list[float]) -> int:
+    """The first (1-based) epoch with the highest of `values`, one an epoch; one that is not defined is the lowest."""
+    return 1 + max(range(len(values)), key=lambda index: -math.inf if math.isnan(values[index]) else values[index])
+
+
+def _back_to_best(run: Run) -> Run:
+    """The run with the weights of its best epoch; those of the last are kept beside the finished model.
+
+    It is asked for no more checkpoints, which would be of these weights at that position.
+    """
+    if run.world.rank == 0:
+        write_sealed(run.checkpoints.own / LAST, {WEIGHTS: _tensors(run.method.state_dict())})
+    run.method.load_state_dict(run.progress.best)
+    return replace(run, world=replace(run.world, orders=None))
+
+
 def validate(run: Run, search: bool) -> Counts:
     """Validation counts over all ranks: of every readout setting, or of the one setting scored each epoch.
 
+    A search is in float32 at least, as the finished model will be read; one setting is scored as the model is trained.
     Ranks judge the network that is kept, rank 0's: their own statistics of batch norm may be of other rows.
     """
     run.world.share_buffers(run.method)
     run.method.eval()
-    return _count(run, None if search else [fixed_setting(run.config.fixed_setting, run.readout.settings(run.method))])
+    fixed = None if search else [fixed_setting(run.config.fixed_setting, run.readout.settings(run.method))]
+    with run.arithmetic.autocast(not search):
+        return _count(run, fixed)
 
 
 def validate_images(run: Run, choice: selection.Choice) -> ImageHits | None:
@@ -362,13 +425,23 @@ def _count(run: Run, settings: list[Any] | None, keep_images: bool = False) -> C
         run.method, run.readout, run.val, run.protocol, settings=settings, device=run.world.device,
         keep_images=keep_images, on_batch=on_batch,
     )  # fmt: skip
-    merged = run.world.gather(counts)
-    return sum(merged[1:], start=merged[0])
+    images = None if counts.image_hits is None else reduce(operator.add, run.world.gather(counts.image_hits))
+    return replace(counts.summed(run.world.total), image_hits=images)
 
 
-def _origin(config: TrainConfig, dataset: Dataset) -> str:
+def _origin(config: TrainConfig, dataset: Dataset, device: torch.device) -> str:
     """What a checkpoint is of: whoever goes on from it must train the same on the same."""
-    return config_hash({"train": to_dict(config), "data": dataset.fingerprint})
+    computes = arithmetic(config, device).told  # "auto" is another on another device
+    return config_hash({"train": as_kept(config), "data": dataset.fingerprint, "arithmetic": computes})
+
+
+def ddp_options(method: LocalizationMethod) -> dict[str, Any]:
+    """How `DistributedDataParallel` is to wrap a method, beside PyTorch's defaults.
+
+    Before every forward it would send rank 0's buffers round. Statistics of batch norm are read in validation alone,
+    which sends them itself; only what a method remembers is read in training.
+    """
+    return {"broadcast_buffers": method.remembers, "gradient_as_bucket_view": True}
 
 
 def _save(run: Run) -> None:
@@ -377,9 +450,10 @@ def _save(run: Run) -> None:
         state = {
             "method": run.method.state_dict(),
             "optimizer": run.optimizer.state_dict(),
-            "config_hash": _origin(run.config, run.dataset),
+            "config_hash": _origin(run.config, run.dataset, run.world.device),
             "sums": sums,
             "rows": rows,
+            "best": run.progress.best,
         }
         run.checkpoints.save(run.progress.position, state, run.progress.records)
 
@@ -387,7 +461,7 @@ def _save(run: Run) -> None:
 def _finish(run: Run, counts: Counts, choice: selection.Choice, images: ImageHits | None) -> None:
     """Write the finished model."""
     if run.world.rank == 0:
-        files = model_files(run.method, run.config, run.dataset, choice, counts, run.study)
+        files = model_files(run.method, run.config, run.dataset, choice, counts, run.study, run.arithmetic.told)
         if images:
             files[VAL_IMAGES] = json.dumps(images.to_dict()).encode()
         run.checkpoints.finish(files, run.progress.records)
@@ -400,14 +474,16 @@ def model_files(
     choice: selection.Choice,
     counts: Counts,
     study: str = "",
+    computed: str = "",
 ) -> dict[str, bytes]:
     """A finished model as files, none of them a pickle: what `model.load_model` reads, and the counts behind it."""
     description = {
+        "format": FORMAT,
         "study": study,
-        "train": to_dict(config),
+        "train": as_kept(config),
         "classes": list(dataset.classes),
         "multilabel": dataset.multilabel,
-        "data": dataset.uri,
+        "data": dataset.name,
         "dataset": dataset.fingerprint,
         "val_split": dataset.val.fingerprint,
         "choice": choice.to_dict(),

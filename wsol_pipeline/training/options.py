@@ -6,7 +6,7 @@ Importing options loads no torch, ray or mlflow: `--help` and a mistyped option 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from wsol_pipeline.training.config import Precision, Schedule, TrainGeometry, check_name, require
+from wsol_pipeline.training.config import Keep, Precision, Schedule, TrainGeometry, check_name, require
 
 if TYPE_CHECKING:
     from wsol_pipeline.storage import Store
@@ -26,8 +26,8 @@ class WhatOptions:
     experiment: str = "wsol"
     """MLflow experiment. The server is that of MLFLOW_TRACKING_URI, else a SQLite file in --storage."""
     preset: str | None = None
-    """A paper's recipe by id, e.g. bas-ext/table1/cub/resnet50. Options given beside it win. By default a recipe that
-    suits a laptop."""
+    """A paper's recipe by id, e.g. bas-ext/table1/cub/resnet50. Options given beside it win. By default a recipe for
+    pretrained --weights, or one that suits a laptop."""
     config: str | None = None
     """A YAML file of options, as --print-config writes it; what else is given here wins."""
     dry_run: bool = False
@@ -39,18 +39,22 @@ class WhatOptions:
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How a model is trained: without --preset a recipe for a laptop. Options win over the preset."""
+    """How a model is trained. Without --preset: for --weights a recipe that fine-tunes on photographs, else one for a
+    laptop. Options win over all of them."""
 
     backbone: str | None = None
-    """Network: tiny, resnet18, resnet50, mobilenet_v2, ... By default the preset's; tiny without one."""
+    """Network: tiny, resnet18, resnet50, mobilenet_v2, ... By default the preset's; without one resnet50 for
+    imagenet's weights, else tiny."""
     weights: str | None = None
     """Initial weights: 'imagenet' (downloaded), or a path that every node sees. By default from scratch."""
     epochs: int | None = None
-    """Passes over the training split. By default the preset's; 4 without one."""
+    """Passes over the training split. By default the preset's; without one 10 with --weights, else 4."""
     batch_size: int | None = None
-    """Images a step over all workers together. By default the preset's; 32 without one."""
+    """Images a step over all workers together. By default the preset's; without one 16 with
+    --weights, else 32."""
     learning_rate: float | None = None
-    """Base learning rate of SGD; the method's multipliers come on top. By default the preset's; 0.003 without one."""
+    """Base learning rate of SGD; the method's multipliers come on top. By default the preset's; without one 0.001 with
+    --weights, else 0.003."""
     weight_decay: float | None = None
     """L2 penalty on every parameter, biases and normalisation included. By default the preset's; 0.0005 without
     one."""
@@ -76,10 +80,17 @@ class TrainingOptions:
     """The method's hyper-parameters by name, e.g. --options alpha 0.5 generator_after layer2; what is searched wins. By
     default the preset's, then the paper's."""
     image_size: int | None = None
-    """Pixels a side of what the network sees. By default the preset's (224, mostly); 64 without one."""
+    """Pixels a side of what the network sees. By default the preset's (224, mostly); without one 224 with
+    --weights, else 64."""
     resize_size: int | None = None
-    """Pixels a side that images are resized to before the training crop. By default the preset's (mostly image_size +
-    32); 72 without one."""
+    """Pixels a side that images are resized to before the training crop. By default the preset's, without one 256 or 72
+    as above; in proportion where --image-size is given alone."""
+    keep: Keep = "last"
+    """Which epoch's model a training ends with. last: as the papers do; best: that of the highest searched objective on
+    validation, the last beside it. Then, and with --patience, the whole readout is searched after every epoch, and the
+    pruner asked."""
+    patience: int = 0
+    """End a training after so many epochs without a better searched objective; 0: never, as the papers do."""
     freeze_batch_norm: bool = False
     """Keep BatchNorm's stored statistics fixed; needed for weights with folded BatchNorm."""
     sync_batch_norm: bool = False
@@ -124,16 +135,22 @@ class MachineOptions:
 
     workers: int = 1
     """Workers (processes, GPUs) that train one model together."""
-    cpus_per_worker: int = 1
-    """CPU cores reserved for each worker."""
+    cpus_per_worker: int | None = None
+    """CPU cores reserved for each worker: they crop images and score maps. By default 1 without GPUs; with them a GPU's
+    share of its node's cores but one, or half of it where images are streamed, which other processes decode (and 1
+    where an autoscaler has added no node yet)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the cluster's GPUs if it has any, else CPUs; with --cluster-may-grow say cuda or cpu."""
-    precision: Precision = "float32"
-    """Arithmetic of forward and backward. float64, weights too, is slow, and its rounding, which differs between
-    machines and numbers of threads, 10^9 times smaller. reproducible: float64, and of each gradient three digits are
-    kept, so that no training amplifies what differs: the result is the same on any machine."""
-    channels_last: bool = False
-    """Memory layout that is faster on GPUs with bfloat16."""
+    precision: Precision = "auto"
+    """Arithmetic of forward and backward. auto: on GPUs bfloat16, if they have it, with losses and what is pooled in
+    float32; on CPUs float32. float32: on GPUs without TF32. float64, weights too, is slow, and its rounding, which
+    differs between machines and numbers of threads, 10^9 times smaller. reproducible: float64, and of each gradient
+    three digits are kept, so that no training amplifies what differs: the result is the same on other machines."""
+    channels_last: bool | None = None
+    """Memory layout that is faster on GPUs with bfloat16. By default there alone."""
+    deterministic: bool = False
+    """Only kernels that give the same bits again: slower. A run on a GPU that was interrupted ends as if it had not
+    been only then; on CPUs it does anyway."""
     checkpoint_batches: int = 0
     """Also write a checkpoint every so many batches; 0: at the end of epochs only."""
     stuck_minutes: float = 20.0
@@ -153,7 +170,8 @@ class RunOptions(MachineOptions, ReadingOptions, ReadoutOptions, TrainingOptions
     def __post_init__(self) -> None:
         check_name("name", self.name)
         require(self.workers >= 1, "workers must be at least 1", self.workers)
-        require(self.cpus_per_worker >= 1, "cpus_per_worker must be at least 1", self.cpus_per_worker)
+        cpus = self.cpus_per_worker
+        require(cpus is None or cpus >= 1, "cpus_per_worker must be at least 1", cpus)
         require(self.cache_budget_gb > 0, "cache_budget_gb must be positive", self.cache_budget_gb)
         require(self.shard_cache_gb >= 0, "shard_cache_gb cannot be negative", self.shard_cache_gb)
         require(self.checkpoint_batches >= 0, "checkpoint_batches cannot be negative", self.checkpoint_batches)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from wsol_pipeline.training.config import check_name, require
+from wsol_pipeline.training.config import Precision, check_name, require
 from wsol_pipeline.training.options import RunOptions, store_at
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ class EvaluateOptions:
     """Names of studies (or runs). The first one's winner is the contender; the others stand beside it."""
     storage: str = "runs"
     """The --storage of those studies."""
+    data: str | None = None
+    """Where the studies' dataset is today, if it was moved. It is known by its fingerprint."""
     champion: bool = True
     """Give the first study's winner the alias 'champion' in the model registry."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -30,6 +32,9 @@ class EvaluateOptions:
     """Where a node keeps decoded pixels; by default below the user's cache folder."""
     experiment: str = "wsol"
     """MLflow experiment of the studies."""
+    segmentation: tuple[str, ...] = ()
+    """Instead: segmentation networks by name, each class on test; or seeds and pseudo masks, on training images whose
+    masks were imported with --audit."""
 
     def __post_init__(self) -> None:
         require(len(self.study) >= 1, "at least one --study is needed", self.study)
@@ -53,6 +58,8 @@ class SolveOptions:
     """Name of the result, a study of one trial. By default <study>-<readout>."""
     storage: str = "runs"
     """The --storage of both."""
+    data: str | None = None
+    """Where the study's dataset is today, if it was moved. It is known by its fingerprint."""
     readout: str = "bagcams"
     """A file of wsol_models/readouts."""
     readout_options: dict[str, str] = field(default_factory=dict)
@@ -101,6 +108,8 @@ class ReproduceOptions(RunOptions):
     name: str = AUTO
     """Name of the reproduction: the same name continues it. auto: made of the row's id."""
     preset: tyro.conf.Suppress[str | None] = None
+    precision: Precision = "float32"
+    """Arithmetic of forward and backward: the papers' unless told, on GPUs too, without TF32."""
     dry_run: bool = False
     """Check configuration, data, storage, MLflow and placement, train a few batches, say what it would take, and start
     nothing."""
