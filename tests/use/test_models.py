@@ -42,7 +42,7 @@ def test_a_model_of_the_registry_is_loaded_by_its_uri(final, tmp_path, monkeypat
 
 def test_a_studys_winner_is_a_model(final, photographs, tmp_path):
     storage = Store.at(tmp_path / "runs")
-    record = {"schema": SCHEMA, "published": None, "data": "none", **model_named(final, storage)}
+    record = {"schema": SCHEMA, "study": "x", **model_named(final, storage)}
     storage.write("bas/winner.json", json.dumps(record).encode())
     assert label_of(wsol.load_model(tmp_path / "runs/bas")) == label_of(wsol.load_model(final.uri))
     where = ["--storage", str(tmp_path / "runs"), "--source", str(photographs), "--out", str(tmp_path / "out")]

@@ -4,7 +4,6 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -72,5 +71,5 @@ def _row(case: Case, classes: Sequence[str], rules: Protocol) -> dict[str, Any]:
 
 def _in_image(box: Sequence[float], case: Case, rules: Protocol) -> list[float]:
     """A box of evaluation pixels, maxima inclusive, by its edges in pixels of the stored image."""
-    x0, y0, x1, y1 = (float(side) for side in np.add(box, (0, 0, 1, 1)))
-    return list(Frame.of((case.width, case.height), rules).box((x0, y0, x1, y1)))
+    x0, y0, x1, y1 = box
+    return list(Frame.of((case.width, case.height), rules).box((x0, y0, x1 + 1, y1 + 1)))
