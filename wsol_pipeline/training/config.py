@@ -15,7 +15,7 @@ T = TypeVar("T")
 Schedule = Literal["step", "plateau_top1", "plateau_loss", "poly"]  # see `optim.learning_rate`
 TrainGeometry = Literal["crop", "random_resized_crop", "random_resized_crop_stored"]  # see `augment.Augmentation`
 Keep = Literal["last", "best"]
-Precision = Literal["auto", "float32", "bfloat16", "float64"]
+Precision = Literal["auto", "float32", "bfloat16", "float64", "reproducible"]
 NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 

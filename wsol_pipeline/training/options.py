@@ -143,8 +143,9 @@ class MachineOptions:
     """auto: the cluster's GPUs if it has any, else CPUs; with --cluster-may-grow say cuda or cpu."""
     precision: Precision = "auto"
     """Arithmetic of forward and backward. auto: on GPUs bfloat16, if they have it, with losses and what is pooled in
-    float32; on CPUs float32. float32: on GPUs without TF32. float64, weights too, is slow, and keeps rounding, which
-    differs between CPUs and numbers of threads, from being amplified into another result."""
+    float32; on CPUs float32. float32: on GPUs without TF32. float64, weights too, is slow, and its rounding, which
+    differs between machines and numbers of threads, 10^9 times smaller. reproducible: float64, and of each gradient
+    three digits are kept, so that no training amplifies what differs: the result is the same on other machines."""
     channels_last: bool | None = None
     """Memory layout that is faster on GPUs with bfloat16. By default there alone."""
     deterministic: bool = False
