@@ -13,8 +13,10 @@ from rayjobs import train
 from wsol_pipeline.console import live, screens
 from wsol_pipeline.console.live import TrialLog, TrialTable
 from wsol_pipeline.console.progress import is_live
+from wsol_pipeline.study.outcome import Outcome
 from wsol_pipeline.text import format_hours
 from wsol_pipeline.training.checkpoint import Position
+from wsol_pipeline.verdict.rows import Row
 
 ROOT = Path(__file__).parents[2]
 PARAMETERS = {"lambda_": 0.123456, "alpha": 1.5, "beta": 0.987654, "generator_after": "layer3", "learning_rate": 0.001}
@@ -216,6 +218,29 @@ def test_what_an_interrupted_study_keeps(capsys):
         "trial   4 goes on: checkpoint after 2 epochs, the last one it wrote",
         "trial   5 goes on: nothing is trained yet",
     ]
+
+
+@pytest.mark.parametrize(("rows", "quick"), [(150, True), (5000, False)])
+def test_the_last_screen_of_a_study_explains_its_words_and_names_what_is_quick(capsys, rows, quick):
+    study = plan()
+    study.rule, study.folder, study.options.storage = None, SimpleNamespace(uri="runs/bas-cub"), "runs"
+    study.dataset.val = SimpleNamespace(num_rows=rows)
+    balance = {"started": 0, "complete": 0, "pruned": 0, "fail": 0}
+    best = SimpleNamespace(uri="runs/bas-cub/final")
+    screens.print_outcome(Outcome(balance, [], best, {}, 0.5, doubt="In 1,000 redraws ..."), study, "1")
+    told = capsys.readouterr().out
+    assert "(A redraw: as many images drawn from these" in told
+    assert "30.0 min of device time in all (each worker's training and validation)" in told
+    assert ("tune_bagcams.py --study bas-cub --storage runs" in told) is quick
+
+
+def test_the_last_screen_of_an_evaluation_explains_what_its_rows_are_called():
+    nothing = {"val": {}, "transferred": {}, "oracle": {}, "intervals": {}}
+    ours = Row("a: winner", "5 > 0.100", **nothing)
+    (told,) = screens._words([ours])
+    assert told == "5 > 0.100: the readout's setting 5; what is over 0.100 in a map is the object."
+    told = screens._words([Row("a: published, readout solved", "5 > 0.100", **nothing), ours])
+    assert told[1].startswith("published: trained with the setting of a paper's row")
 
 
 @pytest.mark.parametrize(("hours", "text"), [(0.005, "18 s"), (0.5, "30.0 min"), (19.8, "19.8 h")])

@@ -32,7 +32,7 @@ def keep(tmp_path, facts):
         final = store / name / "trials/0000/attempt-0001/final"
         description = {
             "train": to_dict(dataclasses.replace(model.config, **train)), "choice": model.choice.to_dict(),
-            "data": "gone", "dataset": "f", "val_split": "v", "study": "1",
+            "data": "gone", "dataset": "f", "val_split": "v", "arithmetic": "float32", "study": "1",
             "classes": ["cat"],
         }  # fmt: skip
         files = {"model.json": description, "val_counts.json": model.val.to_dict()}

@@ -38,7 +38,9 @@ TINY = {"backbone": "tiny", "image_size": 32, "resize_size": 36, "epochs": 1, "b
 
 
 def config(row: str = BAS, **given) -> TrainConfig:
-    return resolve(RunOptions(name="x", preset=row, **{"weights": "imagenet", **given}), preset(row).method)
+    return resolve(
+        RunOptions(name="x", preset=row, **{"weights": "imagenet", "precision": "float32", **given}), preset(row).method
+    )
 
 
 def test_a_row_is_found_by_any_of_its_names():

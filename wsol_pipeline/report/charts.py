@@ -62,9 +62,10 @@ class Chart:
 
     def file(self, kind: str) -> bytes:
         """It as a file by itself, "svg" or "pdf", in the colours of paper; the page's are gone from it then."""
-        self.figure.draw_without_rendering()  # ticks that a second layout adds, before all are given their colours
-        for artist in self.figure.findobj():
-            _recolour(artist)
+        ticks = [tick for axes in self.figure.axes for axis in (axes.xaxis, axes.yaxis) for tick in axis.majorTicks]
+        for artist in (self.figure, *ticks):  # a figure finds those ticks alone that it would show as it is now
+            for part in artist.findobj():
+                _recolour(part)
         file = io.BytesIO()
         with matplotlib.rc_context(cast(Any, STYLE | {"svg.hashsalt": self._salt})):
             made_at = {"Date": None} if kind == "svg" else {"CreationDate": None}
@@ -87,7 +88,7 @@ def _recolour(artist: Any) -> None:
 def chart(width: float = 4.2, height: float = 2.7, salt: str = "") -> Iterator[Chart]:
     """A chart of so many inches; `salt` tells the ids of two charts of a page apart."""
     with matplotlib.rc_context(cast(Any, STYLE | {"svg.hashsalt": salt})):
-        made = Chart(Figure(figsize=(width, height)))
+        made = Chart(Figure(figsize=(width, height), dpi=72))  # as files are written: others would have other ticks
         yield made
         file = io.StringIO()
         made.figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
