@@ -4,15 +4,14 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wsol_pipeline.evaluation.cases import SCORES, Case, kind
+from wsol_pipeline.evaluation.objects import Frame
 from wsol_pipeline.evaluation.protocols import Protocol
 from wsol_pipeline.redaction import redact
 from wsol_pipeline.report.facts import Facts
-from wsol_pipeline.training.model import box_in_image
 
 _BOX = pa.list_(pa.field("side", pa.float64()), 4)
 # name: (type, what it is); docs/studies.md has the same
@@ -72,5 +71,5 @@ def _row(case: Case, classes: Sequence[str], rules: Protocol) -> dict[str, Any]:
 
 def _in_image(box: Sequence[float], case: Case, rules: Protocol) -> list[float]:
     """A box of evaluation pixels, maxima inclusive, by its edges in pixels of the stored image."""
-    edges = np.add(box, (0, 0, 1, 1))
-    return list(box_in_image(edges, (case.height, case.width), rules))
+    x0, y0, x1, y1 = box
+    return list(Frame.of((case.width, case.height), rules).box((x0, y0, x1 + 1, y1 + 1)))
