@@ -52,14 +52,19 @@ def photographs(folder: Path, count: int) -> None:
         whole.crop((x, y, x + WIDTH, y + HEIGHT)).save(folder / f"{number:06d}.jpg", quality=90)
 
 
-def turns(localizer: Localizer, items: list[Item], batch_BCHW: torch.Tensor) -> tuple[float, float]:
-    """Seconds of the job's work on some images, and of the forward alone on as many."""
-    started = time.perf_counter()
+def clocks() -> np.ndarray:
+    """Seconds passed, and seconds of this process on any core: the latter are the same on a machine that others use."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def turns(localizer: Localizer, items: list[Item], batch_BCHW: torch.Tensor) -> np.ndarray:
+    """Both clocks over the job's work on some images, and over the forward alone on as many, [2, 2]."""
+    started = clocks()
     localizer.run(items)
-    between = time.perf_counter()
+    between = clocks()
     with torch.no_grad():
         localizer.model.method(normalize(batch_BCHW[: len(items)]))
-    return between - started, time.perf_counter() - between
+    return np.stack([between - started, clocks() - between])
 
 
 def main() -> None:
@@ -79,14 +84,16 @@ def main() -> None:
         turns(localizer, items[: args.batch_size], batch_BCHW)
         ratios, memory = [], []
         for number in range(args.rounds):
-            pairs = [turns(localizer, some, batch_BCHW) for some in batched(items, args.batch_size)]
-            whole, forward = (sum(seconds) for seconds in zip(*pairs, strict=True))
-            ratios.append(forward / whole)
+            spent = sum(turns(localizer, some, batch_BCHW) for some in batched(items, args.batch_size))
+            (whole, whole_cpu), (forward, forward_cpu) = np.asarray(spent)
+            ratios.append((forward / whole, forward_cpu / whole_cpu))
             memory.append(psutil.Process().memory_info().rss / 2**20)
             told = f"{len(items) / whole:.1f} images/s, forward alone {len(items) / forward:.1f}"
-            print(f"round {number}: {told}, ratio {ratios[-1]:.3f}, {memory[-1]:.0f} MiB", flush=True)
-    told = f"ratio {median(ratios):.3f} (median of {args.rounds}), memory {memory[0]:.0f} -> {memory[-1]:.0f} MiB"
-    print(f"{args.backbone}, {WIDTH}x{HEIGHT}, {torch.get_num_threads()} threads: {told}")
+            print(f"round {number}: {told}, ratio {ratios[-1][0]:.3f} ({ratios[-1][1]:.3f} of CPU time), "
+                  f"{memory[-1]:.0f} MiB", flush=True)  # fmt: skip
+    wall, cpu = (median(of) for of in zip(*ratios, strict=True))
+    told = f"ratio {wall:.3f} ({cpu:.3f} of CPU time), memory {memory[0]:.0f} -> {memory[-1]:.0f} MiB"
+    print(f"{args.backbone}, {WIDTH}x{HEIGHT}, {torch.get_num_threads()} threads, median of {args.rounds}: {told}")
 
 
 if __name__ == "__main__":

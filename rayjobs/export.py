@@ -17,14 +17,14 @@ def main(args: list[str] | None = None) -> int:
     options = command_line(Options, args, __doc__)
     from wsol_pipeline.storage import Store
     from wsol_pipeline.tracking.registry import save_pyfunc
-    from wsol_pipeline.use.folder import portable, write_folder
+    from wsol_pipeline.use.folder import write_folder
     from wsol_pipeline.use.graph import export_graph
     from wsol_pipeline.use.models import named
 
     if options.format == "folder":
         print("\n".join(write_folder(options, Store.at(options.out))))
     elif options.format == "mlflow":
-        print(save_pyfunc(portable(named(options)), options.out))
+        print(save_pyfunc(named(options), options.out))
     else:
         print(export_graph(options))
         print(options.out)

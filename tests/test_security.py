@@ -35,7 +35,7 @@ from wsol_pipeline.verdict.options import EvaluateOptions
 from wsol_pipeline.verdict.rows import Row
 
 ROOT = Path(__file__).parents[1]
-CODE = ("wsol_models", "wsol_pipeline", "search_spaces", "rayjobs", "benchmarks", "tests")
+CODE = ("wsol", "wsol_models", "wsol_pipeline", "search_spaces", "rayjobs", "benchmarks", "tests")
 UNPICKLERS = {"pickle", "_pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib", "skops", "pandas", "pd"}
 NEVER = {
     "eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load", "yaml.full_load",

@@ -283,6 +283,17 @@ class Store:
             aside.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def storage_needed(store: Store) -> Iterator[None]:
+    """Within, storage that fails is a `ResourceError` that names `store`; who read the terminal and ended is none."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except STORAGE_ERRORS as error:
+        raise ResourceError(f"{describe_storage_error(store.uri, error)} The same command continues.") from error
+
+
 def _has_code(error: BaseException, *codes: str) -> bool:
     """Whether S3 answered with one of these error codes; s3fs translates many of them to one `OSError`."""
     cause = error if isinstance(error, ClientError) else error.__cause__

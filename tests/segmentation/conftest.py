@@ -10,6 +10,7 @@ from wsol_pipeline.data.dataset import open_dataset
 from wsol_pipeline.data.importers import synthetic
 from wsol_pipeline.data.ingest import import_dataset
 from wsol_pipeline.storage import Store
+from wsol_pipeline.study.ledger import SCHEMA
 from wsol_pipeline.study.outcome import WINNER, model_named
 from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.loop import train
@@ -32,7 +33,8 @@ def studies(several, reading, make_config, tmp_path_factory):
         config = make_config(name, batch_size=12, protocol="voc-miou", objective="miou", **own)
         checkpoints = CheckpointStore(store / name / "trials/0000", 1)
         list(train(config, several, checkpoints, reading=reading))
-        winner = {"study": f"id-{name}", "data": several.uri, "method": name, **model_named(checkpoints.final())}
+        named = model_named(checkpoints.final(), Store("/elsewhere"))  # by its whole place: `storage` copies this alone
+        winner = {"schema": SCHEMA, "study": f"id-{name}", "data": several.uri, "method": name, **named}
         (store / name).write(WINNER, json.dumps(winner).encode())
     return store
 

@@ -23,6 +23,7 @@ from wsol_pipeline.evaluation.evaluate import detect
 from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.evaluation.selection import choose, transferred
 from wsol_pipeline.storage import Store
+from wsol_pipeline.study.ledger import SCHEMA
 from wsol_pipeline.study.outcome import WINNER, model_named
 from wsol_pipeline.study.plan import check_buildable
 from wsol_pipeline.training.checkpoint import CheckpointStore
@@ -72,7 +73,7 @@ def judge(several, reading, tmp_path, monkeypatch, capsys):
 
     def run(trained, method):
         record = {"method": method, "trial": 0, "trials": 1, "published": None, "study": ""}
-        record |= model_named(trained.final)
+        record |= {"schema": SCHEMA, **model_named(trained.final, Store.at(tmp_path))}
         Store.at(tmp_path / method).write(WINNER, json.dumps({**record, "data": several.uri}).encode())
         arguments = ["--study", method, "--storage", str(tmp_path)]
         report_job.main(arguments)

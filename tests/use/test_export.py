@@ -19,8 +19,10 @@ import wsol
 from rayjobs import export
 from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.storage import Store
+from wsol_pipeline.study.ledger import SCHEMA
+from wsol_pipeline.study.outcome import model_named
 from wsol_pipeline.training.checkpoint import write_sealed
-from wsol_pipeline.training.model import ModelFiles, local_files, sealed_files
+from wsol_pipeline.training.model import local_files, sealed_files
 from wsol_pipeline.use import folder, graph
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +35,11 @@ def made(final, tmp_path_factory):
     place = tmp_path_factory.mktemp("export") / "model"
     assert export.main(["--model", final.uri, "--out", str(place)]) == 0
     return place
+
+
+@pytest.fixture
+def on_val(dataset):
+    return ["--images", f"{dataset.uri}:val"]
 
 
 def answers(where):
@@ -75,13 +82,6 @@ def test_a_folder_holds_no_place_and_says_what_it_is(made, dataset, final):
     assert "Apache-2.0" in (made / "LICENSES.md").read_text()
     assert "torch==" in (made / "requirements.txt").read_text()
     assert json.loads((made / "model.json").read_text())["format"] == 1
-
-
-def test_a_path_of_start_weights_becomes_a_name():
-    told = {"train": {"weights": "/home/ann/r50.pth"}, "data": "s3://ann/data", "classes": ["a"]}
-    kept = json.loads(folder.portable(ModelFiles(b"", json.dumps(told).encode())).description)
-    assert kept["train"]["weights"] == "r50.pth"
-    assert "ann" not in json.dumps(kept)
 
 
 def test_the_card_has_the_figures_of_test_with_their_intervals(final):
@@ -133,11 +133,16 @@ def test_mlflows_form_predicts_the_same(final, tmp_path):
         export.main(["--model", final.uri, "--format", "mlflow", "--out", str(tmp_path / "pyfunc")])
 
 
-def test_torch_export_is_the_model_on_real_images(final, tmp_path, capsys):
-    place = tmp_path / "model.pt2"
-    assert export.main(["--model", final.uri, "--format", "torch-export", "--out", str(place)]) == 0
+def test_torch_export_is_the_model_on_real_images(final, dataset, tmp_path, capsys):
+    place = tmp_path / "runs/model.pt2"
+    storage = Store.at(tmp_path / "runs")
+    record = {"schema": SCHEMA, "published": None, "data": dataset.uri, **model_named(final, storage)}
+    storage.write("bas/winner.json", json.dumps(record).encode())
+    assert (
+        export.main(["--study", "bas", "--storage", storage.uri, "--format", "torch-export", "--out", str(place)]) == 0
+    )
     told = capsys.readouterr().out
-    assert "parity on 25 images of the model's validation split" in told
+    assert "parity on 25 images of the study's validation split" in told
     extra = {"threshold": "", "classes": ""}
     loaded = torch.export.load(place, extra_files=extra).module()
     model = wsol.load_model(final.uri)
@@ -149,11 +154,11 @@ def test_torch_export_is_the_model_on_real_images(final, tmp_path, capsys):
     torch.testing.assert_close(scores.sum(1), torch.ones(5))
 
 
-def test_onnx_is_the_model_on_real_images_in_batches_of_any_size(final, tmp_path):
+def test_onnx_is_the_model_on_real_images_in_batches_of_any_size(final, on_val, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     place = tmp_path / "model.onnx"
-    assert export.main(["--model", final.uri, "--format", "onnx", "--out", str(place)]) == 0
+    assert export.main(["--model", final.uri, *on_val, "--format", "onnx", "--out", str(place)]) == 0
     session = onnxruntime.InferenceSession(place.read_bytes())
     model = wsol.load_model(final.uri)
     facts = session.get_modelmeta().custom_metadata_map
@@ -167,20 +172,23 @@ def test_onnx_is_the_model_on_real_images_in_batches_of_any_size(final, tmp_path
         np.testing.assert_allclose(maps, expected[2].numpy(), atol=1e-4 * np.ptp(expected[2].numpy()))
 
 
-def test_an_opset_that_lacks_an_op_and_missing_onnx_are_said(final, tmp_path, monkeypatch):
+def test_an_opset_that_lacks_an_op_and_missing_onnx_are_said(final, on_val, tmp_path, monkeypatch):
     pytest.importorskip("onnxscript")
+    to_onnx = ["--model", final.uri, *on_val, "--format", "onnx", "--out", str(tmp_path / "m.onnx")]
     with pytest.raises(UsageError, match="ONNX cannot hold this model at --opset 3"):
-        export.main(["--model", final.uri, "--format", "onnx", "--opset", "3", "--out", str(tmp_path / "m.onnx")])
+        export.main(
+            ["--model", final.uri, *on_val, "--format", "onnx", "--opset", "3", "--out", str(tmp_path / "m.onnx")]
+        )
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UsageError, match=r"needs onnxruntime: pip install 'wsol\[export\]'"):
-        export.main(["--model", final.uri, "--format", "onnx", "--out", str(tmp_path / "m.onnx")])
+        export.main(to_onnx)
     assert not (tmp_path / "m.onnx").exists()
 
 
-def test_a_graph_that_differs_is_not_written(final, tmp_path, monkeypatch):
+def test_a_graph_that_differs_is_not_written(final, on_val, tmp_path, monkeypatch):
     monkeypatch.setattr(graph, "LOGIT", -1.0)
     with pytest.raises(DataError, match="The graph is not the model, and was not written: parity on 25"):
-        export.main(["--model", final.uri, "--format", "torch-export", "--out", str(tmp_path / "m.pt2")])
+        export.main(["--model", final.uri, *on_val, "--format", "torch-export", "--out", str(tmp_path / "m.pt2")])
     assert not (tmp_path / "m.pt2").exists()
 
 

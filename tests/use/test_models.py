@@ -15,6 +15,8 @@ from rayjobs import demo, localize
 from wsol_pipeline.console.using import pace, pace_line
 from wsol_pipeline.errors import DataError
 from wsol_pipeline.storage import Store
+from wsol_pipeline.study.ledger import SCHEMA
+from wsol_pipeline.study.outcome import model_named
 from wsol_pipeline.tracking import registry
 from wsol_pipeline.tracking.connect import connect
 from wsol_pipeline.tracking.runs import StudyRuns
@@ -39,8 +41,9 @@ def test_a_model_of_the_registry_is_loaded_by_its_uri(final, tmp_path, monkeypat
 
 
 def test_a_studys_winner_is_a_model(final, photographs, tmp_path):
-    record = {"study": "x", "seal": "y", "model": final.uri}
-    Store.at(tmp_path / "runs/bas").write("winner.json", json.dumps(record).encode())
+    storage = Store.at(tmp_path / "runs")
+    record = {"schema": SCHEMA, "study": "x", **model_named(final, storage)}
+    storage.write("bas/winner.json", json.dumps(record).encode())
     assert label_of(wsol.load_model(tmp_path / "runs/bas")) == label_of(wsol.load_model(final.uri))
     where = ["--storage", str(tmp_path / "runs"), "--source", str(photographs), "--out", str(tmp_path / "out")]
     assert localize.main(["--study", "bas", *where]) == 0

@@ -14,6 +14,7 @@ from wsol_pipeline.evaluation import evaluate
 from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.evaluation.selection import best
 from wsol_pipeline.storage import Store
+from wsol_pipeline.study.ledger import SCHEMA
 from wsol_pipeline.study.outcome import WINNER, model_named
 from wsol_pipeline.training.build import build_readout
 from wsol_pipeline.training.checkpoint import CheckpointStore
@@ -27,7 +28,7 @@ def study(fit, make_config, dataset, tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     final = fit(make_config("bas"), "bas/trials/0000").final
     record = {"method": "bas", "trial": 0, "trials": 1, "published": None, "data": dataset.uri, "study": ""}
-    record |= model_named(final)
+    record |= {"schema": SCHEMA, **model_named(final, Store.at(tmp_path))}
     Store.at(tmp_path / "bas").write(WINNER, json.dumps(record).encode())
     return final
 

@@ -238,7 +238,7 @@ def _corner_and_size(box: Sequence[float]) -> tuple[float, float, float, float]:
 
 def _provenance(facts: Facts) -> dict[str, str]:
     """Where the numbers come from, as pairs of words."""
-    main, rules = facts.main, facts.main.protocol
+    main, rules, config = facts.main, facts.main.protocol, facts.main.config
     result = main.evaluation or {}
     told = {
         "data": main.description["data"],
@@ -249,7 +249,7 @@ def _provenance(facts: Facts) -> dict[str, str]:
         f"maps normalised {rules.normalise!r}, {rules.num_thresholds} thresholds",
         "objective": facts.objective,
         "chosen on": "validation: trial, readout and thresholds",
-        "method": f"{main.config.method}, {main.config.backbone}, seed {main.config.seed}, {main.config.precision}",
+        "method": f"{config.method}, {config.backbone}, seed {config.seed}, {main.description['arithmetic']}",
         "readout": f"{main.config.readout}, setting {main.choice.readout}",
         "model": main.contender.final.uri,
         "evaluated on": result.get("device", "not evaluated"),

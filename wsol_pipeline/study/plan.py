@@ -23,6 +23,7 @@ from wsol_pipeline.evaluation.selection import default_objective
 from wsol_pipeline.images import dtype_of
 from wsol_pipeline.protocol import Role
 from wsol_pipeline.storage import Store, check_no_secret
+from wsol_pipeline.study.database import warn_of_password
 from wsol_pipeline.study.ledger import Space
 from wsol_pipeline.study.options import StudyOptions
 from wsol_pipeline.study.pareto import COST, Rule
@@ -154,6 +155,7 @@ def make_plan(
     config = resolve(options, method)
     config = dataclasses.replace(config, rungs=_rungs(options, config.recipe.epochs))
     check_no_secret(options.name)
+    warn_of_password(options.study_db)
     check_place_is_plain(options.store)
     check_places_stay(options)
     store = options.store.check_exclusive()

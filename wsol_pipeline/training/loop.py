@@ -11,15 +11,17 @@ import contextlib
 import enum
 import json
 import math
+import operator
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import safetensors.torch
 import torch
 import torch.distributed
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import wsol_models
@@ -40,7 +42,7 @@ from wsol_pipeline.training.build import build_method, build_readout, fixed_sett
 from wsol_pipeline.training.checkpoint import LAST, CheckpointStore, Position, write_sealed
 from wsol_pipeline.training.config import Reading, TrainConfig, as_kept, config_hash
 from wsol_pipeline.training.guard import Guard
-from wsol_pipeline.training.model import BACKBONE, DESCRIPTION, VAL_COUNTS, VAL_IMAGES, WEIGHTS
+from wsol_pipeline.training.model import BACKBONE, DESCRIPTION, FORMAT, VAL_COUNTS, VAL_IMAGES, WEIGHTS
 from wsol_pipeline.training.optim import build_optimizer, learning_rate, set_learning_rate
 
 Record = dict[str, Any]
@@ -73,6 +75,14 @@ class World:
         gathered: list[Any] = [None] * self.size
         torch.distributed.all_gather_object(gathered, value)
         return gathered
+
+    def total(self, counts: NDArray[Any]) -> NDArray[Any]:
+        """The sum of whole numbers over all ranks: as much memory as one rank's, however many there are."""
+        if self.size == 1:
+            return counts
+        summed = torch.tensor(counts)  # on the host, by gloo
+        torch.distributed.all_reduce(summed)
+        return summed.numpy()
 
     def share_buffers(self, module: nn.Module) -> None:
         """Give every rank rank 0's buffers: one broadcast for each of their types.
@@ -195,8 +205,8 @@ def set_up(config: TrainConfig, dataset: Dataset, checkpoints: CheckpointStore, 
         protocol(config.protocol, image_size=config.image_size, resize_size=config.resize_size), dataset.val
     )
     val = eval_rows(
-        dataset.val, _read_config(config, reading), rules.geometry, config.recipe.batch_size, rank=world.rank,
-        world=world.size,
+        dataset.val, _read_config(config, reading), rules.geometry, -(-config.recipe.batch_size // world.size),
+        rank=world.rank, world=world.size,
     )  # fmt: skip
     require_searchable(val, "Validation during training")
     return Run(
@@ -402,8 +412,8 @@ def _count(run: Run, settings: list[Any] | None, keep_images: bool = False) -> C
         run.method, run.readout, run.val, run.protocol, settings=settings, device=run.world.device,
         keep_images=keep_images, on_batch=on_batch,
     )  # fmt: skip
-    merged = run.world.gather(counts)
-    return sum(merged[1:], start=merged[0])
+    images = None if counts.image_hits is None else reduce(operator.add, run.world.gather(counts.image_hits))
+    return replace(counts.summed(run.world.total), image_hits=images)
 
 
 def _origin(config: TrainConfig, dataset: Dataset, device: torch.device) -> str:
@@ -455,6 +465,7 @@ def model_files(
 ) -> dict[str, bytes]:
     """A finished model as files, none of them a pickle: what `model.load_model` reads, and the counts behind it."""
     description = {
+        "format": FORMAT,
         "study": study,
         "train": as_kept(config),
         "classes": list(dataset.classes),

@@ -5,7 +5,6 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import PurePosixPath
 from typing import Any
 
 from wsol_pipeline.errors import UsageError
@@ -13,14 +12,13 @@ from wsol_pipeline.storage import Store
 from wsol_pipeline.text import metric_name
 from wsol_pipeline.tracking.registry import REQUIREMENTS
 from wsol_pipeline.training.checkpoint import SEAL, write_sealed
-from wsol_pipeline.training.model import DESCRIPTION, FORMAT, WEIGHTS, ModelFiles
+from wsol_pipeline.training.model import DESCRIPTION, WEIGHTS
 from wsol_pipeline.use.models import named
 from wsol_pipeline.use.options import ExportOptions
 from wsol_pipeline.verdict.rows import EVALUATIONS, contenders, evaluation_name, finished_study
 
 CARD, LICENSES, NEEDS = "README.md", "LICENSES.md", "requirements.txt"
 CLASSES_SHOWN = 40
-PLACES = ("data",)  # of the description: where something lay, which no folder that moves may say
 
 
 @dataclass(frozen=True)
@@ -31,19 +29,9 @@ class Judged:
     intervals: Mapping[str, tuple[float, float]]
 
 
-def portable(files: ModelFiles) -> ModelFiles:
-    """The same model without a path, bucket or user's name in its description."""
-    description = json.loads(files.description)
-    kept = {key: value for key, value in description.items() if key not in PLACES} | {"format": FORMAT}
-    weights = description["train"].get("weights")
-    if weights and ("/" in weights or "\\" in weights):
-        kept["train"] = description["train"] | {"weights": PurePosixPath(weights).name}
-    return ModelFiles(files.weights, json.dumps(kept, indent=1).encode())
-
-
 def write_folder(options: ExportOptions, out: Store) -> list[str]:
     """Write the folder of the model that is asked for; its files. Raises `UsageError` if another model lies there."""
-    files = portable(named(options))
+    files = named(options)
     if out.exists(SEAL) and out.exists(DESCRIPTION) and out.read(DESCRIPTION) != files.description:
         raise UsageError(f"{out.uri} holds another model: give another --out.")
     description = json.loads(files.description)
@@ -89,7 +77,7 @@ def card(description: Mapping[str, Any], test: Judged | None, sha256: str, licen
         ```
 
         - **Classes** ({count}): {classes}
-        - **Data**: fingerprint `{data}`; validation split `{val}`
+        - **Data**: {name}, fingerprint `{data}`; validation split `{val}`
         - **Protocol**: {protocol}, {geometry}
         - **Chosen on** {selected}: {metric} {value:.2f} %. Readout {readout} (setting `{setting}`)
         - **Measured on test**: {figures}
@@ -104,7 +92,8 @@ def card(description: Mapping[str, Any], test: Judged | None, sha256: str, licen
         image, and the probability as a measure of how good a box is.
         """).format(
         method=train["method"], backbone=train["backbone"], count=len(classes), classes=shown + more,
-        data=description["dataset"][:16], val=description["val_split"][:16], protocol=train["protocol"],
+        name=description["data"], data=description["dataset"][:16], val=description["val_split"][:16],
+        protocol=train["protocol"],
         geometry=f"images of {train['image_size']} px ({train['resize_size']} before a crop)", selected=selected,
         metric=metric_name(choice["metric"]), value=choice["value"], readout=train["readout"],
         setting=choice["readout"], figures=_figures(test), license=license, sha256=sha256,

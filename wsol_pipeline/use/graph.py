@@ -27,6 +27,7 @@ from wsol_pipeline.training.model import Model, assemble, batched
 from wsol_pipeline.use.models import named
 from wsol_pipeline.use.options import ExportOptions, LocalizeOptions
 from wsol_pipeline.use.sources import listed, read
+from wsol_pipeline.verdict.rows import finished_study
 
 OF_FORWARDS = ("cam", "own", "topk")  # readouts whose maps need nothing but a forward pass
 COMPARED = 64  # images
@@ -110,14 +111,16 @@ def metadata(model: Model) -> dict[str, str]:
 
 def comparison_images(model: Model, options: ExportOptions) -> tuple[Tensor, str]:
     """Up to 64 images as the network is shown them, uint8 [B, 3, H, W], and what they are. Raises `DataError`."""
-    source = options.images or f"{model.description.get('data', '')}:val"
-    if source == ":val":
-        raise DataError("There are no images to compare the graph on: --images names some.")
+    source = options.images
+    if not source and options.study:
+        source = f"{finished_study(Store.at(options.storage), options.study)['data']}:val"
+    if not source:
+        raise DataError("There are no images to compare the graph on: --images names some, --study has its own.")
     reading = LocalizeOptions(source=source, model="-")
     found = [model.prepare(photograph(read(item, reading))[0]).image_CHW for item in listed(reading)[:COMPARED]]
     if len({image_CHW.shape for image_CHW in found}) > 1:  # a short side's: the graph takes any size
         found = [image_CHW for image_CHW in found if image_CHW.shape == found[0].shape]
-    return torch.stack(found), source if options.images else "the model's validation split"
+    return torch.stack(found), source if options.images else "the study's validation split"
 
 
 def compare(model: Model, run: Run, images_BCHW: Tensor, source: str) -> Parity:

@@ -1,7 +1,8 @@
 """A model at work on a listing: rows of plain data out, a line for each image that is broken."""
 
 import difflib
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -56,16 +57,22 @@ class Localizer:
         rows: list[Row] = []
         problems: list[Problem] = []
         with decoder(self.threads) as pool:
-            opening = (pool.map(self._open, some) for some in self._ahead(items))
-            for opened in opening:
+            for opened in self._opened(items, pool):
                 ready: list[Opened] = []
                 for one in opened:
                     ready.append(one) if isinstance(one, Opened) else problems.append(one)
                 rows += self._rows(ready, pool)
         return rows, problems
 
-    def _ahead(self, items: Sequence[Item]) -> Any:
-        return batched(items, self.options.batch_size)
+    def _opened(self, items: Sequence[Item], pool: ThreadPoolExecutor) -> Iterator[Iterator[Opened | Problem]]:
+        """Batches, of which a GPU has the next one read meanwhile; on a CPU that would take cores from the network."""
+        ahead = int(next(self.model.method.parameters()).is_cuda)
+        waiting: deque[Iterator[Opened | Problem]] = deque()
+        for some in batched(items, self.options.batch_size):
+            waiting.append(pool.map(self._open, some))
+            if len(waiting) > ahead:
+                yield waiting.popleft()
+        yield from waiting
 
     def _open(self, item: Item) -> Opened | Problem:
         """Read, decode and resize an image, or say what is wrong with it."""

@@ -124,8 +124,8 @@ class ExportOptions(ModelOptions):
     opset: int = 18
     """Of ONNX."""
     images: str = ""
-    """Images to compare on, as --source of localize.py has them. By default those of the model's own validation split,
-    where it can be read."""
+    """Images to compare on, as --source of localize.py has them. By default those of the validation split of
+    --study."""
     license: str = "unknown: state it with --license"
     """Terms of the weights, for the card."""
 
