@@ -34,6 +34,12 @@ def test_of_rows_with_equal_values_the_preset_gives_its_name():
     assert next(iter(first(bas.space, preset=row))) == row
 
 
+def test_a_training_without_a_search_is_no_papers_unless_a_preset_says_so():
+    assert list(first(lambda trial: {}, method="cam", count=1)) == [OWN]
+    row = "b-cam/table1/cub/resnet50/cam"
+    assert list(first(lambda trial: {}, method="cam", count=1, preset=row)) == [row]
+
+
 def test_what_the_command_line_says_is_tried_first_and_is_nobodys_published_setting():
     found = first(bas.space, preset=PRESET, options={"alpha": "0.9"})
     name, values = next(iter(found.items()))

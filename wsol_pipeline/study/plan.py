@@ -223,7 +223,9 @@ def first_trials(config: TrainConfig, space: Space, count: int, preset: str | No
         trained = {**own, **space(optuna.trial.FixedTrial(values))}
         if all(trained[name] == value for name, value in row.method_options.items()):
             published[row.id] = values
-    found = {next((id for id, values in published.items() if values == mine), OWN): mine}
+    # where nothing is searched all rows are alike: then only a preset says that one is meant
+    same = (id for id, values in published.items() if values == mine and (mine or id == preset))
+    found = {next(same, OWN): mine}
     for id, values in published.items():
         if values not in found.values():
             found[id] = values
