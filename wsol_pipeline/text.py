@@ -44,6 +44,11 @@ def format_value(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
+def format_threshold(threshold: float | str) -> str:
+    """`0.240`, or the name of the rule that gives each map its own."""
+    return threshold if isinstance(threshold, str) else f"{threshold:.3f}"
+
+
 def format_hours(hours: float) -> str:
     """`41 s`, `12.5 min` or `3.2 h`."""
     if hours < 1 / 60:

@@ -19,6 +19,7 @@ from wsol_pipeline.evaluation.counts import Counts, ImageHits
 from wsol_pipeline.evaluation.levels import level_image, num_masks
 from wsol_pipeline.evaluation.maps import competing_map, normalised_map
 from wsol_pipeline.evaluation.masks import NUM_LEVELS, count_pixels
+from wsol_pipeline.evaluation.otsu import OTSU, Threshold, otsu_threshold
 from wsol_pipeline.evaluation.protocols import Protocol
 from wsol_pipeline.evaluation.segmentation import count_classes
 from wsol_pipeline.evaluation.selection import best
@@ -47,7 +48,7 @@ def _ious_of_map(
 
 
 def predicted_box(
-    raw_HW: NDArray[Any], threshold: float, protocol: Protocol, size_wh: Size | None = None
+    raw_HW: NDArray[Any], threshold: Threshold, protocol: Protocol, size_wh: Size | None = None
 ) -> NDArray[np.int32]:
     """The largest box `x0y0x1y1` of a raw map at one threshold, in evaluation pixels; for predictions and pictures."""
     levels_HW, mask = _levels_at(raw_HW, threshold, protocol, size_wh)
@@ -55,7 +56,7 @@ def predicted_box(
 
 
 def predicted_box_and_iou(
-    raw_HW: NDArray[Any], truth_N4: NDArray[np.float64], threshold: float, protocol: Protocol, size_wh: Size
+    raw_HW: NDArray[Any], truth_N4: NDArray[np.float64], threshold: Threshold, protocol: Protocol, size_wh: Size
 ) -> tuple[NDArray[np.int32], float]:
     """`predicted_box`, and the IoU that counts: of all boxes at that threshold where the protocol accepts several."""
     levels_HW, mask = _levels_at(raw_HW, threshold, protocol, size_wh)
@@ -64,7 +65,7 @@ def predicted_box_and_iou(
 
 
 def all_boxes(
-    raw_HW: NDArray[Any], threshold: float, protocol: Protocol, size_wh: Size | None = None
+    raw_HW: NDArray[Any], threshold: Threshold, protocol: Protocol, size_wh: Size | None = None
 ) -> NDArray[np.int32]:
     """Every box `x0y0x1y1` of a raw map that counts at one threshold, in evaluation pixels, int32 [N, 4].
 
@@ -84,7 +85,7 @@ def all_boxes(
 
 
 def mask_at(
-    raw_HW: NDArray[Any], threshold: float, protocol: Protocol, size_wh: Size | None = None
+    raw_HW: NDArray[Any], threshold: Threshold, protocol: Protocol, size_wh: Size | None = None
 ) -> NDArray[np.bool_]:
     """The pixels of a raw map that are the object at one threshold, [H, W] in the size of the evaluation."""
     levels_HW, mask = _levels_at(raw_HW, threshold, protocol, size_wh)
@@ -92,11 +93,13 @@ def mask_at(
 
 
 def _levels_at(
-    raw_HW: NDArray[Any], threshold: float, protocol: Protocol, size_wh: Size | None
+    raw_HW: NDArray[Any], threshold: Threshold, protocol: Protocol, size_wh: Size | None
 ) -> tuple[NDArray[Any], int]:
-    """The level image of a raw map, and the mask that is read at a threshold."""
-    levels_HW, mask_of_threshold = level_image(normalised_map(raw_HW, protocol, size_wh), protocol)
-    return levels_HW, int(mask_of_threshold[int(np.argmin(np.abs(protocol.thresholds - threshold)))])
+    """The level image of a raw map, and the mask that is read at a threshold, or by Otsu's rule."""
+    map_HW = normalised_map(raw_HW, protocol, size_wh)
+    at = otsu_threshold(map_HW, protocol) if threshold == OTSU else float(threshold)
+    levels_HW, mask_of_threshold = level_image(map_HW, protocol)
+    return levels_HW, int(mask_of_threshold[int(np.argmin(np.abs(protocol.thresholds - at)))])
 
 
 def found(ious_T: NDArray[np.float64], protocol: Protocol) -> NDArray[np.bool_]:
@@ -130,15 +133,17 @@ class LocalizationCounts(Metric):
         settings: Sequence[Any] = (),
         masks: bool = False,
         num_classes: int = 0,
+        rule: str = "",
     ) -> None:
         """`settings` are the plain values of the settings, where they have any; else they are numbered.
 
-        masks: count pixels against masks too; of `num_classes` if they are class masks.
+        masks: count pixels against masks too; of `num_classes` if they are class masks. rule: `OTSU` cuts each map by
+        it, so that all thresholds count the same.
         """
         super().__init__()
         self.protocol = protocol
         self.settings = tuple(settings) or tuple(range(num_settings))
-        self.keep_images, self.num_classes = keep_images, num_classes
+        self.keep_images, self.num_classes, self.rule = keep_images, num_classes, rule
         self.masks = masks and protocol.masks in ("object", "background")
         self.class_masks = masks and protocol.masks == "classes"
         if keep_images and len(self.settings) > 1:
@@ -200,6 +205,8 @@ class LocalizationCounts(Metric):
         """A normalised map, and the best IoU per threshold if boxes count."""
         make = competing_map if self.class_masks else normalised_map
         map_HW = make(raw_HW, self.protocol, size_wh)
+        if self.rule:
+            map_HW = mask_at(raw_HW, self.rule, self.protocol, size_wh).astype(np.float64)
         if not self.protocol.ious:
             return map_HW, np.zeros(self.protocol.num_thresholds)
         return map_HW, _ious_of_map(map_HW, np.asarray(truth_N4, np.float64), self.protocol)

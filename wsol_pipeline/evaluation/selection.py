@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from wsol_pipeline.errors import DataError, UsageError, unknown
 from wsol_pipeline.evaluation.counts import Counts, ImageHits
 from wsol_pipeline.evaluation.masks import NUM_LEVELS, iou_curve, pixel_average_precision
+from wsol_pipeline.evaluation.otsu import Threshold
 from wsol_pipeline.evaluation.protocols import Protocol, cuts
 from wsol_pipeline.evaluation.segmentation import class_metrics
 
@@ -53,11 +54,15 @@ class Choice:
     setting: int  # index of the setting in those counts
     readout: Any  # the setting itself
     thresholds: Mapping[str, tuple[float, ...]]  # metric -> τ per curve; none for PxAP, 0..255 for Peak_IoU
+    rule: str = ""  # `OTSU`: each map has its own threshold, of which `thresholds` have the median on validation
+    selector: str = "boxes"  # by what trial, setting and thresholds were chosen: see `wsol_pipeline.selectors`
+    reason: str = ""  # why the selector abstains, in words; the value then ranks nothing
 
     @property
-    def threshold(self) -> float:
-        """The threshold at which one box or mask is read: the best for GT-known, or for the objects' pixels."""
-        return next(self.thresholds[name][0] for name in ("gt_known_loc", "piou", "miou") if name in self.thresholds)
+    def threshold(self) -> Threshold:
+        """At what one box or mask is read: the best τ for GT-known, or for the objects' pixels; or a rule's name."""
+        names = ("gt_known_loc", "piou", "miou")
+        return self.rule or next(self.thresholds[name][0] for name in names if name in self.thresholds)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -66,7 +71,7 @@ class Choice:
     def from_dict(data: Mapping[str, Any]) -> "Choice":
         thresholds = {name: tuple(values) for name, values in data["thresholds"].items()}
         readout = tuple(data["readout"]) if isinstance(data["readout"], list) else data["readout"]  # JSON has no tuples
-        return Choice(data["metric"], data["value"], data["setting"], readout, thresholds)
+        return Choice(**{**data, "readout": readout, "thresholds": thresholds})
 
 
 def objectives(protocol: Protocol) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from wsol_pipeline.errors import DataError
 from wsol_pipeline.evaluation.evaluate import picked, read_maps
 from wsol_pipeline.evaluation.maps import normalised_map
 from wsol_pipeline.evaluation.metrics import predicted_box
+from wsol_pipeline.evaluation.otsu import Threshold
 from wsol_pipeline.evaluation.protocols import Protocol, protocol
 from wsol_pipeline.evaluation.selection import Choice
 from wsol_pipeline.images import dtype_of, normalize
@@ -67,8 +68,9 @@ class Model:
         return build_readout(self.config)
 
     @property
-    def threshold(self) -> float:
-        """The threshold at which boxes are read: the best on validation for an IoU of 0.5, else for the masks."""
+    def threshold(self) -> Threshold:
+        """The threshold at which boxes are read: the best on validation for an IoU of 0.5, else for the masks; or the
+        rule `OTSU`, which gives each map its own."""
         return self.choice.threshold
 
     def localize(self, images_BHW3: np.ndarray) -> list[Localization]:

@@ -26,6 +26,7 @@ from wsol_pipeline.evaluation.measures import choosing
 from wsol_pipeline.evaluation.protocols import Protocol
 from wsol_pipeline.evaluation.selection import Choice
 from wsol_pipeline.study.surface import published_choice, published_reading
+from wsol_pipeline.text import format_threshold
 from wsol_pipeline.tracking.provenance import provenance
 from wsol_pipeline.training import cluster
 from wsol_pipeline.training.checkpoint import read_sealed
@@ -107,7 +108,7 @@ def choices(contender: Contender, model: Model) -> dict[str, Choice]:
 
 def named(choice: Choice) -> str:
     """A readout setting and the threshold of its boxes or masks, as a table shows them."""
-    return f"{choice.readout} > {choice.threshold:.3f}"
+    return f"{choice.readout} > {format_threshold(choice.threshold)}"
 
 
 def _parquet(cases: Sequence[Case]) -> bytes:
@@ -153,7 +154,8 @@ def centred_box(options: EvaluateOptions, dataset: Dataset, rules: Protocol) -> 
     val = count_centred(eval_rows(dataset.val, config, rules.geometry, options.batch_size), chosen_by)
     test = count_centred(test_rows(options, dataset, rules), rules)
     choice = selection.choose(val, selection.metrics_of(val)[0])
-    area = f"area {choice.threshold if chosen_by.ious else 1 - choice.threshold:.2f}"
+    threshold = float(choice.threshold)
+    area = f"area {threshold if chosen_by.ious else 1 - threshold:.2f}"
     values = (selection.transferred(val, choice), selection.transferred(test, choice), selection.oracle(test, choice))
     val_boxes, transferred, oracle = map(_boxes_only, values)
     return Row(BASELINE, area, val_boxes, transferred, oracle, {})
