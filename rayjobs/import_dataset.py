@@ -49,8 +49,8 @@ class ImportConfig(Generic[OptionsT]):
     name: Annotated[str, tyro.conf.arg(help_behavior_hint="")] = ""
     """Name of the dataset in tables and tracking. By default the layout's name."""
     boxes: Literal["required", "none"] = "required"
-    """Whether images of val and test must have boxes or masks. "none" leaves those that there are: such a dataset can
-    train and be looked at, but nothing can be chosen or scored by boxes."""
+    """Whether images of val and test must have boxes or masks. "none" leaves those that there are: of such a dataset
+    models are chosen by other means (--select-by), and where they localize is not measured."""
     max_bad: Annotated[float | None, tyro.conf.arg(help_behavior_hint="")] = None
     """Share of rows (0 to 1) that may be left out as bad before the import is refused. By default 0.001 of a published
     benchmark; of your own images 2 of them, or 0.01 if that is more."""
@@ -126,8 +126,8 @@ def main(args: list[str] | None = None) -> int:
     if any(manifest.quarantine.values()):
         tell(of_rows(faults_of(json.loads(out.read(QUARANTINE)))), title="left out")
     print(summary(manifest, out))
-    way_on = f" Next: {how_to_run('tune_bas')} --data {shlex.quote(config.out or str(out))}"
-    print(f"The dataset is at {out}." + (way_on if manifest.located else ""))  # a study of labels alone is refused
+    by = "" if manifest.located else " --select-by evidence"
+    print(f"The dataset is at {out}. Next: {how_to_run('tune_bas')} --data {shlex.quote(config.out or str(out))}{by}")
     return 0
 
 

@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LEAVES = ("errors", "redaction", "interrupts", "protocol", "storage", "images", "text")  # files that any room may know
+LEAVES = (
+    "errors",
+    "redaction",
+    "interrupts",
+    "protocol",
+    "storage",
+    "images",
+    "text",
+    "selectors",
+)  # files that any room may know
 ROOMS = ("data", "evaluation", "training", "tracking", "study", "verdict", "report", "console")  # in their order
 PACKAGES = ("wsol_models", "search_spaces", "wsol_pipeline", "rayjobs")
 APART = {"data", "evaluation"}  # know nothing of methods, presets or each other

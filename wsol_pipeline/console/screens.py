@@ -17,6 +17,7 @@ from wsol_pipeline.storage import Store
 from wsol_pipeline.study.outcome import Outcome, on_front
 from wsol_pipeline.study.plan import Plan
 from wsol_pipeline.study.rehearsal import Rehearsal
+from wsol_pipeline.study.streak import ABSTAINED
 from wsol_pipeline.text import format_hours, format_parameters, metric_name
 from wsol_pipeline.training.checkpoint import Position
 from wsol_pipeline.verdict.judge import Verdict
@@ -83,7 +84,8 @@ def print_outcome(outcome: Outcome, plan: Plan, model_version: str) -> None:
     if outcome.doubt:
         console.print(outcome.doubt)
     for number, failure in outcome.failures.items():
-        console.print(f"trial {number} failed: {failure['kind']}: {failure['message'][:200]}")
+        how = "abstained" if failure["kind"] == ABSTAINED else f"failed: {failure['kind']}"
+        console.print(f"trial {number} {how}: {failure['message'][:200]}")
     lines = {
         "spent": f"{format_hours(outcome.device_hours)} of device time in all, {format_hours(outcome.hours)} just now",
         "model": outcome.best.uri if outcome.best else "damaged (below)",
@@ -105,6 +107,12 @@ def how_to_open_mlflow(storage: str) -> str:
     if server:
         return f"mlflow server --backend-store-uri {shlex.quote(redact(server))}"
     return f"make mlflow RUNS={shlex.quote(storage)}, then open http://127.0.0.1:5000"
+
+
+UNMEASURED = (
+    "localization is not measured: test has labels alone. Annotate 100 images of test, and a hit rate of 70 % is "
+    "known to 9 points; 400, and to 4.5. Import again with their boxes."
+)
 
 
 def print_verdict(verdict: Verdict) -> None:
@@ -142,6 +150,8 @@ def print_verdict(verdict: Verdict) -> None:
         console.print(_standing(verdict), soft_wrap=True, highlight=False)
     if verdict.shrunk:
         print_shrunk(verdict.shrunk, verdict.images)
+    if not verdict.is_measured:
+        console.print(UNMEASURED, soft_wrap=True)
     studies, place = verdict.options.study, shlex.quote(storage)
     for title, line in {
         "gallery:": verdict.picture,

@@ -21,6 +21,7 @@ def run_study(
     """Run or continue the study of `options` and print what it found. Returns the exit code."""
     from wsol_pipeline.console.screens import print_outcome
     from wsol_pipeline.study.plan import make_plan
+    from wsol_pipeline.study.streak import ABSTAINED
 
     plan = make_plan(options, method, space, print_start)
     if is_only_shown(plan):
@@ -29,8 +30,9 @@ def run_study(
     print_outcome(outcome, plan, version)
     if outcome.damaged:
         raise DataError(outcome.damaged)
-    failed = f"{len(outcome.failures)} of {outcome.balance['started']} trials failed (reasons above)."
-    if told := " ".join([missing] * bool(missing) + [failed] * bool(outcome.failures)):
+    failures = [failure for failure in outcome.failures.values() if failure["kind"] != ABSTAINED]
+    failed = f"{len(failures)} of {outcome.balance['started']} trials failed (reasons above)."
+    if told := " ".join([missing] * bool(missing) + [failed] * bool(failures)):
         raise PartialError(told)
     return 0
 

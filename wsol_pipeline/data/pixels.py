@@ -17,12 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
-from wsol_pipeline.data.dataset import Split, encode_labels
+from wsol_pipeline.data.dataset import LabelledSplit, Split, encode_labels
 from wsol_pipeline.data.hashes import hash_ids
 from wsol_pipeline.data.images import decode_resize, decoder, label_mask
 from wsol_pipeline.data.schema import PIXEL_COLUMNS, schema
 from wsol_pipeline.data.shards import ShardSet, cache_root
 from wsol_pipeline.errors import ResourceError
+from wsol_pipeline.protocol import Role
 
 _FORMAT = 2
 CHUNK_ROWS, CHUNK_BYTES = 256, 16 * 2**20  # read and decoded between two writes: whichever is fewer rows
@@ -70,8 +71,9 @@ def read_masks(table, split: Split, sizes: np.ndarray) -> list[np.ndarray]:  # t
 
 
 def fact_columns(split: Split) -> list[str]:
-    """All columns but the encoded images."""
-    return [name for name in schema(split.role).names if name not in PIXEL_COLUMNS]
+    """All columns but the encoded images that the split may read."""
+    role = Role.TRAIN if isinstance(split, LabelledSplit) else split.role  # training rows have labels alone too
+    return [name for name in schema(role).names if name not in PIXEL_COLUMNS]
 
 
 def pixel_bytes(split: Split, size: int) -> int:
@@ -99,7 +101,8 @@ def cached_pixels(split: Split, size: int, cache_dir: str | None) -> Pixels:
 def _key(split: Split, shard_set: ShardSet, size: int) -> str:
     """Rows in another order have another file: the shards' own digests are part of the name."""
     facts = [_FORMAT, split.fingerprint, [shard.sha256 for shard in shard_set.shards], size]
-    return f"{split.role.value}-{size}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}"
+    what = "labels" if isinstance(split, LabelledSplit) else split.role.value
+    return f"{what}-{size}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}"
 
 
 def _build(split: Split, shard_set: ShardSet, size: int, place: Path) -> None:

@@ -101,7 +101,8 @@ def _overlap(
 ) -> dict[str, Any]:
     if not protocol.ious:
         map_HW = normalised_map(raw_HW, protocol, size_wh)
-        return mask_overlap(map_HW >= (otsu_threshold(map_HW, protocol) if threshold == OTSU else threshold), true)
+        at = otsu_threshold(map_HW, protocol) if threshold == OTSU else float(threshold)
+        return mask_overlap(map_HW >= at, true)
     box, iou = predicted_box_and_iou(raw_HW, true, threshold, protocol, size_wh)
     width, height = protocol.map_size(size_wh)
     hit = found(np.array([iou]), protocol)[protocol.ious.index(HIT), 0]

@@ -18,7 +18,8 @@ def otsu_level(pixels_L: NDArray[np.integer]) -> int | None:
 
     ω are the shares of pixels up to it and beyond, μ their means. None where all pixels are of one level.
     """
-    return int(np.argmax(variances)) if (variances := _between(pixels_L)).any() else None
+    variances_L = _between(pixels_L)
+    return int(variances_L.argmax()) if variances_L.any() else None
 
 
 def separability(pixels_L: NDArray[np.integer]) -> float:
@@ -52,4 +53,4 @@ def otsu_threshold(map_HW: NDArray[np.floating], protocol: Protocol) -> float:
     """
     level = otsu_level(histogram(map_HW)) or 0
     grid = protocol.thresholds
-    return float(grid[max(np.searchsorted(grid, (level + 1) / 255) - 1, 0)])
+    return float(grid[int(np.searchsorted(grid, (level + 1) / 255)) - 1])

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsol_pipeline.errors import DataError, UsageError, unknown
-from wsol_pipeline.evaluation.counts import Counts, ImageHits
+from wsol_pipeline.evaluation.counts import MEAN_IOU, SCORE_UNIT, Counts, ImageHits
 from wsol_pipeline.evaluation.masks import NUM_LEVELS, iou_curve, pixel_average_precision
 from wsol_pipeline.evaluation.otsu import Threshold
 from wsol_pipeline.evaluation.protocols import Protocol, cuts
@@ -40,7 +40,7 @@ MASK_METRICS = ("pxap", "piou", "peak_iou")
 # of class masks; all are read at the background threshold that is best for the first
 SEGMENTATION_METRICS = ("miou", "mean_recall", "mean_precision", "mean_specificity")
 DETECTION = {"map_10": 0.1, "map_30": 0.3, "map_50": 0.5}  # mAP at the IoUs that mLDFR reports
-METRICS = (*BOX_METRICS, *MASK_METRICS, "miou")  # those that can be an objective
+METRICS = (*BOX_METRICS, MEAN_IOU, *MASK_METRICS, "miou")  # those that can be an objective
 CLASSIFICATION = ("cls_top1", "cls_top5")
 _THRESHOLD_OF = CLASS_METRICS | dict.fromkeys(SEGMENTATION_METRICS[1:], "miou")
 
@@ -77,7 +77,7 @@ class Choice:
 def objectives(protocol: Protocol) -> tuple[str, ...]:
     """The metrics that a study can maximise under `protocol`; those of masks need a split that has masks."""
     masks = {"": (), "classes": ("miou",)}.get(protocol.masks, MASK_METRICS)
-    return (*(BOX_METRICS if protocol.ious else ()), *masks)
+    return (*((*BOX_METRICS, MEAN_IOU) if protocol.ious else ()), *masks)
 
 
 def default_objective(protocol: Protocol) -> str:
@@ -90,7 +90,7 @@ def measured(protocol: Protocol, masks: bool) -> tuple[str, ...]:
 
     `masks`: whether the split has any.
     """
-    known = [name for name in objectives(protocol) if name in BOX_METRICS or masks]
+    known = [name for name in objectives(protocol) if name in (*BOX_METRICS, MEAN_IOU) or masks]
     segmentation = SEGMENTATION_METRICS[1:] if "miou" in known else ()
     return (*known, *segmentation, *CLASSIFICATION)
 
@@ -98,6 +98,7 @@ def measured(protocol: Protocol, masks: bool) -> tuple[str, ...]:
 def metrics_of(counts: Counts) -> tuple[str, ...]:
     """The metrics that these counts have a curve for."""
     boxes = tuple(BOX_METRICS) if counts.ious else ()
+    boxes += () if counts.scores is None else (counts.score,)
     classes = tuple(CLASS_METRICS) if counts.ious and counts.image_hits else ()
     masks = () if counts.mask_pixels is None else MASK_METRICS
     return boxes + classes + masks + (() if counts.class_pixels is None else SEGMENTATION_METRICS)
@@ -111,6 +112,8 @@ def curves(counts: Counts, metric: str) -> NDArray[np.float64]:
         raise DataError(f"{metric} needs at least one image per setting but the counts hold {counts.images.tolist()}.")
     if metric in CLASS_METRICS:
         return curves(balanced(counts), CLASS_METRICS[metric])
+    if metric == counts.score:
+        return np.asarray(counts.scores)[:, None] * (100 * SCORE_UNIT) / counts.images[:, None, None]
     if metric in MASK_METRICS:
         return _mask_curves(counts, metric)
     if metric in SEGMENTATION_METRICS:
@@ -163,8 +166,19 @@ def choose_at(counts_val: Counts, setting: int, objective: str = "max_box_acc_v2
     """The best thresholds of every metric for a setting (its index) that somebody else chose."""
     value = float(curves(counts_val, objective)[setting].max(-1).mean())
     metrics = [metric for metric in metrics_of(counts_val) if metric not in _THRESHOLD_OF]
-    thresholds = {metric: _best_thresholds(counts_val, metric, setting) for metric in metrics}
+    thresholds: Mapping[str, tuple[float, ...]]
+    if objective == counts_val.score:
+        thresholds = everywhere(_best_thresholds(counts_val, objective, setting)[0], objective)
+    else:
+        thresholds = {metric: _best_thresholds(counts_val, metric, setting) for metric in metrics}
     return Choice(objective, value, setting, counts_val.settings[setting], thresholds)
+
+
+def everywhere(threshold: float, score: str = MEAN_IOU) -> dict[str, tuple[float, ...]]:
+    """One threshold for every metric that has one, `score` included: what was chosen once for all."""
+    boxes = {name: (threshold,) * len(ious) for name, (_, ious) in BOX_METRICS.items()}
+    levels = float(np.floor(threshold * (NUM_LEVELS - 1)))
+    return boxes | {MEAN_IOU: (threshold,), score: (threshold,), "piou": (threshold,), "peak_iou": (levels,)}
 
 
 def transferred(counts_test: Counts, choice: Choice) -> dict[str, float]:
@@ -346,7 +360,9 @@ def _resample(kept: ImageHits, samples: int, seed: int) -> NDArray[Any]:
 def _weighted(counts: Counts, weights_RN: NDArray[Any]) -> Counts:
     """Counts with each image weighed; R rows of weights stand in the place of settings. Without `image_hits`."""
     kept = _require_images(counts, "Weighing images")
-    arrays: dict[str, Any] = dict.fromkeys(("any_hits", "mask_pixels", "mask_levels", "class_pixels"))
+    arrays: dict[str, Any] = dict.fromkeys(("any_hits", "mask_pixels", "mask_levels", "class_pixels", "scores"))
+    if kept.scores is not None:
+        arrays["scores"] = _weighted_sum(weights_RN, kept.scores) / SCORE_UNIT
     for name, limit in (("hits", None), ("top1_hits", 1), ("top5_hits", 5)):
         arrays[name] = _weighted_hits(weights_RN, kept, limit, counts)
     arrays |= {f"top{limit}": weights_RN @ (kept.ranks < limit) for limit in (1, 5)}

@@ -7,17 +7,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from wsol_pipeline import interrupts
-from wsol_pipeline.errors import DataError, ResourceError, WsolError
+from wsol_pipeline.errors import DataError, PartialError, ResourceError, WsolError
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study.database import check_trials_are_known, database_needed, open_storage
 from wsol_pipeline.study.doubt import doubts
 from wsol_pipeline.study.events import Listener, Telling
-from wsol_pipeline.study.identity import check_folders_are_known, home, require_made_for
+from wsol_pipeline.study.identity import WINNER, check_folders_are_known, home, require_made_for
 from wsol_pipeline.study.lease import Lease, acquire
 from wsol_pipeline.study.ledger import FAILURE, PUBLISHED, Ledger, open_ledger
-from wsol_pipeline.study.outcome import WINNER, Outcome, winner_record
+from wsol_pipeline.study.outcome import Outcome, winner_record
 from wsol_pipeline.study.plan import Plan
 from wsol_pipeline.study.samplers import pruner, sampler
+from wsol_pipeline.study.streak import ABSTAINED
 from wsol_pipeline.study.tuner import LedgerSearcher, Point, run_trials, trial_folder
 from wsol_pipeline.training import cluster
 from wsol_pipeline.training.checkpoint import CheckpointStore
@@ -112,7 +113,8 @@ def _finish(plan: Plan, ledger: Ledger, lease: Lease, point: Point, stopped: str
     ranking = ledger.ranking()
     if not ranking:
         reasons = "; ".join(f"trial {n}: {f['kind']}: {f['message'][:120]}" for n, f in list(failures.items())[:3])
-        raise WsolError(f"No trial of {plan.options.name!r} is complete ({reasons or balance}). {stopped}".strip())
+        told = f"No trial of {plan.options.name!r} is complete ({reasons or balance}). {stopped}".strip()
+        raise (PartialError if {f["kind"] for f in failures.values()} == {ABSTAINED} else WsolError)(told)
     best = ranking[0]
     ranked = [
         (standing, ledger.get(standing.number).user_attrs.get(PUBLISHED, ""), ledger.parameters(standing.number))

@@ -17,6 +17,7 @@ from wsol_pipeline.training.config import Job, differences, to_dict
 from wsol_pipeline.training.model import DESCRIPTION
 
 IDENTITY = "study.json"
+WINNER = "winner.json"  # what the final evaluation needs to know of a finished study
 _TRIAL = re.compile(r"trials/(\d{4,})/.+")
 
 

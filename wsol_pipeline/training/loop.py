@@ -23,19 +23,18 @@ import wsol_models
 from wsol_models import LocalizationMethod
 from wsol_pipeline.data.dataset import Dataset
 from wsol_pipeline.data.plan import EpochPlan
-from wsol_pipeline.data.reader import Batch, EvalRows, ReadConfig, TrainReader, eval_rows
+from wsol_pipeline.data.reader import Batch, ReadConfig, TrainReader
 from wsol_pipeline.errors import MismatchError, WsolError
-from wsol_pipeline.evaluation import evaluate, selection
+from wsol_pipeline.evaluation import selection
 from wsol_pipeline.evaluation.counts import Counts, ImageHits
-from wsol_pipeline.evaluation.measures import choosing
-from wsol_pipeline.evaluation.protocols import Protocol, protocol
+from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.images import dtype_of, normalize
-from wsol_pipeline.protocol import require_searchable
 from wsol_pipeline.training.build import build_method, build_readout, fixed_setting
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position
 from wsol_pipeline.training.config import Reading, TrainConfig, config_hash, to_dict
 from wsol_pipeline.training.model import BACKBONE, DESCRIPTION, VAL_COUNTS, VAL_IMAGES, WEIGHTS
 from wsol_pipeline.training.optim import build_optimizer, learning_rate, set_learning_rate
+from wsol_pipeline.training.selecting import Choosing, Selection, Sources, finer, make_choosing
 
 Record = dict[str, Any]
 
@@ -134,8 +133,7 @@ class Run:
     optimizer: torch.optim.SGD
     progress: Progress
     plan: EpochPlan
-    val: EvalRows
-    protocol: Protocol
+    choosing: Choosing
     readout: Any
     study: str = ""
 
@@ -148,10 +146,11 @@ def train(
     reading: Reading | None = None,
     checkpoint_batches: int = 0,
     study: str = "",
+    sources: Sources | None = None,
 ) -> Iterator[Record]:
     """Train from the newest checkpoint, or from the start; yield the record of every epoch that ends here.
 
-    `study` is the id of the study that the finished model belongs to.
+    `study` is the id of the study that the finished model belongs to, `sources` what its selectors bring.
 
     A record holds `epoch` (1-based), `step`, `time` (Unix seconds), `seconds` of training, `device_seconds` (with
     validation, over all ranks), `images_per_second`, `learning_rate`, `train` (mean loss and terms), `val` (metrics,
@@ -161,7 +160,7 @@ def train(
     at. Raises `NonFiniteError` before the optimizer would move on a NaN.
     """
     world = world or World()
-    run = replace(set_up(config, dataset, checkpoints, world, reading or Reading()), study=study)
+    run = replace(set_up(config, dataset, checkpoints, world, reading or Reading(), sources or {}), study=study)
     with TrainReader(
         dataset.train, run.plan, _read_config(config, reading or Reading()), epochs=config.recipe.epochs,
         rank=world.rank, world=world.size,
@@ -174,7 +173,14 @@ def train(
             yield record
 
 
-def set_up(config: TrainConfig, dataset: Dataset, checkpoints: CheckpointStore, world: World, reading: Reading) -> Run:
+def set_up(
+    config: TrainConfig,
+    dataset: Dataset,
+    checkpoints: CheckpointStore,
+    world: World,
+    reading: Reading,
+    sources: Sources | None = None,
+) -> Run:
     """Put a run together, from its newest checkpoint if there is one."""
     torch.manual_seed(config.seed)
     method = build_method(config, len(dataset.classes)).to(world.device)
@@ -183,16 +189,13 @@ def set_up(config: TrainConfig, dataset: Dataset, checkpoints: CheckpointStore, 
     optimizer = build_optimizer(method, config.recipe)
     progress = _resume(config, dataset, checkpoints, method, optimizer, world)
     plan = dataset.train.plan(config.recipe.batch_size, config.seed, config.recipe.drop_last)
-    rules = choosing(
-        protocol(config.protocol, image_size=config.image_size, resize_size=config.resize_size), dataset.val
-    )
-    val = eval_rows(
-        dataset.val, _read_config(config, reading), rules.geometry, config.recipe.batch_size, rank=world.rank,
-        world=world.size,
+    rules = protocol(config.protocol, image_size=config.image_size, resize_size=config.resize_size)
+    choosing = make_choosing(
+        config, rules, dataset, _read_config(config, reading), config.recipe.batch_size, sources or {},
+        rank=world.rank, world=world.size, device=world.device,
     )  # fmt: skip
-    require_searchable(val, "Validation during training")
     return Run(
-        config, dataset, checkpoints, world, method, world.wrap(method), optimizer, progress, plan, val, rules,
+        config, dataset, checkpoints, world, method, world.wrap(method), optimizer, progress, plan, choosing,
         build_readout(config),
     )  # fmt: skip
 
@@ -290,8 +293,8 @@ def _finish_epoch(run: Run, epoch: int, started: float, rows: int) -> Record:
     last = epoch + 1 == run.config.recipe.epochs
     searched = last or epoch + 1 in run.config.rungs
     counts = validate(run, search=searched)
-    choice = selection.choose(counts, run.config.objective)
-    images = validate_images(run, choice) if last else None
+    choice = run.choosing.rank.choose(counts)
+    choice, images = settle(run, choice) if last else (choice, None)
     sums, all_rows = run.progress.over_ranks(run.world)
     record = {
         "epoch": epoch + 1,
@@ -302,7 +305,7 @@ def _finish_epoch(run: Run, epoch: int, started: float, rows: int) -> Record:
         "images_per_second": round(rows * run.world.size / max(seconds, 1e-9), 1),
         "learning_rate": learning_rate(run.config.recipe, epoch, run.progress.records),
         "train": {name: total / all_rows for name, total in sums.items()},
-        "val": selection.transferred(counts, choice),
+        "val": {**selection.transferred(counts, choice), choice.metric: choice.value},
         "value": choice.value,
         "searched": searched,
         "choice": choice.to_dict() if searched else None,
@@ -325,32 +328,36 @@ def validate(run: Run, search: bool) -> Counts:
     """
     run.world.share_buffers(run.method)
     run.method.eval()
-    return _count(run, None if search else [fixed_setting(run.config.fixed_setting, run.readout.settings(run.method))])
+    known = run.readout.settings(run.method)
+    all_of_them = search and run.choosing.rank.ranks
+    return _look(run, run.choosing.rank, known if all_of_them else [fixed_setting(run.config.fixed_setting, known)])
 
 
-def validate_images(run: Run, choice: selection.Choice) -> ImageHits | None:
-    """The hits of every validation image at the chosen setting, in one order for any number of ranks.
+def settle(run: Run, choice: selection.Choice) -> tuple[selection.Choice, ImageHits | None]:
+    """The choice once more at its setting, where selectors without boxes look closer, with the thresholds of the second
+    selector if there is one; and what every validation image showed, in one order for any number of ranks.
 
     None where class masks are scored: they are counted over the whole split alone.
     """
-    if choice.metric in selection.SEGMENTATION_METRICS:
-        return None
-    return _count(run, [choice.readout], keep_images=True).image_hits
+    choosing, images = run.choosing, None
+    if choice.metric not in selection.SEGMENTATION_METRICS:
+        counts = _look(run, choosing.rank, [choice.readout], fine=True)
+        images = counts.image_hits
+        choice = finer(choice, choosing.rank.choose(counts)) if choosing.rank.free else choice
+    if choosing.threshold:
+        choice = choosing.with_thresholds(choice, _look(run, choosing.threshold, [choice.readout], fine=True))
+    return choice, images
 
 
-def _count(run: Run, settings: list[Any] | None, keep_images: bool = False) -> Counts:
+def _look(run: Run, by: Selection, settings: list[Any], fine: bool = False) -> Counts:
     def on_batch(_images: int) -> None:
         run.world.beat()
         # a group is not asked: its ranks have unequal numbers of these batches
         if run.world.size == 1 and run.world.order(run.progress.position) is Order.SAVE:
             _save(run)
 
-    counts = evaluate.count(
-        run.method, run.readout, run.val, run.protocol, settings=settings, device=run.world.device,
-        keep_images=keep_images, on_batch=on_batch,
-    )  # fmt: skip
-    merged = run.world.gather(counts)
-    return sum(merged[1:], start=merged[0])
+    seen = by.look(run.method, run.readout, settings, fine=fine, device=run.world.device, on_batch=on_batch)
+    return by.counts(run.world.gather(seen), settings, fine)
 
 
 def _origin(config: TrainConfig, dataset: Dataset) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from wsol_pipeline.training.config import check_name, require
-from wsol_pipeline.training.options import RunOptions, store_at
+from wsol_pipeline.training.options import RunOptions, SelectionOptions, store_at
 
 if TYPE_CHECKING:
     from wsol_pipeline.storage import Store
@@ -44,8 +44,8 @@ class EvaluateOptions:
 
 
 @dataclass(frozen=True)
-class SolveOptions:
-    """Which model is read anew, and how."""
+class SolveOptions(SelectionOptions):
+    """Which model is read anew, and how. Without --select-by it is chosen as its study was."""
 
     study: str = "bas"
     """The finished study (or run) whose winner is read."""
@@ -69,6 +69,7 @@ class SolveOptions:
     """MLflow experiment."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_name("study", self.study)
         check_name("name", self.result)
         require(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size)
