@@ -1,29 +1,32 @@
-# make demo | cluster-demo | test | test-slow | reliability | lint | audit | bench | mlflow | screenshots | clean
+# make demo | cluster-demo [KEEP=1] | test | test-slow | reliability | lint | lock | audit | bench | gpu-check | mlflow | screenshots | clean
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 RUNS   ?= runs
 
-.PHONY: demo cluster-demo test test-slow reliability lint audit bench mlflow screenshots clean
+.PHONY: demo cluster-demo test test-slow reliability lint lock audit bench gpu-check mlflow screenshots clean
 .DEFAULT_GOAL := help
 
 help:
 	@head -n 1 Makefile
 
-# uv resolves and installs in seconds; the constraints file pins what was tested together.
-$(READY): pyproject.toml constraints.txt
+# uv installs in seconds; constraints.txt pins what was tested together, lock.txt has the SHA-256 of each of its files,
+# and nothing else is installed. What single targets add below is pinned, and compared where lock.txt has it.
+$(READY): pyproject.toml constraints.txt lock.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed: make PYTHON=python3.11 ..."; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	sed -n '/^uv==/,/[^\\]$$/p' lock.txt > $(VENV)/uv.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(VENV)/uv.txt
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r lock.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --build-constraints lock.txt --no-deps -e .
 	touch $(READY)
 
 demo: $(READY)
 	$(BIN)/python rayjobs/demo.py --storage $(RUNS)
 
 cluster-demo: $(READY)
-	$(BIN)/python cluster/demo.py
+	$(BIN)/python cluster/demo.py --storage $(RUNS) $(if $(KEEP),--keep)
 
 test: $(READY)
 	$(BIN)/python -m pytest
@@ -39,21 +42,31 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+lock: $(READY)
+	echo uv | $(BIN)/uv pip compile --quiet --generate-hashes --universal --python-version 3.11 --extra dev -c constraints.txt \
+	  --no-header --no-annotate --no-emit-index-url pyproject.toml - > $(VENV)/lock.txt
+	{ head -n 1 lock.txt; cat $(VENV)/lock.txt; } > $(VENV)/lock && mv $(VENV)/lock lock.txt
+
 # Looks every pinned version up; --strict: one that could not be looked up is a failure too.
 audit: $(READY)
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev,audit]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -c lock.txt -e '.[dev,audit]'
 	@$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip || { echo "audit: a version is known to be vulnerable, or could not be looked up (see above)"; exit 1; }
 
 bench: $(READY)
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev,bench]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -c lock.txt -e '.[dev,bench]'
 	for b in startup evaluation input memory shards dataset readout bagcams "step resnet50" "step vgg16" step_bcam training study solving thousand; do \
 	  set -- $$b; $(BIN)/python benchmarks/$$1.py $${2:+--backbone $$2} || exit 1; done
 
+# Ten minutes on one GPU, and needs neither Ray nor MLflow there: GPU_CHECK="--data DIR --weights FILE" for the ranking.
+gpu-check: $(READY)
+	$(BIN)/python benchmarks/gpu_check.py --out $(RUNS)/gpu-check $(GPU_CHECK)
+
 mlflow: $(READY)
+	@$(BIN)/python -m wsol_pipeline.tracking.moved $(RUNS)/mlflow.db
 	$(BIN)/mlflow server --backend-store-uri sqlite:///$(abspath $(RUNS))/mlflow.db --artifacts-destination $(abspath $(RUNS))/mlflow-artifacts --host 127.0.0.1 --port 5000
 
 screenshots: $(READY)
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev,screenshots]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -c lock.txt -e '.[dev,screenshots]'
 	$(BIN)/python docs/screenshots.py --storage $(RUNS)
 
 clean:

@@ -6,6 +6,7 @@ the machine too.
 """
 
 import contextlib
+import json
 import os
 import re
 import secrets
@@ -24,6 +25,7 @@ import psutil
 
 OBJECT_STORE_BYTES = 300_000_000  # of each node
 START_SECONDS = 180
+LEFT = "left.json"  # in the folder of a cluster that outlives who started it: its nodes' processes
 OWN_PORTS = ("dashboard-agent-listen-port", "metrics-export-port")  # else two nodes of one machine want the same
 
 
@@ -51,11 +53,7 @@ class Node:
 
     def end(self) -> None:
         """End it as a machine that is shut down: Ray leaves the cluster; what is left after 30 s is killed."""
-        processes = self.processes()
-        self.process.terminate()
-        for process in psutil.wait_procs(processes, timeout=30)[1]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        _end(self.processes())
         self.process.wait()
 
 
@@ -92,6 +90,17 @@ class Cluster:
     def submission(self, *entrypoint: str, options: Sequence[str] = ()) -> list[str]:
         """The command line that submits `entrypoint` as a job and waits for it; to be run in `environment`."""
         return [_ray(), "job", "submit", "--address", self.dashboard, *options, "--", *entrypoint]
+
+    def end(self) -> None:
+        """End all nodes, the head last."""
+        for node in reversed(self.nodes):
+            node.end()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def leave(self) -> None:
+        """Let the cluster outlive this process: its folder says which processes are its nodes, for `end_left`."""
+        roots = [psutil.Process(node.process.pid) for node in self.nodes]
+        (self.folder / LEFT).write_text(json.dumps([[root.pid, root.create_time()] for root in roots]))
 
     def _start(self, name: str, options: list[str]) -> None:
         log = self.folder / f"{name}.log"
@@ -149,9 +158,33 @@ def running_cluster(
             cluster.add_node(count)
         yield cluster
     finally:
-        for node in reversed(cluster.nodes):
-            node.end()
-        shutil.rmtree(folder, ignore_errors=True)
+        if not (folder / LEFT).exists():
+            cluster.end()
+
+
+def end_left(folder: Path) -> list[psutil.Process]:
+    """End the cluster that was left with this `folder`; what was its processes. Raises `ValueError` if none was."""
+    if not (folder / LEFT).is_file():
+        raise ValueError(f"{folder} is not the folder of a cluster that was left.")
+    ended = []
+    for pid, created in reversed(json.loads((folder / LEFT).read_text())):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            root = psutil.Process(pid)
+            if root.create_time() == created:  # no other has got its number
+                ended += [*root.children(recursive=True), root]
+                _end([*root.children(recursive=True), root])
+    shutil.rmtree(folder, ignore_errors=True)
+    return ended
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    """End a node, the last of its `processes`; what is left of them after 30 s is killed."""
+    for process in processes[-1:]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    for process in psutil.wait_procs(processes, timeout=30)[1]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def free_port() -> int:

@@ -8,7 +8,8 @@ r"""Bring a dataset into the form that all jobs read: Parquet shards with a mani
     # what is wrong with it; writes nothing
     python rayjobs/import_dataset.py --dataset cub --source ~/CUB --check
 
-The same command again continues an import that was cut short, and leaves a finished one alone. Rows that cannot be
+The same command again continues an import that was cut short, and compares a finished one with its digests: shards
+that were damaged are written anew. One import at a time writes to a place. Rows that cannot be
 trusted are left out with a reason in quarantine.json beside the manifest; more of them than --max-bad, and it stops.
 What was taken and what was passed over is counted at the end. An archive is unpacked into the user's cache first; with
 several nodes, give a folder that all of them see.
@@ -98,7 +99,7 @@ def origin(config: ImportConfig[Any]) -> dict[str, Any]:
 
 def main(args: list[str] | None = None) -> int:
     config = parse(sys.argv[1:] if args is None else args)
-    from wsol_pipeline.console.imports import check, reporter, summary, tell
+    from wsol_pipeline.console.imports import alone, check, reporter, summary, tell
     from wsol_pipeline.data.findings import Refused, of_rows
     from wsol_pipeline.data.ingest import faults_of, import_dataset
     from wsol_pipeline.data.shards import QUARANTINE
@@ -109,9 +110,10 @@ def main(args: list[str] | None = None) -> int:
     out = Store.at(config.out or f"runs/data/{config.dataset}")
     bar, on_shard = reporter()
     try:
-        with bar:
+        source = read(config)
+        with alone(out) as check_alone, bar:
             manifest = import_dataset(
-                read(config),
+                source,
                 out,
                 name=config.name or config.dataset,
                 origin=origin(config),
@@ -119,6 +121,7 @@ def main(args: list[str] | None = None) -> int:
                 workers=config.workers,
                 shard_bytes=config.shard_mb * 2**20,
                 on_shard=on_shard,
+                check=check_alone,
             )
     except Refused as error:
         tell(error.findings)

@@ -9,7 +9,7 @@ Beside the page, which is one file that needs no network, lie its table as Markd
 """
 
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from wsol_pipeline.console.command_line import command_line
@@ -52,7 +52,10 @@ def main(args: list[str] | None = None) -> int:
     from wsol_pipeline.report.page import render
     from wsol_pipeline.report.tables import comparison_table, latex, markdown
     from wsol_pipeline.storage import Store
+    from wsol_pipeline.tracking import moved
 
+    if options.store.is_local:
+        moved.follow(Path(options.store.path(moved.DATABASE)))
     facts = gather(options.store, options.study, options.study_db)
     table = comparison_table(facts.lines, facts.objective)
     page = Store.at(options.out) if options.out else options.store / options.study[0] / "report.html"

@@ -269,6 +269,7 @@ def test_what_a_study_prints_and_keeps(tmp_path, monkeypatch, shape):
     shown = config_file.dump(SimpleNamespace(options=options, config=TrainConfig(options={"x": text})))
     plan = SimpleNamespace(
         config=TrainConfig(), dataset=SimpleNamespace(uri=text, manifest=None), folder=Store.at(tmp_path), rule=None,
+        options=SimpleNamespace(store=Store.at(tmp_path)),
     )  # fmt: skip
     ledger = SimpleNamespace(trials=list, proposals=list, home=SimpleNamespace(id="1"))
     monkeypatch.setattr(outcome, "seal_of", lambda final: "seal")
@@ -276,7 +277,7 @@ def test_what_a_study_prints_and_keeps(tmp_path, monkeypatch, shape):
     winner = json.dumps(outcome.winner_record(plan, ledger, [Standing((0,), (1.0,))], Store(text), None))
     monkeypatch.setattr(judge, "evaluation_name", lambda contender: "result")
     monkeypatch.setattr(judge, "score_somewhere", lambda *_: ({"rows": [], "provenance": {"x": text}}, {}))
-    judge.judged_rows(judge.EvaluateOptions(storage=str(tmp_path)), Contender("a", "a", Store("")), None)
+    judge.judged_rows(judge.EvaluateOptions(storage=str(tmp_path)), Contender("a", "a", Store("")), None, None)
     result = (tmp_path / "a/evaluations/result.json").read_text()
     assert not leaked(shown + winner + result)
 
@@ -325,10 +326,19 @@ def test_tables_of_a_report(shape):
 
 @pytest.mark.parametrize("work", [lambda line: redact(line), lambda line: redact({"line": line, "beta": 0.5})])
 def test_a_thousand_trials_of_thirty_lines_take_seconds(work):
-    started = time.process_time()
-    for _ in range(3000):
-        work(INNOCENT[-1])
-    assert time.process_time() - started < 1.5
+    """A tenth of them cost 0.25 s where this machine's million squares cost 0.06 s."""
+    squares = cpu_seconds(lambda: sum(number * number for number in range(1_000_000)))
+    assert cpu_seconds(lambda: [work(INNOCENT[-1]) for _ in range(3000)]) < 25 * squares
+
+
+def cpu_seconds(work) -> float:
+    """Of two times the shorter one: others that share a core make it slower at times."""
+    found = []
+    for _ in range(2):
+        started = time.process_time()
+        work()
+        found.append(time.process_time() - started)
+    return min(found)
 
 
 @pytest.mark.parametrize(
@@ -336,6 +346,6 @@ def test_a_thousand_trials_of_thirty_lines_take_seconds(work):
              "eyJaaaaaaaa.", "sk-", "%3A%2F%2F", "AbC1+/", "authorization=", "--a-"],
 )  # fmt: skip
 def test_no_text_takes_long(part):
-    started = time.process_time()
-    redact("password=" + part * (200_000 // len(part)))
-    assert time.process_time() - started < 3
+    """Ten times the text takes ten times as long; it would be a hundred times where a rule goes back over it."""
+    short, long = (cpu_seconds(lambda n=n: redact("password=" + part * (n // len(part)))) for n in (20_000, 200_000))
+    assert long < 30 * short + 0.1

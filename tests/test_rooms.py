@@ -11,16 +11,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+# files that any room may know
 LEAVES = (
-    "errors",
-    "redaction",
-    "interrupts",
-    "protocol",
-    "storage",
-    "images",
-    "text",
-    "selectors",
-)  # files that any room may know
+    "errors", "redaction", "interrupts", "protocol", "storage", "images", "device", "text", "private", "selectors",
+)  # fmt: skip
 ROOMS = ("data", "evaluation", "training", "tracking", "study", "verdict", "report", "console")  # in their order
 PACKAGES = ("wsol_models", "search_spaces", "wsol_pipeline", "rayjobs")
 APART = {"data", "evaluation"}  # know nothing of methods, presets or each other

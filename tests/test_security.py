@@ -16,10 +16,11 @@ from wsol_pipeline.data.dataset import Dataset
 from wsol_pipeline.data.importers import synthetic
 from wsol_pipeline.data.importers.voc import Sbd
 from wsol_pipeline.data.ingest import import_dataset
-from wsol_pipeline.data.pixels import IMAGES, cached_pixels
+from wsol_pipeline.data.pixels import IMAGES, SEAL, _seal, cached_pixels
 from wsol_pipeline.data.schema import RowError
 from wsol_pipeline.data.shards import MANIFEST, read_manifest
 from wsol_pipeline.errors import DataError, UsageError
+from wsol_pipeline.evaluation.compiled import may_be_kept
 from wsol_pipeline.report.facts import Line
 from wsol_pipeline.report.tables import comparison_table, latex, markdown
 from wsol_pipeline.storage import Store
@@ -154,8 +155,25 @@ def test_planted_pixels_are_refused(payload, tmp_path):
     [images] = cache.rglob(IMAGES)
     for planted in (payload, npy_with(Payload(tmp_path / "it ran"), tmp_path)):
         images.write_bytes(planted)
+        images.with_name(SEAL).unlink()
+        _seal(images.parent)
         with pytest.raises(ValueError, match="Python objects|pickled"):
             cached_pixels(split, 32, str(cache))
+
+
+@pytest.mark.parametrize(("mode", "kept"), [(0o700, True), (0o777, False), (None, True)])
+def test_compiled_code_is_kept_only_where_nobody_else_writes(tmp_path, monkeypatch, mode, kept):
+    """Numba's files hold pickles, which run as they are read."""
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "numba"))
+    if mode is not None:
+        (tmp_path / "numba").mkdir()
+        (tmp_path / "numba").chmod(mode)
+    assert may_be_kept() is kept
+
+
+def test_every_kernel_asks_whether_it_may_be_kept():
+    files = (ROOT / "wsol_pipeline").rglob("*.py")
+    assert [path.name for path in files if "from numba" in path.read_text()] == ["compiled.py"]
 
 
 def npy_with(planted: Payload, folder: Path) -> bytes:

@@ -47,6 +47,7 @@ class LocalizationMethod(nn.Module):
     config: Any
     num_classes: int
     _ids: Sequence[str] | None = None
+    _total: int = 0
 
     @property
     def head_weight_KC(self) -> Tensor:
@@ -57,12 +58,14 @@ class LocalizationMethod(nn.Module):
         """Learning rate of the parameter `name` in the paper's recipe, as a multiple of the base rate."""
         raise NotImplementedError
 
-    def begin_step(self, epoch: int, ids: Sequence[str]) -> None:
-        """Told by a training loop before each forward: the epoch, from 0, and the images' names in the data set.
+    def begin_step(self, epoch: int, ids: Sequence[str], total: int) -> None:
+        """Told by a training loop before each forward: the epoch, from 0, the images' names in the data set, and how
+        many images the step has, those of other workers included.
 
-        For what starts later in training, and for draws that shall not depend on which worker has an image.
+        For what starts later in training, for draws that shall not depend on which worker has an image, and for what
+        workers exchange.
         """
-        self._ids = ids
+        self._ids, self._total = ids, total
 
     def draw(self, count: int, *shape: int) -> Tensor:
         """Numbers in [0, 1) for each of the images, count×shape; by image names if a step was begun, which serve one
@@ -74,7 +77,7 @@ class LocalizationMethod(nn.Module):
         """Class indices as they are; of multi-hot rows one class each, all of them equally likely."""
         if targets.ndim == 1:
             return targets
-        return (targets * (1 + self.draw(*targets.shape).to(targets.device))).argmax(1)
+        return (targets * (1 + sent(self.draw(*targets.shape), targets.device))).argmax(1)
 
 
 def draw_by_name(ids: Sequence[str], shape: Sequence[int]) -> Tensor:
@@ -85,25 +88,42 @@ def draw_by_name(ids: Sequence[str], shape: Sequence[int]) -> Tensor:
     return torch.stack([torch.rand(*shape, generator=generator, device="cpu") for generator in generators])
 
 
-def rows_of_all_workers(rows: Tensor) -> tuple[Tensor, int]:
+def sent(draws: Tensor, device: torch.device) -> Tensor:
+    """What was drawn on the host, on `device`; the host does not wait for what the device is doing."""
+    return draws.to(device, non_blocking=True)
+
+
+def rows_of_all_workers(rows: Tensor, total: int) -> tuple[Tensor, int]:
     """Rows (the first dimension) of the whole step, in its order, and the place where this worker's begin.
 
-    Workers may have different numbers of rows. Constants for gradients. Without other workers: the rows themselves.
+    `total` is how many they are: the first workers have one row more where it does not divide, as the loop's plan has
+    it, so no worker has to ask the others how many they have. Constants for gradients. Without other workers: the rows
+    themselves.
     """
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if not _has_workers():
         return rows.detach(), 0
-    counts = [int(count) for count in _gather(torch.tensor(len(rows), device=rows.device))]
+    if total < 1:
+        raise ValueError("Workers exchange rows of a step but were not told how many it has: call begin_step before.")
+    world = distributed.get_world_size()
+    counts = [total // world + (rank < total % world) for rank in range(world)]
     padded = rows.new_zeros(max(counts), *rows.shape[1:])  # what is gathered has to be of one size
     padded[: len(rows)] = rows.detach()
-    parts = [part[:count] for part, count in zip(_gather(padded), counts, strict=True)]
+    gathered = [torch.empty_like(padded) for _ in counts]
+    distributed.all_gather(gathered, padded)
+    parts = [part[:count] for part, count in zip(gathered, counts, strict=True)]
     return torch.cat(parts), sum(counts[: distributed.get_rank()])
 
 
-def _gather(tensor: Tensor) -> list[Tensor]:
-    """The tensors of all workers, equal in shape, in their order."""
-    gathered = [torch.empty_like(tensor) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(gathered, tensor)
-    return gathered
+def sum_of_all_workers(values: Tensor) -> Tensor:
+    """The sum over the step's workers, of equal shape on each: a constant for gradients."""
+    values = values.detach().clone()
+    if _has_workers():
+        distributed.all_reduce(values)
+    return values
+
+
+def _has_workers() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
 
 
 def targets_of(output: Output) -> Tensor:
@@ -123,7 +143,10 @@ def require_class_indices(targets: Tensor, images_BCHW: Tensor) -> None:
 
 
 def require_targets(targets: Tensor, images_BCHW: Tensor, num_classes: int) -> None:
-    """Raise `ValueError` unless there is one int64 class index per image, or one float multi-hot row with a class."""
+    """Raise `ValueError` unless there is one int64 class index per image, or one float multi-hot row with a class.
+
+    Whether a row has a class is looked up on a CPU only: of a GPU's rows the host would have to wait for.
+    """
     if targets.ndim == 1:
         require_class_indices(targets, images_BCHW)
     elif targets.shape != (len(images_BCHW), num_classes) or not targets.is_floating_point():
@@ -131,7 +154,7 @@ def require_targets(targets: Tensor, images_BCHW: Tensor, num_classes: int) -> N
             f"Targets must be one int64 class index per image, shape ({len(images_BCHW)},), or float multi-hot rows, "
             f"shape ({len(images_BCHW)}, {num_classes}), but are {targets.dtype} of shape {tuple(targets.shape)}."
         )
-    elif not targets.any(1).all():
+    elif targets.is_cpu and not targets.any(1).all():
         raise ValueError("Every image must be of at least one class but a multi-hot row of targets has none.")
 
 
@@ -233,6 +256,11 @@ def he_(module: nn.Module) -> None:
 def at_least_float32(tensor: Tensor) -> Tensor:
     """The tensor in float32 if it is a half type, where a division by a small epsilon would overflow."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def pooled(maps_BKHW: Tensor) -> Tensor:
+    """Means over the positions, B×K, float32 at least: as logits, a half type's would have eight bits."""
+    return maps_BKHW.mean((2, 3), dtype=torch.promote_types(maps_BKHW.dtype, torch.float32))
 
 
 def min_max(maps: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from wsol_models._layers import (
     classifier,
     he_,
     min_max,
+    pooled,
     require_not_negative,
     require_share,
     require_targets,
@@ -104,7 +105,7 @@ class Method(LocalizationMethod):
             require_targets(targets, images_BCHW, self.num_classes)
         features_BCHW, tapped = self.backbone(images_BCHW, taps, self._pools)
         hidden_BCHW, maps_a_BKHW = self.classifier_A(features_BCHW)
-        logits_BK = maps_a_BKHW.mean((2, 3))
+        logits_BK = pooled(maps_a_BKHW)
         classes_B = logits_BK.argmax(1) if targets is None else self.one_class(targets)
         left_B1HW = complement(maps_a_BKHW, classes_B, self.config.threshold)
         _, maps_b_BKHW = self.classifier_B(features_BCHW * left_B1HW)
@@ -114,7 +115,7 @@ class Method(LocalizationMethod):
             None if self.training else fused(maps_a_BKHW, maps_b_BKHW),
             select_taps(taps, tapped, self.backbone.names),
             targets,
-            logits_b_BK=maps_b_BKHW.mean((2, 3)),
+            logits_b_BK=pooled(maps_b_BKHW),
         )
 
     def lr_scale(self, name: str) -> float:

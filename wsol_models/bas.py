@@ -30,6 +30,7 @@ from wsol_models._layers import (
     at_least_float32,
     classifier,
     detached_call,
+    pooled,
     reduced,
     require_not_negative,
     require_targets,
@@ -136,7 +137,7 @@ class Method(LocalizationMethod):
         deep_BCHW, deeper = self.F2(features_BCHW, taps)
         hidden_BCHW, class_maps_BKHW = self.classifier_cls(deep_BCHW)
         class_maps_BKHW = self._rectified(class_maps_BKHW)
-        logits_BK = class_maps_BKHW.mean((2, 3))
+        logits_BK = pooled(class_maps_BKHW)
         tapped = select_taps(taps, shallow | deeper, self.stage_names)
         if targets is None or not self.training:
             maps_BKHW = torch.sigmoid(self.classifier_loc(features_BCHW))
@@ -171,10 +172,10 @@ class Method(LocalizationMethod):
             left_B1HW = F.interpolate(left_B1HW, images_BCHW.shape[2:], mode="bilinear")
             background_BCHW, _ = detached_call(self.F1, images_BCHW * left_B1HW)
         else:
-            background_BCHW = features_BCHW.detach() * left_B1HW
+            background_BCHW = features_BCHW.detach() * left_B1HW.to(features_BCHW.dtype)
         deep_BCHW, _ = detached_call(self.F2, background_BCHW)
         _, class_maps_BKHW = detached_call(self.classifier_cls, deep_BCHW)
-        return self._rectified(class_maps_BKHW).mean((2, 3))
+        return pooled(self._rectified(class_maps_BKHW))
 
     def _rectified(self, class_maps_BKHW: Tensor) -> Tensor:
         return F.relu(class_maps_BKHW) if self.config.relu_class_maps else class_maps_BKHW
@@ -206,14 +207,15 @@ def default_position(backbone: Backbone, segmentation: bool) -> str:
 def convolution_of_class(
     features_BCHW: Tensor, weight_KC33: Tensor, bias_K: Tensor | None, classes_B: Tensor
 ) -> Tensor:
-    """Channel `classes_B[b]` of a padded 3x3 convolution for each image b, B×H×W, without making the other K - 1.
+    """Channel `classes_B[b]` of a padded 3x3 convolution for each image b, B×H×W, without making the other K - 1;
+    float32 at least.
 
     A 3x3 convolution is nine 1x1 ones, each shifted, summed up: `fold` shifts and sums (towards the other side, hence
     the flip).
     """
     kernels_B9C = weight_KC33[classes_B].flatten(2).flip(2).transpose(1, 2)
     shifted_B9N = kernels_B9C @ features_BCHW.flatten(2)
-    map_BHW = F.fold(shifted_B9N, features_BCHW.shape[2:], kernel_size=3, padding=1)[:, 0]
+    map_BHW = F.fold(at_least_float32(shifted_B9N), features_BCHW.shape[2:], kernel_size=3, padding=1)[:, 0]
     return map_BHW if bias_K is None else map_BHW + bias_K[classes_B, None, None]
 
 
@@ -234,7 +236,7 @@ def background_activation_suppression(
 
 def area_constraint(foreground_BHW: Tensor, reduction: Reduction = "mean") -> Tensor:
     """L_ac: mean of the target's map over its positions."""
-    return reduced(foreground_BHW.mean((1, 2)), reduction)
+    return reduced(at_least_float32(foreground_BHW).mean((1, 2)), reduction)
 
 
 def foreground_region_guidance(
@@ -252,7 +254,7 @@ def foreground_scores(class_maps_BKHW: Tensor, foreground_BHW: Tensor) -> Tensor
     foreground_B1HW = F.adaptive_avg_pool2d(
         foreground_BHW[:, None], (class_maps_BKHW.shape[2], class_maps_BKHW.shape[3])
     )
-    return (class_maps_BKHW * foreground_B1HW).mean((2, 3))
+    return pooled(class_maps_BKHW * foreground_B1HW)
 
 
 def multi_label_classification(logits_BK: Tensor, targets_BK: Tensor, reduction: Reduction = "mean") -> Tensor:

@@ -19,7 +19,15 @@ import torch
 from torch import Tensor
 
 from wsol_models import cam
-from wsol_models._layers import Output, Reduction, classification, require_share, rows_of_all_workers, targets_of
+from wsol_models._layers import (
+    Output,
+    Reduction,
+    classification,
+    require_share,
+    rows_of_all_workers,
+    sent,
+    targets_of,
+)
 
 
 @dataclass(frozen=True)
@@ -59,10 +67,12 @@ class Method(cam.Method):
         mixes = self.training and targets is not None and float(torch.rand((), device="cpu")) < self.config.probability
         if not mixes or targets is None:
             return super().forward(images_BCHW, targets, taps=taps)
-        targets_of_all, start = rows_of_all_workers(targets)
-        permutation = torch.randperm(len(targets_of_all), device="cpu").to(targets.device)
+        targets_of_all, start = rows_of_all_workers(targets, self._total)
+        permutation = sent(torch.randperm(len(targets_of_all), device="cpu"), targets.device)
         partners_B = permutation[start : start + len(targets)]
-        images_BCHW, share = paste(images_BCHW, partners_B, *draw_box(images_BCHW, self.config.beta))
+        box = draw_box(images_BCHW, self.config.beta)
+        patches_of_all, _ = rows_of_all_workers(images_BCHW[:, :, box[0], box[1]], self._total)
+        images_BCHW, share = paste(images_BCHW, patches_of_all[partners_B], *box)
         output = super().forward(images_BCHW, targets, taps=taps)
         parts = {field.name: getattr(output, field.name) for field in fields(output)}
         return MixedOutput(**parts, patch_targets=targets_of_all[partners_B], share=share)
@@ -86,12 +96,10 @@ def cut(size: int, share: float, centre: int) -> slice:
     return slice(max(centre - half, 0), min(centre + half, size))
 
 
-def paste(images_BCHW: Tensor, partners_B: Tensor, rows: slice, columns: slice) -> tuple[Tensor, float]:
-    """The images with the box from their partners (rows of the whole batch, of all workers), and the share of pixels
-    that are still their own."""
-    patches_of_all, _ = rows_of_all_workers(images_BCHW[:, :, rows, columns])
+def paste(images_BCHW: Tensor, patches_BCHW: Tensor, rows: slice, columns: slice) -> tuple[Tensor, float]:
+    """The images with the box of their partners, and the share of pixels that are still their own."""
     mixed_BCHW = images_BCHW.clone()
-    mixed_BCHW[:, :, rows, columns] = patches_of_all[partners_B]
+    mixed_BCHW[:, :, rows, columns] = patches_BCHW
     area = (rows.stop - rows.start) * (columns.stop - columns.start)
     return mixed_BCHW, 1 - area / images_BCHW[0, 0].numel()
 

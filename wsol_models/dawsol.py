@@ -86,8 +86,8 @@ class Method(cam.Method):
         self.discriminator = nn.Linear(channels, 1) if config.uda == "dann" else None
         self.epoch = 0
 
-    def begin_step(self, epoch: int, ids: Sequence[str]) -> None:
-        super().begin_step(epoch, ids)
+    def begin_step(self, epoch: int, ids: Sequence[str], total: int) -> None:
+        super().begin_step(epoch, ids, total)
         self.epoch = epoch
 
     def forward(self, images_BCHW: Tensor, targets: Tensor | None = None, *, taps: Sequence[str] = ()) -> Output:
@@ -172,7 +172,7 @@ def remember(mean_C: Tensor, count: Tensor, value_C: Tensor) -> None:
 def draw(points_NC: Tensor, members_N: Tensor) -> Tensor:
     """The members in random order."""
     found = members_N.nonzero()[:, 0]
-    return points_NC[found[torch.randperm(len(found), device="cpu").to(found.device)]]
+    return points_NC[found[torch.randperm(len(found), device="cpu").to(found.device, non_blocking=True)]]
 
 
 def gathered(

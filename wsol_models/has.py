@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from wsol_models import cam
-from wsol_models._layers import Output, require_share
+from wsol_models._layers import Output, require_share, sent
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class Method(cam.Method):
 def hide_cells(images_BCHW: Tensor, draws_BRS: Tensor, config: Config) -> Tensor:
     """The images with 0 in every cell whose number is not above the drop rate; R rows and S columns of cells."""
     height, width = images_BCHW.shape[2:]
-    hidden_BRS = draws_BRS <= config.drop_rate
+    hidden_BRS = sent(draws_BRS, images_BCHW.device) <= config.drop_rate
     hidden_BHW = hidden_BRS.repeat_interleave(config.grid_size, 1).repeat_interleave(config.grid_size, 2)
-    return images_BCHW.masked_fill(hidden_BHW[:, None, :height, :width].to(images_BCHW.device), 0)
+    return images_BCHW.masked_fill(hidden_BHW[:, None, :height, :width], 0)
 
 
 losses = cam.losses

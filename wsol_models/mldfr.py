@@ -34,6 +34,7 @@ from wsol_models._layers import (
     Output,
     Reduction,
     classification,
+    pooled,
     require_targets,
     select_taps,
     targets_of,
@@ -118,7 +119,7 @@ class Method(LocalizationMethod):
         features_BCHW, tapped = self.backbone(images_BCHW, taps, dict(self.sa.items()))
         maps_BKHW = self.fc(features_BCHW)
         tapped = select_taps(taps, tapped, self.backbone.names)
-        return Output(maps_BKHW.mean((2, 3)), features_BCHW, maps_BKHW, tapped, targets)
+        return Output(pooled(maps_BKHW), features_BCHW, maps_BKHW, tapped, targets)
 
     def lr_scale(self, name: str) -> float:
         """One rate for all."""

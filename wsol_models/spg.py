@@ -30,8 +30,8 @@ from wsol_models._layers import (
     require_not_negative,
     require_share,
     require_targets,
-    rows_of_all_workers,
     select_taps,
+    sum_of_all_workers,
     targets_of,
     xavier_,
 )
@@ -207,9 +207,8 @@ def pseudo_mask(attention_BHW: Tensor, high: float, low: float) -> Tensor:
     few_B11 = foreground_BHW.sum((1, 2), keepdim=True) < FEW
     lowered_BHW = attention_BHW > RELAXED * attention_BHW.amax((1, 2), keepdim=True)
     mask_BHW = torch.full_like(attention_BHW, IGNORED)
-    mask_BHW[torch.where(few_B11, lowered_BHW, foreground_BHW)] = 1
-    mask_BHW[attention_BHW < low] = 0
-    return mask_BHW
+    mask_BHW = mask_BHW.masked_fill(torch.where(few_B11, lowered_BHW, foreground_BHW), 1)
+    return mask_BHW.masked_fill(attention_BHW < low, 0)
 
 
 def guidance(logits_BHW: Tensor, mask_BHW: Tensor) -> Tensor:
@@ -220,8 +219,10 @@ def guidance(logits_BHW: Tensor, mask_BHW: Tensor) -> Tensor:
     """
     kept_BHW = mask_BHW != IGNORED
     losses_BHW = F.binary_cross_entropy_with_logits(logits_BHW, mask_BHW * kept_BHW, reduction="none")
-    kept_of_all, _ = rows_of_all_workers(kept_BHW.sum((1, 2)))
-    return (losses_BHW * kept_BHW).sum((1, 2)).mean() / kept_of_all.to(losses_BHW.dtype).mean()
+    counts_2 = kept_BHW.new_zeros(2, dtype=torch.int64)
+    counts_2[0], counts_2[1] = kept_BHW.sum(), len(kept_BHW)
+    kept, images = sum_of_all_workers(counts_2).to(losses_BHW.dtype)
+    return (losses_BHW * kept_BHW).sum((1, 2)).mean() / (kept / images)
 
 
 def losses(output: Output, config: Config) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ rest: a write is whole or not there, and `create` succeeds for exactly one of se
 import contextlib
 import os
 import secrets
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -123,6 +124,14 @@ class Store:
         """The full path or URI of `name`."""
         return f"{self.uri}/{name}" if name else self.uri
 
+    def relative(self, uri: str) -> str:
+        """`uri` as it is kept below this store: without this store's place if it lies in it, so that both can move."""
+        return uri.removeprefix(f"{self.uri}/")
+
+    def resolve(self, kept: str) -> "Store":
+        """What `relative` kept, from where this store is today."""
+        return Store(kept) if kept.startswith(("/", "s3://")) else self / kept
+
     def read(self, name: str) -> bytes:
         """Bytes of `name`. Raises `FileNotFoundError`."""
         if self.is_local:
@@ -195,6 +204,22 @@ class Store:
         if self.is_local:
             return Path(self.path(name)).stat().st_size
         return int(_ask_s3("size", self.path(name)))
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file by its name, those that a killed writer left included; empty if there are none."""
+        if self.is_local:
+            files = (path for path in Path(self.uri).rglob("*") if path.is_file() and not path.is_symlink())
+            return {file.relative_to(self.uri).as_posix(): file.stat().st_size for file in files}
+        own = f"{self.uri.removeprefix('s3://')}/"
+        found = _ask_s3("find", self.uri, detail=True)
+        return {key.removeprefix(own): int(about["size"] or 0) for key, about in found.items()}
+
+    def remove_all(self, name: str = "") -> None:
+        """Remove everything below `name`; nothing happens if it is gone."""
+        if self.is_local:
+            shutil.rmtree(self.path(name), ignore_errors=True)
+        elif self.list(name):
+            _ask_s3("rm", self.path(name), recursive=True)
 
     def remove(self, name: str) -> None:
         """Remove one file; nothing happens if it is gone."""

@@ -49,6 +49,15 @@ def format_threshold(threshold: float | str) -> str:
     return threshold if isinstance(threshold, str) else f"{threshold:.3f}"
 
 
+def format_bytes(size: float) -> str:
+    """`0`, `14 kB`, `558 MB` or `1.2 GB`."""
+    for unit in ("", " kB", " MB"):
+        if round(size) < 1000:
+            return f"{size:.0f}{unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
 def format_hours(hours: float) -> str:
     """`41 s`, `12.5 min` or `3.2 h`."""
     if hours < 1 / 60:

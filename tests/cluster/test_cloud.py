@@ -109,16 +109,73 @@ def test_what_is_copied_to_the_nodes_exists_and_holds_every_package(cloud):
     assert packages <= sources
 
 
-def test_the_policies_grant_no_more_than_named_things():
-    statements = {
-        name: json.loads((CLUSTER / f"iam/{name}.json").read_text())["Statement"] for name in ("head", "node", "trust")
-    }
-    for statement in statements["head"] + statements["node"]:
-        actions = statement["Action"] if isinstance(statement["Action"], list) else [statement["Action"]]
-        assert not {"*", "s3:*", "ec2:*", "iam:*"} & set(actions)
-        if any(action.startswith(("s3:", "iam:")) for action in actions):
-            assert statement["Resource"] != "*"
-    assert not [statement for statement in statements["node"] if "ec2" in json.dumps(statement)]
+def statements(role: str) -> list[dict[str, Any]]:
+    """The statements of a policy, actions and resources as lists."""
+    found = json.loads((CLUSTER / f"iam/{role}.json").read_text())["Statement"]
+    listed = {key: (lambda value: value if isinstance(value, list) else [value]) for key in ("Action", "Resource")}
+    return [statement | {key: make(statement[key]) for key, make in listed.items()} for statement in found]
+
+
+def wide(statement: dict[str, Any]) -> set[str]:
+    """What a statement grants on more than it names."""
+    found, told = set(), json.dumps(statement.get("Condition", {}))
+    for action in statement["Action"]:
+        instances = any(":instance/" in resource for resource in statement["Resource"])
+        if "*" in action or (statement["Resource"] == ["*"] and not action.startswith("ec2:Describe")):
+            found.add(action)
+        if action == "ec2:CreateTags" and not ("ec2:CreateAction" in told or "ec2:ResourceTag/" in told):
+            found.add(action)
+        if action == "ec2:RunInstances" and instances and not ("InstanceType" in told and "RequestTag/ray" in told):
+            found.add(action)
+        if action in ("ec2:TerminateInstances", "ec2:StopInstances") and "ec2:ResourceTag/ray-cluster-name" not in told:
+            found.add(action)
+        if action == "iam:PassRole" and "iam:PassedToService" not in told:
+            found.add(action)
+    return found
+
+
+@pytest.mark.parametrize("role", ["head", "node", "mlflow"])
+def test_the_policies_grant_no_more_than_named_things(role):
+    assert [wide(statement) for statement in statements(role)] == [set()] * len(statements(role))
+    if role != "head":
+        assert {action.split(":")[0] for statement in statements(role) for action in statement["Action"]} == {"s3"}
+
+
+@pytest.mark.parametrize(
+    ("action", "resource", "condition"),
+    [
+        ("ec2:CreateTags", "*", {}),
+        ("ec2:CreateTags", "arn:aws:ec2:us-west-2:1:instance/*", {}),
+        ("ec2:RunInstances", "*", {}),
+        ("ec2:RunInstances", "arn:aws:ec2:us-west-2:1:instance/*", {"StringEquals": {"ec2:InstanceType": "a"}}),
+        ("ec2:TerminateInstances", "arn:aws:ec2:us-west-2:1:instance/*", {}),
+        ("ssm:GetParameters", "*", {}),
+        ("s3:*", "arn:aws:s3:::BUCKET/*", {}),
+        ("iam:PassRole", "arn:aws:iam::1:role/wsol-node", {}),
+    ],
+)
+def test_a_wide_grant_is_seen(action, resource, condition):
+    assert wide({"Action": [action], "Resource": [resource], "Condition": condition}) == {action}
+
+
+def test_the_head_may_start_what_the_cluster_file_asks_for_and_nothing_else():
+    granted = {key: value for statement in statements("head") if "ec2:RunInstances" in statement["Action"]
+               for key, value in statement.get("Condition", {}).get("StringEquals", {}).items()}  # fmt: skip
+    config, node = load("aws"), load("aws")["available_node_types"]["gpu"]["node_config"]
+    assert granted["ec2:InstanceType"] == node["InstanceType"]
+    assert granted["aws:RequestTag/ray-cluster-name"] == config["cluster_name"]
+    [parameter] = [one for statement in statements("head") if "ssm:GetParameters" in statement["Action"]
+                   for one in statement["Resource"]]  # fmt: skip
+    assert parameter.endswith(f":parameter{node['ImageId'].removeprefix('resolve:ssm:')}")
+    assert f":{config['provider']['region']}:" in parameter
+
+
+def test_only_mlflows_server_may_write_what_runs_where_models_are_loaded():
+    buckets = {role: {one.removeprefix("arn:aws:s3:::").split("/")[0] for statement in statements(role)
+                      for one in statement["Resource"] if ":s3:" in one}
+               for role in ("head", "node", "mlflow")}  # fmt: skip
+    assert buckets == {"head": {"BUCKET"}, "node": {"BUCKET"}, "mlflow": {"ARTIFACTS"}}
+    assert "s3://ARTIFACTS/" in (CLUSTER / "mlflow/kubernetes.yaml").read_text()
 
 
 @mock_aws

@@ -10,6 +10,7 @@ import pytest
 
 from rayjobs import tune_bas
 from tests.cluster.manifests import check, dangers, load_all, pods
+from wsol_pipeline.console import tried as tried_module
 from wsol_pipeline.console.command_line import parse
 
 ROOT = Path(__file__).parents[2]
@@ -111,8 +112,10 @@ def test_a_retried_job_continues_and_everything_ends(job):
     assert 0 < spec["preRunningDeadlineSeconds"] < spec["activeDeadlineSeconds"]
     assert spec["shutdownAfterJobFinishes"]
     assert spec["ttlSecondsAfterFinished"] > 0
-    python, script, *arguments = shlex.split(spec["entrypoint"])
-    assert (python, (ROOT / script).exists()) == ("python", True)
+    *tried, python, script = shlex.split(spec["entrypoint"])[:5]
+    assert (tried, python, (ROOT / script).exists()) == (["python", "-m", tried_module.__name__], "python", True)
+    assert not set(spec["entrypoint"]) & set(";&|<>$`()\"'\\*?")  # the operator puts it into a shell's line
+    arguments = shlex.split(spec["entrypoint"])[5:]
     options = parse(tune_bas.Options, arguments)
     group = spec["rayClusterSpec"]["workerGroupSpecs"][0]
     cores = int(group["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])

@@ -1,13 +1,15 @@
 """The rehearsal cluster: nodes come, die and leave; nobody gets in without its token; nothing of it stays."""
 
+import json
 import subprocess
+import sys
 import time
 import urllib.error
 
 import psutil
 import pytest
 
-from cluster.nodes import Cluster, running_cluster
+from cluster.nodes import Cluster, Node, end_left, running_cluster
 
 
 def wait_for_alive(cluster: Cluster, count: int, seconds: float) -> None:
@@ -43,3 +45,29 @@ def test_nodes_die_leave_and_come_and_all_are_ended():
         assert len(processes) > 5
     assert not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     assert not cluster.folder.exists()
+
+
+def test_a_cluster_that_is_left_is_ended_by_its_folder(tmp_path):
+    sleeper = [sys.executable, "-c", "import subprocess; subprocess.run(['sleep', '600'])"]
+    cluster = Cluster(tmp_path / "cluster", "", "", {})
+    cluster.folder.mkdir()
+    cluster.nodes.extend(Node(subprocess.Popen(sleeper), tmp_path) for _ in range(2))
+    while not all(len(node.processes()) == 2 for node in cluster.nodes):
+        time.sleep(0.05)
+    processes = [process for node in cluster.nodes for process in node.processes()]
+    with pytest.raises(ValueError, match="is not the folder of a cluster that was left"):
+        end_left(cluster.folder)
+    cluster.leave()
+    assert {process.pid for process in end_left(cluster.folder)} == {process.pid for process in processes}
+    assert not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert not cluster.folder.exists()
+    for node in cluster.nodes:
+        node.process.wait()
+
+
+def test_a_process_that_has_got_an_old_node_s_number_is_left_alone(tmp_path):
+    with subprocess.Popen(["sleep", "600"]) as other:
+        (tmp_path / "left.json").write_text(json.dumps([[other.pid, 1.0]]))
+        assert end_left(tmp_path) == []
+        assert other.poll() is None
+        other.kill()

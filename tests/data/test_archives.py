@@ -8,8 +8,8 @@ import zipfile
 import pytest
 
 from wsol_pipeline.data import archives
-from wsol_pipeline.data.archives import unpacked
-from wsol_pipeline.errors import DataError
+from wsol_pipeline.data.archives import _place, unpacked
+from wsol_pipeline.errors import DataError, ResourceError
 
 FILES = {"top/a.txt": b"one", "top/deep/b.txt": b"two" * 1000}
 
@@ -60,9 +60,9 @@ def test_every_compression(tmp_path, mode):
 
 def test_it_is_unpacked_once_until_it_changes(tmp_path, pack):
     first = unpacked(pack(tmp_path / "x", FILES))
-    (first / "a.txt").write_bytes(b"mark")
+    file = (first / "a.txt").stat().st_ino
     assert unpacked(tmp_path / "x") == first
-    assert (first / "a.txt").read_bytes() == b"mark"
+    assert (first / "a.txt").stat().st_ino == file
     again = unpacked(pack(tmp_path / "x", FILES | {"top/c.txt": b"new"}))
     assert again != first
     assert (again / "a.txt").read_bytes() == b"one"
@@ -127,3 +127,25 @@ def test_what_is_no_archive(tmp_path):
     (tmp_path / "x").write_text("a dataset")
     with pytest.raises(DataError, match="neither a folder nor a sound tar or zip"):
         unpacked(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [lambda at: (at / "a.txt").unlink(), lambda at: (at / "a.txt").write_bytes(b"o"), lambda at: (at / "c").touch()],
+)
+def test_what_was_unpacked_and_changed_is_unpacked_again(tmp_path, harm):
+    source = tar(tmp_path / "x", FILES)
+    right = contents(unpacked(source))
+    harm(unpacked(source))
+    assert contents(unpacked(source)) == right
+
+
+def test_a_folder_that_was_put_there_is_not_what_was_unpacked(tmp_path):
+    source = tar(tmp_path / "x", FILES)
+    planted = _place(source, None)
+    (planted / "evil").mkdir(parents=True, mode=0o700)
+    planted.parent.chmod(0o700)
+    assert sorted(contents(unpacked(source))) == ["a.txt", "deep/b.txt"]
+    planted.parent.chmod(0o777)
+    with pytest.raises(ResourceError, match="may be written to by others.*XDG_CACHE_HOME moves it"):
+        unpacked(source)

@@ -121,6 +121,74 @@ def test_a_wrong_manifest(copy, change, message):
         open_dataset(copy.uri)
 
 
+SHARD = ("splits", "val", "shards", 0)
+
+
+def put(*path):
+    """An edit that puts the last of `path` where the others lead."""
+
+    def change(manifest):
+        for key in path[:-2]:
+            manifest = manifest[key]
+        manifest[path[-2]] = path[-1]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (put(*SHARD, "name", "../../../etc/passwd"), "is no shard of val"),
+        (put(*SHARD, "name", "/etc/passwd"), "is no shard of val"),
+        (put(*SHARD, "name", "s3://other/x"), "is no shard of val"),
+        (put(*SHARD, "name", "train/00000.parquet"), "is no shard of val"),
+        (put(*SHARD, "bytes", 2**62), "sizes of val/00000.parquet cannot be"),
+        (put(*SHARD, "bytes", -5), r"shards\[0\].bytes is -5"),
+        (put(*SHARD, "bytes", "9"), r"bytes must be of type int but is '9'"),
+        (put(*SHARD, "bytes", True), r"bytes must be of type int but is 'True'"),
+        (put(*SHARD, "rows", 500), "rows of val do not add up"),
+        (put("splits", "val", "rows", 10**6), "rows of val do not add up"),
+        (put("splits", "val", "rows", -1), "rows is -1"),
+        (put("splits", "val", "rows", float("inf")), "rows must be of type int but is 'inf'"),
+        (put("splits", "val", "rows", float("nan")), "rows must be of type int but is 'nan'"),
+        (put("splits", "val", "masks", 12), "rows of val do not add up"),
+        (put("splits", "val", "shards", []), "rows of val do not add up"),
+        (put("splits", "val", "shards", {}), "shards must be of type list"),
+        (put("splits", "val", None), "splits.val must be of type dict but is 'None'"),
+        (put("splits", "more", {}), "'more' is not a valid Role"),
+        (put("splits", "val", "fingerprint", "x"), "fingerprint of val is none"),
+        (put("splits", "train", "per_class", [1]), "classes of train do not add up"),
+        (put("splits", "train", "per_class", [1, 1, 1]), "classes of train do not add up"),
+        (put(*SHARD, "footer_bytes", 0), "sizes of val"),
+        (put(*SHARD, "footer_bytes", -9), "footer_bytes is -9"),
+        (put(*SHARD, "footer_sha256", None), "footer_sha256 must be of type str"),
+        (put(*SHARD, "sha256", "g" * 64), "a SHA-256 of val/00000.parquet is none"),
+        (put("classes", []), "classes must be there, each once"),
+        (put("classes", ["a", "a", "b"]), "classes must be there, each once"),
+        (put("classes", [1, 2, 3]), r"classes\[0\] must be of type str but is '1'"),
+        (put("classes", ["a"]), "do not add up"),
+        (put("classes", "abc"), "classes must be of type list but is 'abc'"),
+        (put("multilabel", "no"), "multilabel must be of type bool but is 'no'"),
+        (put("name", ["x"]), "name must be of type str"),
+        (put("quarantine", {"val": "1"}), "quarantine.val must be of type int"),
+        (put("zzz", 1), "unknown field 'zzz'"),
+        (lambda m: m.pop("source"), "lacks 'source'"),
+    ],
+)
+def test_a_manifest_that_was_edited_is_refused_in_a_line(copy, change, said):
+    edit(copy, change)
+    with pytest.raises(DataError, match=rf"The manifest of .* is broken \(.*{said}.*\): import it again") as caught:
+        open_dataset(copy.uri)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"version":' + "9" * 5000 + "}", "[]", "null", '"x"', "\x00", "7"])
+def test_what_is_no_manifest_is_refused_in_a_line(copy, tmp_path, text):
+    (tmp_path / "copy/manifest.json").write_text(text)
+    with pytest.raises(DataError, match="is broken"):
+        open_dataset(copy.uri)
+
+
 def test_an_empty_manifest(copy, tmp_path):
     (tmp_path / "copy/manifest.json").write_bytes(b"")
     with pytest.raises(DataError, match="broken"):

@@ -6,10 +6,12 @@ import tarfile
 import pytest
 
 from rayjobs import import_dataset as job
+from wsol_pipeline.console.imports import alone
 from wsol_pipeline.console.main import run_main
 from wsol_pipeline.data.dataset import open_dataset
 from wsol_pipeline.data.importers import names
 from wsol_pipeline.errors import UsageError
+from wsol_pipeline.storage import Store
 
 SMALL = ["--train", "12", "--val", "6", "--test", "6", "--size", "40"]
 
@@ -48,6 +50,16 @@ def test_the_same_command_again_leaves_the_dataset(run):
     code, _, err = run(*SMALL, "--seed", "1")
     assert code == 2
     assert "choose another --out" in err
+
+
+def test_one_import_at_a_time_writes_to_a_place(run, tmp_path):
+    place = Store.at(tmp_path / "runs/data/synthetic")
+    with alone(place):
+        code, _, err = run(*SMALL)
+        assert code == 4
+        assert f"is importing into {place}" in err
+    assert run(*SMALL)[0] == 0
+    assert not (tmp_path / "runs/data/synthetic/import").exists()
 
 
 def test_a_folder_is_imported_under_its_name(run, tmp_path, jpeg):

@@ -3,6 +3,7 @@
 import io
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,7 +13,7 @@ from PIL import Image
 from wsol_pipeline.data.importers import Source
 from wsol_pipeline.data.ingest import import_dataset, write_shard
 from wsol_pipeline.data.schema import schema
-from wsol_pipeline.errors import DataError, UsageError
+from wsol_pipeline.errors import DataError, LeaseLostError, UsageError
 from wsol_pipeline.protocol import Role
 from wsol_pipeline.storage import Store
 
@@ -93,6 +94,34 @@ def test_a_finished_dataset_is_left_alone(tiny, make_source):
     manifest = import_dataset(make_source(train=60), Store(tiny.uri), name="tiny", origin={"importer": "test"})
     assert manifest == tiny.manifest
     assert files(tiny.uri) == before
+
+
+@pytest.mark.parametrize(
+    "harm", [Path.unlink, lambda p: p.write_bytes(b""), lambda p: p.write_bytes(b"\0" * p.stat().st_size)]
+)
+def test_a_shard_that_was_damaged_is_written_again(tiny, write, make_source, tmp_path, harm):
+    write(tmp_path)
+    harm(tmp_path / "train/00001.parquet")
+    reports = []
+    write(tmp_path, on_shard=lambda report, done, total: reports.append((report.shard["name"], done, total)))
+    assert reports == [("train/00001.parquet", 1, 1)]
+    assert files(tmp_path) == files(tiny.uri)
+
+
+def test_a_damaged_shard_that_the_source_does_not_give_again_is_said(write, make_source, jpeg, tmp_path):
+    write(tmp_path)
+    (tmp_path / "val/00000.parquet").unlink()
+    with pytest.raises(DataError, match="val/00000.parquet is damaged, and .* has changed since"):
+        write(tmp_path, changed(make_source(), 155, image=jpeg(7)))
+
+
+def test_an_import_that_may_not_be_alone_any_more_writes_no_manifest(write, tmp_path):
+    def lost():
+        raise LeaseLostError("another took over")
+
+    with pytest.raises(LeaseLostError):
+        write(tmp_path, check=lost)
+    assert not (tmp_path / "manifest.json").exists()
 
 
 def test_another_dataset_is_not_overwritten(tiny, make_source):

@@ -1,5 +1,6 @@
 """Batches from cached pixels and from shards; the streaming executor is in test_streaming.py."""
 
+import errno
 import multiprocessing
 import os
 import shutil
@@ -7,7 +8,7 @@ import signal
 import time
 import weakref
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 
 import numpy as np
@@ -312,6 +313,98 @@ def test_a_full_disk_is_said_before_decoding(tiny, config, monkeypatch):
     monkeypatch.setattr("wsol_pipeline.data.pixels.shutil.disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(ResourceError, match=r"needs 0.0 GiB .* choose another cache_dir"):
         cached_pixels(tiny.train, 40, config.cache_dir)
+
+
+def cut(file: Path) -> None:
+    os.truncate(file, file.stat().st_size - 5000 if file.stat().st_size > 5000 else 7)
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def blacken(file: Path) -> None:
+    """Zeros in the middle, under the same size and times: what a disk may do."""
+    times = file.stat()
+    with file.open("rb+") as opened:
+        opened.seek(times.st_size // 2)
+        opened.write(bytes(200))
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def link(file: Path) -> None:
+    file.rename(file.parent.parent / "elsewhere")
+    file.symlink_to(file.parent.parent / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "harm"),
+    [*product(["images.npy", "rows.parquet"], [cut, empty, blacken, link, Path.unlink]),
+     *product(["seal.json"], [cut, empty, blacken, Path.unlink])],
+)  # fmt: skip
+def test_pixels_that_were_damaged_are_built_again(tiny, config, caplog, name, harm):
+    right = cached_pixels(tiny.train, 40, config.cache_dir)
+    right = right.images.copy(), right.rows.ids
+    (file,) = Path(config.cache_dir).glob(f"pixels/*/{name}")
+    harm(file)
+    again = cached_pixels(tiny.train, 40, config.cache_dir)
+    assert np.array_equal(again.images, right[0])
+    assert again.rows.ids == right[1]
+    assert f"{file.parent} is not what was built" in caplog.text
+    caplog.clear()
+    cached_pixels(tiny.train, 40, config.cache_dir)
+    assert caplog.text == ""
+
+
+def test_pixels_are_summed_once_while_they_stay_as_they_are(tiny, config, monkeypatch):
+    for _ in range(2):  # built, and looked at
+        cached_pixels(tiny.train, 40, config.cache_dir)
+    monkeypatch.setattr("wsol_pipeline.data.pixels._checksums", None)
+    cached_pixels(tiny.train, 40, config.cache_dir)
+
+
+def test_a_disk_that_fills_up_while_pixels_are_decoded_is_said_and_left_as_it_was(tiny, config, monkeypatch):
+    """Room is really taken before the first page is written: one that is missing then would be a SIGBUS."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("wsol_pipeline.data.pixels.os.posix_fallocate", full)
+    with pytest.raises(ResourceError, match=r"pixel cache .* cannot be used .*No space left.*another cache_dir"):
+        cached_pixels(tiny.train, 40, config.cache_dir)
+    assert [path.suffix for path in Path(config.cache_dir, "pixels").iterdir()] == [".lock"]
+
+
+def test_pixels_take_their_room_beforehand(tiny, config):
+    images = cached_pixels(tiny.train, 40, config.cache_dir).images
+    assert Path(images.filename).stat().st_blocks * 512 >= images.nbytes
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (lambda folder: folder.chmod(0o777), "may be written to by others"),
+        (lambda folder: os.chown(folder, 65534, 65534), "belongs to another user"),
+        (lambda folder: (folder.rename(f"{folder}-mine"), folder.symlink_to(f"{folder}-mine")), "is a link"),
+    ],
+)
+def test_a_cache_that_others_may_have_filled_is_not_used(tiny, config, spoil, why):
+    if "user" in why and os.geteuid():
+        pytest.skip("only root gives folders away")
+    cached_pixels(tiny.val, 40, config.cache_dir)
+    spoil(Path(config.cache_dir, "pixels"))
+    with pytest.raises(ResourceError, match=f"pixels {why}"):
+        cached_pixels(tiny.val, 40, config.cache_dir)
+
+
+def test_a_new_cache_is_this_users_alone(tiny, config):
+    before = os.umask(0)
+    try:
+        cached_pixels(tiny.val, 40, config.cache_dir)
+    finally:
+        os.umask(before)
+    folders = [path for path in Path(config.cache_dir).rglob("*") if path.is_dir()]
+    assert {path.stat().st_mode & 0o777 for path in folders} == {0o700}
 
 
 def test_auto_caches_what_fits_the_budget(tiny):

@@ -57,6 +57,26 @@ def test_what_is_over_the_limit_or_the_disk_is_not_copied(tmp_path, monkeypatch)
     assert names(tmp_path) == set()
 
 
+def test_no_link_is_followed_out_of_the_cache(tmp_path):
+    victim = tmp_path / "thesis.txt"
+    victim.write_text("precious")
+    node_copy(tmp_path / "cache", "other", 1, 1000)
+    (tmp_path / "cache/shards/a").mkdir(mode=0o700)
+    (tmp_path / "cache/shards/a/data").symlink_to(victim)
+    (tmp_path / "cache/shards/b").symlink_to(tmp_path)
+    for key in "ab":
+        with pytest.raises(OSError, match="link"):
+            node_copy(tmp_path / "cache", key, 3, 1000)
+    assert victim.read_text() == "precious"
+
+
+def test_copies_in_a_folder_of_others_are_not_used(tmp_path):
+    leave(node_copy(tmp_path, "a", 30, 100))
+    (tmp_path / "shards/a").chmod(0o777)
+    with pytest.raises(PermissionError, match="a may be written to by others"):
+        node_copy(tmp_path, "a", 30, 100)
+
+
 def test_a_full_disk_is_no_error_while_reading(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")

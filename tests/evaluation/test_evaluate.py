@@ -101,6 +101,24 @@ def test_count_of_chosen_settings_equals_the_search():
     assert alone.image_hits.ranks.tolist() == [0, 2, 1, 0, 2, 1]  # a..f are of the classes 1, 2, 0, 1, 2, 0
 
 
+@pytest.mark.parametrize("setting", [None, [4]])
+def test_counts_do_not_depend_on_whether_maps_are_scored_behind(setting):
+    before, counted = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            done, seen = [], []
+            counts = count(
+                Brightness(), Shift(), Rows(), RULE, settings=setting, keep_images=bool(setting), on_batch=done.append,
+                on_maps=lambda rows, *_, seen=seen: seen.append(rows.tolist()),
+            )  # fmt: skip
+            counted.append((counts.to_dict(), counts.image_hits and counts.image_hits.to_dict(), done, seen))
+    finally:
+        torch.set_num_threads(before)
+    assert counted[0] == counted[1]
+    assert len(counted[0][3]) == (2 if setting else 6)
+
+
 class Photographed(Rows):
     """The same images, cut out of the middle of 40 px that stand for photographs of 80 x 120."""
 

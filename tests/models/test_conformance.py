@@ -138,7 +138,7 @@ def test_parts_of_a_batch_together_give_its_gradients(name, targets):
 
     def gradients(rows: slice) -> torch.Tensor:
         torch.manual_seed(3)
-        method.begin_step(0, ids[rows])
+        method.begin_step(0, ids[rows], len(ids))
         loss = sum(method_module(name).losses(method(batch[rows], targets[rows]), method.config).values())
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(method.parameters()))])
 

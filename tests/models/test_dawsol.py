@@ -169,7 +169,7 @@ def test_terms_begin_in_the_second_epoch():
     terms = dawsol.losses(method(images(), TARGETS), method.config)
     assert (terms["uda"], terms["universum"]) == (0, 0)
     assert method.sampler.universum_count == 0
-    method.begin_step(1, ["a", "b"])
+    method.begin_step(1, ["a", "b"], 2)
     terms = dawsol.losses(method(images(), TARGETS), method.config)
     assert terms["universum"] > 0
     assert method.sampler.counts_K.tolist() == [2.0, 0.0, 2.0]  # an image's feature and a centre each

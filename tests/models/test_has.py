@@ -57,7 +57,7 @@ def test_draws_are_of_the_image_and_the_step_whoever_has_the_image():
 
     def logits(rows: list[int], step: int) -> torch.Tensor:
         torch.manual_seed(step)
-        method.begin_step(0, [names[row] for row in rows])
+        method.begin_step(0, [names[row] for row in rows], len(names))
         return method(images()[rows]).logits_BK
 
     together = logits([0, 1, 2, 3], step=5)
@@ -67,7 +67,7 @@ def test_draws_are_of_the_image_and_the_step_whoever_has_the_image():
 
 def test_a_begun_step_serves_one_forward():
     method = build()
-    method.begin_step(0, ["a", "b"])
+    method.begin_step(0, ["a", "b"], 2)
     assert method(images(2)).logits_BK.shape == (2, 3)
     assert method(images(4)).logits_BK.shape == (4, 3)  # the names are used up: draws by place
     torch.manual_seed(3)

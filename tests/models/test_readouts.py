@@ -311,7 +311,8 @@ def test_an_image_has_one_threshold_for_the_map_that_its_views_add_up_to(bas, mo
     reader = readout("suppression", steps=8, over="pyramid", options=below)
     assert reader.settings(bas) == ["0.5/own", "1/own", "0.5+1/own"]
     judged, background = [], bas.background_logits
-    monkeypatch.setattr(bas, "background_logits", lambda *args: judged.append(args[2]) or background(*args))
+    masks = lambda args: judged.extend(args[2].unflatten(0, (-1, 3)))  # noqa: E731
+    monkeypatch.setattr(bas, "background_logits", lambda *args: masks(args) or background(*args))
     assert reader.needs_stored
     assert not readout("suppression").needs_stored
     found = reader.maps(bas, images, CLASSES, "0.5+1/own", stored_BCHW=images)

@@ -13,7 +13,7 @@ from wsol_pipeline.study.identity import Home
 from wsol_pipeline.study.lease import Lease
 from wsol_pipeline.study.standings import Standing
 from wsol_pipeline.training.checkpoint import CheckpointStore, seal_of
-from wsol_pipeline.training.config import Job, TrainConfig, to_dict
+from wsol_pipeline.training.config import Job, TrainConfig, as_kept
 
 JOB = Job(TrainConfig(), "data", "trial", 1, "1" * 32, "fingerprint")
 
@@ -22,7 +22,7 @@ JOB = Job(TrainConfig(), "data", "trial", 1, "1" * 32, "fingerprint")
 def finished(tmp_path, monkeypatch):
     """A study of one finished trial: what `_finish` needs of its plan, ledger and lease."""
     folder, rankings = Store.at(tmp_path / "s"), []
-    model = {"study": JOB.study, "dataset": JOB.fingerprint, "train": to_dict(JOB.train)}
+    model = {"study": JOB.study, "dataset": JOB.fingerprint, "train": as_kept(JOB.train)}
     CheckpointStore(folder / "trials/0000", 1).finish({"model.json": json.dumps(model).encode()}, [])
 
     def ranking():
@@ -36,7 +36,7 @@ def finished(tmp_path, monkeypatch):
     )  # fmt: skip
     plan = SimpleNamespace(
         folder=folder, config=TrainConfig(), rule=None, dataset=SimpleNamespace(uri="data", manifest=None),
-        job=lambda *_: JOB, options=SimpleNamespace(name="s"),
+        job=lambda *_: JOB, options=SimpleNamespace(name="s", store=Store.at(tmp_path)),
     )  # fmt: skip
     monkeypatch.setattr(execute, "doubts", lambda *_, **__: None)
     monkeypatch.setattr(outcome, "is_paper_data", lambda manifest, name: False)

@@ -6,7 +6,8 @@ import pytest
 
 from wsol_pipeline.errors import DataError
 from wsol_pipeline.storage import Store
-from wsol_pipeline.study.identity import check_folders_are_known, home
+from wsol_pipeline.study.identity import check_folders_are_known, home, settle
+from wsol_pipeline.study.lease import Lease
 
 
 def test_an_id_is_made_once_by_however_many(tmp_path):
@@ -17,6 +18,19 @@ def test_an_id_is_made_once_by_however_many(tmp_path):
     assert homes == {home(folder)}
     assert home(folder).storage == folder.uri
     assert home(folder / "another").id != home(folder).id
+
+
+def test_files_say_where_they_have_been(tmp_path):
+    folder = Store.at(tmp_path / "a")
+    assert home(folder).before == ()
+    for name in ("b", "c", "b"):
+        before = home(folder)
+        (tmp_path / folder.name).rename(tmp_path / name)
+        folder = Store.at(tmp_path / name)
+        own = home(folder)
+        assert (own.id, own.storage, own.before[-1]) == (before.id, folder.uri, before.storage)
+        settle(folder, own, Lease(folder / "lease", 1))
+    assert home(folder).before == tuple(str(tmp_path / name) for name in ("a", "c"))
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"{}"])

@@ -1,6 +1,7 @@
 """The ledger: proposals, adoption, pruning, contract, journal in a bucket."""
 
 import contextlib
+import json
 import shutil
 import sqlite3
 
@@ -12,8 +13,8 @@ from wsol_pipeline.errors import DataError, LeaseLostError, MismatchError, Resou
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study import ledger as ledger_module
 from wsol_pipeline.study.database import ObjectJournal, database_needed, open_storage
-from wsol_pipeline.study.identity import Home
-from wsol_pipeline.study.lease import Lease
+from wsol_pipeline.study.identity import Home, home
+from wsol_pipeline.study.lease import Lease, acquire
 from wsol_pipeline.study.ledger import open_ledger
 from wsol_pipeline.study.options import FOR_ONE, FOR_SEVERAL
 from wsol_pipeline.study.pareto import Rule
@@ -241,6 +242,84 @@ def test_a_study_of_another_storage_is_refused_with_both_places(storage):
     assert ledger(storage()).balance()["started"] == 1
 
 
+def files_at(folder, places, id="1" * 32):
+    """A folder that says that it holds study `id` and has been at `places`."""
+    folder.write("study.json", json.dumps({"id": id, "places": places}).encode())
+    return home(folder)
+
+
+def released(folder, attempt=1):
+    """A lease kept in `folder` whose driver, of another machine, has said that it ended."""
+    (folder / "lease").write(f"{attempt:06d}.json", b'{"host": "afar", "pid": 7}')
+    (folder / "lease").write(f"{attempt:06d}.released", b"")
+
+
+def test_a_study_that_was_moved_goes_on_and_says_so(storage, caplog, tmp_path):
+    ledger(storage()).ask()
+    there = files_at(Store.at(tmp_path / "b/s"), ["/runs/s"])
+    moved = ledger(storage(), home=there, lease=Lease(Store("/nowhere/lease"), 2))
+    assert moved.ask().number == 1
+    assert caplog.messages == [f"study 's' was moved from /runs/s to {tmp_path}/b/s, where it goes on"]
+    caplog.clear()
+    ledger(storage(), home=there, lease=Lease(Store("/nowhere/lease"), 3))
+    assert not caplog.messages
+    back = Home("1" * 32, "/runs/s", (str(tmp_path / "b/s"),))
+    assert ledger(storage(), home=back, lease=Lease(Store("/nowhere/lease"), 4)).balance()["started"] == 2
+
+
+def test_a_copy_with_a_database_of_its_own_goes_on_apart(storage, caplog, tmp_path):
+    original = files_at(Store.at(tmp_path / "a/s"), [f"{tmp_path}/a/s"])
+    ledger(storage(), home=original)
+    released(Store.at(tmp_path / "a/s"))
+    copy = files_at(Store.at(tmp_path / "b/s"), [f"{tmp_path}/a/s"])
+    assert ledger(storage(), home=copy).ask().number == 0
+    assert caplog.messages == [
+        f"study 's' is a copy of the one at {tmp_path}/a/s, which stays as it is: they go on apart"
+    ]
+
+
+def test_a_copy_beside_an_original_that_is_driven_is_refused(storage, tmp_path):
+    folder = Store.at(tmp_path / "a/s")
+    ledger(storage(), home=files_at(folder, [folder.uri]))
+    with (
+        acquire(folder / "lease"),
+        pytest.raises(ResourceError, match=rf"Process \d+ on .* is driving study 's' at {folder}, of"),
+    ):
+        ledger(storage(), home=files_at(Store.at(tmp_path / "b/s"), [folder.uri]))
+    assert ledger(storage(), home=home(folder)).ask().number == 0
+
+
+def test_a_copy_never_takes_a_database_that_both_places_share(storage, tmp_path):
+    folder, copy = Store.at(tmp_path / "a/s"), Store.at(tmp_path / "b/s")
+    ledger(storage(), home=files_at(folder, [folder.uri]), shared=True)
+    released(folder)
+    own = files_at(copy, [folder.uri])
+    with pytest.raises(
+        UsageError, match=rf"kept at {folder}, where it still is; {copy} is a copy of it.*remove {folder}/study.json"
+    ):
+        ledger(storage(), home=own, lease=Lease(copy / "lease", 2), shared=True)
+    folder.remove("study.json")
+    with pytest.raises(
+        DataError, match="is an older copy of study 's': its database knows attempt 1, the files attempt 0"
+    ):
+        ledger(storage(), home=own, lease=Lease(copy / "lease", 1), shared=True)
+    with pytest.raises(
+        ResourceError, match=rf"has ended cannot be seen from here: if it has, create {copy}/lease/000001.released"
+    ):
+        ledger(storage(), home=own, lease=Lease(copy / "lease", 2, sure=False), shared=True)
+    assert ledger(storage(), home=own, lease=Lease(copy / "lease", 2), shared=True).ask().number == 0
+    with pytest.raises(UsageError, match=f"kept at {copy} "):  # the original, brought back
+        ledger(storage(), home=files_at(folder, [folder.uri]), lease=Lease(folder / "lease", 3), shared=True)
+
+
+def test_a_driver_whose_study_was_taken_elsewhere_writes_nothing_more(storage, tmp_path):
+    late = ledger(storage())
+    late.ask()
+    ledger(storage(), home=files_at(Store.at(tmp_path / "b"), ["/runs/s"]))
+    with pytest.raises(MismatchError, match=rf"it held /runs/s \(id 1{{12}}\) and now holds {tmp_path}/b"):
+        late.complete(0, 1.0)
+
+
 def test_a_driver_that_died_before_the_study_had_a_home_is_continued(storage, monkeypatch):
     monkeypatch.setattr(ledger_module, "PATIENCE", 1)
     optuna.create_study(study_name="s", storage=storage(), direction="maximize")
@@ -250,7 +329,7 @@ def test_a_driver_that_died_before_the_study_had_a_home_is_continued(storage, mo
 def test_a_study_of_an_older_format_is_refused_with_the_way_on(storage):
     study = optuna.create_study(study_name="s", storage=storage(), direction="maximize")
     study.set_user_attr("contract", {"schema": 1})
-    with pytest.raises(UsageError, match="another version of this code .format 1; this one has 2.*another --name"):
+    with pytest.raises(UsageError, match="another version of this code .format 1; this one has 3.*another --name"):
         ledger(storage())
 
 

@@ -25,7 +25,7 @@ from wsol_pipeline.study.pareto import Rule
 from wsol_pipeline.study.samplers import pruner, sampler
 from wsol_pipeline.study.tuner import LedgerScheduler, LedgerSearcher, run_trials, trial_folder
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position
-from wsol_pipeline.training.config import Job, TrainConfig, from_dict, to_dict
+from wsol_pipeline.training.config import Job, TrainConfig, as_kept, from_dict
 
 EPOCHS, RUNG = 3, 2
 RULE = Rule(("gt_known_loc", "cls_top1", "device_hours"), 1.0)
@@ -146,7 +146,7 @@ def work(job):
 
 def model(job, **changes):
     """The files of a finished model of `job`."""
-    told = {"study": job.study, "dataset": job.fingerprint, "train": to_dict(job.train)} | changes
+    told = {"study": job.study, "dataset": job.fingerprint, "train": as_kept(job.train)} | changes
     return {"model.safetensors": b"weights", "model.json": json.dumps(told).encode()}
 
 
@@ -446,7 +446,7 @@ def finish_with(driver, **changes):
     [
         ({"study": "2" * 32}, "study was '2+', now '1+'"),
         ({"dataset": "other"}, "data was 'other', now 'fingerprint'"),
-        ({"train": to_dict(TrainConfig(options={"alpha": 0.9}))}, "train.options.alpha was 0.9, now 0.5"),
+        ({"train": as_kept(TrainConfig(options={"alpha": 0.9}))}, "train.options.alpha was 0.9, now 0.5"),
     ],
 )
 def test_a_model_of_another_study_data_or_setting_stops_the_study_with_both(study, changes, told):

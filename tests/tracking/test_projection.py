@@ -177,6 +177,23 @@ def test_two_studies_of_one_name_never_share_a_run(connected):
     assert second.parent()
 
 
+def test_runs_are_of_one_of_two_copies(connected):
+    """A study was copied, and MLflow is a server: who goes on there takes the runs over, the other is refused."""
+    client, _ = connected
+    first, copy = (
+        StudyRuns(lambda: connected, "copied", {STORAGE_TAG: place}, "c" * 32, before)
+        for place, before in (("/a/s", ()), ("/b/s", ("/a/s",)))
+    )
+    run = first.trial(0)
+    assert copy.trial(0) == run
+    assert client.get_run(copy.parent()).data.tags[STORAGE_TAG] == "/b/s"
+    first.forget()
+    with pytest.raises(
+        UsageError, match="'copied' are those of its copy at /b/s, which has gone on.*give /a/s another"
+    ):
+        first.parent()
+
+
 def test_of_two_that_began_at_once_the_first_goes_on(connected):
     first, second = (StudyRuns(lambda: connected, "s", {}, id) for id in ("a", "b"))
     for runs in (first, second):  # neither has seen the other

@@ -38,6 +38,22 @@ def test_nodes_that_will_come_need_storage_that_they_see(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("nodes", "share", "streaming"),
+    [
+        ([{"CPU": 64.0, "GPU": 8.0}], 7, 3),
+        ([{"CPU": 16.0, "GPU": 1.0}], 15, 7),
+        ([{"CPU": 64.0, "GPU": 8.0}, {"CPU": 8.0, "GPU": 2.0}, {"CPU": 4.0}], 3, 1),  # the poorest with a GPU
+        ([{"CPU": 4.0, "GPU": 4.0}], 1, 1),
+        ([{"GPU": 4.0}], 1, 1),
+        ([], 1, 1),
+    ],
+)
+def test_a_worker_with_a_gpu_has_its_share_of_the_nodes_cores(monkeypatch, nodes, share, streaming):
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
+    assert (cluster.gpu_share(), cluster.gpu_share(streams=True)) == (share, streaming)
+
+
+@pytest.mark.parametrize(
     ("geometry", "mode", "fits"),
     [("crop", "auto", 2), ("crop", "streaming", 1), ("random_resized_crop_stored", "auto", 1)],
 )

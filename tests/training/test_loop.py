@@ -1,11 +1,13 @@
 """The loop: steps against plain PyTorch, restarts bit for bit, stops before harm, no sight of the test split."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch.nn import functional as F
 
@@ -20,8 +22,9 @@ from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.images import normalize
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training.build import build_method, build_readout
-from wsol_pipeline.training.checkpoint import CheckpointStore, Position
-from wsol_pipeline.training.loop import NonFiniteError, train
+from wsol_pipeline.training.checkpoint import CheckpointStore, Position, read_sealed
+from wsol_pipeline.training.guard import NonFiniteError
+from wsol_pipeline.training.loop import best_epoch, train
 from wsol_pipeline.training.model import load_model
 from wsol_pipeline.training.optim import build_optimizer, set_learning_rate
 
@@ -99,6 +102,73 @@ def test_a_record_per_epoch_says_what_happened(make_config, fit):
         assert record["images_per_second"] > 0
     assert run.yielded[0]["choice"] is None
     assert run.yielded[2]["choice"]["value"] == run.yielded[2]["value"]
+
+
+@pytest.mark.parametrize(
+    ("values", "best"),
+    [([40.0], 1), ([40.0, 50.0, 45.0], 2), ([40.0, 50.0, 50.0], 2), ([math.nan, 40.0], 2), ([math.nan, math.nan], 1)],
+)
+def test_the_best_epoch_is_the_first_with_the_highest_value(values, best):
+    assert best_epoch(values) == best
+
+
+@pytest.fixture
+def valued(monkeypatch):
+    """`valued(values)`: validation of epoch n says values[n - 1], whatever the network; the last of them stays."""
+
+    choose = selection.choose
+
+    def fake(values):
+        said = iter(values)
+
+        def chosen(counts, metric):
+            return replace(choose(counts, metric), value=next(said))
+
+        monkeypatch.setattr(selection, "choose", chosen)
+
+    return fake
+
+
+def test_the_best_epoch_is_kept_and_the_last_beside_it(make_config, fit, valued):
+    """Epoch 2 of 3 is the best: the model is that of a training that ended there, bit for bit."""
+    valued([40.0, 60.0, 50.0, 60.0])
+    kept = fit(make_config("cam", epochs=3, keep="best"), "kept")
+    assert [(r["value"], r["searched"], r["final"]) for r in kept.records] == [
+        (40.0, True, False),
+        (60.0, True, False),
+        (60.0, True, True),
+    ]
+    assert kept.records[-1]["kept_epoch"] == 2
+    assert kept.records[-1]["val"] == kept.records[1]["val"]
+    valued([40.0, 60.0, 50.0] + [0.0] * 9)
+    whole, two = fit(make_config("cam", epochs=3), "whole"), fit(make_config("cam", epochs=2), "two")
+    assert all(torch.equal(weight, two.weights[name]) for name, weight in kept.weights.items())
+    last = safetensors.torch.load(
+        read_sealed(Store(kept.final.uri.removesuffix("final") + "last"))["model.safetensors"]
+    )
+    assert all(torch.equal(weight, whole.weights[name]) for name, weight in last.items())
+    assert whole.records[-1]["kept_epoch"] == 3
+
+
+def test_a_training_without_a_better_epoch_ends_early(make_config, fit, valued):
+    valued([40.0, 60.0, 50.0, 55.0])
+    last = fit(make_config("cam", epochs=9, patience=2), "last")
+    assert [r["final"] for r in last.records] == [False, False, False, True]
+    assert (last.records[-1]["kept_epoch"], last.records[-1]["value"]) == (4, 55.0)
+    valued([40.0, 60.0, 50.0, 55.0, 60.0])
+    best = fit(make_config("cam", epochs=9, patience=2, keep="best"), "best")
+    assert (len(best.records), best.records[-1]["kept_epoch"], best.records[-1]["value"]) == (4, 2, 60.0)
+
+
+def test_a_restart_remembers_the_best_epoch(make_config, fit, kill, valued):
+    valued([40.0, 60.0, 50.0, 60.0])
+    config = make_config("cam", epochs=3, keep="best")
+    undisturbed = fit(config, "undisturbed")
+    valued([40.0, 60.0, 50.0, 60.0])
+    kill(config, Position(2), "killed")
+    killed = fit(config, "killed", attempt=2)
+    assert killed.records == undisturbed.records
+    assert all(torch.equal(weight, killed.weights[name]) for name, weight in undisturbed.weights.items())
 
 
 def test_the_value_of_an_epoch_without_search_is_that_of_the_fixed_setting(dataset, reading, make_config, tmp_path):
@@ -179,10 +249,10 @@ def test_a_run_killed_inside_an_epoch_ends_as_if_nothing_had_happened(make_confi
 
 def test_a_method_is_told_the_epoch_and_the_images(make_config, fit, dataset, monkeypatch):
     told = []
-    monkeypatch.setattr(cam.Method, "begin_step", lambda method, epoch, ids: told.append((epoch, ids)))
+    monkeypatch.setattr(cam.Method, "begin_step", lambda method, *step: told.append(step))
     fit(make_config("cam"))
     batches = [
-        (epoch, batch.ids)
+        (epoch, batch.ids, batch.global_size)
         for epoch in range(2)
         for batch in train_batches(dataset.train, dataset.train.plan(14, 0), epoch, ReadConfig(36, 32))
     ]

@@ -25,6 +25,7 @@ from wsol_pipeline.verdict.rows import (
     paper_figures,
     require_comparable,
     require_named,
+    same_dataset,
 )
 from wsol_pipeline.verdict.score import score
 
@@ -152,14 +153,37 @@ def test_a_model_that_the_study_has_not_named_is_not_judged(fit, make_config):
 def test_a_study_of_an_older_version_is_refused_with_the_way_on(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a/winner.json").write_text('{"model": "/runs/a/final", "published": null}')
-    with pytest.raises(DataError, match="'a' was finished by another version of this code: judge it with that one"):
+    told = r"'a' was finished by another version of this code .format None; this one has 3.: judge it with that version"
+    with pytest.raises(DataError, match=told):
         finished_study(Store.at(tmp_path), "a")
 
 
-def test_an_evaluation_keeps_every_image_its_counts_and_some_pictures(fit, make_config, reading):
+def test_a_winner_is_where_its_storage_is_today(tmp_path):
+    record = {
+        "schema": 3,
+        "model": "a/trials/0001/f",
+        "data": "data/synthetic",
+        "published": {"model": "a/trials/0000/f"},
+    }
+    for place, data in (("one", "data/synthetic"), ("two", "/elsewhere/cub"), ("three", "s3://bucket/cub")):
+        Store.at(tmp_path / place / "a").write("winner.json", json.dumps(record | {"data": data}).encode())
+        found = finished_study(Store.at(tmp_path / place), "a")
+        assert found["model"] == f"{tmp_path}/{place}/a/trials/0001/f"
+        assert found["published"] == {"model": f"{tmp_path}/{place}/a/trials/0000/f"}
+        assert found["data"] == (f"{tmp_path}/one/{data}" if place == "one" else data)
+
+
+def test_a_dataset_that_was_moved_is_named_anew(dataset, tmp_path):
+    winners = {"a": {"data": str(tmp_path / "gone")}}
+    with pytest.raises(DataError, match=r"There is no dataset at .*/gone .* If it was moved, say where to by --data"):
+        same_dataset(winners)
+    assert same_dataset(winners, dataset.uri) == dataset
+
+
+def test_an_evaluation_keeps_every_image_its_counts_and_some_pictures(fit, make_config, reading, dataset):
     final = fit(make_config()).final
     options = EvaluateOptions(cache_dir=reading.cache_dir, batch_size=7)
-    result, files = score(Contender("x", "x", final), options, "cpu")
+    result, files = score(Contender("x", "x", final), dataset, options, "cpu")
     (row,) = result["rows"]
     cases = pq.read_table(io.BytesIO(files["images-0.parquet"])).to_pylist()
     assert [case["row"] for case in cases] == list(range(24))

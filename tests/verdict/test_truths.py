@@ -100,7 +100,7 @@ def judged(make_config, reading, tmp_path):
         checkpoints = CheckpointStore(Store.at(tmp_path / f"{name}-{dataset.fingerprint[:12]}"), 1)
         *_, record = train(config, dataset, checkpoints, reading=reading)
         options = EvaluateOptions(cache_dir=reading.cache_dir, batch_size=6)
-        result, _ = score(Contender("x", "x", checkpoints.final()), options, "cpu")
+        result, _ = score(Contender("x", "x", checkpoints.final()), dataset, options, "cpu")
         return promised, record, result["rows"][0], centred_box(options, dataset, rules)
 
     return run

@@ -12,7 +12,7 @@ nearest pixel. What is left of a map keeps its values, so that classes still com
 included, is solved on top.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,8 @@ from torch.nn import functional as F
 from wsol_models._layers import LocalizationMethod, Output
 from wsol_models.bas import area_constraint, background_activation_suppression
 from wsol_models.readouts import LocalizationReadout, Setting, forward, readout, require
+
+PASSES = 128  # masked images that one pass judges together
 
 
 @dataclass(frozen=True)
@@ -101,15 +103,21 @@ class Judge:
         """Maps over their maximum, each 0 below its best threshold; a map that is nowhere above 0 is 0."""
         maps_BHW = maps_BHW.clamp(min=0)
         maps_BHW = maps_BHW / maps_BHW.amax((1, 2), keepdim=True).clamp(min=torch.finfo(maps_BHW.dtype).tiny)
-        scores = [self.score(maps_BHW >= step / steps) for step in range(steps)]
-        thresholds_B = torch.stack(scores).argmin(0) / steps
+        cuts, at_once = [step / steps for step in range(steps)], max(1, PASSES // len(maps_BHW))
+        scores = [self.scores(maps_BHW, cuts[first : first + at_once]) for first in range(0, steps, at_once)]
+        thresholds_B = torch.cat(scores).argmin(0) / steps
         return maps_BHW.where(maps_BHW >= thresholds_B[:, None, None], 0)
 
     @torch.no_grad()
-    def score(self, masks_BHW: Tensor) -> Tensor:
-        """L_bas + L_ac of each image with a mask, of any size, for its M_f, B."""
-        grid = self.features_BCHW.shape[2:]
-        masks_BHW = F.interpolate(masks_BHW[:, None].to(self.features_BCHW.dtype), grid, mode="nearest-exact")[:, 0]
-        left_BK = self.method.background_logits(self.images_BCHW, self.features_BCHW, masks_BHW)
-        suppression_B = background_activation_suppression(self.logits_BK, left_BK, self.classes_B, reduction="none")
-        return suppression_B + area_constraint(masks_BHW, reduction="none")
+    def scores(self, maps_BHW: Tensor, cuts: Sequence[float]) -> Tensor:
+        """L_bas + L_ac of each image with the mask, of any size, of each cut for its M_f, S×B, all in one pass."""
+        grid, kind = self.features_BCHW.shape[2:], self.features_BCHW.dtype
+        masks = [F.interpolate((maps_BHW >= cut)[:, None].to(kind), grid, mode="nearest-exact")[:, 0] for cut in cuts]
+        masks_NHW = torch.cat(masks)
+        images_NCHW, features_NCHW, logits_NK, classes_N = (
+            of.repeat(len(cuts), *[1] * (of.ndim - 1))
+            for of in (self.images_BCHW, self.features_BCHW, self.logits_BK, self.classes_B)
+        )
+        left_NK = self.method.background_logits(images_NCHW, features_NCHW, masks_NHW)
+        suppression_N = background_activation_suppression(logits_NK, left_NK, classes_N, reduction="none")
+        return (suppression_N + area_constraint(masks_NHW, reduction="none")).unflatten(0, (len(cuts), -1))

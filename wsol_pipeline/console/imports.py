@@ -1,7 +1,8 @@
 """What an import says: a bar or lines while it runs, what was taken and what was not at its end."""
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 from rich.progress import MofNCompleteColumn, Progress
@@ -16,6 +17,7 @@ from wsol_pipeline.data.shards import Manifest
 from wsol_pipeline.data.survey import Tally
 from wsol_pipeline.errors import DataError
 from wsol_pipeline.storage import Store
+from wsol_pipeline.study.lease import acquire
 
 NO_PROBLEM = "No problem was found."
 
@@ -24,6 +26,26 @@ LABELS_ALONE = (
     "note: val and test have labels alone (--boxes none): models are trained and chosen on them by --select-by "
     "evidence, or better by boxes drawn on 30 to 50 images of val (wsol annotate); where they localize is not measured."
 )
+
+
+@contextmanager
+def alone(out: Store) -> Iterator[Callable[[], None]]:
+    """Within, no other import writes to `out`; gives what raises `LeaseLostError` once another may.
+
+    Raises `ResourceError` while one does.
+    """
+    place = out / "import"
+    lease = acquire(place, f"importing into {out}")
+    try:
+        with lease:
+            yield lease.confirm
+    finally:
+        for name in place.list():
+            if not lease.lost:
+                place.remove(name)
+        with suppress(OSError):
+            if out.is_local:
+                Path(place.uri).rmdir()
 
 
 def reporter() -> tuple[AbstractContextManager[Any], Callable[[ShardReport, int, int], None]]:

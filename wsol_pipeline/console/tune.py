@@ -24,6 +24,8 @@ def run_study(
     from wsol_pipeline.study.streak import ABSTAINED
 
     plan = make_plan(options, method, space, print_start)
+    for note in plan.choosers.notes:
+        print(note)
     if is_only_shown(plan):
         return 0
     outcome, version, missing = execute_and_show(plan, point)

@@ -1,8 +1,12 @@
 """Downloads as they come: a tar or zip is unpacked once; links, devices, names that lead out and bombs are refused."""
 
+import contextlib
 import errno
 import hashlib
+import logging
 import lzma
+import os
+import shutil
 import struct
 import tarfile
 import zipfile
@@ -11,7 +15,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from gzip import BadGzipFile
 from pathlib import Path, PurePosixPath
-from stat import S_ISLNK
+from stat import S_ISLNK, S_ISREG
 from tempfile import TemporaryDirectory
 from typing import Self
 
@@ -20,6 +24,9 @@ from filelock import FileLock
 from wsol_pipeline.data.importers import is_hidden
 from wsol_pipeline.data.shards import cache_root
 from wsol_pipeline.errors import DataError, ResourceError
+from wsol_pipeline.private import distrust, own_folder
+
+logger = logging.getLogger(__name__)
 
 MAX_MEMBERS = 5_000_000  # ImageNet has 1.5 million
 MAX_GROWTH = 20  # bytes unpacked for each byte of the archive: images hardly shrink, text to about a tenth
@@ -55,16 +62,47 @@ def unpacked(source: Path, cache_dir: str | None = None) -> Path:
         return source
     folder = _place(source, cache_dir)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        own_folder(folder.parent)
         with FileLock(f"{folder}.lock"):
-            if not folder.exists():
-                with TemporaryDirectory(dir=folder.parent) as aside:
-                    _unpack(source, Path(aside) / "all", MAX_GROWTH * source.stat().st_size + ALLOWANCE)
-                    (Path(aside) / "all").rename(folder)
+            if not _is_whole(folder):
+                _unpack_anew(source, folder)
     except OSError as error:
         raise ResourceError(f"{source} cannot be unpacked to {folder}: {error}. XDG_CACHE_HOME moves it.") from error
     entries = [entry for entry in folder.iterdir() if not is_hidden(entry.name)]
     return entries[0] if len(entries) == 1 and entries[0].is_dir() else folder
+
+
+def _unpack_anew(source: Path, folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    with TemporaryDirectory(dir=folder.parent) as aside:
+        found = Path(aside) / "all"
+        _unpack(source, found, MAX_GROWTH * source.stat().st_size + ALLOWANCE)
+        _seal(folder).write_text(_listing(found))
+        found.rename(folder)
+
+
+def _seal(folder: Path) -> Path:
+    """The file that says what was unpacked to `folder`."""
+    return Path(f"{folder}.seal")
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether `folder` is there, and holds what was unpacked to it: tidying tools take files out of caches."""
+    if not os.path.lexists(folder):
+        return False
+    with contextlib.suppress(OSError):
+        if not distrust(folder) and _seal(folder).read_text() == _listing(folder):
+            return True
+    logger.warning("%s is not what was unpacked there: it is unpacked again", folder)
+    return False
+
+
+def _listing(folder: Path) -> str:
+    """SHA-256 over name, kind, bytes and time of all that lies below `folder`."""
+    paths = sorted(folder.rglob("*"))
+    stats = ((path.relative_to(folder), path.stat(follow_symlinks=False)) for path in paths)
+    facts = (f"{name} {at.st_mode:o} {at.st_size * S_ISREG(at.st_mode)} {at.st_mtime_ns}" for name, at in stats)
+    return hashlib.sha256("\n".join(facts).encode(errors="surrogateescape")).hexdigest()
 
 
 def _place(source: Path, cache_dir: str | None) -> Path:
@@ -83,7 +121,7 @@ def left_beside(source: Path, cache_dir: str | None = None) -> tuple[Path, ...]:
 
 def _unpack(source: Path, into: Path, limit: int) -> None:
     """All members of an archive, checked one by one before they are written; `limit` in bytes."""
-    into.mkdir()
+    into.mkdir(mode=0o700)
     total = 0
     try:
         for count, (name, size, plain, extract) in enumerate(_members(source), 1):

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -71,6 +72,9 @@ class ShardReport:
     kept: bool = False  # written by an earlier run
 
 
+OnShard = Callable[[ShardReport, int, int], None]
+
+
 def import_dataset(
     source: Source,
     out: Store,
@@ -80,29 +84,36 @@ def import_dataset(
     max_bad: float | None = None,
     workers: int = 1,
     shard_bytes: int = 128 * 2**20,
-    on_shard: Callable[[ShardReport, int, int], None] = lambda report, done, total: None,
+    on_shard: OnShard = lambda report, done, total: None,
+    check: Callable[[], None] = lambda: None,
 ) -> Manifest:
-    """Write `source` as a dataset at `out`, or leave it if the same import has finished there.
+    """Write `source` as a dataset at `out`; if the same import has finished there, write anew what was damaged since.
 
     `origin` says what is imported (importer, place, options); `max_bad` is the share of rows that may be left out (by
     default a benchmark's `MAX_BAD`, and `OWN_BAD` or more rows of another source); `workers` over 1 writes shards in
-    Ray tasks; `on_shard` hears (report, done, total) after each shard.
+    Ray tasks; `on_shard` hears (report, done, total) after each shard; `check` is called there
+    and before the manifest, and raises once another import may write here.
     Raises `Refused` for a source that cannot make a dataset, `UsageError` if `out` holds another one.
     """
+
+    def tell(report: ShardReport, done: int, total: int) -> None:
+        on_shard(report, done, total)
+        check()
+
     if out.exists(MANIFEST):
-        return _finished(out, origin)
+        return _mended(_finished(out, origin), source, out, workers, shard_bytes, tell)
     rows = list(source.rows)
     _require_sound(source, rows, workers)
     out.check_writable()
     jobs = _plan(_by_role(rows), source.rules, out, shard_bytes)
-    reports = _written(jobs, workers, on_shard, _allowed(source, max_bad, len(rows)) if source.benchmark else len(rows))
+    reports = _written(jobs, workers, tell, _allowed(source, max_bad, len(rows)) if source.benchmark else len(rows))
     bad = [row for report in reports for row in report.bad]
     out.write(QUARANTINE, (json.dumps(bad, indent=1) + "\n").encode())
     if len(bad) > (allowed := _allowed(source, max_bad, len(rows))):
         limit = f"over --max-bad {max_bad:g}" if max_bad is not None else f"and {int(allowed)} pass without --max-bad"
         raise _too_many(bad, f"{len(bad)} of {len(rows)} rows are bad, {limit}", out)
     manifest = _manifest(source, rows, name, origin, jobs, reports)
-    out.write(MANIFEST, manifest.to_json())
+    out.write(MANIFEST, manifest.to_json(), check)
     for job in jobs:
         out.remove(_progress(job))
     return manifest
@@ -128,9 +139,7 @@ def _allowed(source: Source, max_bad: float | None, rows: int) -> float:
     return MAX_BAD * rows if source.benchmark else max(OWN_BAD, OWN_BAD_SHARE * rows)
 
 
-def _written(
-    jobs: list[ShardJob], workers: int, on_shard: Callable[[ShardReport, int, int], None], at_most: float
-) -> list[ShardReport]:
+def _written(jobs: list[ShardJob], workers: int, on_shard: OnShard, at_most: float) -> list[ShardReport]:
     """The reports of all shards, or of the first ones if these have more than `at_most` bad rows."""
     reports: list[ShardReport] = []
     for report in _run(jobs, workers):
@@ -157,6 +166,45 @@ def _finished(out: Store, origin: dict[str, Any]) -> Manifest:
     if manifest.source != json.loads(json.dumps(origin)):
         raise UsageError(f"{out.uri} holds another dataset, made from {manifest.source}: choose another --out.")
     return manifest
+
+
+def _mended(
+    manifest: Manifest,
+    source: Source,
+    out: Store,
+    workers: int,
+    shard_bytes: int,
+    on_shard: OnShard,
+) -> Manifest:
+    """`manifest` once each of its shards is what it says: those that are not are written again, from `source`.
+
+    Raises `DataError` if the source is not any more what they were made from.
+    """
+    shards = [shard for info in manifest.splits.values() for shard in info.shards]
+    with ThreadPoolExecutor(1 if out.is_local else 16) as pool:
+        whole = list(pool.map(lambda shard: _is_whole(out, shard), shards))
+    damaged = {shard.name: shard for shard, fine in zip(shards, whole, strict=True) if not fine}
+    if not damaged:
+        return manifest
+    jobs = [job for job in _plan(_by_role(list(source.rows)), source.rules, out, shard_bytes) if job.name in damaged]
+    reports = {job.name: report for job, report in zip(jobs, _written(jobs, workers, on_shard, np.inf), strict=True)}
+    for name, shard in damaged.items():
+        report = reports.get(name)
+        if report is None or report.shard != asdict(shard):
+            raise DataError(
+                f"{out.path(name)} is damaged, and {manifest.source.get('source') or 'its source'} does not give it "
+                "again: it has changed since. Bring that back, or import into another --out."
+            )
+    for job in jobs:
+        out.remove(_progress(job))
+    return manifest
+
+
+def _is_whole(out: Store, shard: Shard) -> bool:
+    try:
+        return out.size(shard.name) == shard.bytes and _sha256(out.read(shard.name)) == shard.sha256
+    except FileNotFoundError:
+        return False
 
 
 def _by_role(rows: list[Row]) -> dict[Role, list[Row]]:

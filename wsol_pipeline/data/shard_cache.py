@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 from filelock import FileLock
 
+from wsol_pipeline.private import own_folder
+
 _DATA = "shards"
 
 
@@ -65,14 +67,13 @@ def node_copy(root: Path, key: str, size: int, limit: int) -> NodeCopy | None:
     """
     if size > limit:
         return None
-    copies = root / _DATA
-    copies.mkdir(parents=True, exist_ok=True)
+    copies = own_folder(root / _DATA)
     with FileLock(copies / "room.lock"):
         data = copies / key / "data"
         if not data.exists() and not _make_room(copies, size, limit):
             return None
-        data.parent.mkdir(exist_ok=True)
-        file = os.open(data, os.O_RDWR | os.O_CREAT, 0o644)
+        own_folder(data.parent)
+        file = os.open(data, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         fcntl.flock(file, fcntl.LOCK_SH)
         os.truncate(file, size)
         os.utime(file)

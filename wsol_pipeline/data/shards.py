@@ -8,8 +8,9 @@ shard that is cut, swapped or altered is refused by name.
 import hashlib
 import json
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from io import BytesIO
 from mmap import mmap
@@ -22,6 +23,7 @@ import pyarrow.parquet as pq
 
 from wsol_pipeline.data.schema import BOX_CONVENTIONS, ROW_GROUP, VERSION
 from wsol_pipeline.data.shard_cache import NodeCopy, Piece, node_copy
+from wsol_pipeline.data.typed import typed
 from wsol_pipeline.errors import DataError, ResourceError
 from wsol_pipeline.protocol import Role
 from wsol_pipeline.storage import STORAGE_ERRORS, Store, describe_storage_error
@@ -29,6 +31,8 @@ from wsol_pipeline.storage import STORAGE_ERRORS, Store, describe_storage_error
 MANIFEST = "manifest.json"
 QUARANTINE = "quarantine.json"
 _DIGESTS = b"sha256"  # in a footer: SHA-256 of [row group][column]
+_HEX = re.compile("[0-9a-f]{64}")
+_LEAST_FOOTER, _LARGEST = 12, 2**36  # bytes of a footer, its length and the magic number; of a shard
 _AT_ONCE = 16 * 2**20  # bytes of one request: what a fault costs at most
 
 
@@ -90,10 +94,10 @@ class Manifest:
                 raise DataError(
                     f"Dataset {uri} has format version {version!r}; this code reads {VERSION}: import it again."
                 )
-            infos = found.pop("splits")
-            splits = {role: _split_info(infos[role]) for role in Role if role in infos}
-            manifest = Manifest(**{**found, "classes": tuple(found["classes"]), "splits": splits})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            manifest = typed(Manifest, found, "the manifest")
+            _check(manifest)
+            splits = {role: manifest.splits[role] for role in Role if role in manifest.splits}  # in their order
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(
                 f"The manifest of {uri} is broken ({type(error).__name__}: {error}): import it again."
             ) from error
@@ -103,13 +107,31 @@ class Manifest:
             raise DataError(
                 f"Dataset {uri} has box convention {manifest.box_convention!r}; known: {', '.join(BOX_CONVENTIONS)}."
             )
-        return manifest
+        return replace(manifest, splits=splits)
 
 
-def _split_info(found: dict[str, Any]) -> SplitInfo:
-    shards = tuple(Shard(**shard) for shard in found["shards"])
-    counted = found["rows"], tuple(found["per_class"]), found["fingerprint"], shards, found["masks"], found["boxes"]
-    return SplitInfo(*counted)
+def _check(manifest: Manifest) -> None:
+    """Raise `ValueError` for what cannot be, although each field is of its type."""
+    if not manifest.classes or len(set(manifest.classes)) < len(manifest.classes):
+        raise ValueError("classes must be there, each once")
+    for role, info in manifest.splits.items():
+        if not 0 < info.rows == sum(shard.rows for shard in info.shards) or max(info.masks, info.boxes) > info.rows:
+            raise ValueError(f"the rows of {role.value} do not add up")
+        if len(info.per_class) != len(manifest.classes) or sum(info.per_class) < info.rows:
+            raise ValueError(f"the classes of {role.value} do not add up to its rows")
+        for shard in info.shards:
+            _check_shard(role, shard)
+        if not _HEX.fullmatch(info.fingerprint):
+            raise ValueError(f"the fingerprint of {role.value} is none")
+
+
+def _check_shard(role: Role, shard: Shard) -> None:
+    if not re.fullmatch(rf"{role.value}/\d{{5,}}\.parquet", shard.name):
+        raise ValueError(f"{shard.name[:60]!r} is no shard of {role.value}")
+    if shard.rows < 1 or not _LEAST_FOOTER <= shard.footer_bytes < shard.bytes <= _LARGEST:
+        raise ValueError(f"the sizes of {shard.name} cannot be")
+    if not (_HEX.fullmatch(shard.sha256) and _HEX.fullmatch(shard.footer_sha256)):
+        raise ValueError(f"a SHA-256 of {shard.name} is none")
 
 
 def read_manifest(store: Store) -> Manifest:

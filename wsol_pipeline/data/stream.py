@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray.data
-from ray.exceptions import RayTaskError
 
 from wsol_pipeline.data.augment import Augmentation
 from wsol_pipeline.data.dataset import TrainSplit, encode_labels
@@ -101,6 +99,9 @@ def stream(work: Work, epochs: range, start_sample: int) -> Iterator[Columns]:
 
 def _execute(work: Work, tasks: list[dict[str, Any]]) -> Iterator[Columns]:
     """A task reads its rank's parts of as many windows as there are ranks: of one window's size in all."""
+    import ray.data  # cached pixels are read, and a GPU is checked, without it
+    from ray.exceptions import RayTaskError
+
     blocks = -(-len(tasks) // work.world)
     windows = ray.data.from_items(tasks, override_num_blocks=blocks)
     context = windows.context  # its own, which `rows` and `images` share

@@ -10,9 +10,9 @@ All kernels and their tables stay in this file: numba's cache notices a change o
 """
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from wsol_pipeline.evaluation import compiled
 from wsol_pipeline.evaluation.levels import Levels
 
 BOX_RULES = ("largest_contour", "all_contours", "largest_component", "whole_mask", "components")
@@ -20,7 +20,7 @@ BOX_RULES = ("largest_contour", "all_contours", "largest_component", "whole_mask
 X0, Y0, X1, Y1, AREA, FIRST, PARENT, CHANGED = range(8)  # a component: its box (inclusive, in padded pixels) and state
 NONE = np.uint32(2**32 - 1)
 
-jit = njit(cache=True, nogil=True, error_model="numpy")
+jit = compiled.jit(error_model="numpy")
 
 
 def boxes_per_mask(levels_HW: Levels, num_masks: int, box_rule: str) -> NDArray[np.int32]:

@@ -12,7 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from wsol_pipeline.device import to_host
 from wsol_pipeline.errors import DataError
+from wsol_pipeline.evaluation.behind import Behind
 from wsol_pipeline.evaluation.counts import BOXES, Counts
 from wsol_pipeline.evaluation.detection import Detection, component_boxes
 from wsol_pipeline.evaluation.masks import IGNORED
@@ -21,6 +23,9 @@ from wsol_pipeline.evaluation.protocols import Protocol, ground_truth_boxes
 from wsol_pipeline.evaluation.selection import Choice, choose
 from wsol_pipeline.images import dtype_of, normalize
 from wsol_pipeline.protocol import require_searchable
+
+PART_BYTES = 64 * 2**20  # of maps that travel and wait together
+OPEN_PARTS = 2  # that wait to be scored, while the next one is made
 
 
 def count(
@@ -47,8 +52,10 @@ def count(
     Masks count where protocol and rows have them. `ten_crop`: class
     ranks come from ten crops of each image, ten more forwards; maps still from the centre. `on_batch` is told the
     number of images done in each batch, `on_maps` row numbers, batch, maps, true boxes, true masks and class ranks of
-    each batch at each setting. `truth`, `keep_scores` and `rule` are those of
-    `LocalizationCounts`.
+    each batch at each setting. `truth`, `keep_scores` and `rule` are those of `LocalizationCounts`.
+
+    A thread of its own scores maps, and calls `on_maps`, while the device makes the next ones; a process that has one
+    CPU thread, and no other device, does one after the other. Counts are the same.
 
     Of multi-label rows each pair of an image and one of its classes is counted, like an image of that class, which is
     predicted first where only other classes of the image have a higher score.
@@ -59,25 +66,26 @@ def count(
         raise DataError(f"Protocol {protocol.name} scores masks but the {rows.role.value!r} split has none.")
     ids: list[str] = []
     labels: list[int] = []
-    chosen, num_shrunk = settings_of(method, readout, settings), 0
+    num_shrunk = 0
     metric = LocalizationCounts(
-        protocol, settings=chosen, keep_images=keep_images, masks=masks, num_classes=rows.num_classes, truth=truth,
-        keep_scores=keep_scores, rule=rule,
+        protocol, settings=settings_of(method, readout, settings), keep_images=keep_images, masks=masks,
+        num_classes=rows.num_classes, truth=truth, keep_scores=keep_scores, rule=rule,
     )  # fmt: skip
-    for step in walk(
-        method, readout, rows, protocol, settings=settings, device=device, ten_crop=ten_crop, on_batch=on_batch,
-        prepare=prepare,
-    ):  # fmt: skip
-        batch = step.batch
-        boxes = batch_boxes(batch, rows.box_convention, protocol)
-        true_masks = batch_masks(batch, protocol) if masks else None
-        for index, maps_BHW in step.maps:
-            metric.update(index, maps_BHW, boxes, step.ranks_B, true_masks, batch.sizes_B2, batch.pairs)
-            if on_maps:
-                on_maps(step.first_row + batch.pairs[0], batch, maps_BHW, boxes, true_masks, step.ranks_B)
-        ids += batch.ids
-        labels += batch.labels_B.tolist()
-        num_shrunk += step.num_shrunk
+    walked = walk(method, readout, rows, protocol, settings=settings, device=device, ten_crop=ten_crop, prepare=prepare)
+    with Behind(_open_parts(device)) as scored:
+        for step in walked:
+            batch = step.batch
+            boxes = batch_boxes(batch, rows.box_convention, protocol)
+            true_masks = batch_masks(batch, protocol) if masks else None
+            score = partial(_score, metric, on_maps, step.first_row + batch.pairs[0], batch, boxes, true_masks)
+            for part in parts(step.maps, PART_BYTES if scored.most else 0):
+                arrived = together(step.ranks_B, *(of for _, of in part))
+                scored.add(partial(score, [index for index, _ in part], arrived))
+            ids += batch.ids
+            labels += batch.labels_B.tolist()
+            num_shrunk += step.num_shrunk
+            if on_batch:
+                scored.add(_nothing, after=partial(on_batch, step.num_images))
     counts = metric.counts(ids, labels)
     return replace(counts, shrunk=np.array(num_shrunk)) if needs_stored(readout) else counts
 
@@ -90,10 +98,11 @@ class Step(NamedTuple):
 
     batch: Any
     first_row: int
+    num_images: int
     images_BCHW: Tensor  # as the network takes them
     labels_B: Tensor
     output: Any
-    ranks_B: Tensor  # of the true class among the predicted ones, 0 = first
+    ranks_B: Tensor  # of the true class among the predicted ones, 0 = first; on the device
     maps: Iterator[tuple[int, Tensor]]  # (index of the setting, maps)
     num_shrunk: int
 
@@ -107,7 +116,6 @@ def walk(
     settings: Sequence[Any] | None = None,
     device: torch.device | str = "cpu",
     ten_crop: bool = False,
-    on_batch: Callable[[int], None] | None = None,
     prepare: Callable[..., Tensor] = normalize,
 ) -> Iterator[Step]:
     """All `rows`, batch after batch, through one forward each; options are those of `count`. No box is looked at."""
@@ -117,22 +125,20 @@ def walk(
     with _evaluating(method):
         for found in rows.batches():
             batch = class_pairs(found, protocol)
-            images_BCHW, labels_B = as_input(batch.images_BCHW), batch.labels_B.to(device)
+            images_BCHW, labels_B = as_input(batch.images_BCHW), batch.labels_B.to(device, non_blocking=True)
             with torch.no_grad():
                 output = method(images_BCHW)
                 scores_BK = ten_crop_scores(method, as_input(batch.whole_BCHW), protocol) if ten_crop else None
             scores_BK = output.logits_BK.detach() if scores_BK is None else scores_BK
             if batch.others_BK is not None:
-                scores_BK = scores_BK.masked_fill(batch.others_BK.to(device), -torch.inf)
-            ranks_B = class_ranks(scores_BK, labels_B).cpu()
+                scores_BK = scores_BK.masked_fill(batch.others_BK.to(device, non_blocking=True), -torch.inf)
+            ranks_B = class_ranks(scores_BK, labels_B)
             handed: dict[str, Any] = {"output": output, **photographs(readout, batch, as_input, device)}
-            found_maps = _maps(method, readout, images_BCHW, labels_B, handed, settings, chosen)
-            shown = ((index, shown_part(maps_BHW, readout, protocol)) for index, maps_BHW in found_maps)
+            maps = _maps(method, readout, images_BCHW, labels_B, handed, settings, chosen)
+            shown = ((index, shown_part(maps_BHW, readout, protocol)) for index, maps_BHW in maps)
             num_shrunk = found.num_shrunk if needs_stored(readout) else 0
-            yield Step(batch, first_row, images_BCHW, labels_B, output, ranks_B, shown, num_shrunk)
+            yield Step(batch, first_row, len(found.ids), images_BCHW, labels_B, output, ranks_B, shown, num_shrunk)
             first_row += len(found.ids)
-            if on_batch:
-                on_batch(len(found.ids))
 
 
 def settings_of(method: nn.Module, readout: Any, settings: Sequence[Any] | None) -> tuple[Any, ...]:
@@ -141,6 +147,62 @@ def settings_of(method: nn.Module, readout: Any, settings: Sequence[Any] | None)
         return tuple(settings)
     with _evaluating(method):
         return tuple(readout.settings(method))
+
+
+def _open_parts(device: torch.device | str) -> int:
+    """A single thread of a CPU is all that its process was given: it can't score beside the network."""
+    return 0 if torch.device(device).type == "cpu" and torch.get_num_threads() == 1 else OPEN_PARTS
+
+
+def _score(
+    metric: LocalizationCounts,
+    on_maps: Callable[..., None] | None,
+    row_numbers: NDArray[np.int64],
+    batch: Any,
+    truth: list[NDArray[np.float64]],
+    true_masks: list[NDArray[np.uint8]] | None,
+    indices: Sequence[int],
+    arrived: Callable[[], list[Tensor]],
+) -> None:
+    """Count the maps of some settings once they have come to the host, after the class ranks."""
+    ranks_B, *maps = arrived()
+    for index, maps_BHW in zip(indices, maps, strict=True):
+        metric.update(index, maps_BHW, truth, ranks_B, true_masks, batch.sizes_B2, batch.pairs)
+        if on_maps:
+            on_maps(row_numbers, batch, maps_BHW, truth, true_masks, ranks_B)
+
+
+def _nothing() -> None: ...
+
+
+def parts(maps: Iterator[tuple[int, Tensor]], size: int) -> Iterator[list[tuple[int, Tensor]]]:
+    """The maps of a batch's settings, cut where they have `size` bytes; at least one setting a part."""
+    held: list[tuple[int, Tensor]] = []
+    for index, maps_BHW in maps:
+        held.append((index, maps_BHW))
+        if sum(of.nbytes for _, of in held) >= size:
+            yield held
+            held = []
+    if held:
+        yield held
+
+
+def together(*tensors: Tensor) -> Callable[[], list[Tensor]]:
+    """`to_host`, by one copy for all of a type: some hundreds of maps wait no longer than one."""
+    if not tensors[0].is_cuda:
+        return to_host(tensors)
+    kinds = list(dict.fromkeys(tensor.dtype for tensor in tensors))
+    flat = [torch.cat([of.detach().flatten() for of in tensors if of.dtype == kind]) for kind in kinds]
+    arrived = to_host(flat)
+
+    def apart() -> list[Tensor]:
+        pieces = {
+            kind: iter(copy.split([of.numel() for of in tensors if of.dtype == kind]))
+            for kind, copy in zip(kinds, arrived(), strict=True)
+        }
+        return [next(pieces[of.dtype]).view(of.shape) for of in tensors]
+
+    return apart
 
 
 def solve(
@@ -187,11 +249,11 @@ def detect(
             truth |= dict(zip(keys, batch_boxes(pairs, rows.box_convention, protocol), strict=True))
             images_BCHW = prepare(batch.images_BCHW, device, dtype_of(method))
             with torch.no_grad():
-                scores_BK = method(images_BCHW).logits_BK.sigmoid()
+                scores_BK = method(images_BCHW).logits_BK.sigmoid().cpu()
             image_of, class_of = (scores_BK >= min_score).nonzero().unbind(1)
             if not len(image_of):
                 continue
-            seen = picked(batch, image_of.cpu())
+            seen = picked(batch, image_of)
             maps_PHW = plain(
                 read_maps(method, readout, seen, class_of, choice.readout, protocol, device=device, prepare=prepare)
             )
@@ -249,7 +311,7 @@ def photographs(
     what makes images of them when it has resized them."""
     if not needs_stored(readout):
         return {}
-    return {"stored_BCHW": batch.stored_BCHW.to(device), "prepare": as_input}
+    return {"stored_BCHW": batch.stored_BCHW.to(device, non_blocking=True), "prepare": as_input}
 
 
 def shown_part(maps_BHW: Tensor, readout: Any, protocol: Protocol) -> Tensor:

@@ -342,15 +342,15 @@ def observe(
     labels: list[int] = []
     ranks: list[Any] = []
     seen: list[list[Any]] = [[] for _ in settings]
-    for step in walk(
-        method, readout, selector.rows(rows), protocol, settings=settings, device=device, on_batch=on_batch
-    ):
+    for step in walk(method, readout, selector.rows(rows), protocol, settings=settings, device=device):
         prepared = selector.prepare(step, method)
         for index, maps in step.maps:
             seen[index].append(selector.see(prepared, step, maps, method, protocol, fine))
         ids += step.batch.ids
         labels += step.batch.labels_B.tolist()
-        ranks.append(step.ranks_B.numpy())
+        ranks.append(step.ranks_B.cpu().numpy())
+        if on_batch:
+            on_batch(step.num_images)
     kept = tuple(selector.join(parts) if parts else None for parts in seen)  # a rank may have had no rows
     return Observed(tuple(ids), np.array(labels, np.int64), np.concatenate([*ranks, np.empty(0, np.int64)]), kept)
 

@@ -5,9 +5,9 @@ most 255 different masks, so 1000 thresholds cost no more than its levels do.
 """
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from wsol_pipeline.evaluation.compiled import jit
 from wsol_pipeline.evaluation.protocols import Protocol
 
 Levels = NDArray[np.uint16]
@@ -45,7 +45,7 @@ def _double_mean(map_HW: NDArray[np.floating], grid: NDArray[np.float64]) -> tup
     return levels_HW, mask_of_threshold
 
 
-@njit(cache=True, nogil=True)
+@jit()
 def _truncate(map_HW):  # type: ignore[no-untyped-def]
     levels_HW = np.empty(map_HW.shape, np.uint16)
     for y in range(map_HW.shape[0]):
@@ -54,7 +54,7 @@ def _truncate(map_HW):  # type: ignore[no-untyped-def]
     return levels_HW
 
 
-@njit(cache=True, nogil=True)
+@jit()
 def count_below(map_HW, grid):  # type: ignore[no-untyped-def]
     """How many values of the even `grid` over 0..1 lie strictly below each pixel: a guess, then exact steps."""
     levels_HW = np.empty(map_HW.shape, np.uint16)

@@ -5,16 +5,16 @@ benchmark's mask evaluator (Choe et al. 2020), the thresholds τ and 1; the seco
 """
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from wsol_pipeline.errors import DataError
+from wsol_pipeline.evaluation.compiled import jit
 
 IGNORED = 255  # label of pixels that count neither way
 NUM_LEVELS = 256
 
 
-@njit(cache=True, nogil=True)
+@jit()
 def count_pixels(map_HW, mask_HW, cuts):  # type: ignore[no-untyped-def]
     """Pixels per half-open bin of values that starts at one of `cuts` (even steps from 0 to 1), and per level
     int(255 * value): int64 [2, bins] and [2, 256], outside of the object first, then inside.

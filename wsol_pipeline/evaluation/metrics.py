@@ -333,8 +333,13 @@ def in_threads(function: Callable[..., Any], *columns: Sequence[Any] | NDArray[A
     rows = zip(*columns, strict=True)
     if (threads := torch.get_num_threads()) == 1:
         return [function(*row) for row in rows]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(lambda row: function(*row), rows))
+    return list(_pool(threads).map(lambda row: function(*row), rows))
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Kept, for a search calls it once a setting; what runs in it calls for no other."""
+    return ThreadPoolExecutor(threads, "scoring")
 
 
 def plain(maps_BHW: Tensor | ArrayLike) -> NDArray[Any]:

@@ -66,7 +66,7 @@ def finished(store: Store, study: str) -> dict[str, str]:
     if not folder.exists(WINNER):
         raise UsageError(f"consensus:{study} needs a finished study of that name in {store.uri} but there is none.")
     winner = json.loads(folder.read(WINNER))
-    return {"model": winner["model"], "seal": winner["seal"]}
+    return {"model": store.resolve(winner["model"]).uri, "seal": winner["seal"]}
 
 
 def check_consensus(found: Choosers, config: TrainConfig, dataset: Dataset) -> None:

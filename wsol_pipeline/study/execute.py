@@ -12,7 +12,7 @@ from wsol_pipeline.storage import Store
 from wsol_pipeline.study.database import check_trials_are_known, database_needed, open_storage
 from wsol_pipeline.study.doubt import doubts
 from wsol_pipeline.study.events import Listener, Telling
-from wsol_pipeline.study.identity import WINNER, check_folders_are_known, home, require_made_for
+from wsol_pipeline.study.identity import WINNER, check_folders_are_known, home, require_made_for, settle
 from wsol_pipeline.study.lease import Lease, acquire
 from wsol_pipeline.study.ledger import FAILURE, PUBLISHED, Ledger, open_ledger
 from wsol_pipeline.study.outcome import Outcome, winner_record
@@ -48,6 +48,8 @@ def _open(plan: Plan, lease: Lease) -> Ledger:
     options = plan.options
     storage = open_storage(plan.folder, options.study_db, lease.confirm)
     check_trials_are_known(storage, options.name, plan.folder)
+    own = home(plan.folder)
+    settle(plan.folder, own, lease)
     ledger = open_ledger(
         storage,
         options.name,
@@ -56,9 +58,10 @@ def _open(plan: Plan, lease: Lease) -> Ledger:
         published=plan.published,
         sampler=sampler(options.sampler, options.seed, options.startup_trials),
         pruner=pruner(options.pruning, min(plan.config.rungs, default=1), plan.config.recipe.epochs),
-        home=home(plan.folder),
+        home=own,
         lease=lease,
         rule=plan.rule,
+        shared=options.study_db is not None,
     )
     check_folders_are_known(plan.folder, len(ledger.trials(waiting=True)))
     return ledger
@@ -75,8 +78,10 @@ def _run(plan: Plan, ledger: Ledger, lease: Lease, tell: Telling, point: Point) 
     device = cluster.pick_device(options.device, options.cluster_may_grow)
     require(not options.sync_batch_norm or device == "cuda", "sync_batch_norm needs GPUs", device)
 
+    cpus = plan.cpus(device)
+
     def trial_job(parameters: dict[str, Any], seed: int, folder: Store) -> Job:
-        return plan.job(parameters, seed, folder, lease.attempt, device, ledger.home.id)
+        return plan.job(parameters, seed, folder, lease.attempt, device, ledger.home.id, cpus)
 
     sample = trial_job({}, 0, plan.folder)
     concurrent = cluster.check_placement(sample, options.concurrent, options.cluster_may_grow)

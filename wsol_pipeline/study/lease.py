@@ -36,10 +36,14 @@ _OURS = re.compile(r"\d{6,}\.(json|beat|released)")
 
 @dataclass
 class Lease:
-    """A held lease. `attempt` counts from 1. Use as a context manager."""
+    """A held lease. `attempt` counts from 1. Use as a context manager.
+
+    `sure`: the driver before is known to have ended; else it was only silent, as every copy of a living one's files is.
+    """
 
     store: Store
     attempt: int
+    sure: bool = True
     _replaced: threading.Event = field(default_factory=threading.Event)
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
@@ -105,18 +109,29 @@ class Lease:
             self._stop.wait(BEAT_SECONDS)
 
 
-def acquire(store: Store) -> Lease:
+def acquire(store: Store, doing: str = "driving this study") -> Lease:
     """Take the lease kept in `store`, at once if its holder ended or died on this machine, else after its beat stopped.
 
-    Raises `ResourceError` when a living driver holds it.
+    `doing` says what its holder does. Raises `ResourceError` when a living one holds it.
     """
     attempt = latest_attempt(store)
-    if attempt and not _ended(store, attempt):
-        raise ResourceError(f"{_holder(store, attempt)} is driving this study ({store.uri}); wait for it or stop it.")
+    if holder := _living(store, attempt):
+        raise ResourceError(f"{holder} is {doing} ({store.uri}); wait for it or stop it.")
+    sure = attempt == 0 or _has_ended(store, attempt) is True
     me = identity() | {"host": socket.gethostname(), "once": secrets.token_hex(8)}
     if not store.create(_name(attempt + 1, "json"), json.dumps(me).encode()):
-        raise ResourceError(f"{_holder(store, attempt + 1)} has just started to drive this study ({store.uri}).")
-    return Lease(store, attempt + 1)
+        raise ResourceError(f"{_holder(store, attempt + 1)} has just started {doing} ({store.uri}).")
+    return Lease(store, attempt + 1, sure)
+
+
+def living(store: Store) -> str:
+    """Who holds the lease kept in `store`, in words; "" if nobody does. Waits for beats where only they can tell."""
+    return _living(store, latest_attempt(store))
+
+
+def released(store: Store, attempt: int) -> str:
+    """The file that says that the driver with this attempt has ended."""
+    return store.path(_name(attempt, "released"))
 
 
 def latest_attempt(store: Store) -> int:
@@ -151,11 +166,17 @@ def _proc_is_ours() -> bool:
     return False
 
 
-def _ended(store: Store, attempt: int) -> bool:
+def _living(store: Store, attempt: int) -> str:
+    ended = attempt == 0 or _has_ended(store, attempt)
+    return "" if ended or (ended is None and not _beats(store, attempt)) else _holder(store, attempt)
+
+
+def _has_ended(store: Store, attempt: int) -> bool | None:
+    """Whether the holder has said so, or is a process of this machine that ended; None where only its beats tell."""
     if store.exists(_name(attempt, "released")):
         return True
     runs = _runs_here(_read(store, attempt))
-    return not (_beats(store, attempt) if runs is None else runs)
+    return None if runs is None else not runs
 
 
 def _runs_here(holder: dict[str, Any]) -> bool | None:

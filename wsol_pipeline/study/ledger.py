@@ -19,7 +19,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
@@ -29,7 +29,8 @@ from optuna.trial import BaseTrial, FixedTrial, FrozenTrial, Trial, TrialState
 
 from wsol_pipeline.errors import LeaseLostError, MismatchError, UsageError
 from wsol_pipeline.redaction import redact
-from wsol_pipeline.study.identity import Home
+from wsol_pipeline.storage import Store
+from wsol_pipeline.study.identity import Home, check_move
 from wsol_pipeline.study.lease import Lease
 from wsol_pipeline.study.pareto import Rule
 from wsol_pipeline.study.samplers import Sampler
@@ -47,7 +48,7 @@ SPENT = "device_seconds"
 PUBLISHED = "published"  # user attribute of an enqueued trial: the id of its preset
 HOME = "home"  # the study's id and the place of its files
 DRIVER = "driver"  # the attempt of the driver that writes here
-SCHEMA = 2
+SCHEMA = 3  # of a study: its database, its files, winner.json
 PATIENCE = 20  # tenths of a second
 
 
@@ -74,7 +75,7 @@ class Ledger:
             attrs = self.study.user_attrs
         except KeyError:  # Optuna's word for a study that is gone
             attrs = {}
-        if attrs.get(HOME) != asdict(self.home):
+        if attrs.get(HOME) != self.home.kept:
             found = Home(**attrs[HOME]) if HOME in attrs else "no study"
             raise MismatchError(f"The study's database was replaced: it held {self.home} and now holds {found}.")
         if attrs.get(DRIVER) != self.lease.attempt:
@@ -237,12 +238,14 @@ def open_ledger(
     home: Home,
     lease: Lease,
     rule: Rule | None = None,
+    shared: bool = False,
 ) -> Ledger:
     """Open study `name`, creating it with the `published` settings ({preset id: parameters}) as its first trials.
 
     `contract` is everything that makes its trials comparable (data, objective, space, recipe). Raises `UsageError` that
-    says what differs if the study was begun under another one, or lives elsewhere than at `home`. `lease` is its
-    driver's, `rule` that of several objectives.
+    says what differs if the study was begun under another one, or lives elsewhere than at `home` and was not moved from
+    there. `lease` is its driver's, `rule` that of several objectives; a database that is not among the study's files is
+    `shared`.
     """
     lease.confirm()
     directions = rule.directions if rule else [StudyDirection.MAXIMIZE]
@@ -254,7 +257,7 @@ def open_ledger(
             f"Study {name!r} was begun by another version of this code (format {kept['schema']!r}; this one has "
             f"{SCHEMA!r}): go on with that version, or give another --name."
         )
-    _check_home(name, study, home)
+    _check_home(name, study, home, lease, shared)
     if kept and (changes := differences(kept, contract)):
         raise UsageError(f"Study {name!r} was begun differently ({changes}): give it another --name.")
     study.set_user_attr(DRIVER, lease.attempt)
@@ -273,20 +276,23 @@ def _create_or_load(
         study = optuna.create_study(study_name=name, storage=storage, directions=directions, pruner=pruner)
     except optuna.exceptions.DuplicatedStudyError:
         return optuna.load_study(study_name=name, storage=storage, pruner=pruner)
-    study.set_user_attr(HOME, asdict(own))
+    study.set_user_attr(HOME, own.kept)
     return study
 
 
-def _check_home(name: str, study: optuna.Study, own: Home) -> None:
-    """Raise `UsageError` if the study has another home than `own`; one that has none yet gets it."""
+def _check_home(name: str, study: optuna.Study, own: Home, lease: Lease, shared: bool) -> None:
+    """Raise `UsageError` if the study has another home than `own`; one that has none yet, or was moved, gets it."""
     for _ in range(PATIENCE):
         if kept := study.user_attrs.get(HOME):
             break
         time.sleep(0.1)  # who creates a study notes its home next, unless it dies there
     else:
-        study.set_user_attr(HOME, asdict(own))
+        study.set_user_attr(HOME, own.kept)
         kept = study.user_attrs[HOME]
-    if kept != asdict(own):
+    if kept["id"] == own.id and kept["storage"] in own.before:
+        check_move(name, Store(kept["storage"]), own, lease, study.user_attrs.get(DRIVER, 0), shared)
+        study.set_user_attr(HOME, own.kept)
+    elif kept != own.kept:
         raise UsageError(
             f"Study {name!r} of this database is kept at {Home(**kept)}, not at {own}: give that --storage, or another "
             "--name."

@@ -70,7 +70,7 @@ class MlflowListener:
         """Write from now on. Raises `UsageError` if MLflow holds another study of this name."""
         assert self._connect
         tags = study_tags(self.plan) | {STORAGE_TAG: ledger.home.storage}
-        runs = StudyRuns(self._connect, self.plan.options.name, tags, ledger.home.id)
+        runs = StudyRuns(self._connect, self.plan.options.name, tags, ledger.home.id, ledger.home.before)
         if self._answered:  # it is asked again with each turn
             with contextlib.suppress(ResourceError, *AWAY):
                 within(CONNECT_SECONDS, runs.parent)
@@ -100,6 +100,7 @@ class MlflowListener:
 
         def register() -> None:
             lease.confirm()
+            runs.forget()  # a copy may have taken them over meanwhile
             self.version = registry.register(runs, plan.options.name, best, final)
 
         def close() -> None:

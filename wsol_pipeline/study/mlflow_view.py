@@ -29,7 +29,7 @@ from wsol_pipeline.tracking.provenance import provenance
 from wsol_pipeline.tracking.registry import SELECTED_TAG, selected_on
 from wsol_pipeline.tracking.runs import PARENT, STUDY_TAG, TRIAL_TAG
 from wsol_pipeline.training.checkpoint import CheckpointStore
-from wsol_pipeline.training.config import TrainConfig, to_dict
+from wsol_pipeline.training.config import TrainConfig, as_kept
 
 logger = logging.getLogger(__name__)
 
@@ -42,13 +42,13 @@ def study_tags(plan: Plan) -> dict[str, str]:
     """Where the study's numbers come from, by our names and by those that MLflow's pages know."""
     sources = provenance()
     return {
-        "wsol.data": plan.dataset.uri,
+        "wsol.data": plan.options.store.relative(plan.dataset.uri),
         "wsol.data_fingerprint": plan.dataset.fingerprint,
         "wsol.val_fingerprint": plan.dataset.val.fingerprint,
         "wsol.method": plan.config.method,
         "wsol.backbone": plan.config.backbone,
         "wsol.protocol": plan.config.protocol,
-        SELECTED_TAG: selected_on(to_dict(plan.config)),
+        SELECTED_TAG: selected_on(as_kept(plan.config)),
         "wsol.objective": ", ".join(plan.rule.objectives) if plan.rule else plan.config.objective,
         "mlflow.source.name": Path(sys.argv[0]).name,
         "mlflow.source.type": "JOB",
@@ -78,6 +78,8 @@ def _trial_view(plan: Plan, ledger: Ledger, trial: FrozenTrial) -> TrialView:
     records = CheckpointStore(folder, 0).records()
     if records and records[-1]["final"]:
         tags["wsol.readout"] = json.dumps(records[-1]["choice"])
+        if plan.config.searches_each_epoch:
+            tags |= {"wsol.epochs": str(records[-1]["epoch"]), "wsol.kept_epoch": str(records[-1]["kept_epoch"])}
     counts = kept_counts(folder) if trial.state.is_finished() and records else None
     readout = functools.partial(write_surface, counts, plan.config, published_preset(plan)) if counts else None
     parameters = {name.rstrip("_"): value for name, value in ledger.parameters(trial.number).items()}
@@ -193,5 +195,5 @@ def _page(study: str, parameters: Sequence[str]) -> dict[str, Any]:
 
 def flat_parameters(config: TrainConfig) -> dict[str, Any]:
     """A training configuration as MLflow parameters: the method's options and the recipe by their own names."""
-    data = to_dict(config)
+    data = as_kept(config)
     return data.pop("options") | data.pop("recipe") | data

@@ -11,7 +11,7 @@ from wsol_pipeline.data.published import PAPER_DATA, is_paper_data
 from wsol_pipeline.redaction import redact
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study.doubt import Doubt, sentence
-from wsol_pipeline.study.ledger import PUBLISHED, Ledger
+from wsol_pipeline.study.ledger import PUBLISHED, SCHEMA, Ledger
 from wsol_pipeline.study.pareto import COST, Rule
 from wsol_pipeline.study.plan import Plan
 from wsol_pipeline.study.standings import Standing, compared, front
@@ -78,7 +78,8 @@ def winner_record(
     plan: Plan, ledger: Ledger, ranking: Sequence[Standing], final: Store, doubt: Doubt | None
 ) -> dict[str, Any]:
     """What the final evaluation needs to know of a study: the winner, the first of `ranking`, and the published setting
-    it is compared with; by what each is known again: the study's id, and the SHA-256 of a model's seal.
+    it is compared with; by what each is known again: the study's id, and the SHA-256 of a model's seal. Places are
+    relative to the storage if they lie in it.
 
     With how sure the winner is: values over seeds where there are several, and how often which trial wins redraws.
     """
@@ -88,7 +89,11 @@ def winner_record(
             continue
         folder = CheckpointStore(trial_folder(plan.folder, trial.number), 0).final()
         if folder is not None:
-            compared = {**model_named(folder), "preset": trial.user_attrs[PUBLISHED], "trial": trial.number}
+            compared = {
+                **model_named(folder, plan.options.store),
+                "preset": trial.user_attrs[PUBLISHED],
+                "trial": trial.number,
+            }
             break
     best = ranking[0]
     sure: dict[str, Any] = {}
@@ -100,22 +105,23 @@ def winner_record(
     if plan.rule:
         sure |= several_objectives(ranking, plan.rule)
     record = {
+        "schema": SCHEMA,
         "study": ledger.home.id,
         "method": plan.config.method,
         "selected_on": selected_on(to_dict(plan.config)),
-        **model_named(final),
+        **model_named(final, plan.options.store),
         "trial": best.number,
         "trials": len(ledger.proposals()),
         "published": compared,
-        "data": plan.dataset.uri,
+        "data": plan.options.store.relative(plan.dataset.uri),
         "paper_data": [name for name in PAPER_DATA if is_paper_data(plan.dataset.manifest, name)],
     }
     return redact(sure | record)
 
 
-def model_named(final: Store) -> dict[str, str]:
-    """Where a finished model is, and which it is."""
-    return {"model": final.uri, "seal": seal_of(final)}
+def model_named(final: Store, storage: Store) -> dict[str, str]:
+    """Where a finished model is in `storage`, and which it is."""
+    return {"model": storage.relative(final.uri), "seal": seal_of(final)}
 
 
 def several_objectives(ranking: Sequence[Standing], rule: Rule) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A study before it starts: options, configuration, first trials, and every check that needs nothing running."""
 
 import dataclasses
+import hashlib
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ import torch
 import search_spaces
 import wsol_models
 from wsol_pipeline.data.dataset import Dataset, open_dataset
+from wsol_pipeline.data.pixels import pixel_bytes
 from wsol_pipeline.errors import UsageError, unknown
 from wsol_pipeline.evaluation.measures import TRUE_BOXES, Promise, Truth, choosing, promise
 from wsol_pipeline.evaluation.protocols import Protocol, protocol
@@ -29,7 +31,7 @@ from wsol_pipeline.study.pareto import COST, Rule
 from wsol_pipeline.tracking.connect import sqlite_file
 from wsol_pipeline.training import cluster
 from wsol_pipeline.training.build import build_method, build_readout
-from wsol_pipeline.training.config import Job, Recipe, TrainConfig, require, to_dict
+from wsol_pipeline.training.config import Job, Recipe, TrainConfig, as_kept, require
 from wsol_pipeline.training.embedded import embedded_dataset, embedded_weights
 from wsol_pipeline.training.loop import Record
 from wsol_pipeline.training.resolve import reading, resolve
@@ -72,7 +74,7 @@ class Plan:
         """What makes the trials comparable: it may not change while the study lives."""
         several = {"also": self.rule.objectives[1:], "tolerance": self.rule.tolerance} if self.rule else {}
         data, space = self.dataset.fingerprint, space_of(self.space)
-        return {"train": to_dict(self.config), "data": data, "space": space, **several}
+        return {"train": as_kept(self.config), "data": data, "space": space, **several}
 
     @property
     def rule(self) -> Rule | None:
@@ -90,6 +92,22 @@ class Plan:
         rungs = ", ".join(map(str, self.config.rungs))
         return f"{self.options.pruning} prunes by the searched {self.config.objective} after epoch {rungs}"
 
+    @property
+    def decoded_bytes(self) -> int:
+        """Training images as pixels."""
+        return pixel_bytes(self.dataset.train, self.config.resize_size)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether training images are streamed, by other processes than the workers."""
+        over = self.options.reading == "auto" and self.decoded_bytes > self.options.cache_budget_gb * 2**30
+        stored = self.config.recipe.train_geometry == "random_resized_crop_stored"
+        return over or stored or self.options.reading == "streaming"
+
+    def cpus(self, device: str) -> int:
+        """Cores of each worker on the cluster that was joined, where the options say none."""
+        return cluster.gpu_share(self.streamed) if device == "cuda" else 1
+
     def job(
         self,
         parameters: Mapping[str, Any],
@@ -98,8 +116,12 @@ class Plan:
         attempt: int,
         device: Literal["cpu", "cuda"],
         study: str = "",
+        cpus: int = 1,
     ) -> Job:
-        """What a trial of the study with the id `study` runs with `parameters`, in `folder`; `seed` is added to its."""
+        """What a trial of the study with the id `study` runs with `parameters`, in `folder`; `seed` is added to its.
+
+        `cpus` are a worker's cores where the options say none.
+        """
         return Job(
             train=with_parameters(self.config, parameters, seed),
             data=self.dataset.uri,
@@ -109,7 +131,7 @@ class Plan:
             fingerprint=self.dataset.fingerprint,
             sources=dict(self.choosers.sources),
             workers=self.options.workers,
-            cpus_per_worker=self.options.cpus_per_worker,
+            cpus_per_worker=self.options.cpus_per_worker or cpus,
             device=device,
             reading=reading(self.options),
             checkpoint_batches=self.options.checkpoint_batches,
@@ -133,6 +155,7 @@ def make_plan(
     dataset = open_dataset(options.data) if options.data else embedded_dataset(store)
     if not options.data and not config.weights and config.backbone == "tiny" and store.is_local:
         config = dataclasses.replace(config, weights=embedded_weights(store, dataset, on_record))
+    config = dataclasses.replace(config, weights_digest=digest_of(config.weights))
     if options.preset:
         check_preset_fits(options.preset, dataset)
     found = choosers(options, dataset, options.store)
@@ -183,6 +206,14 @@ def check_ranks(options: StudyOptions, found: Choosers) -> None:
             f"{found.rank} finds thresholds but ranks no trials, of which there are {options.trials}: "
             f"--select-by evidence --threshold-by {found.rank}, or --trials 1."
         )
+
+
+def digest_of(weights: str | None) -> str:
+    """SHA-256 of a file of weights; "" of none, and of one that is not here: building the method says so."""
+    if weights in (None, "imagenet") or not Path(weights).is_file():
+        return ""
+    with Path(weights).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def with_parameters(config: TrainConfig, parameters: Mapping[str, Any], seed: int = 0) -> TrainConfig:

@@ -20,7 +20,7 @@ import torch
 
 from wsol_pipeline.data.dataset import TrainSplit, encode_labels, open_dataset
 from wsol_pipeline.data.images import decode_resize
-from wsol_pipeline.data.pixels import id_and_image, pixel_bytes
+from wsol_pipeline.data.pixels import id_and_image
 from wsol_pipeline.data.reader import Batch
 from wsol_pipeline.errors import WsolError
 from wsol_pipeline.redaction import redact
@@ -81,17 +81,15 @@ def rehearse(plan: Plan) -> Rehearsal:
     cluster.connect(nested=False)
     cluster.check_storage_reaches_all(plan.folder, options.storage_is_shared, options.cluster_may_grow)
     device = cluster.pick_device(options.device, options.cluster_may_grow)
-    sample = plan.job({}, 0, plan.folder, attempt=0, device=device)
+    sample = plan.job({}, 0, plan.folder, attempt=0, device=device, cpus=plan.cpus(device))
     concurrent = cluster.check_placement(sample, options.concurrent, options.cluster_may_grow)
-    decoded = pixel_bytes(plan.dataset.train, plan.config.resize_size)
-    over = options.reading == "auto" and decoded > options.cache_budget_gb * 2**30
     measured = measure_there(sample)
     return Rehearsal(
         mlflow=redact(_tracking(connect)),
         device=device,
         concurrent=concurrent,
-        decoded_bytes=decoded,
-        streamed=over or options.reading == "streaming",
+        decoded_bytes=plan.decoded_bytes,
+        streamed=plan.streamed,
         measured=measured,
         estimate=estimated(plan, measured, concurrent),
     )

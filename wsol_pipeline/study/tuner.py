@@ -157,7 +157,7 @@ class LedgerSearcher(Searcher):
         self.drained = False
         checkpoints = self.checkpoints(number)
         if trial_id in self.pruned or settle(self.ledger, number, self.job, checkpoints, self.on_event):
-            self._note(number)
+            self._end(number)
         elif self.stop_by:  # it stays RUNNING, to be adopted
             self.ended_at_request.add(number)
         elif fault := checkpoints.take_fault():
@@ -166,10 +166,11 @@ class LedgerSearcher(Searcher):
             failure = {"kind": "infrastructure", "message": "its worker died again and again; see Ray's logs"}
             self.ledger.fail(number, **failure)
             self.on_event("failed", number, failure)
-            self._note(number)
+            self._end(number)
 
-    def _note(self, number: int) -> None:
-        """Start no more trials once too many in a row have failed alike."""
+    def _end(self, number: int) -> None:
+        """Free what no trial needs that has ended; start no more once too many in a row have failed alike."""
+        self.checkpoints(number).drop_states()
         self.stopped = self.streak.add(number, self._attrs(number).get(FAILURE)) or self.stopped
 
     def _put_back(self, number: int, fault: dict[str, str]) -> None:
@@ -366,7 +367,13 @@ def settle_orphans(
             return True
         return any(report(ledger, number, record, on_event) for record in checkpoints(number).records())
 
-    return [number for number in ledger.running() if not ended(number)]
+    left = []
+    for number in ledger.running():
+        if ended(number):
+            checkpoints(number).drop_states()
+        else:
+            left.append(number)
+    return left
 
 
 def run_trials(searcher: LedgerSearcher, trainable: Any, concurrent: int, resources: Any, folder: Store) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import logging
 import os
+import sqlite3
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from wsol_pipeline.errors import ResourceError, UsageError, WsolError
 from wsol_pipeline.redaction import redact
 from wsol_pipeline.storage import STORAGE_ERRORS, Store
+from wsol_pipeline.tracking import moved
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +31,8 @@ EXPERIMENT_TAGS = {  # MLflow would guess from traces, which we have none of, th
     "mlflow.note.content": "Studies of weakly supervised object localization: a run per study, its trials as children.",
 }
 GARBLED = (ValueError, TypeError, AttributeError, KeyError, RecursionError, ParseError)  # an answer that is no MLflow's
-AWAY = (MlflowException, SQLAlchemyError, *GARBLED, *STORAGE_ERRORS)  # of calls that MLflow did not answer well
+# What calls raise that MLflow did not answer well:
+AWAY = (MlflowException, SQLAlchemyError, sqlite3.Error, *GARBLED, *STORAGE_ERRORS)
 CONNECT_SECONDS = 30.0  # for all of an answer: a server that sends a byte a second is away too
 
 
@@ -47,8 +50,8 @@ def connect_mlflow(store: Store, experiment: str) -> Connect:
     if not uri and not store.is_local:
         raise UsageError(f"MLFLOW_TRACKING_URI is not set, and {store.uri} cannot hold MLflow's SQLite file: set it.")
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", experiment)
-    uri = uri or f"sqlite:///{store.path('mlflow.db')}"
-    again = functools.partial(connect, uri, experiment, store.path("mlflow-artifacts"))
+    uri = uri or f"sqlite:///{store.path(moved.DATABASE)}"
+    again = functools.partial(connect, uri, experiment, store.path(moved.ARTIFACTS))
     try:
         connected = again()
     except ServerAway as error:
@@ -85,9 +88,12 @@ def connect(uri: str, experiment: str, artifacts: str | None) -> tuple[mlflow.Ml
 
 
 def _experiment(uri: str, experiment: str, artifacts: str | None) -> tuple[mlflow.MlflowClient, str]:
-    client = mlflow.MlflowClient(uri)  # makes a new file's tables
+    client, file, tags = mlflow.MlflowClient(uri), sqlite_file(uri), EXPERIMENT_TAGS  # makes a new file's tables
+    if file and artifacts == str(file.resolve().parent / moved.ARTIFACTS):
+        moved.follow(file)
+        tags = EXPERIMENT_TAGS | moved.BESIDE_TAG
     known = client.get_experiment_by_name(experiment)
-    return client, known.experiment_id if known else client.create_experiment(experiment, artifacts, EXPERIMENT_TAGS)
+    return client, known.experiment_id if known else client.create_experiment(experiment, artifacts, tags)
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:

@@ -28,13 +28,15 @@ class StudyRuns:
     """The runs of the study named `study`, whose own run bears `tags`. `connect` is called until it has succeeded.
 
     `id` is the study's own: two studies may bear one name. Runs are found by both, and of two that do so on one MLflow
-    the one whose own run is younger is refused by name. `ended`: trials whose end MLflow has.
+    the one whose own run is younger is refused by name; so is a copy whose runs another place has taken over, unless it
+    was `moved_from` there. `ended`: trials whose end MLflow has.
     """
 
     connect: Connect
     study: str
     tags: dict[str, str]
     id: str = ""
+    moved_from: tuple[str, ...] = ()
     ended: set[int] = field(default_factory=set)
     _ids: dict[str, str] = field(default_factory=dict)  # value of TRIAL_TAG -> run id
     _orphans: set[str] = field(default_factory=set)  # ids of trials' runs whose parent somebody deleted
@@ -87,6 +89,15 @@ class StudyRuns:
         """Note the end of the study."""
         self.client.set_terminated(self.parent())
 
+    def delete(self) -> None:
+        """Delete the study's runs, unless a copy has taken them over. MLflow hides them; `mlflow gc` removes them."""
+        own = [run for run in self._named() if run.data.tags.get(ID_TAG) == self.id]
+        places = {run.data.tags.get(STORAGE_TAG) for run in own if run.data.tags.get(TRIAL_TAG) == PARENT}
+        if places <= {self.tags.get(STORAGE_TAG), *self.moved_from}:
+            for run in own:
+                self.client.delete_run(run.info.run_id)
+        self.forget()
+
     def _run(self, trial: str, name: str, tags: dict[str, str]) -> str:
         if not self._ids:
             self._ids = self._find()
@@ -103,6 +114,7 @@ class StudyRuns:
         named = [run for run in self._named() if TRIAL_TAG in run.data.tags]
         own = [run for run in named if run.data.tags.get(ID_TAG, "") == self.id]
         self._check_is_alone(own, [run for run in named if run not in own])
+        self._take_over([run for run in own if run.data.tags[TRIAL_TAG] == PARENT])
         found = {run.data.tags[TRIAL_TAG]: run.info.run_id for run in own}
         # terminated is what a trial is last, after all else of it was delivered
         over = {run.data.tags[TRIAL_TAG] for run in own if run.info.status != RUNNING}
@@ -110,6 +122,20 @@ class StudyRuns:
         trials = [run for run in own if run.data.tags[TRIAL_TAG] != PARENT]
         self._orphans |= {run.info.run_id for run in trials if run.data.tags.get(PARENT_TAG) != found.get(PARENT)}
         return found
+
+    def _take_over(self, parents: list[Run]) -> None:
+        """Runs belong to one place, which the study's own run names. Raises `UsageError` if it is another's."""
+        here = self.tags.get(STORAGE_TAG)
+        for run in parents:
+            there = run.data.tags.get(STORAGE_TAG, here)
+            if here is None or there == here:
+                continue
+            if there not in self.moved_from:
+                raise UsageError(
+                    f"MLflow's runs of study {self.study!r} are those of its copy at {there}, which has gone on: go on "
+                    f"there, or give {here} another MLFLOW_TRACKING_URI."
+                )
+            self.client.set_tag(run.info.run_id, STORAGE_TAG, here)
 
     def _named(self) -> Iterator[Run]:
         token = None

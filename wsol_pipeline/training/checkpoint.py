@@ -10,6 +10,7 @@ lease):
     <trial>/attempt-0002/failure.json                  why a run ended, if the trial failed
     <trial>/attempt-0002/fault.json                    why a run ended, if what is around it failed
     <trial>/attempt-0002/final/...                     the finished model and its curve, sealed likewise
+    <trial>/attempt-0002/last/...              the last epoch's weights, where the finished model is an earlier one's
     <trial>/attempt-0002/rung/val_counts.json          of the last rung, for whoever looks at a pruned trial's readout
 
 A worker writes into its own attempt only, so one that outlived its driver can't harm the attempt that took over; a
@@ -34,11 +35,13 @@ from wsol_pipeline.storage import Store
 logger = logging.getLogger(__name__)
 
 _CHECKPOINT = re.compile(r"attempt-\d{4,}/e\d+-s\d+/seal\.json")
+_STATE = re.compile(r"attempt-\d{4,}/e\d+-s\d+/state\.pt")
 _FINAL = re.compile(r"attempt-\d{4,}/final/seal\.json")
 _FAILURE = re.compile(r"attempt-\d{4,}/failure\.json")
 FAULT = "fault.json"
 SEAL = "seal.json"
 RUNG = "rung"
+LAST = "last"
 KEEP = 2  # the newest, and the one before it to fall back to
 
 
@@ -142,6 +145,12 @@ class CheckpointStore:
             except DataError:
                 continue  # removed by its worker between listing and reading, or broken: the next one serves
         return []
+
+    def drop_states(self) -> None:
+        """Remove weights and optimizer of every checkpoint: of a trial that has ended, curve and model stay."""
+        for name in self.trial.list():
+            if _STATE.fullmatch(name):
+                self.trial.remove(name)
 
     def finish(self, files: dict[str, bytes], records: list[dict[str, Any]]) -> None:
         """Write the finished model's files and the whole curve, sealed: what makes a trial COMPLETE."""

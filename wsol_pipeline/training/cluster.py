@@ -98,6 +98,16 @@ def pick_device(wanted: str, may_grow: bool = False) -> Literal["cpu", "cuda"]:
     return "cuda" if wanted == "cuda" or (wanted == "auto" and has_gpu) else "cpu"
 
 
+def gpu_share(streams: bool = False) -> int:
+    """Cores of a worker with a GPU, unless told: the GPU's share of its node's, the poorest node's; 1 without a node.
+
+    A core stays free for Ray's own; of those that stream, half, for the processes that decode.
+    """
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    shares = [(node["CPU"] - 1) / node["GPU"] for node in alive if node.get("GPU", 0) >= 1 and "CPU" in node]
+    return max(1, int(min(shares, default=1) / (2 if streams else 1)))
+
+
 def check_placement(job: Job, concurrent: int | None, may_grow: bool) -> int:
     """How many trials shaped like `job` run at once: at most `concurrent`, and what the cluster holds.
 

@@ -14,6 +14,7 @@ from wsol_pipeline.errors import UsageError, unknown
 T = TypeVar("T")
 Schedule = Literal["step", "plateau_top1", "plateau_loss", "poly"]  # see `optim.learning_rate`
 TrainGeometry = Literal["crop", "random_resized_crop", "random_resized_crop_stored"]  # see `augment.Augmentation`
+Keep = Literal["last", "best"]
 Precision = Literal["float32", "bfloat16", "float64"]
 NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
@@ -34,6 +35,13 @@ def require(condition: bool, rule: str, value: object) -> None:
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as plain data (JSON types)."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def as_kept(config: "TrainConfig") -> dict[str, Any]:
+    """A configuration as it is kept and compared: a file of weights by what it holds, not by where it lies."""
+    data = to_dict(config)
+    digest = data.pop("weights_digest")
+    return data | {"weights": f"sha256:{digest}"} if digest else data
 
 
 def from_dict(cls: type[T], data: dict[str, Any]) -> T:
@@ -114,6 +122,7 @@ class TrainConfig:
     method: str = "bas"
     backbone: str = "tiny"
     weights: str | None = None  # "imagenet", a path, or None: from scratch
+    weights_digest: str = ""  # SHA-256 of the file that `weights` names, if known: it may lie elsewhere tomorrow
     options: dict[str, Any] = field(default_factory=dict)  # the method's hyper-parameters, by its Config's names
     readout: str = "topk"
     readout_options: dict[str, Any] = field(default_factory=dict)  # by the readout's own names
@@ -131,13 +140,23 @@ class TrainConfig:
     precision: Precision = "float32"  # see `build.build_method`, `loop.train_step`
     channels_last: bool = False
     seed: int = 0
+    keep: Keep = "last"  # which epoch's model the finished one is; best: by the searched objective on validation
+    patience: int = 0  # epochs without a better searched objective after which training ends; 0: never
     rungs: tuple[int, ...] = ()  # epochs (1-based) after which the whole readout is searched and the pruner asked
 
     def __post_init__(self) -> None:
         require(8 <= self.image_size <= self.resize_size, "8 <= image_size <= resize_size is needed", self.image_size)
         require(self.seed >= 0, "seed cannot be negative", self.seed)
+        require(self.patience >= 0, "patience cannot be negative", self.patience)
+        if self.keep not in typing.get_args(Keep):
+            raise unknown("epoch to keep", self.keep, typing.get_args(Keep))
         precisions = typing.get_args(Precision)
         require(self.precision in precisions, f"precision is one of {', '.join(precisions)}", self.precision)
+
+    @property
+    def searches_each_epoch(self) -> bool:
+        """Whether the whole readout is searched after every epoch: values at one setting don't compare epochs."""
+        return self.keep == "best" or self.patience > 0
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,11 @@ equally on every rank. So there is no generator state that a restart or a resize
 
 import enum
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import safetensors.torch
@@ -24,23 +26,20 @@ from wsol_models import LocalizationMethod
 from wsol_pipeline.data.dataset import Dataset
 from wsol_pipeline.data.plan import EpochPlan
 from wsol_pipeline.data.reader import Batch, ReadConfig, TrainReader
-from wsol_pipeline.errors import MismatchError, WsolError
+from wsol_pipeline.errors import MismatchError
 from wsol_pipeline.evaluation import selection
 from wsol_pipeline.evaluation.counts import Counts, ImageHits
 from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.images import dtype_of, normalize
 from wsol_pipeline.training.build import build_method, build_readout, fixed_setting
-from wsol_pipeline.training.checkpoint import CheckpointStore, Position
-from wsol_pipeline.training.config import Reading, TrainConfig, config_hash, to_dict
+from wsol_pipeline.training.checkpoint import LAST, CheckpointStore, Position, write_sealed
+from wsol_pipeline.training.config import Reading, TrainConfig, as_kept, config_hash
+from wsol_pipeline.training.guard import Guard
 from wsol_pipeline.training.model import BACKBONE, DESCRIPTION, VAL_COUNTS, VAL_IMAGES, WEIGHTS
 from wsol_pipeline.training.optim import build_optimizer, learning_rate, set_learning_rate
 from wsol_pipeline.training.selecting import Choosing, Selection, Sources, finer, make_choosing
 
 Record = dict[str, Any]
-
-
-class NonFiniteError(WsolError):
-    """A loss or gradient is NaN or infinite; the optimizer has not moved."""
 
 
 class Order(enum.IntEnum):
@@ -107,6 +106,7 @@ class Progress:
     records: list[Record]
     sums: dict[str, Tensor]  # of the loss and its terms over this rank's rows; on the device, so adding never waits
     rows: int = 0
+    best: dict[str, Tensor] = field(default_factory=dict)  # weights of the best epoch, with `keep` of it
 
     def add(self, terms: dict[str, Tensor], rows: int) -> None:
         for name, term in terms.items():
@@ -131,6 +131,7 @@ class Run:
     method: LocalizationMethod
     model: nn.Module  # the method as the optimizer's steps see it: maybe wrapped in DDP
     optimizer: torch.optim.SGD
+    guard: Guard
     progress: Progress
     plan: EpochPlan
     choosing: Choosing
@@ -155,9 +156,9 @@ def train(
     A record holds `epoch` (1-based), `step`, `time` (Unix seconds), `seconds` of training, `device_seconds` (with
     validation, over all ranks), `images_per_second`, `learning_rate`, `train` (mean loss and terms), `val` (metrics,
     percent), `value` (the objective), `searched` (whether `value` is the best of all readout settings) and, when
-    searched, `choice`. The last record, marked `final`, comes after the
-    finished model was written. Ends without it when the world is asked to stop, after a checkpoint at the batch it was
-    at. Raises `NonFiniteError` before the optimizer would move on a NaN.
+    searched, `choice`. The last record, marked `final`, comes after the finished model was written; what it has of
+    validation is of `kept_epoch`. Ends without it when the world is asked to stop, after a checkpoint at the batch it
+    was at. Raises `NonFiniteError` before the optimizer would move on a NaN.
     """
     world = world or World()
     run = replace(set_up(config, dataset, checkpoints, world, reading or Reading(), sources or {}), study=study)
@@ -171,6 +172,8 @@ def train(
                 return
             record = _finish_epoch(run, epoch, started, run.progress.rows - rows_before)
             yield record
+            if record["final"]:
+                return
 
 
 def set_up(
@@ -195,8 +198,8 @@ def set_up(
         rank=world.rank, world=world.size, device=world.device,
     )  # fmt: skip
     return Run(
-        config, dataset, checkpoints, world, method, world.wrap(method), optimizer, progress, plan, choosing,
-        build_readout(config),
+        config, dataset, checkpoints, world, method, world.wrap(method), optimizer, Guard(optimizer), progress,
+        plan, choosing, build_readout(config),
     )  # fmt: skip
 
 
@@ -220,11 +223,14 @@ def _resume(
             "was left alone."
         )
     method.load_state_dict(saved.state["method"])
+    kind = optimizer.defaults["fused"]  # of this device: a checkpoint may come from another
     optimizer.load_state_dict(saved.state["optimizer"])
+    for group in optimizer.param_groups:
+        group["fused"] = kind
     if world.rank > 0:  # the saved sums are over all ranks: one of them carries them on
-        return Progress(saved.position, saved.records, {})
+        return Progress(saved.position, saved.records, {}, best=saved.state["best"])
     sums = {name: torch.tensor(total, dtype=torch.float64) for name, total in saved.state["sums"].items()}
-    return Progress(saved.position, saved.records, sums, saved.state["rows"])
+    return Progress(saved.position, saved.records, sums, saved.state["rows"], saved.state["best"])
 
 
 def _train_epoch(run: Run, reader: TrainReader, epoch: int, checkpoint_batches: int) -> bool:
@@ -239,10 +245,12 @@ def _train_epoch(run: Run, reader: TrainReader, epoch: int, checkpoint_batches: 
         order = run.world.order(run.progress.position)
         due = since_checkpoint == checkpoint_batches and run.progress.position.samples < run.plan.samples
         if due or order is not Order.GO_ON:
+            run.guard.settle()
             _save(run)
             since_checkpoint = 0
         if order is Order.STOP:
             return False
+    run.guard.settle()
     return True
 
 
@@ -252,36 +260,31 @@ def train_step(run: Run, epoch: int, batch: Batch) -> None:
     torch.manual_seed(_fold(config.seed, epoch, run.progress.position.samples))
     done = run.progress.position.samples // config.recipe.batch_size / run.plan.num_batches
     set_learning_rate(run.optimizer, learning_rate(config.recipe, epoch, run.progress.records, done))
-    images = normalize(batch.images_BCHW, device, dtype_of(run.method))
-    if config.channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    images = normalize(batch.images_BCHW, device, dtype_of(run.method), layout)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-        run.method.begin_step(epoch, batch.ids)
-        output = run.model(images, batch.labels_B.to(device))
+        run.method.begin_step(epoch, batch.ids, batch.global_size)
+        output = run.model(images, batch.labels_B.to(device, non_blocking=True))
         terms = wsol_models.method_module(config.method).losses(output, run.method.config)
     loss = torch.stack(list(terms.values())).sum()
     # DDP averages over ranks; weighted by its share of rows each gives the mean over the global batch
     share = len(batch.ids) * run.world.size / batch.global_size
     run.optimizer.zero_grad(set_to_none=True)
     (loss * share).backward()
-    norm = _finite_gradient_norm(run, terms, epoch)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in run.method.parameters() if p.grad is not None])
     if config.recipe.clip_norm:
         torch.nn.utils.clip_grads_with_norm_(list(run.method.parameters()), config.recipe.clip_norm, norm)
-    run.optimizer.step()
+    terms = {name: term.detach() for name, term in terms.items()}
+    run.guard.step(norm, partial(_not_finite, norm, terms, run.progress.position))
     run.progress.add({"loss": loss, **terms}, len(batch.ids))
 
 
-def _finite_gradient_norm(run: Run, terms: dict[str, Tensor], epoch: int) -> Tensor:
-    """The norm over all gradients; raises unless it is finite. It is the same on every rank, so all decide alike."""
-    gradients = [p.grad for p in run.method.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if not torch.isfinite(norm):
-        values = ", ".join(f"{name} {float(term.detach()):.4g}" for name, term in terms.items())
-        raise NonFiniteError(
-            f"The gradient is {float(norm)} in epoch {epoch + 1} after {run.progress.position.samples} samples "
-            f"({values}): try a smaller learning rate or --clip-norm."
-        )
-    return norm
+def _not_finite(norm: Tensor, terms: dict[str, Tensor], position: Position) -> str:
+    values = ", ".join(f"{name} {float(term):.4g}" for name, term in terms.items())
+    return (
+        f"The gradient is {float(norm)} in epoch {position.epoch + 1} after {position.samples} samples ({values}): try "
+        "a smaller learning rate or --clip-norm."
+    )
 
 
 def _finish_epoch(run: Run, epoch: int, started: float, rows: int) -> Record:
@@ -290,10 +293,19 @@ def _finish_epoch(run: Run, epoch: int, started: float, rows: int) -> Record:
     `rows` is how many this rank has trained on since `started`.
     """
     seconds = time.monotonic() - started
-    last = epoch + 1 == run.config.recipe.epochs
-    searched = last or epoch + 1 in run.config.rungs
+    config, last = run.config, epoch + 1 == run.config.recipe.epochs
+    searched = last or config.searches_each_epoch or epoch + 1 in config.rungs
     counts = validate(run, search=searched)
     choice = run.choosing.rank.choose(counts)
+    best = best_epoch([*(record["value"] for record in run.progress.records), choice.value])
+    last = last or 0 < config.patience <= epoch + 1 - best
+    kept = best if config.keep == "best" else epoch + 1
+    if last and kept <= epoch:
+        run = _back_to_best(run)
+        counts = validate(run, search=True)
+        choice = run.choosing.rank.choose(counts)
+    elif config.keep == "best" and kept == epoch + 1:
+        run.progress.best = {name: tensor.cpu().clone() for name, tensor in run.method.state_dict().items()}
     choice, images = settle(run, choice) if last else (choice, None)
     sums, all_rows = run.progress.over_ranks(run.world)
     record = {
@@ -310,8 +322,9 @@ def _finish_epoch(run: Run, epoch: int, started: float, rows: int) -> Record:
         "searched": searched,
         "choice": choice.to_dict() if searched else None,
         "final": last,
+        "kept_epoch": kept if last else None,
     }
-    run.progress = Progress(Position(epoch + 1), [*run.progress.records, record], {})
+    run.progress = Progress(Position(epoch + 1), [*run.progress.records, record], {}, best=run.progress.best)
     if last:
         _finish(run, counts, choice, images)
         return record
@@ -319,6 +332,22 @@ def _finish_epoch(run: Run, epoch: int, started: float, rows: int) -> Record:
         run.checkpoints.keep_rung(VAL_COUNTS, json.dumps(counts.to_dict()).encode())
     _save(run)
     return record
+
+
+def best_epoch(values: list[float]) -> int:
+    """The first (1-based) epoch with the highest of `values`, one an epoch; one that is not defined is the lowest."""
+    return 1 + max(range(len(values)), key=lambda index: -math.inf if math.isnan(values[index]) else values[index])
+
+
+def _back_to_best(run: Run) -> Run:
+    """The run with the weights of its best epoch; those of the last are kept beside the finished model.
+
+    It is asked for no more checkpoints, which would be of these weights at that position.
+    """
+    if run.world.rank == 0:
+        write_sealed(run.checkpoints.own / LAST, {WEIGHTS: _tensors(run.method.state_dict())})
+    run.method.load_state_dict(run.progress.best)
+    return replace(run, world=replace(run.world, orders=None))
 
 
 def validate(run: Run, search: bool) -> Counts:
@@ -362,7 +391,7 @@ def _look(run: Run, by: Selection, settings: list[Any], fine: bool = False) -> C
 
 def _origin(config: TrainConfig, dataset: Dataset) -> str:
     """What a checkpoint is of: whoever goes on from it must train the same on the same."""
-    return config_hash({"train": to_dict(config), "data": dataset.fingerprint})
+    return config_hash({"train": as_kept(config), "data": dataset.fingerprint})
 
 
 def _save(run: Run) -> None:
@@ -374,6 +403,7 @@ def _save(run: Run) -> None:
             "config_hash": _origin(run.config, run.dataset),
             "sums": sums,
             "rows": rows,
+            "best": run.progress.best,
         }
         run.checkpoints.save(run.progress.position, state, run.progress.records)
 
@@ -398,10 +428,10 @@ def model_files(
     """A finished model as files, none of them a pickle: what `model.load_model` reads, and the counts behind it."""
     description = {
         "study": study,
-        "train": to_dict(config),
+        "train": as_kept(config),
         "classes": list(dataset.classes),
         "multilabel": dataset.multilabel,
-        "data": dataset.uri,
+        "data": dataset.name,
         "dataset": dataset.fingerprint,
         "val_split": dataset.val.fingerprint,
         "choice": choice.to_dict(),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from wsol_pipeline import selectors
-from wsol_pipeline.training.config import Precision, Schedule, TrainGeometry, check_name, require
+from wsol_pipeline.training.config import Keep, Precision, Schedule, TrainGeometry, check_name, require
 
 if TYPE_CHECKING:
     from wsol_pipeline.storage import Store
@@ -81,6 +81,12 @@ class TrainingOptions:
     resize_size: int | None = None
     """Pixels a side that images are resized to before the training crop. By default the preset's (mostly image_size +
     32); 72 without one."""
+    keep: Keep = "last"
+    """Which epoch's model a training ends with. last: as the papers do; best: that of the highest searched objective on
+    validation, the last beside it. Then, and with --patience, the whole readout is searched after every epoch, and the
+    pruner asked."""
+    patience: int = 0
+    """End a training after so many epochs without a better searched objective; 0: never, as the papers do."""
     freeze_batch_norm: bool = False
     """Keep BatchNorm's stored statistics fixed; needed for weights with folded BatchNorm."""
     sync_batch_norm: bool = False
@@ -145,8 +151,10 @@ class MachineOptions:
 
     workers: int = 1
     """Workers (processes, GPUs) that train one model together."""
-    cpus_per_worker: int = 1
-    """CPU cores reserved for each worker."""
+    cpus_per_worker: int | None = None
+    """CPU cores reserved for each worker: they crop images and score maps. By default 1 without GPUs; with them a GPU's
+    share of its node's cores but one, or half of it where images are streamed, which other processes decode (and 1
+    where an autoscaler has added no node yet)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the cluster's GPUs if it has any, else CPUs; with --cluster-may-grow say cuda or cpu."""
     precision: Precision = "float32"
@@ -174,7 +182,8 @@ class RunOptions(MachineOptions, ReadingOptions, SelectionOptions, ReadoutOption
         super().__post_init__()
         check_name("name", self.name)
         require(self.workers >= 1, "workers must be at least 1", self.workers)
-        require(self.cpus_per_worker >= 1, "cpus_per_worker must be at least 1", self.cpus_per_worker)
+        cpus = self.cpus_per_worker
+        require(cpus is None or cpus >= 1, "cpus_per_worker must be at least 1", cpus)
         require(self.cache_budget_gb > 0, "cache_budget_gb must be positive", self.cache_budget_gb)
         require(self.shard_cache_gb >= 0, "shard_cache_gb cannot be negative", self.shard_cache_gb)
         require(self.checkpoint_batches >= 0, "checkpoint_batches cannot be negative", self.checkpoint_batches)

@@ -42,6 +42,8 @@ def resolve(options: RunOptions, method: str) -> TrainConfig:
         recipe=recipe,
         image_size=options.image_size or (preset.image_size if preset else 64),
         resize_size=options.resize_size or (preset.resize_size or preset.image_size + 32 if preset else 72),
+        keep=options.keep,
+        patience=options.patience,
         freeze_batch_norm=options.freeze_batch_norm,
         sync_batch_norm=options.sync_batch_norm,
         precision=options.precision,

@@ -34,7 +34,8 @@ from wsol_pipeline.redaction import printable
 from wsol_pipeline.storage import STORAGE_ERRORS, Store
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position
 from wsol_pipeline.training.config import Job, from_dict
-from wsol_pipeline.training.loop import NonFiniteError, Record, World, train
+from wsol_pipeline.training.guard import NonFiniteError
+from wsol_pipeline.training.loop import Record, World, train
 from wsol_pipeline.training.signals import Signals
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from mlflow.entities import Metric
 
+from wsol_pipeline.data.dataset import Dataset
 from wsol_pipeline.evaluation.measures import choosing, is_judged, judged_by
 from wsol_pipeline.evaluation.protocols import Protocol
 from wsol_pipeline.redaction import redact
@@ -74,7 +75,7 @@ class Verdict:
 def judge(options: EvaluateOptions, progress: Progress = silent) -> Verdict:
     """Evaluate the studies' winners on test and keep the result."""
     winners = {name: finished_study(options.store, name) for name in options.study}
-    dataset = same_dataset(winners)
+    dataset = same_dataset(winners, options.data)
     judged = contenders(winners)
     models = [load_model(contender.final) for contender in judged]
     for contender, model in zip(judged, models, strict=True):
@@ -88,7 +89,7 @@ def judge(options: EvaluateOptions, progress: Progress = silent) -> Verdict:
         for study in options.study:
             (options.store / study).write(CENTRED_BOX, json.dumps(dataclasses.asdict(rows[0])).encode())
     for contender in judged:
-        rows += judged_rows(options, contender, rules, progress)
+        rows += judged_rows(options, contender, dataset, rules, progress)
     seen = dict(zip([contender.label for contender in judged], models, strict=True))
     picture = draw(test_rows(options, dataset, rules), dataset, seen, options.store / options.study[0])
     tags = registry.model_tags({**main.description, "dataset": dataset.fingerprint})
@@ -109,12 +110,12 @@ def judge(options: EvaluateOptions, progress: Progress = silent) -> Verdict:
 
 
 def judged_rows(
-    options: EvaluateOptions, contender: Contender, rules: Protocol, progress: Progress = silent
+    options: EvaluateOptions, contender: Contender, dataset: Dataset, rules: Protocol, progress: Progress = silent
 ) -> list[Row]:
     """The rows of one model: from the kept result if test was opened for it before, else from test, now."""
     folder, name = options.store / contender.study / EVALUATIONS, evaluation_name(contender)
     if not folder.exists(f"{name}.json"):
-        result, files = score_somewhere(options, contender, progress)
+        result, files = score_somewhere(options, contender, dataset, progress)
         for file, data in files.items():
             (folder / name).write(file, data)
         folder.write(f"{name}.json", json.dumps(redact(result), indent=1).encode())

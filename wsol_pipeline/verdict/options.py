@@ -20,6 +20,8 @@ class EvaluateOptions:
     """Names of studies (or runs). The first one's winner is the contender; the others stand beside it."""
     storage: str = "runs"
     """The --storage of those studies."""
+    data: str | None = None
+    """Where the studies' dataset is today, if it was moved. It is known by its fingerprint."""
     champion: bool = True
     """Give the first study's winner the alias 'champion' in the model registry."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -53,6 +55,8 @@ class SolveOptions(SelectionOptions):
     """Name of the result, a study of one trial. By default <study>-<readout>."""
     storage: str = "runs"
     """The --storage of both."""
+    data: str | None = None
+    """Where the study's dataset is today, if it was moved. It is known by its fingerprint."""
     readout: str = "bagcams"
     """A file of wsol_models/readouts."""
     readout_options: dict[str, str] = field(default_factory=dict)

@@ -153,7 +153,8 @@ def _judged(plan: Plan, row: Preset, number: int, progress: Progress) -> SeedRun
         experiment=options.experiment,
     )  # fmt: skip
     rules = protocol(plan.config.protocol, plan.config.image_size, plan.config.resize_size)
-    *published, solved = judged_rows(asked, Contender(f"seed {seed}", options.name, final, row.id), rules, progress)
+    contender = Contender(f"seed {seed}", options.name, final, row.id)
+    *published, solved = judged_rows(asked, contender, plan.dataset, rules, progress)
     read = {AS_PUBLISHED: _at_published(row, published[0])} if published and is_read_alike(row, plan.config) else {}
     read |= {ORACLE: with_ois(solved.oracle), TRANSFERRED: solved.transferred}
     metrics = {reading: {**values, **errors(values)} for reading, values in read.items()}
@@ -222,7 +223,7 @@ def _provenance(plan: Plan, final: Store) -> dict[str, str]:
         "protocol": f"{config.protocol} at {config.image_size} px",
         "readout and thresholds": f"transferred: chosen on {dataset.val.num_rows} validation images, the readout by "
         f"{config.objective}; oracle: the same readout, thresholds of the test images themselves",
-        "checkpoint": "the last epoch",
+        "checkpoint": f"the {config.keep} epoch" + " by validation" * (config.keep == "best"),
         "network": f"{config.method} on {config.backbone}, {config.precision}",
         "evaluated on": result["device"],
     }
@@ -236,7 +237,7 @@ def to_mlflow(plan: Plan, row: Preset, report: str, means: Mapping[str, float]) 
     """
     own, options = home(plan.folder), plan.options
     tags = study_tags(plan) | {STORAGE_TAG: own.storage}
-    runs = StudyRuns(connect_mlflow(options.store, options.experiment), options.name, tags, own.id)
+    runs = StudyRuns(connect_mlflow(options.store, options.experiment), options.name, tags, own.id, own.before)
 
     def add() -> None:
         run = runs.client.get_run(runs.parent()).info

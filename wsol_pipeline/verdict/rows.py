@@ -12,6 +12,7 @@ from wsol_pipeline.errors import DataError, MismatchError
 from wsol_pipeline.evaluation.protocols import Protocol
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study.identity import WINNER
+from wsol_pipeline.study.ledger import SCHEMA
 from wsol_pipeline.study.pareto import deviation
 from wsol_pipeline.training.checkpoint import seal_of
 from wsol_pipeline.training.model import Model
@@ -62,7 +63,10 @@ class Row:
 
 
 def finished_study(store: Store, study: str) -> dict[str, Any]:
-    """The winner's record of a study. Raises `DataError` with the finished ones if it is not among them."""
+    """The winner's record of a study, with places as they are today.
+
+    Raises `DataError` with the finished ones if it is not among them.
+    """
     try:
         record = json.loads((store / study).read(WINNER))
     except FileNotFoundError:
@@ -70,19 +74,33 @@ def finished_study(store: Store, study: str) -> dict[str, Any]:
         raise DataError(
             f"{store.uri} has no finished study {study!r}; finished ones: {', '.join(known) or 'none'}."
         ) from None
-    if not {"study", "seal"} <= record.keys():
+    if record.get("schema") != SCHEMA:
         raise DataError(
-            f"Study {study!r} was finished by another version of this code: judge it with that one, or begin it anew."
+            f"Study {study!r} was finished by another version of this code (format {record.get('schema')!r}; this one "
+            f"has {SCHEMA!r}): judge it with that version, or begin it anew by another --name."
         )
-    return record
+    published = record["published"] and _placed(record["published"], store, "model")
+    return _placed(record, store, "model", "data") | {"published": published}
 
 
-def same_dataset(winners: Mapping[str, Mapping[str, Any]]) -> Dataset:
-    """The one dataset of all `winners`. Raises `DataError` for several."""
-    places = {winner["data"] for winner in winners.values()}
+def _placed(record: Mapping[str, Any], store: Store, *names: str) -> dict[str, Any]:
+    return {**record, **{name: store.resolve(record[name]).uri for name in names}}
+
+
+def same_dataset(winners: Mapping[str, Mapping[str, Any]], place: str | None = None) -> Dataset:
+    """The one dataset of all `winners`, at its `place` of today if that is given. Raises `DataError` for several."""
+    places = {place} if place else {winner["data"] for winner in winners.values()}
     if len(places) > 1:
         raise DataError(f"Studies of different datasets cannot stand in one table: {', '.join(sorted(places))}.")
-    return open_dataset(places.pop())
+    return dataset_at(places.pop())
+
+
+def dataset_at(place: str) -> Dataset:
+    """The dataset at `place`, which may have been its place only when a study was run."""
+    try:
+        return open_dataset(place)
+    except DataError as error:
+        raise DataError(f"{error} If it was moved, say where to by --data.") from error
 
 
 def contenders(winners: Mapping[str, Mapping[str, Any]]) -> list[Contender]:
@@ -134,7 +152,10 @@ def require_comparable(dataset: Dataset, contenders: list[Contender], models: li
                 "one table holds one evaluation."
             )
         if model.description["dataset"] != dataset.fingerprint:
-            raise DataError(f"{dataset.uri} is not the data any more that {contender.study} was tuned on.")
+            raise DataError(
+                f"{dataset.uri} is not the data that {contender.study} was tuned on (any more): its fingerprint is "
+                f"{dataset.fingerprint[:12]}, not {model.description['dataset'][:12]}."
+            )
 
 
 def evaluation_name(contender: Contender) -> str:

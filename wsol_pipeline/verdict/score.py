@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import ray
 import torch
 
-from wsol_pipeline.data.dataset import Dataset, open_dataset
+from wsol_pipeline.data.dataset import Dataset
 from wsol_pipeline.data.reader import EvalRows, ReadConfig, eval_rows
 from wsol_pipeline.errors import ResourceError
 from wsol_pipeline.evaluation import selection
@@ -45,21 +45,30 @@ def silent(what: str, total: int) -> AbstractContextManager[Callable[[int], None
 
 
 def score_somewhere(
-    options: EvaluateOptions, contender: Contender, progress: Progress
+    options: EvaluateOptions, contender: Contender, dataset: Dataset, progress: Progress
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Score here, or on a node with a GPU if this process runs as a job on a cluster that has one."""
     if not ray.is_initialized():
         device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
         if options.device == "cuda" and device == "cpu":
             raise ResourceError("--device cuda needs a GPU but this machine has none.")
-        return score(contender, options, device, progress)
+        return score(contender, dataset, options, device, progress)
     if cluster.pick_device(options.device) == "cpu":  # a worker would first import for seconds what is here already
-        return score(contender, options, "cpu", progress)
-    return ray.get(ray.remote(score).options(num_gpus=1).remote(contender, options, "cuda"))
+        return score(contender, dataset, options, "cpu", progress)
+    cpus = cluster.gpu_share()
+    remote = ray.remote(_score_on_gpu).options(num_gpus=1, num_cpus=cpus)
+    return ray.get(remote.remote(contender, dataset, options, cpus))
+
+
+def _score_on_gpu(
+    contender: Contender, dataset: Dataset, options: EvaluateOptions, cpus: int
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    torch.set_num_threads(cpus)  # Ray leaves a task one
+    return score(contender, dataset, options, "cuda")
 
 
 def score(
-    contender: Contender, options: EvaluateOptions, device: str, progress: Progress = silent
+    contender: Contender, dataset: Dataset, options: EvaluateOptions, device: str, progress: Progress = silent
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Open the test split for one model and count. Everything was chosen before.
 
@@ -68,7 +77,6 @@ def score(
     """
     model = load_model(contender.final, device)
     val = Counts.from_dict(json.loads(read_sealed(contender.final, VAL_COUNTS)[VAL_COUNTS]))
-    dataset = open_dataset(model.description["data"])
     rows, rules = test_rows(options, dataset, model.protocol), scored(model.protocol, dataset)
     results, kept, files = [], [], {}
     for number, (label, choice) in enumerate(choices(contender, model).items()):
@@ -92,7 +100,7 @@ def score(
     result = {
         "rows": [dataclasses.asdict(row) for row in results],
         "counts": kept,
-        "model": contender.final.uri,
+        "model": options.store.relative(contender.final.uri),
         "description": model.description,
         "test_fingerprint": dataset.test().fingerprint,
         "images": dataset.test().num_rows,

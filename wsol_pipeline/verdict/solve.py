@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from wsol_pipeline.data.dataset import Dataset, open_dataset
+from wsol_pipeline.data.dataset import Dataset
 from wsol_pipeline.data.reader import ReadConfig
 from wsol_pipeline.errors import DataError, ResourceError, UsageError
 from wsol_pipeline.evaluation import selection
@@ -38,7 +38,7 @@ from wsol_pipeline.training.model import Model, load_model
 from wsol_pipeline.training.resolve import plain_values
 from wsol_pipeline.training.selecting import make_choosing
 from wsol_pipeline.verdict.options import SolveOptions
-from wsol_pipeline.verdict.rows import finished_study
+from wsol_pipeline.verdict.rows import dataset_at, finished_study
 from wsol_pipeline.verdict.score import Progress, silent
 
 
@@ -65,7 +65,7 @@ def solve_readout(options: SolveOptions, progress: Progress = silent) -> Solved:
         fixed_setting=None,
         objective=options.objective or model.config.objective,
     )
-    dataset = _validated_dataset(model)
+    dataset = _validated_dataset(options.data or source["data"], model)
     found = choosers(_as_the_study(options, model), dataset, options.store)
     config = chosen_by(config, options.objective, dataset, found)
     promised(config, dataset, found)
@@ -79,10 +79,11 @@ def solve_readout(options: SolveOptions, progress: Progress = silent) -> Solved:
         assert final is not None
         kept = load_model(final)
         _require_same(kept.config, config, options)
-        winner = {**source, **model_named(final), "study": own.id, "trial": 0, "trials": 1, "published": None}
+        winner = {**source, **model_named(final, options.store), "data": options.store.relative(dataset.uri)}
+        winner |= {"study": own.id, "trial": 0, "trials": 1, "published": None}
         winner["selected_on"] = registry.selected_on(to_dict(config))
         folder.write(WINNER, json.dumps(redact(winner)).encode(), lease.confirm)
-        return Solved(config.objective, counts, _publish(options, connect, kept, trial, final, own))
+        return Solved(config.objective, counts, _publish(options, connect, dataset, kept, trial, final, own))
 
 
 def _device(options: SolveOptions) -> str:
@@ -120,10 +121,10 @@ def _search(
         return selecting.solve(by, model.method, readout, device=device, on_batch=add)
 
 
-def _validated_dataset(model: Model) -> Dataset:
-    dataset = open_dataset(model.description["data"])
+def _validated_dataset(place: str, model: Model) -> Dataset:
+    dataset = dataset_at(place)
     if dataset.fingerprint != model.description["dataset"]:
-        raise DataError(f"{dataset.uri} is not the data any more that the model was trained on.")
+        raise DataError(f"{dataset.uri} is not the data that the model was trained on (any more).")
     return dataset
 
 
@@ -144,11 +145,17 @@ def _record(choice: Choice, counts: Counts) -> dict[str, Any]:
 
 
 def _publish(
-    options: SolveOptions, connect: Connect, model: Model, trial: CheckpointStore, final: Store, own: Home
+    options: SolveOptions,
+    connect: Connect,
+    dataset: Dataset,
+    model: Model,
+    trial: CheckpointStore,
+    final: Store,
+    own: Home,
 ) -> str:
     """A parent run, a child run with the answer, a registered version. Returns what MLflow lacks of them."""
     tags = {
-        "wsol.data": model.description["data"],
+        "wsol.data": options.store.relative(dataset.uri),
         "wsol.data_fingerprint": model.description["dataset"],
         "wsol.val_fingerprint": model.description["val_split"],
         "wsol.protocol": model.config.protocol,
@@ -162,7 +169,7 @@ def _publish(
         0, "COMPLETE", flat_parameters(model.config), {"wsol.readout": json.dumps(model.choice.to_dict())},
         trial.records(),
     )  # fmt: skip
-    runs = StudyRuns(connect, options.result, tags, own.id)
+    runs = StudyRuns(connect, options.result, tags, own.id, own.before)
     return deliver({
         "the answer's run": Projection(runs, lambda: [view]).write,
         "the model": lambda: registry.register(runs, options.result, 0, final),

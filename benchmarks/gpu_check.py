@@ -1,0 +1,662 @@
+"""What of the product is right on a GPU, and how fast: ten minutes on one, for the day there is one.
+
+    python benchmarks/gpu_check.py --out DIR [--data IMPORTED] [--weights FILE] [--seconds 540] [--only steps,maps]
+    python benchmarks/gpu_check.py --device cpu --quick        # the same program, where there is none
+
+Sections run in the order of what one short run should yield. A failure is noted and the next section goes on; the JSON
+is written anew after each, so that a kill loses one section at most. Needs PyTorch, torchvision, numpy, OpenCV,
+pyarrow, numba, torchmetrics and safetensors; neither Ray nor MLflow, and no S3 client. `--data` is a dataset that
+`import_dataset.py` made, by default generated images.
+"""
+
+import argparse
+import contextlib
+import copy
+import dataclasses
+import functools
+import gc
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+
+def stand_in(module: str, **values: Any) -> None:
+    """An empty module for one that is not installed: nothing is stored in S3 here."""
+    try:
+        __import__(module)
+    except ImportError:
+        sys.modules[module] = types.ModuleType(module)
+        vars(sys.modules[module]).update(values)
+
+
+class Idle:
+    """Whatever decorates and combines, and does nothing."""
+
+    def __call__(self, *args: Any, **_: Any) -> Any:
+        return args[0] if args and callable(args[0]) else self
+
+    def __and__(self, other: Any) -> "Idle":
+        return self
+
+    __or__ = __add__ = __and__
+
+
+ERRORS = ("BotoCoreError", "ClientError", "NoCredentialsError")
+RETRYING = "retry retry_if_exception stop_after_attempt stop_after_delay wait_exponential wait_random"
+for parent in ("botocore", "s3fs"):
+    stand_in(parent)
+stand_in("botocore.exceptions", **{name: type(name, (Exception,), {}) for name in ERRORS})
+stand_in("s3fs.core", S3_RETRYABLE_ERRORS=(OSError,))
+stand_in("tenacity", **{name: Idle() for name in RETRYING.split()})
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import torchvision  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+import wsol_models  # noqa: E402
+from wsol_models import bas, readouts  # noqa: E402
+from wsol_pipeline.data.augment import Augmentation  # noqa: E402
+from wsol_pipeline.data.dataset import Dataset, open_dataset  # noqa: E402
+from wsol_pipeline.data.hashes import hash_ids  # noqa: E402
+from wsol_pipeline.data.images import decode_resize  # noqa: E402
+from wsol_pipeline.data.reader import Batch  # noqa: E402
+from wsol_pipeline.evaluation import evaluate  # noqa: E402
+from wsol_pipeline.evaluation.protocols import protocol  # noqa: E402
+from wsol_pipeline.images import normalize  # noqa: E402
+from wsol_pipeline.protocol import Role  # noqa: E402
+from wsol_pipeline.storage import Store  # noqa: E402
+from wsol_pipeline.training import loop  # noqa: E402
+from wsol_pipeline.training.checkpoint import CheckpointStore, Position  # noqa: E402
+from wsol_pipeline.training.config import Reading, Recipe, TrainConfig  # noqa: E402
+from wsol_pipeline.training.guard import Guard, NonFiniteError  # noqa: E402
+from wsol_pipeline.training.optim import build_optimizer  # noqa: E402
+
+Found = dict[str, Any]
+READ = [
+    ("cam", "cam", {}), ("cam", "gradcam", {}), ("cam", "gradcampp", {}), ("cam", "pcs", {}),
+    ("cam", "bagcams", {"stages": "all", "weightings": ("ours1", "ours2", "ours3")}), ("bas", "topk", {}),
+    ("bas", "suppression", {}), ("bcam", "bcam", {}), ("acol", "own", {}), ("mldfr", "topk", {}),
+]  # fmt: skip
+SECTIONS: dict[str, tuple[Callable[["Check"], Found], float]] = {}  # what is run, and seconds below which it is not
+
+
+def section(seconds: float = 0.0) -> Callable[[Callable[["Check"], Found]], Callable[["Check"], Found]]:
+    def add(measure: Callable[["Check"], Found]) -> Callable[["Check"], Found]:
+        SECTIONS[measure.__name__] = measure, seconds
+        return measure
+
+    return add
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """What is checked where, and until when."""
+
+    device: torch.device
+    quick: bool
+    data: str | None
+    weights: str | None
+    until: float
+
+    @property
+    def backbone(self) -> str:
+        return "tiny" if self.quick else "resnet50"
+
+    @property
+    def side(self) -> int:
+        return 64 if self.quick else 224
+
+    @property
+    def classes(self) -> int:
+        return 10 if self.quick else 200
+
+    @property
+    def batch(self) -> int:
+        return 4 if self.quick else 32
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+    @property
+    def left(self) -> float:
+        return self.until - time.monotonic()
+
+    def wait(self) -> None:
+        if self.is_cuda:
+            torch.cuda.synchronize()
+
+    def per_second(self, items: int, work: Callable[[], object], times: int = 1) -> float:
+        """Items that `work` does in a second, after one turn that is not counted."""
+        work()
+        self.wait()
+        start = time.perf_counter()
+        for _ in range(times):
+            work()
+        self.wait()
+        return round(items * times / (time.perf_counter() - start), 1)
+
+
+def a_batch(count: int, classes: int, side: int, seed: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    labels_B = torch.randint(classes, (count,), generator=generator)
+    images_BCHW = torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
+    boxes = [np.array([[5, 5, 50, 50]], np.float32)] * count
+    return Batch(
+        [f"{seed}-{i}" for i in range(count)], images_BCHW, labels_B, boxes, np.full((count, 2), side), count,
+        box_labels=[np.array([int(label)]) for label in labels_B], whole_BCHW=images_BCHW,
+    )  # fmt: skip
+
+
+def a_run(
+    name: str, backbone: str, side: int, classes: int, device: Any, precision: str = "float32", batch: int = 4,
+    last: bool = False, **options: Any,
+) -> Any:  # fmt: skip
+    """What `train_step` looks at; `last` lays channels last."""
+    torch.manual_seed(0)
+    config = TrainConfig(
+        method=name, backbone=backbone, image_size=side, resize_size=side, precision=precision, channels_last=last,
+        recipe=Recipe(learning_rate=1e-3, batch_size=batch),
+    )  # fmt: skip
+    method = wsol_models.build(name, backbone=backbone, num_classes=classes, **options).to(device).train()
+    method = method.to(memory_format=torch.channels_last) if last else method
+    optimizer = build_optimizer(method, config.recipe)
+    return SimpleNamespace(
+        config=config, world=loop.World(device=torch.device(device)), method=method, model=method,
+        optimizer=optimizer, guard=Guard(optimizer), progress=loop.Progress(Position(), [], {}),
+        plan=SimpleNamespace(num_batches=100, samples=10**6),
+    )  # fmt: skip
+
+
+def steps(run: Any, count: int, batch: int, classes: int, side: int, first: int = 0) -> list[float]:
+    """Train some steps of an epoch in which every term has begun; the loss of each."""
+    losses = []
+    for number in range(first, first + count):
+        run.progress = loop.Progress(Position(1, number * batch), [], {})
+        loop.train_step(run, 1, a_batch(batch, classes, side, number))
+        losses.append(run.progress.sums["loss"] / batch)
+    return [float(loss) for loss in losses]
+
+
+def flat(run: Any) -> Tensor:
+    return torch.cat([value.detach().double().cpu().flatten() for value in run.method.state_dict().values()])
+
+
+def apart(found: Tensor, expected: Tensor) -> float:
+    """How far apart, relative to what is expected."""
+    return float((found - expected).norm() / expected.norm().clamp(min=1e-12))
+
+
+@contextlib.contextmanager
+def without_tf32() -> Iterator[None]:
+    backends = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
+
+
+@section()
+def machine(check: Check) -> Found:
+    return {
+        "gpu": torch.cuda.get_device_name() if check.is_cuda else "none",
+        "torch": torch.__version__, "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(),
+        "python": sys.version.split()[0], "cores": os.cpu_count(),
+        "tf32 in convolutions": torch.backends.cudnn.allow_tf32,
+        "tf32 in products": torch.backends.cuda.matmul.allow_tf32,
+    }  # fmt: skip
+
+
+@section()
+def steps_equal(check: Check) -> Found:
+    """Loss and weights after two steps, against a CPU's; bfloat16 with channels last beside."""
+    found: Found = {}
+    for name in wsol_models.methods():
+        for backbone in ("tiny",) if check.quick else ("tiny", "resnet18"):
+            with without_tf32():
+                on_cpu, here = (a_run(name, backbone, 64, 7, device) for device in ("cpu", check.device))
+                losses = [steps(run, 2, 4, 7, 64) for run in (on_cpu, here)]
+            half = a_run(name, backbone, 64, 7, check.device, "bfloat16", last=True)
+            in_half = steps(half, 2, 4, 7, 64)
+            weights = apart(flat(here), flat(on_cpu))
+            found[f"{name}/{backbone}"] = {
+                "loss": losses, "bfloat16 loss": in_half, "weights": weights,
+                "bfloat16 weights": apart(flat(half), flat(on_cpu)),
+                "ok": weights < 1e-4 and abs(in_half[0] / losses[0][0] - 1) < 0.05,
+            }  # fmt: skip
+    return found
+
+
+@section()
+def maps_equal(check: Check) -> Found:
+    """The worst map of each readout's search, against a CPU's."""
+    found, images_BCHW, classes_B = {}, torch.randn(4, 3, 64, 64), torch.arange(4)
+    for name, readout, options in READ:
+        torch.manual_seed(0)
+        method = wsol_models.build(name, backbone="tiny" if check.quick else "resnet18", num_classes=5).eval()
+        there = copy.deepcopy(method).to(check.device)
+        search = readouts.readout(readout, **options).search
+        with without_tf32():
+            pairs = zip(
+                search(method, images_BCHW, classes_B),
+                search(there, images_BCHW.to(check.device), classes_B.to(check.device)),
+                strict=True,
+            )
+            found[f"{name}/{readout}"] = max(apart(here.float().cpu(), cpu.float()) for (_, cpu), (_, here) in pairs)
+    return found
+
+
+@section()
+def waits(check: Check) -> Found:
+    """Lines at which the host waits in a step, by the driver's own word."""
+    found: Found = {}
+    for name in wsol_models.methods() if check.is_cuda else ():
+        run = a_run(name, "tiny", 64, 7, check.device)
+        steps(run, 1, 4, 7, 64)
+        batch = a_batch(4, 7, 64, 9)
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as seen:
+                warnings.simplefilter("always")
+                loop.train_step(run, 1, batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        lines = [f"{Path(w.filename).name}:{w.lineno}" for w in seen if "synchroniz" in str(w.message)]
+        found[name] = {line: lines.count(line) for line in lines}
+    return found
+
+
+@section()
+def not_finite(check: Check) -> Found:
+    """A NaN in the third step: told by the end of the fourth, weights as after the second."""
+    run = a_run("bas", "tiny", 64, 7, check.device)
+    steps(run, 2, 4, 7, 64)
+    before = torch.cat([p.detach().cpu().flatten() for p in run.method.parameters()])
+    hook = run.method.F1.register_forward_hook(lambda module, inputs, output: (output[0] * float("nan"), output[1]))
+    told = ""
+    try:
+        steps(run, 1, 4, 7, 64, first=2)
+        hook.remove()
+        steps(run, 1, 4, 7, 64, first=3)
+    except NonFiniteError as error:
+        told = str(error)
+    after = torch.cat([p.detach().cpu().flatten() for p in run.method.parameters()])
+    return {"told": told, "names the step": "after 8 samples" in told, "weights untouched": torch.equal(before, after)}
+
+
+class Plain(nn.Module):
+    """A classifier that nothing is localized with: what the network alone costs."""
+
+    def __init__(self, backbone: str, classes: int) -> None:
+        super().__init__()
+        self.net = getattr(torchvision.models, "resnet18" if backbone == "tiny" else backbone)(num_classes=classes)
+
+    def forward(self, images_BCHW: Tensor, targets_B: Tensor) -> dict[str, Tensor]:
+        return {"cls": nn.functional.cross_entropy(self.net(images_BCHW), targets_B)}
+
+
+class Product(nn.Module):
+    """A method and its losses."""
+
+    def __init__(self, name: str, backbone: str, classes: int, **options: Any) -> None:
+        super().__init__()
+        self.method = wsol_models.build(name, backbone=backbone, num_classes=classes, **options)
+        self.losses = wsol_models.method_module(name).losses
+
+    def forward(self, images_BCHW: Tensor, targets_B: Tensor) -> dict[str, Tensor]:
+        return self.losses(self.method(images_BCHW, targets_B), self.method.config)
+
+
+class Twice(Product):
+    """BAS straightforwardly: the maps of all classes, and the masked pass through live weights."""
+
+    def forward(self, images_BCHW: Tensor, targets_B: Tensor) -> dict[str, Tensor]:
+        method = self.method
+        features_BCHW, _ = method.F1(images_BCHW)
+        maps_BKHW = torch.sigmoid(method.classifier_loc(features_BCHW))
+        foreground_BHW = maps_BKHW[torch.arange(len(targets_B), device=targets_B.device), targets_B]
+        hidden_BCHW, class_maps_BKHW = method.classifier_cls(method.F2(features_BCHW)[0])
+        left_BCHW = features_BCHW.detach() * (1 - foreground_BHW[:, None])
+        _, background_BKHW = method.classifier_cls(method.F2(left_BCHW)[0])
+        output = bas.TrainingOutput(
+            class_maps_BKHW.mean((2, 3)), hidden_BCHW, targets=targets_B, classes_B=targets_B,
+            class_maps_BKHW=class_maps_BKHW, foreground_BHW=foreground_BHW,
+            background_logits_BK=background_BKHW.mean((2, 3)),
+        )  # fmt: skip
+        return self.losses(output, method.config)
+
+
+def timed(
+    check: Check, network: nn.Module, batch: int, half: bool = True, last: bool = True, fused: bool = True,
+    late: bool = True,
+) -> Found:  # fmt: skip
+    """Whole steps on pixels that lie on the device: images/s, milliseconds of which the host's, peak memory in GB."""
+    network = network.to(check.device).train()
+    layout = torch.channels_last if last else torch.contiguous_format
+    network = network.to(memory_format=layout)
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4, nesterov=True,
+        fused=(fused and check.is_cuda) or None,
+    )  # fmt: skip
+    guard = Guard(optimizer)
+    bytes_BCHW = torch.randint(256, (batch, 3, check.side, check.side), dtype=torch.uint8, device=check.device)
+    targets_B = torch.randint(check.classes, (batch,), device=check.device)
+
+    def step() -> None:
+        images_BCHW = normalize(bytes_BCHW, check.device, layout=layout)
+        with torch.autocast(check.device.type, torch.bfloat16, enabled=half):
+            loss = torch.stack(list(network(images_BCHW, targets_B).values())).sum()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
+        if not late:
+            float(norm)
+        guard.step(norm, lambda: "not finite")
+
+    if check.is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+    for _ in range(3):
+        step()
+    check.wait()
+    turns, start = 2 if check.quick else 12, time.perf_counter()
+    for _ in range(turns):
+        step()
+    host = time.perf_counter() - start
+    check.wait()
+    whole = time.perf_counter() - start
+    peak = torch.cuda.max_memory_allocated() / 2**30 if check.is_cuda else 0.0
+    milliseconds = {"ms": 1e3 * whole / turns, "host ms": 1e3 * host / turns}
+    return {"images/s": turns * batch / whole, **milliseconds, "peak GB": peak}
+
+
+@section(60)
+def throughput(check: Check) -> Found:
+    """Methods against a plain classifier and BAS's double pass; and what each setting of the profile is worth."""
+    torch.backends.cudnn.benchmark = True
+    backbone, classes, found = check.backbone, check.classes, {}
+    networks: dict[str, Callable[[], nn.Module]] = {
+        "plain": lambda: Plain(backbone, classes),
+        "cam small": lambda: Product("cam", backbone, classes, large=False),
+        **{name: functools.partial(Product, name, backbone, classes) for name in ("cam", "bas", "bcam", "mldfr")},
+        "bas twice": lambda: Twice("bas", backbone, classes),
+    }
+    for name, make in networks.items():
+        found[name] = timed(check, make(), check.batch)
+    if not check.quick:
+        found |= {f"{name}, 128 images": timed(check, networks[name](), 128) for name in ("plain", "cam", "bas")}
+    plain = {"half": False, "last": False, "fused": False, "late": False}
+    for name in ("float32", "half", "last", "fused", "late"):
+        plain |= {name: True} if name in plain else {}
+        found[f"bas, up to {name}"] = timed(check, networks["bas"](), check.batch, **plain)
+    return found
+
+
+@section(30)
+def kernels(check: Check) -> Found:
+    """Kernels of a step and how much of its time they run."""
+    from torch.profiler import ProfilerActivity, profile
+
+    found: Found = {}
+    for name in ("cam", "bas", "bcam") if check.is_cuda else ():
+        run = a_run(name, check.backbone, check.side, check.classes, check.device, "bfloat16", check.batch, last=True)
+        steps(run, 3, check.batch, check.classes, check.side)
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
+            start = time.perf_counter()
+            steps(run, 3, check.batch, check.classes, check.side, first=3)
+            check.wait()
+            wall = time.perf_counter() - start
+        events = [e for e in profiled.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+        busy = sum(event.device_time for event in events) / 1e6 / wall
+        found[name] = {"kernels": len(events) / 3, "busy": busy, "ms": 1e3 * wall / 3}
+    return found
+
+
+@section(60)
+def training(check: Check) -> Found:
+    """The loop as a trial runs it: input, steps, validation with a search at the end, checkpoints."""
+    config = _trained_config(check, "bas", epochs=1 if check.quick else 2)
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        records = _trained(check, config, folder)
+        wall = time.perf_counter() - start
+    names = ("seconds", "device_seconds", "images_per_second", "value")
+    epochs = {f"epoch {r['epoch']}": {name: r[name] for name in names} for r in records}
+    return {**epochs, "wall s": wall, "beyond training s": wall - sum(r["seconds"] for r in records)}
+
+
+def _trained_config(check: Check, method: str, epochs: int, seed: int = 0) -> TrainConfig:
+    backbone = "mobilenet_v2" if check.weights else check.backbone
+    recipe = Recipe(epochs=epochs, batch_size=check.batch, learning_rate=1e-3, clip_norm=1.0)
+    return TrainConfig(
+        method, backbone, check.weights, readout="topk" if method == "bas" else "cam", recipe=recipe, seed=seed,
+        image_size=check.side, resize_size=check.side + 8, precision="bfloat16", channels_last=True,
+    )  # fmt: skip
+
+
+def _trained(check: Check, config: TrainConfig, folder: str) -> list[loop.Record]:
+    data, world = dataset(check, folder), loop.World(device=check.device)
+    pixels = Reading("cached", str(Path(check.data or folder).parent / "gpu-check-pixels"))
+    return list(loop.train(config, data, CheckpointStore(Store.at(f"{folder}/trial"), 1), world, pixels))
+
+
+def dataset(check: Check, folder: str) -> Dataset:
+    """What `--data` names, else generated images."""
+    if check.data:
+        return open_dataset(check.data)
+    from wsol_pipeline.data.importers import synthetic
+    from wsol_pipeline.data.ingest import import_dataset
+
+    options = synthetic.Options(train=64 if check.quick else 2048, val=16 if check.quick else 256, test=8)
+    import_dataset(synthetic.read(Path(), options), Store.at(f"{folder}/data"), name="generated", origin={})
+    return open_dataset(f"{folder}/data")
+
+
+@section(40)
+def resumed(check: Check) -> Found:
+    """Whether two runs, and one that goes on from a checkpoint, are equal to the last bit."""
+    found: Found = {}
+    for name in ("bas", "spg", "bcam"):
+        for deterministic in (False, True):
+            torch.backends.cudnn.benchmark = False
+            torch.use_deterministic_algorithms(deterministic, warn_only=True)
+            make = functools.partial(a_run, name, "tiny", 64, 7, check.device, "bfloat16", last=True)
+            whole, again, begun, gone_on = (make() for _ in range(4))
+            for run in (whole, again):
+                steps(run, 4, 4, 7, 64)
+            steps(begun, 2, 4, 7, 64)
+            with tempfile.TemporaryDirectory() as folder:
+                state = {"method": begun.method.state_dict(), "optimizer": begun.optimizer.state_dict()}
+                store = CheckpointStore(Store.at(folder), 1)
+                store.save(Position(1, 8), state, [])
+                saved = store.newest(check.device)
+                assert saved is not None
+            gone_on.method.load_state_dict(saved.state["method"])
+            gone_on.optimizer.load_state_dict(saved.state["optimizer"])
+            steps(gone_on, 2, 4, 7, 64, first=2)
+            found[f"{name}, deterministic {deterministic}"] = {
+                "two runs equal": torch.equal(flat(whole), flat(again)),
+                "resumed equal": torch.equal(flat(whole), flat(gone_on)),
+                "apart": apart(flat(gone_on), flat(whole)),
+            }
+    torch.use_deterministic_algorithms(False)
+    return found
+
+
+@section(20)
+def reading(check: Check) -> Found:
+    """Images a second of one process: crops of cached pixels, decoded photographs; bytes to the device."""
+    pixels = np.random.default_rng(0).integers(0, 256, (256, 3, 256, 256), np.uint8)
+    hashes, sizes = hash_ids(map(str, range(256))), np.full((256, 2), 256)
+    crop = Augmentation("crop", 256, 224, 0.08)
+    found: Found = {"crops/s": check.per_second(256, lambda: crop.apply(iter(pixels), hashes, sizes, 0, 1))}
+    encoded = [torchvision.io.encode_jpeg(torch.from_numpy(image), 90).numpy().tobytes() for image in pixels[:32]]
+    pairs = [(str(i), image) for i, image in enumerate(encoded)]
+    found["decoded/s"] = check.per_second(32, lambda: list(decode_resize(pairs, 256)))
+    if check.is_cuda:
+        pageable = torch.from_numpy(pixels)
+        for kind, of in (("pageable", pageable), ("pinned", pageable.pin_memory())):
+            found[f"{kind} GB/s"] = check.per_second(1, functools.partial(of.to, check.device), 10) * of.nbytes / 1e9
+    return found
+
+
+class Rows:
+    """Two batches of validation images."""
+
+    role, has_masks, box_convention = Role.VAL, False, "inclusive0"
+
+    def __init__(self, check: Check) -> None:
+        self.check, self.num_classes, self.num_rows = check, check.classes, 2 * check.batch
+
+    def batches(self) -> Iterator[Batch]:
+        for seed in range(2):
+            yield a_batch(self.check.batch, self.check.classes, self.check.side, seed)
+
+
+@section(30)
+def evaluator(check: Check) -> Found:
+    """Maps scored a second: one setting and a search, by one thread in turn and by all beside the device."""
+    torch.manual_seed(0)
+    method = wsol_models.build("bas", backbone=check.backbone, num_classes=check.classes).to(check.device).eval()
+    rules, before, found = protocol("wsol-v1", check.side, check.side), torch.get_num_threads(), {}
+    count = functools.partial(evaluate.count, method, readouts.readout("topk"), Rows(check), rules, device=check.device)
+    for threads in (1, before):
+        torch.set_num_threads(threads)
+        for name, settings in (("one setting", [1]), ("search", None)):
+            maps = 2 * check.batch * (1 if settings else check.classes)
+            found[f"{name}, {threads} threads"] = check.per_second(maps, functools.partial(count, settings=settings))
+    images_BCHW = torch.randn(check.batch, 3, check.side, check.side, device=check.device)
+    with torch.no_grad():
+        found["forward images/s"] = check.per_second(check.batch, lambda: method(images_BCHW), 3)
+    return found
+
+
+@section(20)
+def checkpoint(check: Check) -> Found:
+    """Seconds of a checkpoint, and of the copy to pinned memory that is a part of it."""
+    run = a_run("bas", check.backbone, check.side, check.classes, check.device)
+    steps(run, 1, 4, check.classes, check.side)
+    state = {"method": run.method.state_dict(), "optimizer": run.optimizer.state_dict()}
+    with tempfile.TemporaryDirectory() as folder:
+        store = CheckpointStore(Store.at(folder), 1)
+        save = 1 / check.per_second(1, lambda: store.save(Position(1), state, []))
+        return {"save s": save, "load s": 1 / check.per_second(1, lambda: store.newest(check.device))}
+
+
+def _steps_for(seconds: float, check: Check, rates: Any) -> None:
+    torch.set_num_threads(1)
+    if check.is_cuda:
+        torch.cuda.set_per_process_memory_fraction(0.45)
+    run = a_run("bas", "tiny", check.side, check.classes, check.device, "bfloat16", check.batch, last=True)
+    steps(run, 2, check.batch, check.classes, check.side)
+    done, start = 0, time.monotonic()
+    while time.monotonic() - start < seconds:
+        steps(run, 1, check.batch, check.classes, check.side, first=2 + done)
+        done += 1
+    rates.put(done * check.batch / (time.monotonic() - start))
+
+
+@section(60)
+def two_trials(check: Check) -> Found:
+    """Images a second of a small network's trial alone on the device, and of two together."""
+    spawn, found = multiprocessing.get_context("spawn"), {}
+    for trials in (1, 2):
+        rates = spawn.Queue()
+        processes = [
+            spawn.Process(target=_steps_for, args=(1 if check.quick else 8, check, rates)) for _ in range(trials)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        found[f"{trials} at once"] = [rates.get(timeout=5) for process in processes if process.exitcode == 0]
+    return found
+
+
+@section(120)
+def ranking(check: Check) -> Found:
+    """CAM and BAS on real photographs from ImageNet weights, three seeds each: needs --data and --weights."""
+    if not (check.data and check.weights):
+        return {"left out": "no --data or no --weights"}
+    found: Found = {}
+    for seed in range(3):
+        for method in ("cam", "bas"):
+            if check.left < 60:
+                return found | {"left out": "the rest: out of time"}
+            with tempfile.TemporaryDirectory() as folder:
+                records = _trained(check, _trained_config(check, method, epochs=6, seed=seed), folder)
+            found[f"{method}, seed {seed}"] = {"value": records[-1]["value"], **records[-1]["val"]}
+    return found
+
+
+def rows(name: str, found: Any) -> Iterator[tuple[str, str]]:
+    """A nested record as lines of a table."""
+    if not isinstance(found, dict):
+        yield name, f"{found:.4g}" if isinstance(found, float) else str(found)
+        return
+    for key, value in found.items():
+        yield from rows(f"{name} · {key}" if name else key, value)
+
+
+def run(check: Check, only: list[str], out: Path) -> Found:
+    """Every section that there is time for, written after each."""
+    results: Found = {}
+    for name, (measure, seconds) in SECTIONS.items():
+        if only and name not in only:
+            continue
+        start = time.monotonic()
+        try:
+            enough = check.left >= seconds
+            results[name] = measure(check) if enough else {"left out": f"{check.left:.0f} s were left"}
+        except Exception as error:  # noqa: BLE001 - one section's failure is a finding, and not the others'
+            results[name] = {"error": f"{type(error).__name__}: {error}"}
+        results[name] |= {"section s": round(time.monotonic() - start, 1)}
+        (out / "gpu_check.json").write_text(json.dumps(results, indent=1, default=str))
+        for what, value in rows(name, results[name]):
+            print(f"{what:70s} {value}", flush=True)
+        gc.collect()
+        if check.is_cuda:
+            torch.cuda.empty_cache()
+    return results
+
+
+def main(args: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", default=".")
+    parser.add_argument("--data")
+    parser.add_argument("--weights")
+    parser.add_argument("--seconds", type=float, default=540)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--only", default="", help=f"of {', '.join(SECTIONS)}")
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args(args)
+    only = [name for name in options.only.split(",") if name]
+    if unknown := [name for name in only if name not in SECTIONS]:
+        parser.error(f"--only knows {', '.join(SECTIONS)} but got {unknown[0]!r}")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda needs a GPU but this machine has none; --device cpu --quick tries the program")
+    until = time.monotonic() + options.seconds
+    check = Check(torch.device(options.device), options.quick, options.data, options.weights, until)
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    results = run(check, only, out)
+    failed = [name for name, found in results.items() if "error" in found]
+    print(json.dumps({"benchmark": "gpu_check", "failed": failed, **results}, default=str))
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""Steps and readouts on a pretended GPU: on one device, with the values of a CPU, and without making the host wait."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+import wsol_models
+from tests.twin import moved, pretended
+from wsol_models import readouts
+from wsol_pipeline.data.reader import Batch
+from wsol_pipeline.evaluation import evaluate
+from wsol_pipeline.evaluation.protocols import protocol
+from wsol_pipeline.images import normalize
+from wsol_pipeline.protocol import Role
+from wsol_pipeline.training import loop
+from wsol_pipeline.training.config import Recipe, TrainConfig
+from wsol_pipeline.training.guard import Guard
+from wsol_pipeline.training.optim import build_optimizer
+
+K, B, SIDE = 6, 4, 64
+CUDA = "cuda:0"
+WAITING = {"dawsol"}  # its sampler asks how many points each domain has
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    with pretended(monkeypatch) as counted:
+        normalize(torch.zeros(1, 3, 1, 1, dtype=torch.uint8), CUDA)  # makes what a process makes once
+        yield counted
+
+
+def a_batch(several: bool = False) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    images_BCHW = torch.randint(0, 256, (B, 3, SIDE, SIDE), dtype=torch.uint8, generator=generator)
+    labels_B = torch.randint(0, K, (B,), generator=generator)
+    labels = F.one_hot(labels_B, K).float().index_fill(1, torch.tensor(0), 1) if several else labels_B
+    return Batch([f"image {i}" for i in range(B)], images_BCHW, labels, None, np.full((B, 2), SIDE), B)
+
+
+def a_run(name: str, device: str, backbone: str = "tiny", options=None, **config) -> SimpleNamespace:
+    """What `train_step` looks at, of a network with the same weights on either device."""
+    torch.manual_seed(0)
+    config = TrainConfig(
+        method=name, backbone=backbone, image_size=SIDE, resize_size=SIDE, recipe=Recipe(clip_norm=1.0, batch_size=B),
+        **config,
+    )  # fmt: skip
+    method = wsol_models.build(name, backbone=backbone, num_classes=K, **(options or {}))
+    if config.channels_last:
+        method = method.to(memory_format=torch.channels_last)
+    method = moved(method) if device == CUDA else method
+    optimizer = build_optimizer(method, config.recipe)
+    return SimpleNamespace(
+        config=config,
+        world=loop.World(device=torch.device(device)),
+        method=method.train(),
+        model=method,
+        optimizer=optimizer,
+        guard=Guard(optimizer),
+        progress=loop.Progress(loop.Position(), [], {}),
+        plan=SimpleNamespace(num_batches=10, samples=100),
+    )
+
+
+def steps(run: SimpleNamespace, batch: Batch, count: int = 2) -> float:
+    """Train some steps in an epoch where every term has begun; their summed loss."""
+    for _ in range(count):
+        loop.train_step(run, 3, batch)
+    return float(run.progress.sums["loss"])
+
+
+@pytest.mark.parametrize(("precision", "several"), [("float32", False), ("bfloat16", True)])
+@pytest.mark.parametrize("name", wsol_models.methods())
+def test_a_step_stays_on_its_device_and_makes_no_host_wait(name, precision, several, waits):
+    config = {"precision": precision, "channels_last": precision == "bfloat16"}
+    on_cpu = steps(a_run(name, "cpu", **config), a_batch(several))
+    run = a_run(name, CUDA, **config)
+    steps(run, a_batch(several), 1)  # the optimizer's first step is looked at as it is made
+    waits.clear()
+    loop.train_step(run, 3, a_batch(several))
+    if name not in WAITING:
+        assert set(waits) <= {"a flag of the step before"}
+    assert float(run.progress.sums["loss"]) == pytest.approx(on_cpu, rel=1e-5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """One batch of validation images, each with a box of each of its classes."""
+
+    several: bool = False
+    role, box_convention, has_masks, num_classes, num_rows = Role.VAL, "inclusive0", False, K, B
+
+    def with_stored(self) -> "Rows":
+        return self
+
+    def batches(self):
+        batch = a_batch(self.several)
+        classes = [row.nonzero()[:, 0].numpy() if self.several else np.array([int(row)]) for row in batch.labels_B]
+        boxes = [np.tile(np.array([[4, 4, 30, 30]], np.float32), (len(of), 1)) for of in classes]
+        yield dataclasses.replace(
+            batch, boxes=boxes, box_labels=classes, whole_BCHW=batch.images_BCHW, stored_BCHW=batch.images_BCHW
+        )
+
+
+READ = [
+    ("cam", "cam", {}), ("cam", "gradcam", {"stages": "all"}), ("cam", "gradcampp", {}), ("cam", "pcs", {}),
+    ("cam", "bagcams", {"stages": "all", "weightings": ("ours1", "ours2", "ours3")}),
+    ("cam", "bagcams", {"formula": "paper", "score": "log_softmax", "guided_relu": False}), ("cam", "pyramid", {}),
+    ("bas", "topk", {}), ("bas", "suppression", {}), ("bcam", "bcam", {}),
+    ("bcam", "bcam", {"readings": ("grad_x_meangrad/paper", "plain_relu"), "class_agnostic": True}),
+    ("mldfr", "pyramid", {"over": "topk", "mirror": True}), ("acol", "own", {}), ("acol", "topk", {}),
+    ("spg", "cam", {}), ("dawsol", "bagcams", {}), ("has", "cam", {}), ("cutmix", "cam", {}), ("adl", "cam", {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "readout", "options"), READ)
+def test_a_search_stays_on_its_device_and_makes_the_host_wait_once_a_batch(name, readout, options, waits):
+    several = readout in ("topk", "bcam", "cam")  # images of several classes too
+    counted = {}
+    for device in ("cpu", CUDA):
+        torch.manual_seed(0)
+        method = wsol_models.build(name, backbone="tiny", num_classes=K)
+        method = moved(method) if device == CUDA else method
+        waits.clear()
+        rules = protocol("wsol-v1", image_size=SIDE, resize_size=SIDE)
+        counted[device] = evaluate.count(
+            method, readouts.readout(readout, **options), Rows(several), rules, device=device
+        )
+    assert sum(waits.values()) <= 1, dict(waits)
+    if readout != "pyramid":  # a GPU resizes bytes in float, and rounds them
+        assert counted["cpu"].to_dict() == counted[CUDA].to_dict()
