@@ -90,9 +90,10 @@ def test_test_without_boxes_is_judged_by_classes_alone(chosen, reading, tmp_path
     source = synthetic.read(Path(), synthetic.Options(train=42, val=12, test=6, classes=3, size=40))
     where = Store.at(tmp_path / "alone")
     import_dataset(replace(source, located=False), where, name="alone", origin={"importer": "x"})
-    _, final = chosen("evidence", objective="evidence_gain", data=open_dataset(where.uri))
+    dataset = open_dataset(where.uri)
+    _, final = chosen("evidence", objective="evidence_gain", data=dataset)
     options = EvaluateOptions(cache_dir=reading.cache_dir, batch_size=6)
-    result, files = score(Contender("x", "x", final), options, "cpu")
+    result, files = score(Contender("x", "x", final), dataset, options, "cpu")
     (row,) = result["rows"]
     assert set(row["transferred"]) == {"cls_top1", "cls_top5"}
     assert row["val"]["evidence_gain"] > -100

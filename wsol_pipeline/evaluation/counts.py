@@ -86,6 +86,14 @@ class Counts:
         sums = {name: _both(sum, (getattr(self, name), getattr(other, name))) for name in _ARRAYS}
         return replace(self, **sums, image_hits=kept)
 
+    def at(self, setting: Any) -> "Counts":
+        """The counts of one setting alone."""
+        s = self.settings.index(setting)
+        arrays = {name: getattr(self, name) for name in _ARRAYS if name != "shrunk"}
+        return replace(
+            self, settings=(setting,), **{name: of[s : s + 1] for name, of in arrays.items() if of is not None}
+        )
+
     def _axes(self) -> tuple[Any, ...]:
         return self.protocol, self.settings, self.ious, self.thresholds.tobytes(), self.score, self.truth
 

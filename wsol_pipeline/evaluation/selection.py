@@ -233,10 +233,10 @@ def bootstrap(
     `weights_N` of the images, of mean 1: those of `class_weights` for means over classes. Metrics of class masks have
     no interval: their counts are kept for the whole split alone.
     """
-    kept = _require_images(counts_test, "A bootstrap")
-    weights_RN = _resample(kept, samples, seed)
-    over_images = _weighted(counts_test, weights_RN if weights_N is None else weights_RN * weights_N)
-    over_classes = _weighted(counts_test, weights_RN * class_weights(kept.labels))
+    kept = require_images(counts_test, "A bootstrap")
+    weights_RN = resample(kept, samples, seed)
+    over_images = weighted(counts_test, weights_RN if weights_N is None else weights_RN * weights_N)
+    over_classes = weighted(counts_test, weights_RN * class_weights(kept.labels))
     values: dict[str, dict[str, NDArray[np.float64]]] = {"transferred": {}, "oracle": {}}
     readable = _readable(counts_test, choice)
     for metric in (*metrics_of(over_images), *(CLASS_METRICS if counts_test.ious else ())):
@@ -257,7 +257,7 @@ def resampled(counts: Counts, metrics: Sequence[str], samples: int = 1000, seed:
 
     The counts must hold `image_hits`. Equal images and seeds give equal redraws, so models can be compared in each.
     """
-    redrawn = _weighted(counts, _resample(_require_images(counts, "A redraw of images"), samples, seed))
+    redrawn = weighted(counts, resample(require_images(counts, "A redraw of images"), samples, seed))
     known = _classification(redrawn)
     return np.stack([known[m] if m in known else curves(redrawn, m).max(-1).mean(-1) for m in metrics])
 
@@ -267,8 +267,8 @@ def balanced(counts: Counts) -> Counts:
 
     The counts must hold `image_hits`; their sum of weights stays the number of images.
     """
-    kept = _require_images(counts, "A mean over classes")
-    return replace(_weighted(counts, class_weights(kept.labels)[None]), settings=counts.settings, image_hits=kept)
+    kept = require_images(counts, "A mean over classes")
+    return replace(weighted(counts, class_weights(kept.labels)[None]), settings=counts.settings, image_hits=kept)
 
 
 def class_weights(labels_N: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -290,7 +290,8 @@ def _mask_curves(counts: Counts, metric: str) -> NDArray[np.float64]:
     return 100 * iou_curve(pixels_S2T)[:, None]
 
 
-def _require_images(counts: Counts, what: str) -> ImageHits:
+def require_images(counts: Counts, what: str) -> ImageHits:
+    """What single images showed. Raises `UsageError` where that was not kept."""
     if counts.image_hits is None:
         raise UsageError(f"{what} needs the hits of single images: count with keep_images=True.")
     return counts.image_hits
@@ -345,7 +346,7 @@ def _classification(counts: Counts) -> dict[str, NDArray[np.float64]]:
     return {n: v * 100.0 / counts.images for n, v in zip(CLASSIFICATION, (counts.top1, counts.top5), strict=True)}
 
 
-def _resample(kept: ImageHits, samples: int, seed: int) -> NDArray[Any]:
+def resample(kept: ImageHits, samples: int, seed: int) -> NDArray[Any]:
     """How often each image is drawn in each of `samples` draws with replacement, uint16 [samples, n].
 
     The pairs of one image and its classes are drawn together.
@@ -357,9 +358,9 @@ def _resample(kept: ImageHits, samples: int, seed: int) -> NDArray[Any]:
     return np.stack([np.bincount(d, minlength=num_images).astype(np.uint16)[image_of] for d in drawn])
 
 
-def _weighted(counts: Counts, weights_RN: NDArray[Any]) -> Counts:
+def weighted(counts: Counts, weights_RN: NDArray[Any]) -> Counts:
     """Counts with each image weighed; R rows of weights stand in the place of settings. Without `image_hits`."""
-    kept = _require_images(counts, "Weighing images")
+    kept = require_images(counts, "Weighing images")
     arrays: dict[str, Any] = dict.fromkeys(("any_hits", "mask_pixels", "mask_levels", "class_pixels", "scores"))
     if kept.scores is not None:
         arrays["scores"] = _weighted_sum(weights_RN, kept.scores) / SCORE_UNIT

@@ -9,6 +9,7 @@ from typing import Any
 from wsol_pipeline import interrupts
 from wsol_pipeline.errors import DataError, PartialError, ResourceError, WsolError
 from wsol_pipeline.storage import Store
+from wsol_pipeline.study.certainty import certainty_of
 from wsol_pipeline.study.database import check_trials_are_known, database_needed, open_storage
 from wsol_pipeline.study.doubt import doubts
 from wsol_pipeline.study.events import Listener, Telling
@@ -132,12 +133,14 @@ def _finish(plan: Plan, ledger: Ledger, lease: Lease, point: Point, stopped: str
         return Outcome(balance, ranked, None, failures, device_hours, damaged=damaged)
     require_made_for(plan.job(ranked[0][2], 0, plan.folder, lease.attempt, "cpu", ledger.home.id), final)
     point("registering")
-    doubt, damaged = None, ""
+    doubt, sure, damaged = None, "", ""
     try:
         doubt = doubts(plan.folder, ranking, plan.config.objective, rule=plan.rule)
+        sure = certainty_of(final, plan.config)
     except DataError as error:  # what was found stands all the same
         damaged = str(error)
-    record = winner_record(plan, ledger, ranking, final, doubt)
+    record = winner_record(plan, ledger, ranking, final, doubt) | ({"certainty": sure} if sure else {})
     plan.folder.write(WINNER, json.dumps(record).encode(), lease.confirm)
     told, rule = (record.get(name, "") for name in ("doubt", "rule"))
+    told = f"{told} {sure}".strip()
     return Outcome(balance, ranked, final, failures, device_hours, doubt=told, rule=rule, damaged=damaged)

@@ -90,6 +90,38 @@ class SolveOptions(SelectionOptions):
         return store_at(self.storage)
 
 
+@dataclass(frozen=True)
+class AnnotateOptions:
+    """Which images to annotate, and where to lay them out."""
+
+    study: str = ""
+    """A finished study on the data, whose model --prefill asks."""
+    data: str | None = None
+    """The dataset. By default the study's."""
+    storage: str = "runs"
+    """The --storage of the study."""
+    images: int = 50
+    """How many. A larger number later keeps these: 30 to 50 choose a threshold."""
+    out: str = "todo"
+    """A folder to lay them out in."""
+    prefill: bool = False
+    """Write the study's boxes, at Otsu's threshold, as a start: they are to be corrected, not to be taken."""
+    cache_dir: str | None = None
+    """Where a node keeps decoded pixels; by default below the user's cache folder."""
+
+    def __post_init__(self) -> None:
+        if self.study:
+            check_name("study", self.study)
+        require(self.images >= 1, "images must be at least 1", self.images)
+        require(bool(self.study or self.data), "--study or --data is needed to know which images", self.study)
+        require(bool(self.study) or not self.prefill, "--prefill needs a --study whose boxes to write", self.study)
+
+    @property
+    def store(self) -> "Store":
+        """Where the study is kept."""
+        return store_at(self.storage)
+
+
 AUTO = "auto"
 
 
