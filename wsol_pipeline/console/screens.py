@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -18,8 +18,9 @@ from wsol_pipeline.study.outcome import Outcome, on_front
 from wsol_pipeline.study.plan import Plan
 from wsol_pipeline.study.rehearsal import Rehearsal
 from wsol_pipeline.study.streak import ABSTAINED
-from wsol_pipeline.text import format_hours, format_parameters, metric_name
+from wsol_pipeline.text import format_hours, format_parameters, format_threshold, metric_name
 from wsol_pipeline.training.checkpoint import Position
+from wsol_pipeline.verdict.costs import Cost
 from wsol_pipeline.verdict.judge import Verdict
 from wsol_pipeline.verdict.reproduce import Reproduction
 from wsol_pipeline.verdict.rows import BASELINE, EVALUATIONS, OTHER_DATA, against_box
@@ -170,6 +171,25 @@ def _standing(verdict: Verdict) -> str:
     beside = ", ".join(f"{name} {value:.1f} %" for name, value in rest if value is not None)
     first = f"{winner.label} on test: {metric_name(metric)} {winner.transferred[metric]:.1f} %; {beside}."
     return f"{first} {against_box(winner, box, metric)}".strip()
+
+
+def print_costs(found: Sequence[Cost]) -> None:
+    """What choosing without the boxes of validation costs on test, beside what they choose."""
+    table = Table(title="test (%), by what chose on validation; cost: the difference to boxes, paired 95 % interval")
+    table.add_column("chosen by", overflow="fold")
+    table.add_column("readout > threshold", overflow="fold")
+    for metric in found[0].cost:
+        table.add_column(metric_name(metric), justify="right")
+        table.add_column("cost", justify="right")
+    for one in found:
+        cells = []
+        for metric, cost in one.cost.items():
+            low, high = one.intervals[metric]
+            told = "" if one is found[0] else f"{cost:+.1f} [{low:+.1f}, {high:+.1f}]"
+            cells += [f"{one.transferred[metric]:.1f}", told]
+        name = f"{one.name} (abstains)" if one.reason else one.name
+        table.add_row(name, f"{one.readout} > {format_threshold(one.threshold)}", *cells)
+    _console(126).print(table)
 
 
 def print_rehearsal(plan: Plan, found: Rehearsal) -> None:

@@ -262,6 +262,15 @@ def resampled(counts: Counts, metrics: Sequence[str], samples: int = 1000, seed:
     return np.stack([known[m] if m in known else curves(redrawn, m).max(-1).mean(-1) for m in metrics])
 
 
+def redrawn(counts: Counts, choice: Choice, metric: str, samples: int = 1000, seed: int = 0) -> NDArray[np.float64]:
+    """A metric at what `choice` says in each of `samples` redraws of the images, percent, float64 [samples].
+
+    The counts must hold `image_hits`. Equal images and seeds give equal redraws, so choices can be compared in each.
+    """
+    drawn = weighted(counts, resample(require_images(counts, "A redraw of images"), samples, seed))
+    return _read(curves(drawn, metric), _at(counts, choice, metric))
+
+
 def balanced(counts: Counts) -> Counts:
     """The same counts with every class weighing alike: what is read of them are means over classes ("bas-conf").
 

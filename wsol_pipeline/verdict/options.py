@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from wsol_pipeline import selectors
 from wsol_pipeline.training.config import check_name, require
 from wsol_pipeline.training.options import RunOptions, SelectionOptions, store_at
 
@@ -28,6 +29,9 @@ class EvaluateOptions:
     """auto: a GPU if there is one."""
     batch_size: int = 64
     """Images a forward pass."""
+    selectors: tuple[str, ...] = ()
+    """Say too what it would have cost to choose the first study's winner by these instead of by boxes, e.g. otsu
+    evidence consensus:cam evidence+otsu (trials and settings by one, thresholds by another)."""
     cache_dir: str | None = None
     """Where a node keeps decoded pixels; by default below the user's cache folder."""
     experiment: str = "wsol"
@@ -38,6 +42,8 @@ class EvaluateOptions:
         for name in self.study:
             check_name("study", name)
         require(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size)
+        for part in "+".join(self.selectors).split("+") if self.selectors else ():
+            selectors.parse(part)
 
     @property
     def store(self) -> "Store":

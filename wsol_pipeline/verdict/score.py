@@ -19,7 +19,7 @@ from wsol_pipeline.errors import ResourceError
 from wsol_pipeline.evaluation import selection
 from wsol_pipeline.evaluation.baseline import count_centred
 from wsol_pipeline.evaluation.cases import Case, add_cases
-from wsol_pipeline.evaluation.counts import Counts
+from wsol_pipeline.evaluation.counts import BOXES, Counts
 from wsol_pipeline.evaluation.detection import mean_average_precision
 from wsol_pipeline.evaluation.evaluate import count, detect
 from wsol_pipeline.evaluation.measures import choosing, is_judged
@@ -118,7 +118,8 @@ def choices(contender: Contender, model: Model) -> dict[str, Choice]:
 
 def named(choice: Choice) -> str:
     """A readout setting and the threshold of its boxes or masks, as a table shows them."""
-    return f"{choice.readout} > {format_threshold(choice.threshold)}"
+    by = "" if choice.selector == BOXES else f" by {choice.selector}"
+    return f"{choice.readout} > {format_threshold(choice.threshold)}{by}"
 
 
 def _parquet(cases: Sequence[Case]) -> bytes:
