@@ -3,6 +3,8 @@ r"""Judge finished studies on the test split, once: the honest number, beside th
     python rayjobs/evaluate.py --study bas cam
     ray job submit --working-dir . -- python rayjobs/evaluate.py \
         --study bas-cub cam-cub --storage s3://bucket/runs
+    # class masks of a network that segment.py has trained
+    python rayjobs/evaluate.py --segmentation bas-voc-irn-deeplabv3
 
 Readout and thresholds were chosen on validation and are only read here. A model that was judged before is not judged
 again: its kept result is shown.
@@ -16,6 +18,16 @@ from wsol_pipeline.errors import PartialError
 from wsol_pipeline.verdict.options import EvaluateOptions as Options
 
 
+def judge_networks(options: Options) -> None:
+    """A network's one look at test, or seeds and masks on training images whose masks were kept apart."""
+    from wsol_pipeline.console.progress import progress
+    from wsol_pipeline.console.walk import local_device, print_judgement
+    from wsol_pipeline.segmentation.audit import judge
+
+    for name in options.segmentation:
+        print_judgement(judge(options.store, name, local_device(options.device), progress))
+
+
 def main(args: list[str] | None = None) -> int:
     options = command_line(Options, args, __doc__)
     from wsol_pipeline.console.progress import progress
@@ -26,6 +38,9 @@ def main(args: list[str] | None = None) -> int:
 
     if "RAY_ADDRESS" in os.environ:
         cluster.connect(nested=False)
+    if options.segmentation:
+        judge_networks(options)
+        return 0
     verdict = judge(options, progress)
     print_verdict(verdict)
     if options.selectors:

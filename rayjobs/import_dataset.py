@@ -23,7 +23,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
@@ -32,6 +32,9 @@ from wsol_pipeline.console.main import run_main
 from wsol_pipeline.data.importers import Source, importer
 from wsol_pipeline.errors import UsageError
 from wsol_pipeline.redaction import redact
+
+if TYPE_CHECKING:
+    from wsol_pipeline.storage import Store
 
 OptionsT = TypeVar("OptionsT")
 
@@ -52,6 +55,9 @@ class ImportConfig(Generic[OptionsT]):
     boxes: Literal["required", "none"] = "required"
     """Whether images of val and test must have boxes or masks. "none" leaves those that there are: of such a dataset
     models are chosen by other means (--select-by), and where they localize is not measured."""
+    audit: bool = False
+    """Also keep the masks of training images (synthetic with --objects, voc), in shards that only an evaluation of
+    seeds and pseudo masks opens. The dataset is the same without them."""
     max_bad: Annotated[float | None, tyro.conf.arg(help_behavior_hint="")] = None
     """Share of rows (0 to 1) that may be left out as bad before the import is refused. By default 0.001 of a published
     benchmark; of your own images 2 of them, or 0.01 if that is more."""
@@ -97,6 +103,16 @@ def origin(config: ImportConfig[Any]) -> dict[str, Any]:
     return redact(facts if config.boxes == "required" else facts | {"boxes": config.boxes})
 
 
+def audit(config: ImportConfig[Any], out: "Store") -> None:
+    """Keep the masks of training images beside the dataset."""
+    from wsol_pipeline.data.audit import write_audit
+    from wsol_pipeline.data.dataset import open_dataset
+
+    source = read(config)
+    kept, without = write_audit(source.rows, source.rules, out, open_dataset(out.uri).fingerprint)
+    print(f"Masks of {kept} training images are kept apart, for evaluations alone; {without} have none.")
+
+
 def main(args: list[str] | None = None) -> int:
     config = parse(sys.argv[1:] if args is None else args)
     from wsol_pipeline.console.imports import alone, check, reporter, summary, tell
@@ -123,14 +139,18 @@ def main(args: list[str] | None = None) -> int:
                 on_shard=on_shard,
                 check=check_alone,
             )
+            if config.audit:
+                audit(config, out)
     except Refused as error:
         tell(error.findings)
         raise
     if any(manifest.quarantine.values()):
         tell(of_rows(faults_of(json.loads(out.read(QUARANTINE)))), title="left out")
     print(summary(manifest, out))
+    weights = " --weights imagenet" if config.dataset == "folder" else ""  # a recipe for photographs comes with them
     by = "" if manifest.located else " --select-by evidence"
-    print(f"The dataset is at {out}. Next: {how_to_run('tune_bas')} --data {shlex.quote(config.out or str(out))}{by}")
+    place = shlex.quote(config.out or str(out))
+    print(f"The dataset is at {out}. Next: {how_to_run('tune_bas')} --data {place}{weights}{by}")
     return 0
 
 

@@ -15,8 +15,10 @@ ROOT = Path(__file__).parent.parent
 LEAVES = (
     "errors", "redaction", "interrupts", "protocol", "storage", "images", "device", "text", "private", "selectors",
 )  # fmt: skip
-ROOMS = ("data", "evaluation", "training", "tracking", "study", "verdict", "report", "console")  # in their order
-PACKAGES = ("wsol_models", "search_spaces", "wsol_pipeline", "rayjobs")
+ROOMS = (  # in their order
+    *("data", "evaluation", "training", "tracking", "study", "verdict", "use", "segmentation", "report", "console"),
+)
+PACKAGES = ("wsol_models", "search_spaces", "wsol_pipeline", "rayjobs", "wsol")
 APART = {"data", "evaluation"}  # know nothing of methods, presets or each other
 FOREIGN = {
     "wsol_models": {"torch", "torchvision", "timm", "safetensors"},
@@ -79,7 +81,7 @@ def test_methods_and_presets_know_only_themselves(package):
 
 def test_no_file_imports_itself_in_a_circle():
     modules = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in files("wsol_pipeline")}
-    known = {name: {one for one in modules for used in imports(path) if used == one or used.startswith(f"{one}.")}
+    known = {name: {one for used in imports(path) for one in modules if used == one or used.startswith(f"{one}.")}
              for name, path in modules.items()}  # fmt: skip
     done: set[str] = set()
 

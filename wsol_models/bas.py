@@ -61,6 +61,9 @@ class Config:
     segmentation: the extension's network for segmentation seeds: the last halving is left out, both heads have no
         biases, the classifier is one 1x1 convolution and the generator sits before the last stage.
     head_width: channels of the two hidden convolutions of the classifier. Default: the backbone's (1024 in the papers).
+    foreground_head: for segmentation, one more generator, of a map of all objects whatever their class (Table 13). It
+        reads detach(F), draws nothing from the stream of random numbers and reaches no other layer: the rest of the
+        network is what it is without it. foreground_attached: its gradient goes into F.
     head_lr_scale: learning rate of generator and classifier relative to the backbone's. bias_lr_scale: of every bias
         relative to its group's.
     """
@@ -73,6 +76,8 @@ class Config:
     relu_class_maps: bool = False
     segmentation: bool = False
     head_width: int | None = None
+    foreground_head: bool = False
+    foreground_attached: bool = False
     head_lr_scale: float = 10.0
     bias_lr_scale: float = 2.0
 
@@ -81,6 +86,8 @@ class Config:
         require_not_negative(head_lr_scale=self.head_lr_scale, bias_lr_scale=self.bias_lr_scale)
         if self.mask not in MASKED:
             raise unknown("value of mask", self.mask, MASKED)
+        if self.foreground_head and not self.segmentation:
+            raise ValueError("foreground_head is of the network for segmentation: set segmentation to true.")
         if self.head_width is not None and self.head_width < 1:
             raise ValueError(f"head_width must be at least 1 but is {self.head_width}.")
 
@@ -99,6 +106,8 @@ class TrainingOutput(Output):
     class_maps_BKHW: Tensor
     foreground_BHW: Tensor
     background_logits_BK: Tensor
+    objects_BHW: Tensor | None = None  # the map of all objects, and the logits of what it leaves
+    without_objects_BK: Tensor | None = None
 
 
 class Method(LocalizationMethod):
@@ -119,6 +128,10 @@ class Method(LocalizationMethod):
             self.classifier_cls = classifier(channels, config.head_width or backbone.head_width, num_classes)
         for head in (self.classifier_loc, self.classifier_cls):
             initialise(head, backbone.family)
+        if config.foreground_head:
+            with torch.random.fork_rng(devices=[]):
+                self.generator_fg = nn.Conv2d(self.F1.last.channels, 1, 3, padding=1, bias=False)
+                initialise(nn.ModuleList([self.generator_fg]), backbone.family)
 
     @property
     def head_weight_KC(self) -> Tensor:
@@ -145,6 +158,7 @@ class Method(LocalizationMethod):
         classes_B = self.one_class(targets)
         foreground_BHW = self._foreground(features_BCHW, classes_B)
         background_BK = self.background_logits(images_BCHW, features_BCHW, foreground_BHW)
+        objects = self._objects(images_BCHW, features_BCHW) if self.config.foreground_head else {}
         return TrainingOutput(
             logits_BK,
             hidden_BCHW,
@@ -154,12 +168,24 @@ class Method(LocalizationMethod):
             class_maps_BKHW=class_maps_BKHW,
             foreground_BHW=foreground_BHW,
             background_logits_BK=background_BK,
+            **objects,
         )
 
     def lr_scale(self, name: str) -> float:
         """Backbone 1, heads x10, biases twice their group; batch norm has biases too."""
-        scale = self.config.head_lr_scale if "classifier" in name else 1.0
+        scale = self.config.head_lr_scale if "classifier" in name or "generator_fg" in name else 1.0
         return self.config.bias_lr_scale * scale if name.endswith("bias") else scale
+
+    def objects(self, images_BCHW: Tensor) -> Tensor:
+        """The map of all objects, of a network with `foreground_head`: in [0, 1], B×1×H×W on F's grid."""
+        features_BCHW, _ = self.F1(images_BCHW)
+        return torch.sigmoid(self.generator_fg(features_BCHW))
+
+    def _objects(self, images_BCHW: Tensor, features_BCHW: Tensor) -> dict[str, Tensor]:
+        seen_BCHW = features_BCHW if self.config.foreground_attached else features_BCHW.detach()
+        objects_BHW = torch.sigmoid(self.generator_fg(seen_BCHW))[:, 0]
+        left_BK = self.background_logits(images_BCHW, features_BCHW, objects_BHW)
+        return {"objects_BHW": objects_BHW, "without_objects_BK": left_BK}
 
     def _foreground(self, features_BCHW: Tensor, classes_B: Tensor) -> Tensor:
         generator = self.classifier_loc
@@ -251,10 +277,16 @@ def foreground_scores(class_maps_BKHW: Tensor, foreground_BHW: Tensor) -> Tensor
 
     The papers' code averages the 28x28 map over 2x2 cells to meet 14x14 class maps; any other sizes are met alike.
     """
-    foreground_B1HW = F.adaptive_avg_pool2d(
-        foreground_BHW[:, None], (class_maps_BKHW.shape[2], class_maps_BKHW.shape[3])
-    )
+    foreground_B1HW = averaged(foreground_BHW[:, None], class_maps_BKHW.shape[2:])
     return pooled(class_maps_BKHW * foreground_B1HW)
+
+
+def averaged(maps_B1HW: Tensor, size: Sequence[int]) -> Tensor:
+    """Maps at a smaller size, each cell the mean of what it covers."""
+    cells = [side // new for side, new in zip(maps_B1HW.shape[2:], size, strict=True)]
+    if [cell * new for cell, new in zip(cells, size, strict=True)] == list(maps_B1HW.shape[2:]):
+        return F.avg_pool2d(maps_B1HW, cells)  # whose backward a GPU can repeat to the last bit
+    return F.adaptive_avg_pool2d(maps_B1HW, (size[0], size[1]))
 
 
 def multi_label_classification(logits_BK: Tensor, targets_BK: Tensor, reduction: Reduction = "mean") -> Tensor:
@@ -267,8 +299,28 @@ def multi_label_classification(logits_BK: Tensor, targets_BK: Tensor, reduction:
     return reduced(torch.where(positive_BK, F.softplus(negatives_B1 - logits_BK), 0).sum(1), reduction)
 
 
+def objects_loss(output: TrainingOutput, config: Config, reduction: Reduction = "mean") -> Tensor:
+    """λ Σ L_bas over an image's classes + β L_ac + α L_mcls of the class maps on the map of all objects."""
+    assert output.objects_BHW is not None
+    assert output.without_objects_BK is not None
+    targets_BK = targets_of(output)
+    classes = torch.arange(targets_BK.shape[1], device=targets_BK.device)
+    of_class = [
+        background_activation_suppression(
+            output.logits_BK, output.without_objects_BK, each.expand(len(targets_BK)), "none"
+        )
+        for each in classes
+    ]
+    suppression_B = (torch.stack(of_class, 1) * (targets_BK > 0)).sum(1)
+    guidance_B = multi_label_classification(
+        foreground_scores(output.class_maps_BKHW.detach(), output.objects_BHW), targets_BK, "none"
+    )
+    area_B = area_constraint(output.objects_BHW, "none")
+    return reduced(config.lambda_ * suppression_B + config.beta * area_B + config.alpha * guidance_B, reduction)
+
+
 def losses(output: Output, config: Config, reduction: Reduction = "mean") -> dict[str, Tensor]:
-    """The four terms of L, already weighted: their sum is the loss. Raises `ValueError` without a training pass.
+    """The terms of L, already weighted: their sum is the loss. Raises `ValueError` without a training pass.
 
     With multi-hot targets L_cls is L_mcls, and L_frg trains F1 and the generator only. reduction: "none" for the terms
     of each image, B.
@@ -283,9 +335,11 @@ def losses(output: Output, config: Config, reduction: Reduction = "mean") -> dic
         classification = F.cross_entropy(output.logits_BK, targets, reduction=reduction)
     guidance = foreground_region_guidance(class_maps_BKHW, output.foreground_BHW, classes_B, reduction)
     suppression = background_activation_suppression(output.logits_BK, output.background_logits_BK, classes_B, reduction)
-    return {
+    objects = {"objects": objects_loss(output, config, reduction)} if output.objects_BHW is not None else {}
+    terms = {
         "cls": classification,
         "frg": config.alpha * guidance,
         "area": config.beta * area_constraint(output.foreground_BHW, reduction),
         "bas": config.lambda_ * suppression,
     }
+    return terms | objects

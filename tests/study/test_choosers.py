@@ -33,8 +33,8 @@ def test_a_consensus_is_with_a_finished_study_of_another_method_and_the_same_dat
     check_consensus(found, make_config("bas"), dataset)
     with pytest.raises(UsageError, match="consensus:cam is a study of cam too"):
         check_consensus(found, make_config("cam"), dataset)
+    others = replace(dataset, manifest=replace(dataset.manifest, classes=("a", "b", "c")))
     with pytest.raises(UsageError, match="trained on other data or classes"):
-        others = replace(dataset, manifest=replace(dataset.manifest, classes=("a", "b", "c")))
         check_consensus(found, make_config("bas"), others)
     with pytest.raises(UsageError, match="is of another evaluation"):
         check_consensus(found, make_config("bas", image_size=40, resize_size=40), dataset)

@@ -2,7 +2,7 @@
 
 import base64
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -93,6 +93,11 @@ class Counts:
         return replace(
             self, settings=(setting,), **{name: of[s : s + 1] for name, of in arrays.items() if of is not None}
         )
+
+    def summed(self, total: Callable[[NDArray[Any]], NDArray[Any]]) -> "Counts":
+        """These counts with the `total` of each array in its place; the hits of single images stay as they are."""
+        totals: dict[str, Any] = {name: total(array) for name in _ARRAYS if (array := getattr(self, name)) is not None}
+        return replace(self, **totals)
 
     def _axes(self) -> tuple[Any, ...]:
         return self.protocol, self.settings, self.ious, self.thresholds.tobytes(), self.score, self.truth

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from wsol_pipeline import selectors
-from wsol_pipeline.training.config import check_name, require
+from wsol_pipeline.training.config import Precision, check_name, require
 from wsol_pipeline.training.options import RunOptions, SelectionOptions, store_at
 
 if TYPE_CHECKING:
@@ -36,6 +36,9 @@ class EvaluateOptions:
     """Where a node keeps decoded pixels; by default below the user's cache folder."""
     experiment: str = "wsol"
     """MLflow experiment of the studies."""
+    segmentation: tuple[str, ...] = ()
+    """Instead: segmentation networks by name, each class on test; or seeds and pseudo masks, on training images whose
+    masks were imported with --audit."""
 
     def __post_init__(self) -> None:
         require(len(self.study) >= 1, "at least one --study is needed", self.study)
@@ -144,6 +147,8 @@ class ReproduceOptions(RunOptions):
     name: str = AUTO
     """Name of the reproduction: the same name continues it. auto: made of the row's id."""
     preset: tyro.conf.Suppress[str | None] = None
+    precision: Precision = "float32"
+    """Arithmetic of forward and backward: the papers' unless told, on GPUs too, without TF32."""
     dry_run: bool = False
     """Check configuration, data, storage, MLflow and placement, train a few batches, say what it would take, and start
     nothing."""

@@ -1,0 +1,62 @@
+"""From image labels to a segmentation network on a laptop, on generated images whose masks are exact.
+
+    make demo-segmentation    (or: python rayjobs/demo_segmentation.py)
+
+Each step is a job that also runs alone, by the line shown. Ray runs locally; MLflow uses a SQLite file.
+"""
+
+import shlex
+import time
+from dataclasses import dataclass
+
+from rayjobs import evaluate, import_dataset, refine, seeds, segment, train
+from rayjobs.demo import step
+from wsol_pipeline.console.command_line import command_line
+from wsol_pipeline.console.main import run_main
+
+IMAGES = "--dataset synthetic --objects 3 --classes 4 --train 600 --val 100 --test 150 --audit"
+JUDGED = "--protocol voc-miou --objective miou"
+NETWORK = "--network lraspp_mobilenet_v3_large --crop 80 --batch-size 16 --epochs 20 --learning-rate 0.02"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the demonstration."""
+
+    storage: str = "runs"
+    """Where everything goes."""
+
+
+def start_weights(storage: str) -> str:
+    """The backbone that the classifier has learnt: from scratch the area term of BAS empties the maps."""
+    from wsol_pipeline.storage import Store
+    from wsol_pipeline.training.model import BACKBONE
+    from wsol_pipeline.verdict.rows import finished_study
+
+    return Store(finished_study(Store.at(storage), "seg-cam")["model"]).path(BACKBONE)
+
+
+def main(args: list[str] | None = None) -> int:
+    options, started = command_line(Options, args, __doc__), time.monotonic()
+    where = f"--storage {shlex.quote(options.storage)}"
+    data = shlex.quote(f"{options.storage}/data/several")
+    study = f"--data {data} {JUDGED} {where}"
+    step("Generated images of one to three objects, with exact masks", import_dataset.main, "import_dataset",
+         f"{IMAGES} --out {data}")  # fmt: skip
+    step("A classifier, whose CAM is the baseline", train.main, "train",
+         f"--name seg-cam --method cam --epochs 8 --learning-rate 0.02 {study}")  # fmt: skip
+    weights = shlex.quote(start_weights(options.storage))
+    step("BAS for seeds", train.main, "train",
+         f"--name seg-bas --method bas --options segmentation true --epochs 6 --weights {weights} {study}")  # fmt: skip
+    step("Seeds of both", seeds.main, "seeds", f"--study seg-cam --field none {where}")
+    step("", seeds.main, "seeds", f"--study seg-bas --field none {where}")
+    step("Pseudo masks", refine.main, "refine", f"--seeds seg-bas-seeds --by pamr {where}")
+    step("A network", segment.main, "segment", f"--masks seg-bas-pamr {NETWORK} {where}")
+    step("Seeds and masks on training images, the network on test", evaluate.main, "evaluate",
+         f"--segmentation seg-cam-seeds seg-bas-seeds seg-bas-pamr seg-bas-pamr-lraspp {where}")  # fmt: skip
+    print(f"\ndemo: {time.monotonic() - started:.0f} s. The same command again continues, or shows this again.")
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,89 @@
+"""Last screens of the stations from image labels to a segmentation network."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from wsol_pipeline.errors import ResourceError
+from wsol_pipeline.segmentation.options import PlaceOptions
+from wsol_pipeline.segmentation.segment import Judgement
+from wsol_pipeline.segmentation.station import Station
+from wsol_pipeline.training import cluster
+
+NOTES = {
+    "map_of_nothing": "maps are 0 everywhere",
+    "walk_of_nothing": "images had nothing left after refinement",
+    "all_background": "masks are background everywhere",
+}
+
+
+def place_work(options: PlaceOptions) -> str:
+    """Connect to Ray where the work is shared or this is a job of a cluster; the device for it."""
+    if options.workers > 1 or "RAY_ADDRESS" in os.environ:
+        cluster.connect(nested=False)
+        return cluster.pick_device(options.device)
+    return local_device(options.device)
+
+
+def local_device(wanted: str) -> str:
+    """ "cuda" if asked for, or if `wanted` is "auto" and this machine has a GPU; else "cpu". Raises `ResourceError`."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ResourceError("--device cuda needs a GPU but this machine has none.")
+    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def print_station(found: Station) -> None:
+    """What validation says of seeds or masks, each class, and what was counted."""
+    val, kind = found.manifest["val"], found.manifest["kind"]
+    if "miou" in val:
+        note = f" at threshold {val['threshold']:.3f}" if "threshold" in val else ""
+        best = f"; best possible {val['oracle']:.1f} %" if "oracle" in val else ""
+        print(f"{kind}: {val['miou']:.1f} % mIoU on validation{note}{best}")
+        _print_classes(val)
+    for name, label in (("image", "a threshold for each image"), ("labels", "one threshold, from labels alone")):
+        if name in val:
+            print(f"  {label}: {val[name]:.1f} %")
+    for name, number in found.manifest.get("notes", {}).items():
+        if number:
+            print(f"  {number} {NOTES[name]}")
+    print(f"They are at {found.place.uri}.", flush=True)
+
+
+def print_judgement(judged: Judgement) -> None:
+    """A network on test."""
+    low, high = judged.interval
+    print(f"{judged.name} on {judged.rows} ({judged.images} images): {judged.figures['miou']:.1f} % mIoU "
+          f"(95 % interval over images {low:.1f} to {high:.1f}); supervision: {judged.supervision}")  # fmt: skip
+    if "oracle" in judged.figures:
+        best = f"{judged.figures['oracle']:.1f} % at {judged.figures['oracle_threshold']:.3f}"
+        print(f"  with the best threshold on these images, an upper bound as papers print it: {best}")
+    _print_classes(judged.figures)
+
+
+def _print_classes(figures: Mapping[str, Any]) -> None:
+    table = Table("class", "IoU %", box=None)
+    for name, value in figures["classes"].items():
+        table.add_row(name, f"{value:.1f}")
+    Console().print(table)
+    if figures["absent"]:
+        print(f"  absent from the masks: {', '.join(figures['absent'])}")
+
+
+def print_record(record: dict[str, Any]) -> None:
+    """An epoch of a training, in a line."""
+    val = f", validation {record['val']['miou']:.1f} % mIoU" if "miou" in record["val"] else ""
+    speed = f"{record['images_per_second']:.1f} images/s"
+    print(f"epoch {record['epoch']}: loss {record['train']['loss']:.4f}{val}, {speed}", flush=True)
+
+
+def print_work(data: str, what: str) -> None:
+    """What a command would do, which --dry-run starts none of."""
+    from wsol_pipeline.data.dataset import open_dataset
+
+    dataset = open_dataset(data)
+    rows = f"{dataset.train.num_rows} training and {dataset.val.num_rows} validation images"
+    print(f"{what}: {rows} of {len(dataset.classes)} classes in {data}. Nothing was started.")

@@ -1,0 +1,1 @@
+"""From image labels to a segmentation network: seeds, pseudo masks, training on them, figures."""

@@ -1,0 +1,109 @@
+"""Seeds and pseudo masks against the true masks of training images, once their station is sealed."""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from wsol_pipeline.data.audit import open_audit
+from wsol_pipeline.data.dataset import Dataset, open_dataset
+from wsol_pipeline.data.images import label_mask
+from wsol_pipeline.errors import DataError, ProtocolError
+from wsol_pipeline.evaluation.segmentation import count_classes
+from wsol_pipeline.segmentation import make_seeds, masks, refine, scores, segment, station
+from wsol_pipeline.segmentation.make_seeds import THRESHOLDS, Image, SeedMaker, read_images
+from wsol_pipeline.segmentation.options import RefineOptions, SeedOptions
+from wsol_pipeline.segmentation.segment import EVALUATION, Judgement
+from wsol_pipeline.segmentation.station import Station
+from wsol_pipeline.storage import Store
+from wsol_pipeline.verdict.score import Progress, silent
+
+COLUMN = {make_seeds.KIND: "seed", refine.KIND: "pseudo_mask"}
+MapsOf = Callable[[Image, dict[str, Any]], torch.Tensor]
+
+
+def judge_masks(store: Store, name: str, device: str = "cpu", progress: Progress = silent) -> Judgement:
+    """The quality of a sealed station's label images on training images, kept beside it and then only shown.
+
+    Transferred: at the threshold that validation chose. Oracle: the best one on these images, as papers print it.
+    """
+    if not station.is_finished(store / name):
+        raise ProtocolError(f"{name!r} is not finished: masks of training images are opened after every choice.")
+    found = station.finished(store, name)
+    if not found.place.exists(EVALUATION):
+        found.place.write(EVALUATION, json.dumps(_judged(found, device, progress), indent=1).encode())
+    kept = json.loads(found.place.read(EVALUATION))
+    if kept["seal"] != found.seal:
+        raise DataError(f"{found.place.path(EVALUATION)} is of other label images than {name!r} holds.")
+    return Judgement(name, kept["figures"], tuple(kept["interval"]), kept["images"], "labels", "training images")
+
+
+def _judged(found: Station, device: str, progress: Progress) -> dict[str, Any]:
+    dataset = open_dataset(found.identity["data"])
+    refine.require_same(found, dataset.fingerprint)
+    matrices, pixels = [], np.zeros((3, len(dataset.classes) + 1, len(THRESHOLDS) + 1), np.int64)
+    maps_of = _seed_maps(found, device) if found.manifest["kind"] == make_seeds.KIND else _refined_maps(found, device)
+    with progress(f"{found.place.uri.rpartition('/')[2]} on training images", dataset.train.num_rows) as add:
+        for image, row, truth_HW in _images(found, dataset):
+            labels_HW = masks.decode(row[COLUMN[found.manifest["kind"]]])
+            matrices.append(scores.confusion(truth_HW, labels_HW, len(dataset.classes)))
+            maps_CHW = maps_of(image, row).numpy()
+            pixels += count_classes(maps_CHW, np.array(image.labels), truth_HW, THRESHOLDS, len(dataset.classes))
+            add(1)
+    if not matrices:
+        raise DataError(f"No training image of {dataset.uri} has a mask: nothing can be judged.")
+    matrices_NLL = np.stack(matrices)
+    best, value = scores.best_threshold(pixels)
+    figures = scores.figures(matrices_NLL.sum(0), dataset.classes)
+    figures |= {"oracle": 100 * value, "oracle_threshold": float(THRESHOLDS[best])}
+    return {"seal": found.seal, "images": len(matrices), "figures": figures, "interval": scores.bootstrap(matrices_NLL)}
+
+
+def _images(found: Station, dataset: Dataset) -> Iterator[tuple[Image, dict[str, Any], np.ndarray]]:
+    """Training images that have a true mask, with what the station holds of them."""
+    truths = {name: (mask, ignore) for name, mask, ignore in open_audit(dataset).masks()}
+    columns = ["id", "classes", COLUMN[found.manifest["kind"]]]
+    seeds = (
+        found if found.manifest["kind"] == make_seeds.KIND else station.finished(Store.at(found.identity["seeds"]), "")
+    )
+    for part in station.parts_of("train", dataset.train.num_rows):
+        rows = np.arange(part.begin, part.end)
+        held = found.read("train", rows, columns).to_pylist()
+        maps = seeds.read("train", rows, ["maps"])["maps"].to_pylist()
+        for image, row, packed in zip(read_images(dataset.train, part), held, maps, strict=True):
+            if image.id in truths:
+                size_wh = image.pixels_HW3.shape[1], image.pixels_HW3.shape[0]
+                truth_HW = label_mask(*truths[image.id], size_wh, dataset.multilabel)
+                yield image, row | {"maps": packed}, truth_HW
+
+
+def _seed_maps(found: Station, device: str) -> MapsOf:
+    told = _told(found)
+    maker = SeedMaker(found.identity["data"], tuple(found.manifest["models"]), tuple(found.manifest["files"]),
+                      SeedOptions(**told), device)  # fmt: skip
+    worker = maker()
+    return lambda image, row: worker.maps(image).full_CHW
+
+
+def _refined_maps(found: Station, device: str) -> MapsOf:
+    told = _told(found)
+    seeds = station.finished(Store.at(found.identity["seeds"]), "")
+    maker = refine.RefineMaker(
+        found.identity["data"], seeds.place.uri, RefineOptions(**told, seeds="seeds"), device,
+        seeds.manifest["chosen"]["constant"], found.manifest["irn"].get("boundaries", ""),
+    )  # fmt: skip
+    return maker().maps
+
+
+def _told(found: Station) -> dict[str, Any]:
+    """The options that a station was made with."""
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in found.identity["options"].items()}
+
+
+def judge(store: Store, name: str, device: str = "cpu", progress: Progress = silent) -> Judgement:
+    """A network on test, seeds or masks on training images: by what lies there."""
+    if station.is_finished(store / name) and station.finished(store, name).manifest["kind"] in COLUMN:
+        return judge_masks(store, name, device, progress)
+    return segment.judge_network(store, name, device, progress)

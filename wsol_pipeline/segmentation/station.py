@@ -1,0 +1,184 @@
+"""A station of the walk: a folder of Parquet shards, each made from some rows of a split, sealed when all are there.
+
+    <storage>/<name>/identity.json            what it is made of: seals, options; another question is refused
+                     train/00000.parquet      the answer for rows 0..255, with what was counted beside it
+                     train/00000.json
+                     manifest.json, seal.json written last: all shards with their SHA-256, what was chosen
+
+A shard depends on its rows and the identity alone, so whatever dies, the same command makes the missing ones, and all
+are what an undisturbed run has made. They are made here, or by a pool of Ray actors.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.util import ActorPool
+
+from wsol_pipeline.data.shards import Shard, ShardSet, describe_shard, encode_shard
+from wsol_pipeline.errors import DataError, UsageError
+from wsol_pipeline.protocol import Role
+from wsol_pipeline.storage import Store
+from wsol_pipeline.training.checkpoint import SEAL, read_sealed, seal_of, write_sealed
+
+IDENTITY, MANIFEST = "identity.json", "manifest.json"
+ROWS = 256  # of a shard: what a fault costs at most
+LIVES = 4  # an actor may die as often, and be given its shard again
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows `begin` to `end` of a split, which make the shard of this `number`."""
+
+    role: str
+    number: int
+    begin: int
+    end: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.role}/{self.number:05d}"
+
+
+class Worker(Protocol):
+    """Makes the table of a part, and what is counted of it: plain data."""
+
+    def __call__(self, part: Part) -> tuple[pa.Table, dict[str, Any]]: ...
+
+
+Make = Callable[[], Worker]
+
+
+def parts_of(role: str, rows: int, size: int = ROWS) -> list[Part]:
+    return [Part(role, number, begin, min(begin + size, rows)) for number, begin in enumerate(range(0, rows, size))]
+
+
+def begin(place: Store, identity: Mapping[str, Any]) -> None:
+    """Note what a station is made of. Raises `UsageError` if its name belongs to another one."""
+    wanted = json.dumps(identity, indent=1, sort_keys=True)
+    if not place.exists(IDENTITY):
+        place.write(IDENTITY, wanted.encode())
+    kept = json.loads(place.read(IDENTITY))
+    now = json.loads(wanted)
+    if odd := sorted(name for name in kept | now if kept.get(name) != now.get(name)):
+        raise UsageError(f"{place.uri} holds an answer to another question ({', '.join(odd)} differ): use a --name.")
+
+
+def run_parts(
+    place: Store, make: Make, parts: Sequence[Part], workers: int = 1, device: str = "cpu"
+) -> Iterator[dict[str, Any]]:
+    """The reports of all parts in their order; those that were made before are only read.
+
+    With one worker and no Ray they are made here, else by a pool of actors; an actor that dies costs its shard.
+    """
+    made = [kept(place, part) for part in parts]
+    missing = iter(
+        _spread(place, make, [p for p, report in zip(parts, made, strict=True) if not report], workers, device)
+    )
+    for report in made:
+        yield report or next(missing)
+
+
+def _spread(place: Store, make: Make, parts: Sequence[Part], workers: int, device: str) -> Iterator[dict[str, Any]]:
+    if not parts:
+        return
+    if not ray.is_initialized():
+        worker = make()
+        yield from (write(place, part, worker) for part in parts)
+        return
+    resources = {"num_cpus": 1, "num_gpus": int(device == "cuda")}
+    kind = ray.remote(Maker).options(max_restarts=LIVES, max_task_retries=LIVES, **resources)
+    pool: ActorPool = ActorPool([kind.remote(place, make) for _ in range(min(workers, len(parts)))])
+    yield from pool.map(lambda actor, part: actor.write.remote(part), list(parts))
+
+
+class Maker:
+    """An actor: it loads its networks once."""
+
+    def __init__(self, place: Store, make: Make) -> None:
+        self.place, self.worker = place, make()
+
+    def write(self, part: Part) -> dict[str, Any]:
+        return write(self.place, part, self.worker)
+
+
+def write(place: Store, part: Part, worker: Worker) -> dict[str, Any]:
+    """Make a part's shard, then its report: without that the shard does not count."""
+    table, report = worker(part)
+    data, name = encode_shard(table), f"{part.name}.parquet"
+    place.write(name, data)
+    report |= {"shard": asdict(describe_shard(name, table.num_rows, data))}
+    place.write(f"{part.name}.json", json.dumps(report).encode())
+    return report
+
+
+def kept(place: Store, part: Part) -> dict[str, Any] | None:
+    """The report of a shard that was made before and is whole."""
+    try:
+        report = json.loads(place.read(f"{part.name}.json"))
+        whole = hashlib.sha256(place.read(f"{part.name}.parquet")).hexdigest() == report["shard"]["sha256"]
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+    return report if whole else None
+
+
+@dataclass(frozen=True)
+class Station:
+    """A finished station."""
+
+    place: Store
+    manifest: dict[str, Any]
+
+    @cached_property
+    def seal(self) -> str:
+        return seal_of(self.place)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return self.manifest["identity"]
+
+    def rows(self, role: Role | str) -> int:
+        return sum(shard.rows for shard in self.shards(role))
+
+    def shards(self, role: Role | str) -> tuple[Shard, ...]:
+        return tuple(Shard(**shard) for shard in self.manifest["shards"].get(str(role), ()))
+
+    def read(self, role: Role | str, rows: np.ndarray, columns: Sequence[str]) -> pa.Table:
+        """Some columns of rows, compared with their SHA-256."""
+        return ShardSet(self.place, self.shards(role)).read(rows, list(columns))
+
+
+def finish(
+    place: Store, kind: str, shards: Mapping[str, Sequence[Mapping[str, Any]]], found: Mapping[str, Any]
+) -> Station:
+    """Seal a station whose shards are all there. `found`: what was chosen and counted."""
+    manifest = {"kind": kind, "identity": json.loads(place.read(IDENTITY)), "shards": dict(shards), **found}
+    write_sealed(place, {MANIFEST: json.dumps(manifest, indent=1, sort_keys=True).encode()})
+    return Station(place, manifest)
+
+
+def finished(store: Store, name: str, kind: str = "") -> Station:
+    """A sealed station. Raises `DataError` for one that is not there, is not finished, or is of another kind."""
+    place = store / name
+    if not place.exists(SEAL):
+        known = sorted({path.split("/")[0] for path in store.list() if path.endswith(f"/{IDENTITY}")})
+        state = "is not finished: its command continues it" if name in known else f"is not there: {_known(known)}"
+        raise DataError(f"{kind or 'Station'} {name!r} in {store.uri} {state}.")
+    manifest = json.loads(read_sealed(place, MANIFEST)[MANIFEST])
+    if kind and manifest["kind"] != kind:
+        raise UsageError(f"{place.uri} holds {manifest['kind']}, not {kind}.")
+    return Station(place, manifest)
+
+
+def is_finished(place: Store) -> bool:
+    return place.exists(SEAL)
+
+
+def _known(names: Sequence[str]) -> str:
+    return f"known are {', '.join(names)}" if names else "there are none"
