@@ -95,7 +95,7 @@ def score(
             row.transferred.update(_average_precisions(model, rows, choice, device))
         results.append(row)
         kept.append(counts.to_dict())
-        cases = with_scores(cases, counts.image_hits, selection.of_images(counts, choice, SCORES))
+        cases = with_scores(cases, ruled.image_hits, selection.of_images(ruled, choice, SCORES))
         files[f"images-{number}.parquet"] = _parquet(cases)
     files[PICTURES] = json.dumps(pictures_of(model, rows, dataset.classes, cases, device)).encode()
     result = {
