@@ -31,8 +31,9 @@ def judge_networks(options: Options) -> None:
 def main(args: list[str] | None = None) -> int:
     options = command_line(Options, args, __doc__)
     from wsol_pipeline.console.progress import progress
-    from wsol_pipeline.console.screens import print_verdict
+    from wsol_pipeline.console.screens import print_costs, print_verdict
     from wsol_pipeline.training import cluster
+    from wsol_pipeline.verdict.costs import costs_of_winner
     from wsol_pipeline.verdict.judge import judge, publish
 
     if "RAY_ADDRESS" in os.environ:
@@ -42,6 +43,8 @@ def main(args: list[str] | None = None) -> int:
         return 0
     verdict = judge(options, progress)
     print_verdict(verdict)
+    if options.selectors:
+        print_costs(costs_of_winner(options, progress))
     crowned, missing = publish(verdict)
     print(crowned, flush=True)
     if missing:

@@ -10,8 +10,9 @@ from wsol_pipeline.data.dataset import open_dataset
 from wsol_pipeline.data.importers import synthetic
 from wsol_pipeline.data.ingest import import_dataset
 from wsol_pipeline.storage import Store
+from wsol_pipeline.study.identity import WINNER
 from wsol_pipeline.study.ledger import SCHEMA
-from wsol_pipeline.study.outcome import WINNER, model_named
+from wsol_pipeline.study.outcome import model_named
 from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.loop import train
 
