@@ -94,6 +94,10 @@ class SeedMaker:
     device: str
     chosen: Chosen | None = None
 
+    @property
+    def places(self) -> dict[str, Any]:
+        return {"data": self.data, "models": self.models, "files": self.files}
+
     def __call__(self) -> "SeedWorker":
         return SeedWorker(self)
 
@@ -249,10 +253,9 @@ def make_seeds(options: SeedOptions, device: str, progress: Progress = silent) -
         )
         notes = total_notes(train)
         require_objects(notes, dataset.train.num_rows, "seed")
-        found = {"chosen": asdict(chosen), "val": figures, "notes": notes, "classes": list(dataset.classes),
-                 "models": list(maker.models), "files": list(maker.files)}  # fmt: skip
+        found = {"chosen": asdict(chosen), "val": figures, "notes": notes, "classes": list(dataset.classes)}
         shards = {"val": [report["shard"] for report in val], "train": [report["shard"] for report in train]}
-        return station.finish(place, KIND, shards, found)
+        return station.finish(place, KIND, shards, maker.places, found)
 
 
 def run(
@@ -277,7 +280,7 @@ def plan_seeds(options: SeedOptions, device: str) -> tuple[SeedMaker, dict[str, 
     _require_able(options, winner["model"])
     told = {name: value for name, value in asdict(options).items() if name not in NOT_ASKED}
     seals = [seal_of(Store(uri)) for uri in maker.models] + [seal_of(Store.at(uri)) for uri in files]
-    identity = {"kind": KIND, "study": winner["study"], "sources": seals, "data": winner["data"],
+    identity = {"kind": KIND, "study": winner["study"], "sources": seals,
                 "dataset": dataset.fingerprint, "options": json.loads(json.dumps(told))}  # fmt: skip
     return maker, identity
 
