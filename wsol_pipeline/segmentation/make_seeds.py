@@ -25,6 +25,7 @@ from wsol_pipeline.protocol import Role
 from wsol_pipeline.segmentation import cuts, masks, scores, station
 from wsol_pipeline.segmentation.fields import field_of
 from wsol_pipeline.segmentation.options import SeedOptions
+from wsol_pipeline.segmentation.published import with_row
 from wsol_pipeline.segmentation.seeds import confident, fused, labels_of, normalised, with_foreground
 from wsol_pipeline.segmentation.station import Part, Station
 from wsol_pipeline.segmentation.views import OBJECTS, Maps, class_maps
@@ -240,6 +241,7 @@ class Tally:
 
 def make_seeds(options: SeedOptions, device: str, progress: Progress = silent) -> Station:
     """The seeds of a study, made or continued; sealed."""
+    options = with_row(options, options.preset, "seeds")
     maker, identity = plan_seeds(options, device)
     place, dataset = options.store / options.result, open_dataset(maker.data)
     with acquire(place / "lease"):

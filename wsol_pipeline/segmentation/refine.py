@@ -28,6 +28,7 @@ from wsol_pipeline.segmentation.boundaries import IrnTask, load_boundaries
 from wsol_pipeline.segmentation.fit import Record, run_fit
 from wsol_pipeline.segmentation.make_seeds import THRESHOLDS, Image, iou_figures, read_images, unpack_strided
 from wsol_pipeline.segmentation.options import IrnOptions, RefineOptions
+from wsol_pipeline.segmentation.published import with_row
 from wsol_pipeline.segmentation.seeds import labels_of, normalised, power_background, strided
 from wsol_pipeline.segmentation.station import Part, Station
 from wsol_pipeline.storage import Store
@@ -143,6 +144,7 @@ def refine(
     on_record: Callable[[Record], None] = lambda r: None,
 ) -> Station:
     """Pseudo masks of finished seeds, made or continued; sealed."""
+    options = with_row(options, options.preset, "refine")
     seeds = station.finished(options.store, options.seeds, make_seeds.KIND)
     dataset = open_dataset(seeds.uri("data"))
     require_same(seeds, dataset.fingerprint)
