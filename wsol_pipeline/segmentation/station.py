@@ -192,8 +192,11 @@ def finish(
 
 
 def finished(store: Store, name: str, kind: str = "") -> Station:
-    """A sealed station. Raises `DataError` for one that is not there, is not finished, or is of another kind."""
-    place = store / name
+    """A sealed station: `name` in a storage, or without a name the one at `store` itself.
+
+    Raises `DataError` for one that is not there or not finished, `UsageError` for one of another kind.
+    """
+    place = store / name if name else store
     if not place.exists(SEAL):
         known = sorted({path.split("/")[0] for path in store.list() if path.endswith(f"/{IDENTITY}")})
         state = "is not finished: its command continues it" if name in known else f"is not there: {_known(known)}"
