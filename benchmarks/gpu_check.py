@@ -76,6 +76,7 @@ from wsol_pipeline.images import normalize  # noqa: E402
 from wsol_pipeline.protocol import Role  # noqa: E402
 from wsol_pipeline.storage import Store  # noqa: E402
 from wsol_pipeline.training import loop  # noqa: E402
+from wsol_pipeline.training.arithmetic import arithmetic  # noqa: E402
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position  # noqa: E402
 from wsol_pipeline.training.config import Reading, Recipe, TrainConfig  # noqa: E402
 from wsol_pipeline.training.guard import Guard, NonFiniteError  # noqa: E402
@@ -170,10 +171,11 @@ def a_run(
     )  # fmt: skip
     method = wsol_models.build(name, backbone=backbone, num_classes=classes, **options).to(device).train()
     method = method.to(memory_format=torch.channels_last) if last else method
-    optimizer = build_optimizer(method, config.recipe)
+    optimizer, device = build_optimizer(method, config.recipe), torch.device(device)
     return SimpleNamespace(
-        config=config, world=loop.World(device=torch.device(device)), method=method, model=method,
-        optimizer=optimizer, guard=Guard(optimizer), progress=loop.Progress(Position(), [], {}),
+        config=config, world=loop.World(device=device), method=method, model=method,
+        optimizer=optimizer, guard=Guard(optimizer), arithmetic=arithmetic(config, device),
+        progress=loop.Progress(Position(), [], {}),
         plan=SimpleNamespace(num_batches=100, samples=10**6),
     )  # fmt: skip
 

@@ -147,7 +147,8 @@ def main(args: list[str] | None = None) -> int:
     if any(manifest.quarantine.values()):
         tell(of_rows(faults_of(json.loads(out.read(QUARANTINE)))), title="left out")
     print(summary(manifest, out))
-    way_on = f" Next: {how_to_run('tune_bas')} --data {shlex.quote(config.out or str(out))}"
+    weights = " --weights imagenet" if config.dataset == "folder" else ""  # a recipe for photographs comes with them
+    way_on = f" Next: {how_to_run('tune_bas')} --data {shlex.quote(config.out or str(out))}{weights}"
     print(f"The dataset is at {out}." + (way_on if manifest.located else ""))  # a study of labels alone is refused
     return 0
 

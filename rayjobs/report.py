@@ -5,7 +5,8 @@ r"""Show finished studies, or single models, on one page: what won, why, how sur
         --study bas-cub cam-cub --storage s3://bucket/runs
 
 Reads what the jobs have kept and opens no data; figures of the test split are those that evaluate.py has measured.
-Beside the page, which is one file that needs no network, lie its table as Markdown and as LaTeX.
+Beside the page, which is one file that needs no network, lie its tables as Markdown and as LaTeX, its charts as PDF and
+SVG, and a table of every test image as every model sees it (Parquet; docs/studies.md explains the columns).
 """
 
 from dataclasses import dataclass
@@ -48,23 +49,34 @@ class Options:
 
 def main(args: list[str] | None = None) -> int:
     options = command_line(Options, args, __doc__)
+    from wsol_pipeline.report import figures, images, latex
     from wsol_pipeline.report.facts import gather
     from wsol_pipeline.report.page import render
-    from wsol_pipeline.report.tables import comparison_table, latex, markdown
+    from wsol_pipeline.report.significance import compare
+    from wsol_pipeline.report.tables import comparison_table, markdown
     from wsol_pipeline.storage import Store
     from wsol_pipeline.tracking import moved
 
     if options.store.is_local:
         moved.follow(Path(options.store.path(moved.DATABASE)))
     facts = gather(options.store, options.study, options.study_db)
-    table = comparison_table(facts.lines, facts.objective)
+    table, pairs = comparison_table(facts.lines, facts.objective), compare(facts.lines)
     page = Store.at(options.out) if options.out else options.store / options.study[0] / "report.html"
-    folder, name = Store(page.uri.removesuffix(f"/{page.name}")), PurePosixPath(page.name)
-    for suffix, text in (
-        (".html", render(facts, options.storage)), (".md", markdown(table)), (".tex", latex(table)),
-    ):  # fmt: skip
-        folder.write(str(name.with_suffix(suffix)), text.encode())
-        print(f"{suffix[1:]:<5} {folder.path(str(name.with_suffix(suffix)))}")
+    folder, name = Store(page.uri.removesuffix(f"/{page.name}")), PurePosixPath(page.name).stem
+    files = {
+        f"{name}.html": render(facts, options.storage).encode(),
+        f"{name}.md": markdown(table, pairs).encode(),
+        f"{name}.tex": latex.document(facts, pairs).encode(),
+        f"{name}-images.parquet": images.parquet(facts),
+    }
+    drawn = {f"{name}-figures/{file}": data for file, data in figures.files(facts).items()}
+    for file, data in (files | drawn).items():
+        folder.write(file, data)
+    told = {"page": "html", "table": "md", "LaTeX": "tex"}
+    for what, ending in told.items():
+        print(f"{what:<8} {folder.path(f'{name}.{ending}')}")
+    print(f"images   {folder.path(f'{name}-images.parquet')}")
+    print(f"figures  {folder.path(f'{name}-figures')} ({len(drawn) // 2}, each as PDF and SVG)")
     return 0
 
 

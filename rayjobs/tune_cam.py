@@ -10,6 +10,7 @@ in each trial.
 Give it trials, epochs and --protocol of the method it is compared with: `evaluate.py --study bas-cub cam-cub`.
 """
 
+import functools
 from dataclasses import dataclass
 
 from search_spaces import cam
@@ -17,6 +18,7 @@ from wsol_pipeline.console.command_line import parse
 from wsol_pipeline.console.main import run_main
 from wsol_pipeline.console.tune import run_study
 from wsol_pipeline.study.options import StudyOptions
+from wsol_pipeline.training.config import require
 
 
 @dataclass(frozen=True)
@@ -24,10 +26,18 @@ class Options(StudyOptions):
     """Options of the CAM study."""
 
     name: str = "cam"
+    rates: tuple[float, float] = cam.RATES
+    """The lowest and the highest learning rate, between which the search is even in the logarithm; the benchmark's
+    range unless told otherwise. Where that is too wide for the trials there are, a closer one wastes fewer."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 < self.rates[0] < self.rates[1], "rates must be two positive numbers, the lower first,", self.rates)
 
 
 def main(args: list[str] | None = None) -> int:
-    return run_study(parse(Options, args), "cam", cam.space)
+    options = parse(Options, args)
+    return run_study(options, "cam", functools.partial(cam.space, rates=options.rates))
 
 
 if __name__ == "__main__":

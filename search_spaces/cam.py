@@ -5,10 +5,12 @@ from typing import Any
 
 from search_spaces import Preset
 
+RATES = (1e-5, 1.0)  # the benchmark's search (https://github.com/clovaai/wsolevaluation)
 
-def space(trial: Any) -> dict[str, Any]:
-    """The benchmark's search (https://github.com/clovaai/wsolevaluation): learning rate, log-uniform in 1e-5 to 1."""
-    return {"learning_rate": trial.suggest_float("learning_rate", 1e-5, 1.0, log=True)}
+
+def space(trial: Any, *, rates: tuple[float, float] = RATES) -> dict[str, Any]:
+    """The learning rate, log-uniform between `rates`."""
+    return {"learning_rate": trial.suggest_float("learning_rate", *rates, log=True)}
 
 
 # The benchmark's own tuned rates are in no released file; that of BagCAMs' script for ResNet50 on CUB is, and stands in

@@ -19,8 +19,9 @@ from wsol_pipeline.console import config_file, screens
 from wsol_pipeline.console.main import run_main
 from wsol_pipeline.errors import WsolError
 from wsol_pipeline.redaction import redact
+from wsol_pipeline.report import latex
 from wsol_pipeline.report.facts import Line
-from wsol_pipeline.report.tables import comparison_table, latex, markdown
+from wsol_pipeline.report.tables import comparison_table, markdown
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study import outcome, rehearsal
 from wsol_pipeline.study.identity import Home
@@ -303,6 +304,7 @@ def test_dry_run(shape, monkeypatch):
         job=lambda *_, **__: None,
         folder=Store("/runs/a"),
         dataset=SimpleNamespace(uri="/data", train=split, val=split, classes=("a",)),
+        recipe="recipe: a",
         promise=SimpleNamespace(sentences=("validation: boxes",)),
     )
     monkeypatch.setattr(rehearsal, "connect_mlflow", lambda *_: lambda: (SimpleNamespace(tracking_uri=text), "0"))
@@ -321,7 +323,7 @@ def test_dry_run(shape, monkeypatch):
 def test_tables_of_a_report(shape):
     row = Row(SHAPES[shape], SHAPES[shape], {"max_box_acc_v2": 1.0}, {}, {}, {})
     table = comparison_table([Line(row)], "max_box_acc_v2")
-    assert not leaked(markdown(table) + latex(table))
+    assert not leaked(markdown(table) + latex.comparison(table, "", "tab:a"))
 
 
 @pytest.mark.parametrize("work", [lambda line: redact(line), lambda line: redact({"line": line, "beta": 0.5})])

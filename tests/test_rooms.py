@@ -14,9 +14,9 @@ ROOT = Path(__file__).parent.parent
 # files that any room may know
 LEAVES = ("errors", "redaction", "interrupts", "protocol", "storage", "images", "device", "text", "private")
 ROOMS = (  # in their order
-    *("data", "evaluation", "training", "tracking", "study", "verdict", "segmentation", "report", "console"),
+    *("data", "evaluation", "training", "tracking", "study", "verdict", "use", "segmentation", "report", "console"),
 )
-PACKAGES = ("wsol_models", "search_spaces", "wsol_pipeline", "rayjobs")
+PACKAGES = ("wsol_models", "search_spaces", "wsol_pipeline", "rayjobs", "wsol")
 APART = {"data", "evaluation"}  # know nothing of methods, presets or each other
 FOREIGN = {
     "wsol_models": {"torch", "torchvision", "timm", "safetensors"},
@@ -79,7 +79,7 @@ def test_methods_and_presets_know_only_themselves(package):
 
 def test_no_file_imports_itself_in_a_circle():
     modules = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in files("wsol_pipeline")}
-    known = {name: {one for one in modules for used in imports(path) if used == one or used.startswith(f"{one}.")}
+    known = {name: {one for used in imports(path) for one in modules if used == one or used.startswith(f"{one}.")}
              for name, path in modules.items()}  # fmt: skip
     done: set[str] = set()
 

@@ -21,8 +21,9 @@ from wsol_pipeline.data.schema import RowError
 from wsol_pipeline.data.shards import MANIFEST, read_manifest
 from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.evaluation.compiled import may_be_kept
+from wsol_pipeline.report import latex
 from wsol_pipeline.report.facts import Line
-from wsol_pipeline.report.tables import comparison_table, latex, markdown
+from wsol_pipeline.report.tables import comparison_table, markdown
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study import database
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position, write_sealed
@@ -34,7 +35,7 @@ from wsol_pipeline.verdict.options import EvaluateOptions
 from wsol_pipeline.verdict.rows import Row
 
 ROOT = Path(__file__).parents[1]
-CODE = ("wsol_models", "wsol_pipeline", "search_spaces", "rayjobs", "benchmarks", "tests")
+CODE = ("wsol", "wsol_models", "wsol_pipeline", "search_spaces", "rayjobs", "benchmarks", "tests")
 UNPICKLERS = {"pickle", "_pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib", "skops", "pandas", "pd"}
 NEVER = {
     "eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load", "yaml.full_load",
@@ -267,7 +268,7 @@ def test_tables_of_a_report_take_any_label():
     table = comparison_table([Line(row)], "max_box_acc_v2")
     line = markdown(table).splitlines()[2]
     assert line.startswith(r"| a\|b ![x]\(http://tracker.example) &lt;img src=x> |")
-    assert r"\textbackslash{}input\{/etc/passwd\} \$x\$ 5\%" in latex(table)
+    assert r"\textbackslash{}input\{/etc/passwd\} \$x\$ 5\%" in latex.comparison(table, "", "tab:a")
 
 
 def test_a_gallery_takes_any_class_name(tmp_path):

@@ -187,6 +187,7 @@ def pretended(monkeypatch: Any) -> Iterator[Waits]:
     autocast = torch.autocast
     monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
     monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     monkeypatch.setattr(torch.nn.functional, "one_hot", _one_hot)
     monkeypatch.setattr(torch._C, "_group_tensors_by_device_and_dtype", _grouped)
     monkeypatch.setattr(torch, "autocast", lambda device_type, *args, **options: autocast("cpu", *args, **options))

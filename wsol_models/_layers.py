@@ -41,9 +41,11 @@ class LocalizationMethod(nn.Module):
     """What every `Method` is: a network that scores classes and from which maps can be read.
 
     offers: what a readout may ask for, as "own maps" (`Output.maps_BKHW`) and "a linear head" (`head_weight_KC`).
+    remembers: whether training reads buffers that training has written.
     """
 
     offers: ClassVar[frozenset[str]] = frozenset()
+    remembers: ClassVar[bool] = False
     config: Any
     num_classes: int
     _ids: Sequence[str] | None = None
@@ -149,7 +151,7 @@ def require_targets(targets: Tensor, images_BCHW: Tensor, num_classes: int) -> N
     """
     if targets.ndim == 1:
         require_class_indices(targets, images_BCHW)
-    elif targets.shape != (len(images_BCHW), num_classes) or not targets.is_floating_point():
+    elif targets.shape != (images_BCHW.shape[0], num_classes) or not targets.is_floating_point():
         raise ValueError(
             f"Targets must be one int64 class index per image, shape ({len(images_BCHW)},), or float multi-hot rows, "
             f"shape ({len(images_BCHW)}, {num_classes}), but are {targets.dtype} of shape {tuple(targets.shape)}."
@@ -261,6 +263,12 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 def pooled(maps_BKHW: Tensor) -> Tensor:
     """Means over the positions, B×K, float32 at least: as logits, a half type's would have eight bits."""
     return maps_BKHW.mean((2, 3), dtype=torch.promote_types(maps_BKHW.dtype, torch.float32))
+
+
+def scored(head: nn.Module, pooled_features: Tensor) -> Tensor:
+    """What a linear head makes of pooled features, outside of autocast: bfloat16's logits would tie."""
+    with torch.autocast(pooled_features.device.type, enabled=False):
+        return head(pooled_features.to(next(head.parameters()).dtype))
 
 
 def min_max(maps: Tensor) -> Tensor:

@@ -277,10 +277,16 @@ def foreground_scores(class_maps_BKHW: Tensor, foreground_BHW: Tensor) -> Tensor
 
     The papers' code averages the 28x28 map over 2x2 cells to meet 14x14 class maps; any other sizes are met alike.
     """
-    foreground_B1HW = F.adaptive_avg_pool2d(
-        foreground_BHW[:, None], (class_maps_BKHW.shape[2], class_maps_BKHW.shape[3])
-    )
+    foreground_B1HW = averaged(foreground_BHW[:, None], class_maps_BKHW.shape[2:])
     return pooled(class_maps_BKHW * foreground_B1HW)
+
+
+def averaged(maps_B1HW: Tensor, size: Sequence[int]) -> Tensor:
+    """Maps at a smaller size, each cell the mean of what it covers."""
+    cells = [side // new for side, new in zip(maps_B1HW.shape[2:], size, strict=True)]
+    if [cell * new for cell, new in zip(cells, size, strict=True)] == list(maps_B1HW.shape[2:]):
+        return F.avg_pool2d(maps_B1HW, cells)  # whose backward a GPU can repeat to the last bit
+    return F.adaptive_avg_pool2d(maps_B1HW, (size[0], size[1]))
 
 
 def multi_label_classification(logits_BK: Tensor, targets_BK: Tensor, reduction: Reduction = "mean") -> Tensor:

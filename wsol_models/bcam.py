@@ -41,6 +41,7 @@ from wsol_models._layers import (
     he_,
     require_not_negative,
     require_targets,
+    scored,
     select_taps,
     targets_of,
     xavier_,
@@ -176,7 +177,7 @@ class Method(LocalizationMethod):
     @staticmethod
     def _classify(classifier: nn.Module, features_BCHW: Tensor, attention_B2MHW: Tensor) -> tuple[Tensor, ...]:
         """Scores of z^o and z^b."""
-        return classifier(aggregate(features_BCHW, attention_B2MHW)[..., None])[..., 0].unbind(2)
+        return scored(classifier, aggregate(features_BCHW, attention_B2MHW)[..., None])[..., 0].unbind(2)
 
     @torch.no_grad()
     def _labels(self, images_BCHW: Tensor, targets: Tensor) -> Tensor:

@@ -21,8 +21,10 @@ from wsol_models._layers import (
     Reduction,
     classification,
     he_,
+    pooled,
     require_not_negative,
     require_targets,
+    scored,
     select_taps,
     targets_of,
     xavier_,
@@ -81,7 +83,7 @@ class Method(LocalizationMethod):
         if targets is not None:
             require_targets(targets, images_BCHW, self.num_classes)
         features_BCHW, tapped = self.extract(images_BCHW, taps)
-        logits_BK = self.fc(features_BCHW.mean((2, 3)))
+        logits_BK = scored(self.fc, pooled(features_BCHW))
         return Output(logits_BK, features_BCHW, taps=select_taps(taps, tapped, self.backbone.names), targets=targets)
 
     def extract(self, images_BCHW: Tensor, taps: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:

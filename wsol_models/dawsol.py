@@ -77,6 +77,7 @@ class AdaptionOutput(Output):
 class Method(cam.Method):
     """CAM, and a sampler whose memories are saved with it."""
 
+    remembers = True
     config: Config
 
     def __init__(self, config: Config, backbone: Backbone, num_classes: int) -> None:

@@ -27,9 +27,11 @@ from wsol_models._layers import (
     at_least_float32,
     classification,
     min_max,
+    pooled,
     require_not_negative,
     require_share,
     require_targets,
+    scored,
     select_taps,
     sum_of_all_workers,
     targets_of,
@@ -127,7 +129,7 @@ class Method(LocalizationMethod):
         keepers = {place: partial(keep, kept, place) for place in self.places}
         features_BCHW, tapped = self.backbone(images_BCHW, taps, keepers)
         features_BCHW = self.A3(features_BCHW)
-        logits_BK = self.fc(features_BCHW.mean((2, 3)))
+        logits_BK = scored(self.fc, pooled(features_BCHW))
         tapped = select_taps(taps, tapped, self.backbone.names)
         if targets is None or not self.training:
             return Output(logits_BK, features_BCHW, taps=tapped, targets=targets)

@@ -199,6 +199,16 @@ class Store:
         names = {key.removeprefix(own).removeprefix("/") for key in _ask_s3("find", self.path(prefix))}
         return sorted(name for name in names if name and not name.endswith("/"))  # some tools leave folders' names
 
+    def facts(self, prefix: str = "") -> dict[str, tuple[int, str]]:
+        """Size and state of each file of `list`: the state, a time or S3's ETag, is another once the file is."""
+        if self.is_local:
+            stats = ((name, Path(self.path(name)).stat()) for name in self.list(prefix))
+            return {name: (stat.st_size, str(stat.st_mtime_ns)) for name, stat in stats}
+        own = self.uri.removeprefix("s3://")
+        found = _ask_s3("find", self.path(prefix), detail=True)
+        names = {key.removeprefix(own).removeprefix("/"): of for key, of in found.items()}
+        return {name: (int(of["size"]), str(of.get("ETag", ""))) for name, of in sorted(names.items()) if name}
+
     def size(self, name: str) -> int:
         """Bytes of `name`. Raises `FileNotFoundError`."""
         if self.is_local:
@@ -271,6 +281,17 @@ class Store:
             yield aside
         finally:
             aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def storage_needed(store: Store) -> Iterator[None]:
+    """Within, storage that fails is a `ResourceError` that names `store`; who read the terminal and ended is none."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except STORAGE_ERRORS as error:
+        raise ResourceError(f"{describe_storage_error(store.uri, error)} The same command continues.") from error
 
 
 def _has_code(error: BaseException, *codes: str) -> bool:

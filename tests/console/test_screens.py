@@ -10,15 +10,33 @@ import pytest
 from rich.console import Console
 
 from rayjobs import train
-from wsol_pipeline.console import screens
+from wsol_pipeline.console import live, screens
 from wsol_pipeline.console.live import TrialLog, TrialTable
 from wsol_pipeline.console.progress import is_live
+from wsol_pipeline.study.outcome import Outcome
 from wsol_pipeline.text import format_hours
 from wsol_pipeline.training.checkpoint import Position
+from wsol_pipeline.verdict.rows import Row
 
 ROOT = Path(__file__).parents[2]
 PARAMETERS = {"lambda_": 0.123456, "alpha": 1.5, "beta": 0.987654, "generator_after": "layer3", "learning_rate": 0.001}
 RECORD = {"epoch": 2, "value": 61.25, "searched": True, "loss": 1.0, "images_per_second": 512.0, "device_seconds": 36.0}
+
+
+def plan(trials=1000):
+    """Of a study of trials of 4 epochs of 100 images."""
+    options = SimpleNamespace(name="bas-cub", trials=trials, confirm=0, confirm_seeds=2, workers=1)
+    train = SimpleNamespace(recipe=SimpleNamespace(epochs=4), objective="max_box_acc_v2", protocol="wsol-v1")
+    dataset = SimpleNamespace(train=SimpleNamespace(num_rows=100))
+    return SimpleNamespace(options=options, config=train, dataset=dataset)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock of the screen's that stands until its `now` is set, in seconds."""
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(live, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
 
 
 @pytest.fixture
@@ -26,15 +44,12 @@ def table():
     """`table(width, height)`: of a study of 1,000 trials of 4 epochs of 100 images, 2 at once, 10 ended before."""
 
     def make(width=80, height=24, away=False):
-        options = SimpleNamespace(name="bas-cub", trials=1000, confirm=0, confirm_seeds=2, workers=1)
-        train = SimpleNamespace(recipe=SimpleNamespace(epochs=4), objective="max_box_acc_v2", protocol="wsol-v1")
-        dataset = SimpleNamespace(train=SimpleNamespace(num_rows=100))
         ledger = SimpleNamespace(
             balance=lambda: {"started": 10, "complete": 7, "pruned": 2, "fail": 1, "running": 0},
             device_seconds=lambda: 3600.0,
             ranking=lambda: [SimpleNamespace(mean=50.0, number=3)],
         )
-        shown = TrialTable(SimpleNamespace(options=options, config=train, dataset=dataset), ledger, lambda: away)
+        shown = TrialTable(plan(), ledger, lambda: away)
         shown.console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True, no_color=True)
         shown.size, shown.concurrent = shown.console.size, 2
         return shown
@@ -123,30 +138,72 @@ def test_a_resized_terminal_is_cleared_once(table):
 
 
 @pytest.mark.parametrize(
-    ("terminal_name", "tty", "live"), [("xterm", True, True), ("dumb", True, False), ("xterm", False, False)]
+    ("terminal_name", "tty", "is_redrawn"), [("xterm", True, True), ("dumb", True, False), ("xterm", False, False)]
 )
-def test_it_lives_on_a_terminal_that_can_be_redrawn(monkeypatch, terminal_name, tty, live):
+def test_it_lives_on_a_terminal_that_can_be_redrawn(monkeypatch, terminal_name, tty, is_redrawn):
     monkeypatch.setenv("TERM", terminal_name)
     monkeypatch.setenv("FORCE_COLOR", "1")  # as continuous integration sets it: nobody looks at that
     monkeypatch.setattr("sys.stdout", SimpleNamespace(isatty=lambda: tty, write=lambda text: None, flush=lambda: None))
-    assert is_live() is live
+    assert is_live() is is_redrawn
+
+
+def test_time_left_is_told_before_an_epoch_has_ended(table, clock):
+    shown = table()
+    for number in (10, 11):
+        start(shown, number)
+        shown("position", number, {"position": Position(0, 10)})
+    clock.now += 10
+    for number in (10, 11):
+        shown("position", number, {"position": Position(0, 60)})
+    # 5 images/s each: 20 s an epoch; (988 x 4 + 2 x 3.4) epochs, two at once: 39,588 s
+    assert "at most 11.0 h left" in "\n".join(lines(shown))
 
 
 def test_lines_leave_out_what_only_a_table_shows(capsys):
-    log = TrialLog(4, "pxap")
+    log = TrialLog(plan())
+    log("started", 3, {"parameters": {}})
     log("launched", 3, {})
     log("position", 3, {"position": Position(1, 2)})
-    assert capsys.readouterr().out == ""
+    assert [line.partition("] ")[2] for line in capsys.readouterr().out.splitlines()] == ["trial   3 starts"]
     log("stopping", 3, {})
     assert "trial   3 writes a checkpoint and ends" in capsys.readouterr().out
 
 
-def test_lines_begin_with_what_will_be_measured(capsys):
-    told = ("validation: chooses by pxap", "test: measures pxap")
-    numbers = {"trials": 3, "done": 0, "adopted": [], "concurrent": 1, "workers": 1, "device": "cpu"}
-    TrialLog(4, "pxap").begin({**numbers, "pruning": "nothing is pruned", "measures": told})
+def test_a_line_every_half_minute_tells_how_far_epochs_are(capsys, clock):
+    log = TrialLog(plan(trials=4))
+    log.begin({**PLANNED, "trials": 4, "done": 1, "concurrent": 2})
+    for number in (1, 2):
+        log("started", number, {"parameters": {}})
+        log("position", number, {"position": Position(0, 0)})
+    capsys.readouterr()
+    for second in range(1, 61):
+        clock.now += 1
+        log("position", 1, {"position": Position(0, 2 * second if second < 50 else 100)})
+        log("position", 2, {"position": Position(1, second)})
+    told = [line.partition("] ")[2] for line in capsys.readouterr().out.splitlines()]
+    # at 30 s: (3.4 + 2.71 + 4 of trial 3) epochs of 100 images at 1.5 a second, two at once: 337 s
+    assert told[0] == "trial 1 epoch 1/4 60%, trial 2 epoch 2/4 29%: 3 images/s in all, at most 5.6 min left"
+    assert told[1].startswith("trial 1 epoch 1/4 validates, trial 2 epoch 2/4 59%: 3 images/s in all, ")
+    assert len(told) == 2
+
+
+PLANNED = {
+    "trials": 3, "done": 0, "adopted": [], "concurrent": 1, "workers": 1, "device": "cpu", "recipe": "recipe: a",
+    "pruning": "nothing is pruned", "measures": ("validation: chooses by pxap", "test: measures pxap"),
+}  # fmt: skip
+
+
+def test_lines_begin_with_what_will_be_trained_and_measured(capsys):
+    TrialLog(plan()).begin(PLANNED)
     _, *lines = capsys.readouterr().out.splitlines()
-    assert [line.partition("] ")[2] for line in lines] == [*told, "nothing is pruned"]
+    told = ["recipe: a", *PLANNED["measures"], "nothing is pruned"]
+    assert [line.partition("] ")[2] for line in lines] == told
+
+
+@pytest.mark.parametrize(("adopted", "told"), [([0], "continues trial 0"), ([0, 1], "continues trials 0, 1")])
+def test_what_goes_on_is_told_without_a_guess_at_what_ended_it(capsys, adopted, told):
+    TrialLog(plan()).begin({**PLANNED, "adopted": adopted})
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f"] {told}")
 
 
 def test_what_an_interrupted_study_keeps(capsys):
@@ -161,6 +218,29 @@ def test_what_an_interrupted_study_keeps(capsys):
         "trial   4 goes on: checkpoint after 2 epochs, the last one it wrote",
         "trial   5 goes on: nothing is trained yet",
     ]
+
+
+@pytest.mark.parametrize(("rows", "quick"), [(150, True), (5000, False)])
+def test_the_last_screen_of_a_study_explains_its_words_and_names_what_is_quick(capsys, rows, quick):
+    study = plan()
+    study.rule, study.folder, study.options.storage = None, SimpleNamespace(uri="runs/bas-cub"), "runs"
+    study.dataset.val = SimpleNamespace(num_rows=rows)
+    balance = {"started": 0, "complete": 0, "pruned": 0, "fail": 0}
+    best = SimpleNamespace(uri="runs/bas-cub/final")
+    screens.print_outcome(Outcome(balance, [], best, {}, 0.5, doubt="In 1,000 redraws ..."), study, "1")
+    told = capsys.readouterr().out
+    assert "(A redraw: as many images drawn from these" in told
+    assert "30.0 min of device time in all (each worker's training and validation)" in told
+    assert ("tune_bagcams.py --study bas-cub --storage runs" in told) is quick
+
+
+def test_the_last_screen_of_an_evaluation_explains_what_its_rows_are_called():
+    nothing = {"val": {}, "transferred": {}, "oracle": {}, "intervals": {}}
+    ours = Row("a: winner", "5 > 0.100", **nothing)
+    (told,) = screens._words([ours])
+    assert told == "5 > 0.100: the readout's setting 5; what is over 0.100 in a map is the object."
+    told = screens._words([Row("a: published, readout solved", "5 > 0.100", **nothing), ours])
+    assert told[1].startswith("published: trained with the setting of a paper's row")
 
 
 @pytest.mark.parametrize(("hours", "text"), [(0.005, "18 s"), (0.5, "30.0 min"), (19.8, "19.8 h")])

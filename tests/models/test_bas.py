@@ -476,3 +476,9 @@ def test_targets_are_class_indices_or_rows(targets):
 def test_an_image_of_no_class_is_refused():
     with pytest.raises(ValueError, match="Every image must be of at least one class"):
         build()(images(), torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]))
+
+
+@pytest.mark.parametrize(("side", "size"), [(28, 14), (14, 14), (7, 3)])
+def test_a_cell_of_the_smaller_map_is_the_mean_of_what_it_covers(side, size):
+    maps = torch.rand(2, 1, side, side, dtype=torch.float64)
+    torch.testing.assert_close(bas.averaged(maps, (size, size)), F.adaptive_avg_pool2d(maps, size))

@@ -115,6 +115,16 @@ def test_mixed_precision(name):
 
 
 @pytest.mark.parametrize("name", methods())
+def test_logits_and_terms_are_float32_under_autocast(name):
+    """In bfloat16 scores of many classes tie, and a mean over a map is rounded to eight bits."""
+    method = make(name, "tiny")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert method(images(), TARGETS).logits_BK.dtype == torch.float32
+        assert method.eval()(images()).logits_BK.dtype == torch.float32
+        assert {term.dtype for term in terms_of(name, method.train(), images()).values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", methods())
 def test_float64(name):
     """Every term is float64 from end to end: a part in float32 would leave its rounding in the gradients."""
     method = make(name, "tiny")

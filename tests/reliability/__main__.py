@@ -29,7 +29,7 @@ from wsol_pipeline.errors import unknown
 
 MODULES = (
     "exits", "worker_kill", "node_kill", "preemption", "driver_kill", "world_size", "object_store", "checkpoints",
-    "outages", "stuck", "soak",
+    "outages", "stuck", "soak", "schedule", "schedule_ray",
 )  # fmt: skip
 
 

@@ -64,7 +64,13 @@ def subject(label: str, study: str, lines: list[Row], preset: str | None = None)
         val=counts(),
         lines=tuple(Line(row, counts((1,)) if judged else None, cases) for row in lines),
         pictures=tuple(picture(g, c) for g, c in zip(("best", "median", "worst"), cases, strict=False)),
-        description={"data": "/data/<script>alert(1)</script>", "dataset": "f", "val_split": "v"},
+        description={
+            "data": "/data/<script>alert(1)</script>",
+            "dataset": "f",
+            "val_split": "v",
+            "arithmetic": "float32",
+            "classes": ["cat"],
+        },
         evaluation={"images": 6, "device": "cpu", "test_fingerprint": "t", "provenance": {}} if judged else None,
     )
 

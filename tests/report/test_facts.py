@@ -14,6 +14,7 @@ from wsol_pipeline.errors import DataError, MismatchError, UsageError
 from wsol_pipeline.report.facts import gather
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study.database import open_storage
+from wsol_pipeline.study.ledger import SCHEMA
 from wsol_pipeline.study.outcome import model_named
 from wsol_pipeline.training.checkpoint import write_sealed
 from wsol_pipeline.training.config import to_dict
@@ -31,11 +32,13 @@ def keep(tmp_path, facts):
         final = store / name / "trials/0000/attempt-0001/final"
         description = {
             "train": to_dict(dataclasses.replace(model.config, **train)), "choice": model.choice.to_dict(),
-            "data": "gone", "dataset": "f", "val_split": "v", "study": "1",
+            "data": "gone", "dataset": "f", "val_split": "v", "arithmetic": "float32", "study": "1",
+            "classes": ["cat"],
         }  # fmt: skip
         files = {"model.json": description, "val_counts.json": model.val.to_dict()}
         write_sealed(final, {file: json.dumps(text).encode() for file, text in files.items()})
-        winner = {**model_named(final), "study": "1", "trial": 0, "trials": 1, "published": None, "data": "gone"}
+        winner = {"schema": SCHEMA, **model_named(final, store), "study": "1", "trial": 0, "trials": 1}
+        winner |= {"published": None, "data": "gone"}
         (store / name).write("winner.json", json.dumps(winner).encode())
         contender = dataclasses.replace(model.contender, final=final)
         row = dataclasses.asdict(dataclasses.replace(model.lines[0].row, label=""))
@@ -142,8 +145,10 @@ def test_one_report_holds_one_evaluation(keep):
 def test_the_job_writes_page_and_tables(keep, tmp_path, capsys):
     keep("a")
     assert report.main(["--study", "a", "--storage", str(tmp_path), "--out", str(tmp_path / "out/x.y.html")]) == 0
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["x.y.html", "x.y.md", "x.y.tex"]
-    assert str(tmp_path / "out/x.y.md") in capsys.readouterr().out
+    written = ["x.y-figures", "x.y-images.parquet", "x.y.html", "x.y.md", "x.y.tex"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == written
+    told = capsys.readouterr().out
+    assert all(str(tmp_path / f"out/{name}") in told for name in written)
     assert "**71.8** [68.8, 75.0]" in (tmp_path / "out/x.y.md").read_text()
     report.main(["--study", "a", "--storage", str(tmp_path)])
     assert (tmp_path / "a/report.html").read_text().startswith("<!doctype html>")

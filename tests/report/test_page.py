@@ -66,7 +66,7 @@ def test_ids_are_unique_and_anchors_arrive(page):
 
 
 def test_charts_take_the_colours_of_the_page(page, facts):
-    svg = charts.sensitivity(facts.searches[0], "alpha", "max_box_acc_v2")
+    svg = charts.sensitivity(facts.searches[0], "alpha", "max_box_acc_v2").svg
     assert "var(--c1)" in svg
     assert "currentColor" in svg
     assert not any(shade in svg for shade in charts.PAGE_COLOURS)
@@ -126,7 +126,7 @@ def test_confirmations_are_shown_as_spread_and_not_as_trials(facts):
     assert not read.of("script")
     assert f"1 failed; 1 more with further seeds; 1 device hours. {EVIL} would win in 30%." in read.text
     assert "55.00 ± 7.07 (2)" in read.text  # 60 and 50
-    sensitivity = [charts.sensitivity(of, "alpha", "max_box_acc_v2") for of in (search, doubted)]
+    sensitivity = [charts.sensitivity(of, "alpha", "max_box_acc_v2").svg for of in (search, doubted)]
     assert sensitivity[0] == sensitivity[1]
 
 
@@ -140,7 +140,7 @@ def test_the_front_of_several_objectives_has_a_section(facts):
     assert f"better in one. {EVIL}: trial 1 wins." in read.text
     assert read.text.count("60.0070.000.00123") == 2  # cells in the table of the front, and in that of all
     assert read.text.count("50.0065.002") == 1
-    svg = charts.front(facts.searches[0], several, 2)
+    svg = charts.front(facts.searches[0], several, 2).svg
     assert "device hours" in svg
     assert "var(--c1)" in svg
 
@@ -159,5 +159,5 @@ def test_every_kept_picture_is_shown_with_its_boxes(page):
 
 
 def test_settings_of_layers_and_weightings_are_a_grid(make_counts):
-    assert "var(--line)" in charts.grid_of_parts(make_counts(("l1/a", "l1/b", "l2/a", "l2/b")), "max_box_acc_v2")
-    assert charts.grid_of_parts(make_counts(("cam", "gradcam")), "max_box_acc_v2") == ""
+    assert "var(--line)" in charts.grid_of_parts(make_counts(("l1/a", "l1/b", "l2/a", "l2/b")), "max_box_acc_v2").svg
+    assert charts.grid_of_parts(make_counts(("cam", "gradcam")), "max_box_acc_v2") is None

@@ -1,9 +1,11 @@
-"""The comparison as Markdown and as LaTeX, to the letter."""
+"""The comparison as Markdown, to the letter."""
 
 from dataclasses import replace
 
+from wsol_pipeline.report import latex
 from wsol_pipeline.report.facts import Line
-from wsol_pipeline.report.tables import comparison_table, escaped, figure, latex, markdown
+from wsol_pipeline.report.significance import Paired
+from wsol_pipeline.report.tables import comparison_table, figure, markdown
 from wsol_pipeline.verdict.rows import over_seeds
 
 
@@ -18,30 +20,17 @@ def test_markdown_to_the_letter(make_row):
     )
 
 
-def test_latex_to_the_letter(make_row):
-    lines = [Line(make_row("b_1: winner", 40)), Line(make_row("a: winner", 71.75))]
-    assert latex(comparison_table(lines, "gt_known_loc")) == (
-        "\\begin{tabular}{llrrr}\n"
-        "\\toprule\n"
-        " & & \\multicolumn{3}{c}{GT-known Loc} \\\\\n"
-        "\\cmidrule(lr){3-5}\n"
-        "model & readout \\textgreater{} threshold & val & test & oracle \\\\\n"
-        "\\midrule\n"
-        "b\\_1: winner & 1 \\textgreater{} 0.500 & 51.0 & 50.0 & 52.0 \\\\\n"
-        "a: winner & 1 \\textgreater{} 0.500 & 82.8 & \\textbf{81.8} & 83.8 \\\\\n"
-        "\\bottomrule\n"
-        "\\end{tabular}\n"
-    )
-
-
-def test_intervals_are_small_in_latex(make_row):
-    assert r"\textbf{71.8} {\scriptsize [68.8, 75.0]}" in latex(
-        comparison_table([Line(make_row("a", 71.75))], "max_box_acc_v2")
-    )
-
-
-def test_letters_that_latex_reads_as_commands():
-    assert escaped(r"100 % of a_b & c\d") == r"100 \% of a\_b \& c\textbackslash{}d"
+def test_models_beside_each_other_on_the_same_images_stand_below(make_row):
+    pairs = [
+        Paired("b", "gt_known_loc", 67, 12.34, 3.01, 21.5, 9, 1, 22 / 1024),
+        Paired("c", "max_box_acc_v2", 67, -1, -3, 1),
+    ]
+    told = markdown(comparison_table([Line(make_row("a", 40))], "gt_known_loc"), pairs).splitlines()
+    assert told[-2:] == [
+        "| b | GT-known Loc | +12.3 [+3.0, +21.5] | 9 | 1 | 0.021 | 67 |",
+        "| c | MaxBoxAccV2 | -1.0 [-3.0, +1.0] |  |  |  | 67 |",
+    ]
+    assert "McNemar's exact two-sided p" in told[-6]
 
 
 def test_before_an_evaluation_there_is_validation_alone(make_row):
@@ -72,8 +61,7 @@ def test_papers_figures_on_other_data_stand_under_a_warning(make_row):
     table = comparison_table([Line(other)], "gt_known_loc")
     assert table.warning.startswith("NOT THE PAPER'S DATA: ")
     assert markdown(table).startswith(f"**{table.warning}**\n\n| model |")
-    above = rf"\multicolumn{{6}}{{l}}{{\textbf{{{table.warning}}}}} \\"
-    assert latex(table).splitlines()[:3] == [r"\begin{tabular}{llrrrr}", above, r"\toprule"]
+    assert rf"\caption{{{latex.escaped(table.warning)} Of rows.}}" in latex.comparison(table, "Of rows.", "tab:a")
     assert comparison_table([Line(row)], "gt_known_loc").warning == ""
     assert comparison_table([Line(replace(other, published={}))], "gt_known_loc").warning == ""  # no paper's figure
 

@@ -122,6 +122,7 @@ def test_what_was_killed_goes_on_bit_for_bit(seeds_of, storage, monkeypatch):
     assert made == []
 
 
+@pytest.mark.slow
 def test_two_workers_make_the_same(seeds_of, local_ray, monkeypatch):
     monkeypatch.setattr(station.parts_of, "__defaults__", (12,))
     two = contents(seeds_of("two", workers=2))

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from wsol_pipeline.errors import LeaseLostError, MismatchError
+from wsol_pipeline.errors import LeaseLostError, MismatchError, ResourceError
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study import execute, outcome
 from wsol_pipeline.study.identity import Home
@@ -70,3 +70,30 @@ def test_a_winner_whose_model_is_of_another_setting_is_not_named(finished):
     with pytest.raises(MismatchError, match="train.seed was 0, now 7"):
         finish(finished)
     assert not finished.folder.exists("winner.json")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ConnectionResetError(104, "Connection reset by peer"), "cannot be reached.*The same command continues"),
+        (OSError(28, "No space left on device"), "No space left.*The same command continues"),
+    ],
+)
+def test_storage_that_fails_the_driver_is_one_line(finished, monkeypatch, error, told):
+    """Wherever it happens: while the lease is taken, the ledger opened, the winner written."""
+
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(execute, "acquire", fails)
+    with pytest.raises(ResourceError, match=told):
+        execute.execute(finished.plan)
+
+
+def test_who_read_the_terminal_and_ended_is_no_fault_of_the_storage(finished, monkeypatch):
+    def fails(*_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(execute, "acquire", fails)
+    with pytest.raises(BrokenPipeError):
+        execute.execute(finished.plan)

@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from wsol_pipeline.errors import DataError, LeaseLostError, MismatchError, ResourceError, UsageError
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study import ledger as ledger_module
-from wsol_pipeline.study.database import ObjectJournal, database_needed, open_storage
+from wsol_pipeline.study.database import ObjectJournal, database_needed, open_storage, warn_of_password
 from wsol_pipeline.study.identity import Home, home
 from wsol_pipeline.study.lease import Lease, acquire
 from wsol_pipeline.study.ledger import open_ledger
@@ -456,6 +456,16 @@ def test_a_database_that_somebody_has_locked_is_a_resource_error(tmp_path):
         with pytest.raises(ResourceError, match="is locked.* The same command continues"), database_needed():
             book.ask()
     assert book.ask().number == 0
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [("postgresql://me:q7Wz3kT9vX2m@db/studies", True), ("postgresql://me@db/studies", False), (None, False)],
+)
+def test_a_password_that_ps_shows_is_told_of_without_it(caplog, url, told):
+    warn_of_password(url)
+    assert ("PGPASSWORD or ~/.pgpass" in caplog.text) is told
+    assert "q7Wz" not in caplog.text
 
 
 def test_an_unknown_sampler_is_answered_with_the_known_ones():

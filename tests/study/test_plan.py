@@ -56,6 +56,40 @@ def test_the_command_line_reaches_the_recipe():
     assert (recipe.epochs, recipe.plateau_patience) == (120, 2)
 
 
+def recipe(**options):
+    """(backbone, pixels, resized, epochs, learning rate) of a run without a preset."""
+    config = resolve(RunOptions(name="s", **options), "cam")
+    found = config.backbone, config.image_size, config.resize_size
+    return *found, config.recipe.epochs, config.recipe.learning_rate
+
+
+def test_pretrained_weights_are_fine_tuned_on_photographs_and_all_else_is_for_a_laptop():
+    assert recipe() == ("tiny", 64, 72, 4, 0.003)
+    assert recipe(backbone="resnet18") == ("resnet18", 64, 72, 4, 0.003)
+    assert recipe(weights="imagenet") == ("resnet50", 224, 256, 10, 0.001)
+    assert recipe(weights="/m.pth", backbone="mobilenet_v2") == ("mobilenet_v2", 224, 256, 10, 0.001)
+    assert recipe(weights="/t.safetensors", backbone="tiny") == ("tiny", 64, 72, 4, 0.003)
+    assert resolve(RunOptions(name="s", weights="imagenet"), "cam").recipe.batch_size == 16
+    given = {"epochs": 3, "learning_rate": 0.01, "image_size": 112}
+    assert recipe(weights="imagenet", **given) == ("resnet50", 112, 128, 3, 0.01)  # resized in proportion
+    with pytest.raises(UsageError, match="need --backbone, the network that they are of, but got '/m.pth'"):
+        recipe(weights="/m.pth")
+
+
+def test_weights_are_named_so_that_a_worker_in_another_folder_finds_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = RunOptions(name="s", weights="m.pth", backbone="resnet18")
+    assert resolve(options, "cam").weights == str(tmp_path / "m.pth")
+    assert resolve(replace(options, weights="imagenet"), "cam").weights == "imagenet"
+
+
+def test_what_a_trial_trains_is_said_in_a_line(plan):
+    where = "tiny at 32 px, 4 epochs, batches of 32, learning rate 0.003"
+    assert plan().recipe == f"recipe: for a laptop (neither --preset nor --weights): {where}"
+    searched = replace(plan(), space=cam.space).recipe
+    assert searched.endswith("learning rate 0.003, searched from there")
+
+
 def test_stored_images_are_not_to_be_cut_from_a_cache():
     options = RunOptions(name="s", train_geometry="random_resized_crop_stored", reading="cached")
     with pytest.raises(UsageError, match="reading must be auto or streaming but got 'cached'"):

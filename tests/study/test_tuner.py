@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import sqlite3
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import optuna
@@ -341,6 +342,29 @@ def test_a_worker_that_kept_dying_fails_its_trial_as_infrastructure(study):
     driver.searcher.on_trial_complete(trial_id, error=True)
     assert driver.states() == ["FAIL"]
     assert driver.ledger.get(0).user_attrs["failure"]["kind"] == "infrastructure"
+
+
+def test_what_a_share_shows_late_is_waited_for(study, monkeypatch):
+    """A trial whose worker ended well does not FAIL because another machine sees its files a moment later."""
+    driver = Driver(study, trials=1)
+    trial_id, job = driver.start()
+    list(work(job))
+    shown = iter([[], [], []])
+    right = CheckpointStore._finals
+    monkeypatch.setattr(tuner.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(CheckpointStore, "_finals", lambda self: right(self) if next(shown, None) is None else [])
+    driver.searcher.on_trial_complete(trial_id)
+    assert driver.states() == ["COMPLETE"]
+
+
+def test_what_never_shows_is_the_storages_fault(study, monkeypatch):
+    driver = Driver(study, trials=1)
+    monkeypatch.setattr(tuner, "SHOWS_WITHIN", 0.0)
+    for turn in range(3):
+        trial_id, _ = driver.start()
+        with pytest.raises(ResourceError, match="3 times .*does not show") if turn == 2 else nullcontext():
+            driver.searcher.on_trial_complete(trial_id)
+    assert driver.states() == ["RUNNING"]
 
 
 def test_pruned_is_told_before_ray_stops_the_trial(study):

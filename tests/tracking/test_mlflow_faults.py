@@ -62,7 +62,7 @@ def written(mlflow_server, request):
     return read
 
 
-COMPLETE = {"study": ("RUNNING", []), "0": ("FINISHED", [1, 2]), "1": ("KILLED", [1, 2])}
+COMPLETE = {"study": ("RUNNING", []), "0": ("FINISHED", [1, 2]), "1": ("FINISHED", [1, 2])}
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -116,6 +116,9 @@ class ThreadWorld(World):
         self.meeting.wait()
         return gathered
 
+    def total(self, counts: Any) -> Any:
+        return sum(self.gather(counts))
+
 
 def live_in_threads(life: dict[str, Any], job: Job) -> None:
     torch.set_num_threads(1)

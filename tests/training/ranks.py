@@ -21,7 +21,7 @@ from wsol_pipeline.data.dataset import open_dataset
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position
 from wsol_pipeline.training.config import Job, from_dict
-from wsol_pipeline.training.loop import Order, World, train
+from wsol_pipeline.training.loop import Order, World, ddp_options, train
 
 
 def run_all(rank: int, cases: list[dict[str, Any]]) -> None:
@@ -34,7 +34,8 @@ def run(rank: int, job: Job, rendezvous: str, stop_at: list[int] | None = None) 
     if rank >= job.workers:
         return
     torch.distributed.init_process_group("gloo", f"file://{rendezvous}", world_size=job.workers, rank=rank)
-    world = World(rank, job.workers, wrap=torch.nn.parallel.DistributedDataParallel)
+    ddp = torch.nn.parallel.DistributedDataParallel
+    world = World(rank, job.workers, wrap=lambda method: ddp(method, **ddp_options(method)))
     checkpoints = CheckpointStore(Store.at(job.trial), job.attempt)
     reached = Position(*stop_at or ())
     stopped = dataclasses.replace(world, orders=lambda at: Order.STOP if at >= reached else Order.GO_ON)

@@ -17,6 +17,7 @@ from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.images import normalize
 from wsol_pipeline.protocol import Role
 from wsol_pipeline.training import loop
+from wsol_pipeline.training.arithmetic import arithmetic
 from wsol_pipeline.training.config import Recipe, TrainConfig
 from wsol_pipeline.training.guard import Guard
 from wsol_pipeline.training.optim import build_optimizer
@@ -52,10 +53,11 @@ def a_run(name: str, device: str, backbone: str = "tiny", options=None, **config
     if config.channels_last:
         method = method.to(memory_format=torch.channels_last)
     method = moved(method) if device == CUDA else method
-    optimizer = build_optimizer(method, config.recipe)
+    optimizer, device = build_optimizer(method, config.recipe), torch.device(device)
     return SimpleNamespace(
         config=config,
-        world=loop.World(device=torch.device(device)),
+        world=loop.World(device=device),
+        arithmetic=arithmetic(config, device),
         method=method.train(),
         model=method,
         optimizer=optimizer,

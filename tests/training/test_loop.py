@@ -15,12 +15,13 @@ import wsol_models
 from wsol_models import cam
 from wsol_pipeline.data.dataset import Dataset, open_dataset
 from wsol_pipeline.data.reader import ReadConfig, eval_rows, train_batches
-from wsol_pipeline.errors import DataError, ProtocolError
+from wsol_pipeline.errors import DataError, MismatchError, ProtocolError
 from wsol_pipeline.evaluation import evaluate, selection
 from wsol_pipeline.evaluation.counts import Counts, ImageHits
 from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.images import normalize
 from wsol_pipeline.storage import Store
+from wsol_pipeline.training import loop
 from wsol_pipeline.training.build import build_method, build_readout
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position, read_sealed
 from wsol_pipeline.training.guard import NonFiniteError
@@ -247,6 +248,27 @@ def test_a_run_killed_inside_an_epoch_ends_as_if_nothing_had_happened(make_confi
     assert [record["epoch"] for record in resumed.yielded] == [2]
 
 
+def test_a_run_whose_batches_and_scores_are_made_beside_is_the_same_run(make_config, fit):
+    """With a second thread batches are cropped ahead and maps scored behind; float64 bears another order of sums."""
+    config = make_config("bas", precision="float64")
+    one = fit(config, "one")
+    torch.set_num_threads(2)
+    two = fit(config, "two")
+    torch.set_num_threads(1)
+    assert one.records[-1]["val"] == two.records[-1]["val"]
+    for name, weight in one.weights.items():
+        torch.testing.assert_close(weight, two.weights[name], rtol=1e-9, atol=1e-12)
+
+
+def test_a_checkpoint_of_other_arithmetic_is_left_alone(make_config, fit, kill, monkeypatch):
+    """What "auto" was on another device is not gone on with here."""
+    kill(make_config("cam"), Position(1), "killed")
+    told = property(lambda computes: "bfloat16")
+    monkeypatch.setattr(loop.Arithmetic, "told", told)
+    with pytest.raises(MismatchError, match="of another configuration"):
+        fit(make_config("cam"), "killed", attempt=2)
+
+
 def test_a_method_is_told_the_epoch_and_the_images(make_config, fit, dataset, monkeypatch):
     told = []
     monkeypatch.setattr(cam.Method, "begin_step", lambda method, *step: told.append(step))
@@ -352,7 +374,7 @@ def test_float64_trains_and_keeps_weights_that_rounding_does_not_move(make_confi
         assert weight.dtype == torch.float64
         torch.testing.assert_close(together.weights[name], weight, rtol=1e-9, atol=1e-9)
     assert together.records[-1]["choice"] == alone.records[-1]["choice"]
-    (found,) = load_model(alone.final).localize(np.zeros((1, 40, 40, 3), np.uint8))
+    (found,) = load_model(alone.final).predict(np.zeros((1, 40, 40, 3), np.uint8))
     assert np.isfinite(found.map_HW).all()
 
 

@@ -23,11 +23,13 @@ from wsol_pipeline.evaluation.evaluate import detect
 from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.evaluation.selection import choose, transferred
 from wsol_pipeline.storage import Store
+from wsol_pipeline.study.ledger import SCHEMA
 from wsol_pipeline.study.outcome import WINNER, model_named
 from wsol_pipeline.study.plan import check_buildable
 from wsol_pipeline.training.checkpoint import CheckpointStore
+from wsol_pipeline.training.localization import Wanted
 from wsol_pipeline.training.loop import train
-from wsol_pipeline.training.model import load_model, seen_classes
+from wsol_pipeline.training.model import chosen_classes, load_model
 
 READOUTS = {"bas": "topk", "mldfr": "topk", "acol": "own"}  # else: cam
 
@@ -71,7 +73,7 @@ def judge(several, reading, tmp_path, monkeypatch, capsys):
 
     def run(trained, method):
         record = {"method": method, "trial": 0, "trials": 1, "published": None, "study": ""}
-        record |= model_named(trained.final)
+        record |= {"schema": SCHEMA, **model_named(trained.final, Store.at(tmp_path))}
         Store.at(tmp_path / method).write(WINNER, json.dumps({**record, "data": several.uri}).encode())
         arguments = ["--study", method, "--storage", str(tmp_path)]
         report_job.main(arguments)
@@ -130,8 +132,16 @@ def test_the_centred_box_is_the_map_of_every_class(several, reading):
 
 def test_every_class_over_a_half_is_seen_or_the_most_probable():
     scores = torch.tensor([[0.6, 0.2, 0.9], [0.1, 0.4, 0.3]])
-    assert seen_classes(scores, multilabel=True).int().tolist() == [[1, 0, 1], [0, 1, 0]]
-    assert seen_classes(scores, multilabel=False).int().tolist() == [[0, 0, 1], [0, 1, 0]]
+
+    def seen(multilabel, given=(None, None), **wanted):
+        return chosen_classes(scores, ("a", "b", "c"), multilabel, Wanted(**wanted), given).int().tolist()
+
+    assert seen(True) == [[1, 0, 1], [0, 1, 0]]
+    assert seen(False) == [[0, 0, 1], [0, 1, 0]]
+    assert seen(False, top=2) == [[1, 0, 1], [0, 1, 1]]
+    assert seen(True, conf=0.3) == [[1, 0, 1], [0, 1, 1]]
+    assert seen(False, classes=("a", "b")) == [[1, 0, 0], [0, 1, 0]]
+    assert seen(False, given=((1,), None)) == [[0, 1, 0], [0, 1, 0]]
 
 
 def test_a_model_localizes_every_class_it_sees(fit):
@@ -140,7 +150,7 @@ def test_a_model_localizes_every_class_it_sees(fit):
         model.method.fc.weight.zero_()
         model.method.fc.bias.copy_(torch.tensor([2.0, -2.0, 0.5]))
     images_BHW3 = np.random.default_rng(0).integers(0, 256, (2, 40, 60, 3), np.uint8)
-    found = model.localize(images_BHW3)
+    found = model.predict(images_BHW3)
     assert [(one.image, one.label) for one in found] == [(0, "cross"), (0, "triangle"), (1, "cross"), (1, "triangle")]
     assert [one.score for one in found[:2]] == pytest.approx([1 / (1 + math.exp(-2)), 1 / (1 + math.exp(-0.5))])
 

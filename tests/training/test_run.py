@@ -119,6 +119,7 @@ def test_a_finished_model_says_of_which_study_it_is(make_job, reports):
         (RuntimeError("CUDA error: out of memory"), "out_of_memory"),
         (MemoryError(), "out_of_memory"),
         (UsageError("wrong"), "configuration"),
+        (RuntimeError("fold_cuda does not have a deterministic implementation, but you set"), "configuration"),
         (ValueError("wrong"), "configuration"),
     ],
 )

@@ -190,6 +190,11 @@ def test_an_evaluation_keeps_every_image_its_counts_and_some_pictures(fit, make_
     hits = sum(case["hit"] for case in cases)
     assert 100 * hits / 24 == pytest.approx(row["transferred"]["gt_known_loc"])
     assert 0 < hits < 24
+    assert {(case["width"], case["height"]) for case in cases} == {(40, 40)}
+    for metric in ("max_box_acc_v2", "gt_known_loc", "top1_loc"):
+        mean = sum(case[metric] for case in cases) / 24
+        assert 100 * mean == pytest.approx(row["transferred"][metric])
+    assert [case["gt_known_loc"] for case in cases] == [case["hit"] for case in cases]
     assert (
         transferred(
             Counts.from_dict(json.loads(json.dumps(result["counts"][0]))),

@@ -15,6 +15,7 @@ from wsol_pipeline.errors import UsageError
 from wsol_pipeline.report.facts import gather
 from wsol_pipeline.report.reproduction import compare, markdown
 from wsol_pipeline.storage import Store
+from wsol_pipeline.study.ledger import SCHEMA
 from wsol_pipeline.study.outcome import model_named
 from wsol_pipeline.study.standings import Standing
 from wsol_pipeline.training.config import TrainConfig
@@ -37,7 +38,9 @@ TINY = {"backbone": "tiny", "image_size": 32, "resize_size": 36, "epochs": 1, "b
 
 
 def config(row: str = BAS, **given) -> TrainConfig:
-    return resolve(RunOptions(name="x", preset=row, **{"weights": "imagenet", **given}), preset(row).method)
+    return resolve(
+        RunOptions(name="x", preset=row, **{"weights": "imagenet", "precision": "float32", **given}), preset(row).method
+    )
 
 
 def test_a_row_is_found_by_any_of_its_names():
@@ -159,7 +162,7 @@ def test_two_seeds_are_judged_once_each_and_stand_beside_the_row(
     assert not found.is_paper_data
     assert "| data | " in markdown(found, "python x")
 
-    named = {"study": "", **model_named(finals[0])}
+    named = {"schema": SCHEMA, "study": "", **model_named(finals[0], Store.at(tmp_path))}
     winner = {**named, "trial": 0, "published": {**named, "preset": row}, "confirmed": {"trials": [0, 1]}}
     Store.at(tmp_path / study.options.name).write("winner.json", json.dumps(winner).encode())
     shown = gather(Store.at(tmp_path), (study.options.name,)).lines[-1].row

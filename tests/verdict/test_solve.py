@@ -14,6 +14,7 @@ from wsol_pipeline.evaluation import evaluate
 from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.evaluation.selection import best
 from wsol_pipeline.storage import Store
+from wsol_pipeline.study.ledger import SCHEMA
 from wsol_pipeline.study.outcome import WINNER, model_named
 from wsol_pipeline.training.build import build_readout
 from wsol_pipeline.training.checkpoint import CheckpointStore
@@ -27,7 +28,7 @@ def study(fit, make_config, dataset, tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     final = fit(make_config("bas"), "bas/trials/0000").final
     record = {"method": "bas", "trial": 0, "trials": 1, "published": None, "data": dataset.uri, "study": ""}
-    record |= model_named(final)
+    record |= {"schema": SCHEMA, **model_named(final, Store.at(tmp_path))}
     Store.at(tmp_path / "bas").write(WINNER, json.dumps(record).encode())
     return final
 
@@ -55,7 +56,7 @@ def test_the_answer_is_what_solving_the_loaded_model_gives(solve, study, tmp_pat
     assert model.choice == choice
     assert model.choice.readout in (2, 3)
     images = np.random.default_rng(0).integers(0, 256, (1, 40, 40, 3), np.uint8)
-    assert model.localize(images)[0].label == source.localize(images)[0].label
+    assert model.predict(images)[0].label == source.predict(images)[0].label
 
 
 def test_the_same_command_shows_the_same_answer_and_another_question_is_refused(solve, tmp_path):

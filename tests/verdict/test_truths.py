@@ -22,6 +22,7 @@ from wsol_pipeline.evaluation.measures import Truth, choosing, promise
 from wsol_pipeline.evaluation.protocols import PROTOCOLS, protocol
 from wsol_pipeline.protocol import Role
 from wsol_pipeline.storage import Store
+from wsol_pipeline.study.ledger import SCHEMA
 from wsol_pipeline.study.outcome import model_named
 from wsol_pipeline.study.plan import truths
 from wsol_pipeline.training.checkpoint import CheckpointStore
@@ -140,7 +141,7 @@ def test_cub_is_judged_and_reported(name, measure, make, judged, reading, tmp_pa
     judged(dataset, name)
     (final,) = tmp_path.glob(f"{name}-*/*/final")
     winner = {"method": "cam", "trial": 0, "trials": 1, "published": None, "data": dataset.uri, "study": ""}
-    winner |= model_named(Store(str(final)))
+    winner |= {"schema": SCHEMA, **model_named(Store(str(final)), Store.at(tmp_path))}
     Store.at(tmp_path / "s").write("winner.json", json.dumps(winner).encode())
     where = ["--study", "s", "--storage", str(tmp_path)]
     assert evaluate_job.main([*where, "--no-champion", "--device", "cpu", "--cache-dir", reading.cache_dir]) == 0

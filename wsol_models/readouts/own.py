@@ -32,7 +32,7 @@ class Readout(LocalizationReadout):
     ) -> Tensor:
         with torch.no_grad():
             maps_BKHW = method(images_BCHW, classes_B).maps_BKHW
-        return maps_BKHW[torch.arange(len(maps_BKHW), device=maps_BKHW.device), classes_B]
+        return maps_BKHW[torch.arange(maps_BKHW.shape[0], device=maps_BKHW.device), classes_B]
 
     def read(self, passes: Tensor, classes_B: Tensor, setting: Setting) -> Tensor:
         return at_least_float32(passes)

@@ -77,7 +77,7 @@ def by_score(logits_BK: Tensor) -> Tensor:
 
 
 def rows(maps_BKHW: Tensor) -> Tensor:
-    return torch.arange(len(maps_BKHW), device=maps_BKHW.device)
+    return torch.arange(maps_BKHW.shape[0], device=maps_BKHW.device)
 
 
 def map_type(maps_BKHW: Tensor) -> torch.dtype:

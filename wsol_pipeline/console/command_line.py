@@ -131,7 +131,7 @@ def _field_docs(options: type) -> dict[str, str]:
 
 def _default_hint(default: str) -> str:
     """What follows an option's text; nothing where that says itself what happens by default."""
-    return "" if default in ("None", "''") else f"(default: {default})"
+    return "" if default in ("None", "''", "") else f"(default: {default})"
 
 
 def _wrapped(text: str) -> str:

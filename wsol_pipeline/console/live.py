@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,8 @@ from wsol_pipeline.text import format_hours, format_parameters
 from wsol_pipeline.training.checkpoint import Position
 
 FINISHED_SHOWN = 5
+EVERY = 30.0  # seconds between two lines of how far trials are
+SHOWN_IN_A_LINE = 4  # trials
 
 
 class Screen:
@@ -31,12 +33,12 @@ class Screen:
 
     def __init__(self, plan: Plan, mlflow_away: Callable[[], bool]) -> None:
         self.plan, self.mlflow_away = plan, mlflow_away
-        self.view = TrialLog(plan.config.recipe.epochs, plan.config.objective)  # until there are trials to show
+        self.view = TrialLog(plan)  # until there are trials to show
 
     def __call__(self, event: str, trial: int | None, details: Mapping[str, Any]) -> None:
         match event:
-            case "opened":
-                self.view = self._view(details["ledger"])
+            case "opened" if is_live():
+                self.view = TrialTable(self.plan, details["ledger"], self.mlflow_away)
             case "planned":
                 self.view.begin(details)
             case "over" | "closed":
@@ -46,38 +48,69 @@ class Screen:
             case _ if trial is not None:
                 self.view(event, trial, details)
 
-    def _view(self, ledger: Ledger) -> TrialLog:
-        if is_live():
-            return TrialTable(self.plan, ledger, self.mlflow_away)
-        return TrialLog(self.plan.config.recipe.epochs, self.plan.config.objective)
+
+@dataclass
+class _Shown:
+    """A trial while it runs, and as a row of the table. Epochs count from 0; `rate` is in images a second."""
+
+    number: int
+    parameters: str
+    confirms: bool = False
+    state: str = "waits"
+    epoch: int = 0
+    samples: int = 0
+    value: str = ""
+    rate: float = 0.0
+    began: float = field(default_factory=time.monotonic)  # waiting; then the open epoch, as far as it was seen
+    began_at: int = 0  # samples at that time
+
+    def move(self, position: Position) -> None:
+        """Take the position that workers tell while they train."""
+        now = time.monotonic()
+        if self.state != "trains" or position.epoch != self.epoch:
+            self.state, self.began, self.began_at = "trains", now, position.samples
+        if now - self.began >= 1 and position.samples > self.samples:  # it stands still while it validates
+            self.rate = (position.samples - self.began_at) / (now - self.began)
+        self.epoch, self.samples = position.epoch, position.samples
 
 
 class TrialLog:
-    """Prints each event of a study's trials as one line. Called as `log(event, trial number, details)`."""
+    """Prints what happens to a study's trials as lines. Called as `log(event, trial number, details)`.
 
-    def __init__(self, epochs: int, objective: str) -> None:
-        self.epochs, self.objective, self.started = epochs, objective, time.monotonic()
+    While they train a line every `EVERY` seconds says how far they are, how fast they go and how long that will take.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.epochs, self.objective = plan.config.recipe.epochs, plan.config.objective
+        self.rows, self.workers = plan.dataset.train.num_rows, plan.options.workers
+        self.total = plan.options.trials + plan.options.confirm * plan.options.confirm_seeds
+        self.running: dict[int, _Shown] = {}
+        self.ended, self.concurrent = 0, 1
+        self.epoch_seconds: deque[float] = deque(maxlen=50)
+        self.started = self.told = time.monotonic()
 
     def begin(self, planned: Mapping[str, Any]) -> None:
         """Say what is about to happen: the details of the event "planned"."""
-        told = "{trials} trials, {done} done; {concurrent} at once, {workers} worker(s) on {device} each".format(
+        self.concurrent, self.ended = planned["concurrent"], planned["done"]
+        told = "{trials} trial(s), {done} done; {concurrent} at once, {workers} worker(s) on {device} each".format(
             **planned
         )
-        self._line(f"{told}, {self.epochs} epochs")
+        self._line(told)
         self._say_what_holds(planned)
 
     def _say_what_holds(self, planned: Mapping[str, Any]) -> None:
-        for text in (*planned["measures"], planned["pruning"]):
+        for text in (planned["recipe"], *planned["measures"], planned["pruning"]):
             self._line(text)
         if adopted := planned["adopted"]:
-            self._line(f"going on with trial {', '.join(map(str, adopted))} of a driver that died")
+            self._line(f"continues trial{'s' * (len(adopted) > 1)} {', '.join(map(str, adopted))}")
 
     def end(self) -> None:
         """Nothing is left to close."""
 
     def __call__(self, event: str, number: int, details: Mapping[str, Any]) -> None:
+        self._follow(event, number, details)
         text = {
-            "started": lambda: f"{_beginning(details)}: {format_parameters(details['parameters'])}",
+            "started": lambda: f"{_beginning(details)}: {format_parameters(details['parameters'])}".rstrip(": "),
             "epoch": lambda: self._epoch(details),
             "complete": lambda: f"complete: {self._reached(details)}",
             "pruned": lambda: "pruned",
@@ -87,6 +120,59 @@ class TrialLog:
         }.get(event)
         if text:
             self._line(f"trial {number:>3} {text()}")
+        elif event == "position" and time.monotonic() - self.told >= EVERY:
+            self.told = time.monotonic()
+            self._line(self._progress())
+
+    def _follow(self, event: str, number: int, details: Mapping[str, Any]) -> None:
+        """Keep where trials stand."""
+        if event == "started":
+            confirms = CONFIRMS in details
+            text = f"confirms trial {details[CONFIRMS]} with seed {details[SEED]}: " if confirms else ""
+            self.running[number] = _Shown(number, text + format_parameters(details["parameters"]), confirms)
+        elif event in ("complete", "pruned", "failed"):
+            self.ended += 1
+            self.running.pop(number, None)
+        elif row := self.running.get(number):
+            self._change(row, event, details)
+
+    def _change(self, row: _Shown, event: str, details: Mapping[str, Any]) -> None:
+        if event == "launched":
+            row.state = "starts"
+        elif event == "position":
+            row.move(details["position"])
+        elif event == "epoch":
+            row.state, row.epoch, row.samples, row.rate = "", details["epoch"], 0, details["images_per_second"]
+            row.value = f"{details['value']:.1f}" if details["searched"] else f"({details['value']:.1f})"
+            self.epoch_seconds.append(details["device_seconds"] / self.workers)
+
+    def _progress(self) -> str:
+        """Where the trials that run stand, a line for all of them."""
+        running = list(self.running.values())
+        told = [f"trial {row.number} epoch {min(row.epoch + 1, self.epochs)}/{self.epochs} {self._where(row)}"
+                for row in running[:SHOWN_IN_A_LINE]]  # fmt: skip
+        if more := len(running) - len(told):
+            told.append(f"{more} more")
+        rate = f": {sum(row.rate for row in running):.0f} images/s in all"
+        left = self._seconds_left()
+        return ", ".join(told) + rate + (f", at most {format_hours(left / 3600)} left" if left else "")
+
+    def _where(self, row: _Shown) -> str:
+        return "validates" if row.samples >= self.rows else f"{row.samples / self.rows:.0%}"
+
+    def _seconds_left(self) -> float:
+        """If every trial ran all its epochs, at the speed of the last ones; 0 before there is any.
+
+        Before an epoch has ended it is that of training alone, without validation.
+        """
+        running = list(self.running.values())
+        rates = [row.rate for row in running if row.rate]
+        if not self.epoch_seconds and not rates:
+            return 0.0
+        each = _mean(self.epoch_seconds) if self.epoch_seconds else self.rows / _mean(rates)
+        to_go = max(0, self.total - self.ended - len(running))
+        open_epochs = sum(self.epochs - row.epoch - row.samples / self.rows for row in running)
+        return (open_epochs + to_go * self.epochs) * each / self.concurrent
 
     def _reached(self, details: Mapping[str, Any]) -> str:
         value, *others = details["values"].items()
@@ -108,31 +194,6 @@ def _cause(death: Mapping[str, Any]) -> str:
     return f"could not go on ({death['kind']}: {death['message'][:160]})" if death else "its worker died"
 
 
-@dataclass
-class _Shown:
-    """A trial as a row of the table. Epochs count from 0; `rate` is in images a second."""
-
-    number: int
-    parameters: str
-    confirms: bool = False
-    state: str = "waits"
-    epoch: int = 0
-    samples: int = 0
-    value: str = ""
-    rate: float = 0.0
-    began: float = field(default_factory=time.monotonic)  # waiting; then the open epoch, as far as it was seen
-    began_at: int = 0  # samples at that time
-
-    def move(self, position: Position) -> None:
-        """Take the position that workers tell while they train."""
-        now = time.monotonic()
-        if self.state != "trains" or position.epoch != self.epoch:
-            self.state, self.began, self.began_at = "trains", now, position.samples
-        self.epoch, self.samples = position.epoch, position.samples
-        if now - self.began >= 1 and self.samples > self.began_at:
-            self.rate = (self.samples - self.began_at) / (now - self.began)
-
-
 class TrialTable(TrialLog):
     """Shows a study's trials as a table that lives: those that run, the last that ended, counts, best, time left.
 
@@ -140,17 +201,13 @@ class TrialTable(TrialLog):
     """
 
     def __init__(self, plan: Plan, ledger: Ledger, mlflow_away: Callable[[], bool]) -> None:
-        super().__init__(plan.config.recipe.epochs, plan.config.objective)
-        options = plan.options
-        self.title = f"Study {options.name}: {self.objective} on validation ({plan.config.protocol})"
-        self.total = options.trials + options.confirm * options.confirm_seeds
-        self.rows, self.workers, self.mlflow_away = plan.dataset.train.num_rows, options.workers, mlflow_away
-        self.counts, self.device_seconds = ledger.balance(), ledger.device_seconds()
+        super().__init__(plan)
+        self.title = f"Study {plan.options.name}: {self.objective} on validation ({plan.config.protocol})"
+        self.mlflow_away, self.counts, self.device_seconds = mlflow_away, ledger.balance(), ledger.device_seconds()
+        self.ended = sum(self.counts[state] for state in ("complete", "pruned", "fail"))
         self.best = max(((s.mean, s.number) for s in ledger.ranking()), default=None)
-        self.running: dict[int, _Shown] = {}
         self.finished: deque[_Shown] = deque(maxlen=FINISHED_SHOWN)
-        self.epoch_seconds: deque[float] = deque(maxlen=50)
-        self.concurrent, self.note = 1, ""
+        self.note = ""
         self.console = Console(markup=False, emoji=False)
         self.size = self.console.size
         self.live = Live(get_renderable=self.draw, console=self.console, refresh_per_second=2, transient=True)
@@ -164,30 +221,16 @@ class TrialTable(TrialLog):
         self.live.stop()
 
     def __call__(self, event: str, number: int, details: Mapping[str, Any]) -> None:
-        if event == "started":
-            confirms = CONFIRMS in details
-            text = f"confirms trial {details[CONFIRMS]} with seed {details[SEED]}: " if confirms else ""
-            self.running[number] = _Shown(number, text + format_parameters(details["parameters"]), confirms)
-        elif event in ("complete", "pruned", "failed"):
-            self._end(event, number, details)
-        elif row := self.running.get(number):
-            self._change(row, event, details)
-
-    def _change(self, row: _Shown, event: str, details: Mapping[str, Any]) -> None:
-        if event == "launched":
-            row.state = "starts"
-        elif event == "position":
-            row.move(details["position"])
+        row = self.running.get(number) or _Shown(number, "")  # none: its driver died before it was told
+        self._follow(event, number, details)
+        if event in ("complete", "pruned", "failed"):
+            self._end(row, event, details)
         elif event == "stopping":
             self.note = "stopping: trials write a checkpoint and end; Ctrl+C again leaves at once"
         elif event == "epoch":
-            row.state, row.epoch, row.samples, row.rate = "", details["epoch"], 0, details["images_per_second"]
-            row.value = f"{details['value']:.1f}" if details["searched"] else f"({details['value']:.1f})"
             self.device_seconds += details["device_seconds"]
-            self.epoch_seconds.append(details["device_seconds"] / self.workers)
 
-    def _end(self, event: str, number: int, details: Mapping[str, Any]) -> None:
-        row = self.running.pop(number, None) or _Shown(number, "")  # none: its driver died before it was told
+    def _end(self, row: _Shown, event: str, details: Mapping[str, Any]) -> None:
         row.state = f"failed: {details['kind']}" if event == "failed" else event
         self.counts["fail" if event == "failed" else event] += 1
         self.finished.append(row)
@@ -195,7 +238,7 @@ class TrialTable(TrialLog):
             value = details["record"]["value"]
             row.value, row.epoch = f"{value:.1f}", self.epochs
             if not row.confirms and (self.best is None or value > self.best[0]):
-                self.best = value, number
+                self.best = value, row.number
 
     def draw(self) -> Group:
         """The table as it stands, in what the terminal has room for."""
@@ -237,26 +280,17 @@ class TrialTable(TrialLog):
         return str(row.number), state, epoch, rate, row.value, row.parameters
 
     def _summary(self, running: int) -> tuple[str, str]:
-        ended = self.counts["complete"] + self.counts["pruned"] + self.counts["fail"]
-        to_go = max(0, self.total - ended - running)
+        to_go = max(0, self.total - self.ended - running)
         counts = (
             f"{self.counts['complete']} complete, {self.counts['pruned']} pruned, {self.counts['fail']} failed, "
             f"{running} running, {to_go} to go"
         )
         told = [f"{format_hours((time.monotonic() - self.started) / 3600)} passed"]
-        if left := self._seconds_left(to_go):
+        if left := self._seconds_left():
             told.append(f"at most {format_hours(left / 3600)} left")
         told.append(f"{format_hours(self.device_seconds / 3600)} of device time")
         best = f"best {self.best[0]:.1f} (trial {self.best[1]}); " if self.best else ""
         return counts, best + ", ".join(told)
-
-    def _seconds_left(self, to_go: int) -> float:
-        """If every trial ran all its epochs, at the speed of the last ones; 0 before any has ended."""
-        if not self.epoch_seconds:
-            return 0.0
-        each = sum(self.epoch_seconds) / len(self.epoch_seconds)
-        open_epochs = sum(self.epochs - row.epoch - row.samples / self.rows for row in list(self.running.values()))
-        return (open_epochs + to_go * self.epochs) * each / self.concurrent
 
     def _waiting(self, running: Sequence[_Shown]) -> list[str]:
         waits = sum(row.state == "waits" and time.monotonic() - row.began > 60 for row in running)
@@ -266,6 +300,10 @@ class TrialTable(TrialLog):
 
     def _line(self, text: str) -> None:
         self.console.print(text, highlight=False)
+
+
+def _mean(values: Collection[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _beginning(details: Mapping[str, Any]) -> str:

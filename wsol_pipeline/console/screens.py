@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -21,11 +21,12 @@ from wsol_pipeline.text import format_hours, format_parameters, metric_name
 from wsol_pipeline.training.checkpoint import Position
 from wsol_pipeline.verdict.judge import Verdict
 from wsol_pipeline.verdict.reproduce import Reproduction
-from wsol_pipeline.verdict.rows import BASELINE, EVALUATIONS, OTHER_DATA, against_box
+from wsol_pipeline.verdict.rows import BASELINE, EVALUATIONS, OTHER_DATA, Row, against_box
 
 FRONT_ROWS = 20  # of a Pareto front, the best
 SETTINGS_SHOWN = 10
 LIST_WIDTH = 100
+QUICK_ROWS = 1000  # of validation, over which other readouts are solved in seconds to a few minutes
 MEBI = 2**20
 
 
@@ -82,10 +83,14 @@ def print_outcome(outcome: Outcome, plan: Plan, model_version: str) -> None:
         console.print(outcome.rule)
     if outcome.doubt:
         console.print(outcome.doubt)
+        console.print(
+            "(A redraw: as many images drawn from these, some twice, some not at all, as another set might be.)"
+        )
     for number, failure in outcome.failures.items():
         console.print(f"trial {number} failed: {failure['kind']}: {failure['message'][:200]}")
     lines = {
-        "spent": f"{format_hours(outcome.device_hours)} of device time in all, {format_hours(outcome.hours)} just now",
+        "spent": f"{format_hours(outcome.device_hours)} of device time in all (each worker's training and validation), "
+        f"{format_hours(outcome.hours)} on the clock just now",
         "model": outcome.best.uri if outcome.best else "damaged (below)",
         "study": plan.folder.uri,
         "MLflow": f"models:/{name}/{model_version}" if model_version else "not written in full",
@@ -93,6 +98,9 @@ def print_outcome(outcome: Outcome, plan: Plan, model_version: str) -> None:
         "next": f"{how_to_run('evaluate')} --study {name} --storage {shlex.quote(where)}",
         "more": "the same command with a larger --trials continues this study",
     }
+    if outcome.best and plan.dataset.val.num_rows <= QUICK_ROWS:
+        bagcams = f"{how_to_run('tune_bagcams')} --study {name} --storage {shlex.quote(where)}"
+        lines["or"] = f"{bagcams}  # other maps of this very model, nothing is trained"
     for title, line in lines.items():
         console.print(f"{title:<7} {line}", soft_wrap=True, highlight=False, markup=False)
 
@@ -140,6 +148,8 @@ def print_verdict(verdict: Verdict) -> None:
         console.print(table)
     if rows[0].label == BASELINE:
         console.print(_standing(verdict), soft_wrap=True, highlight=False)
+    for line in _words(rows):
+        console.print(line, soft_wrap=True, highlight=False)
     if verdict.shrunk:
         print_shrunk(verdict.shrunk, verdict.images)
     studies, place = verdict.options.study, shlex.quote(storage)
@@ -150,6 +160,18 @@ def print_verdict(verdict: Verdict) -> None:
         "next:": f"{how_to_run('report')} --study {' '.join(studies)} --storage {place}",
     }.items():
         console.print(f"{title:<8} {line}", soft_wrap=True)
+
+
+def _words(rows: Sequence[Row]) -> list[str]:
+    """What the tables' words mean, as far as they are in them."""
+    setting, _, threshold = rows[-1].readout.rpartition(" > ")
+    told = [f"{rows[-1].readout}: the readout's setting {setting}; what is over {threshold} in a map is the object."]
+    if any(row.label.endswith(", readout solved") for row in rows):
+        told.append(
+            "published: trained with the setting of a paper's row and read as that says; readout solved: the same "
+            "network, with the readout and threshold that are best on validation."
+        )
+    return told if setting else told[1:]
 
 
 def _standing(verdict: Verdict) -> str:
@@ -172,6 +194,7 @@ def print_rehearsal(plan: Plan, found: Rehearsal) -> None:
     for name, text in (
         ("data", f"{data.uri}: {data.train.num_rows:,} train, {data.val.num_rows:,} val, {len(data.classes)} classes"),
         *(tuple(text.split(": ", 1)) for text in plan.promise.sentences),
+        tuple(plan.recipe.split(": ", 1)),
         ("pixels", f"{found.decoded_bytes / MEBI:,.0f} MiB of training images: {how}"),
         ("storage", f"{options.store.uri}: writable"),
         ("MLflow", found.mlflow),

@@ -29,8 +29,11 @@ _BROKEN = (OSError, SyntaxError, ValueError)  # what PIL says of an image that i
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
-def probe(data: bytes, formats: tuple[str, ...] = STORED) -> tuple[str, int, int]:
-    """Format (of `formats`), width and height, from the header alone. Raises `DataError` for all that is refused."""
+def probe(data: bytes, formats: tuple[str, ...] = STORED, modes: tuple[str, ...] = ()) -> tuple[str, int, int]:
+    """Format (of `formats`), width and height, from the header alone. Raises `DataError` for all that is refused.
+
+    `modes`: of pixels that the caller makes 8-bit colour of, beside those that need no choice.
+    """
     if len(data) > MAX_BYTES:
         raise DataError(f"image has {len(data)} bytes, over the limit of {MAX_BYTES}")
     if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > MAX_SCANS:
@@ -45,7 +48,7 @@ def probe(data: bytes, formats: tuple[str, ...] = STORED) -> tuple[str, int, int
         raise DataError(f"image is not a readable {', '.join(formats[:-1])} or {formats[-1]}") from error
     if width * height > MAX_PIXELS:
         raise DataError(f"image has {width}x{height} pixels, over the limit of {MAX_PIXELS}")
-    if mode not in _MODES:
+    if mode not in (*_MODES, *modes):
         raise DataError(f"image has mode {mode!r}; known: {', '.join(_MODES)}")
     return kind, width, height
 

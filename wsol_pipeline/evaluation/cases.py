@@ -1,13 +1,14 @@
 """What happened on single images: the box at the chosen threshold, how it overlaps the true one, and how it failed."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from wsol_pipeline.evaluation.counts import ImageHits
 from wsol_pipeline.evaluation.maps import normalised_map
 from wsol_pipeline.evaluation.masks import IGNORED
 from wsol_pipeline.evaluation.metrics import found, in_threads, plain, predicted_box_and_iou
@@ -16,6 +17,7 @@ from wsol_pipeline.evaluation.protocols import Protocol
 HIT = 0.5  # the IoU of "GT-known"
 SEVERAL_SHARE, MORE_SHARE, PART_SHARE = 0.3, 0.7, 0.5
 
+SCORES = ("max_box_acc_v2", "gt_known_loc", "top1_loc")  # metrics that a `Case` has its part in
 KINDS = {
     "right": "the box and the class are right",
     "wrong class": "the box is right, another class is predicted first",
@@ -46,6 +48,11 @@ class Case:
     size: float  # share of the image that the largest true box (or the mask) takes
     box: tuple[float, ...]  # the largest
     truth: tuple[tuple[float, ...], ...]
+    width: int = 0  # of the stored image, in pixels; 0 where an earlier version evaluated
+    height: int = 0
+    max_box_acc_v2: float | None = None  # what it adds to metrics of boxes (`selection.of_images`), 0 to 1
+    gt_known_loc: float | None = None
+    top1_loc: float | None = None
 
 
 def kind(case: Case) -> str:
@@ -92,7 +99,23 @@ def add_cases(
         lambda raw_HW, true, size: _overlap(raw_HW, true, size, threshold, protocol), plain(maps_BHW), per_image, sizes
     )
     facts = zip(np.asarray(rows_B).tolist(), batch.ids, batch.labels_B.tolist(), ranks_B.tolist(), strict=True)
-    cases += [Case(*fact, **overlap) for fact, overlap in zip(facts, overlaps, strict=True) if overlap["size"] > 0]
+    cases += [
+        Case(*fact, **overlap, width=width, height=height)
+        for fact, overlap, (width, height) in zip(facts, overlaps, sizes, strict=True)
+        if overlap["size"] > 0
+    ]
+
+
+def with_scores(cases: Sequence[Case], kept: ImageHits | None, scores: Mapping[str, NDArray[np.float64]]) -> list[Case]:
+    """`cases` with what each adds to metrics, by their names; `scores` are in the order of `kept`."""
+    if kept is None or not scores:
+        return list(cases)
+    at = {pair: n for n, pair in enumerate(zip(kept.ids, kept.labels.tolist(), strict=True))}
+    found = []
+    for case in cases:
+        parts: dict[str, Any] = {metric: float(of_N[at[case.id, case.label]]) for metric, of_N in scores.items()}
+        found.append(replace(case, **parts))
+    return found
 
 
 def _overlap(

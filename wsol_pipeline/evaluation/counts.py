@@ -2,8 +2,8 @@
 
 import base64
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,11 @@ class Counts:
         kept = self.image_hits + other.image_hits if self.image_hits and other.image_hits else None
         sums = {name: _both(sum, (getattr(self, name), getattr(other, name))) for name in _ARRAYS}
         return Counts(self.protocol, self.settings, self.ious, self.thresholds, **sums, image_hits=kept)
+
+    def summed(self, total: Callable[[NDArray[Any]], NDArray[Any]]) -> "Counts":
+        """These counts with the `total` of each array in its place; the hits of single images stay as they are."""
+        totals: dict[str, Any] = {name: total(array) for name in _ARRAYS if (array := getattr(self, name)) is not None}
+        return replace(self, **totals)
 
     def _axes(self) -> tuple[Any, ...]:
         return self.protocol, self.settings, self.ious, self.thresholds.tobytes()

@@ -243,6 +243,22 @@ def resampled(counts: Counts, metrics: Sequence[str], samples: int = 1000, seed:
     return np.stack([known[m] if m in known else curves(redrawn, m).max(-1).mean(-1) for m in metrics])
 
 
+def of_images(counts_test: Counts, choice: Choice, metrics: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+    """What each image adds to metrics of boxes in `transferred`: the share of its IoUs that are reached, float64 [n].
+
+    A hundred times their mean over images is the metric. The counts must hold `image_hits` of one setting; metrics that
+    validation chose no thresholds of are left out.
+    """
+    kept, found = _require_images(counts_test, "A score for each image"), {}
+    for metric in (name for name in metrics if name in BOX_METRICS and name in _readable(counts_test, choice)):
+        field, ious = BOX_METRICS[metric]
+        at = zip(map(counts_test.ious.index, ious), _at(counts_test, choice, metric), strict=True)
+        hits_CN = np.stack([kept.bits[:, i, t // 8] >> (7 - t % 8) & 1 for i, t in at])
+        ranked_N = kept.ranks < {"hits": np.inf, "top1_hits": 1, "top5_hits": 5}[field]
+        found[metric] = hits_CN.mean(0) * ranked_N
+    return found
+
+
 def balanced(counts: Counts) -> Counts:
     """The same counts with every class weighing alike: what is read of them are means over classes ("bas-conf").
 

@@ -11,6 +11,8 @@ import matplotlib
 import numpy as np
 import optuna
 from matplotlib.axes import Axes
+from matplotlib.collections import Collection
+from matplotlib.colors import to_hex, to_rgba, to_rgba_array
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -21,6 +23,7 @@ from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.evaluation.selection import Choice
 from wsol_pipeline.report.facts import Line, Search, Several, Subject
 from wsol_pipeline.report.summary import Share, best_of_settings, training_points
+from wsol_pipeline.study.charts import log_axis
 from wsol_pipeline.study.pareto import COST
 from wsol_pipeline.study.standings import Standing, study_of
 from wsol_pipeline.study.standings import front as pareto_front
@@ -32,6 +35,9 @@ SERIES = tuple(f"#0404{number:02x}" for number in range(1, 6))
 PAGE_COLOURS = {INK: "currentColor", FAINT: "var(--line)", PAPER: "var(--paper)"} | {
     shade: f"var(--c{number})" for number, shade in enumerate(SERIES, start=1)
 }
+# Of a chart that is a file: those of the page on white.
+PRINTED = dict(zip((INK, FAINT, PAPER, *SERIES), ("#1d2024", "#dfe2e7", "#ffffff", "#0a66c2", "#d06a0c", "#1f8a55",
+                                                  "#8d4bb0", "#c02f4b"), strict=True))  # fmt: skip
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none", "font.size": 9, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": FAINT,
     "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
@@ -45,21 +51,48 @@ SURFACE_COLUMNS = 250  # thresholds of a surface's picture
 
 
 class Chart:
-    """One chart: `figure` and `axis` to draw on inside `with chart(...)`, `svg` afterwards."""
+    """One chart: `figure` and `axis` to draw on inside `with chart(...)`; `svg` for the page and `file` afterwards."""
 
     def __init__(self, figure: Figure) -> None:
-        self.figure, self.axis, self.svg = figure, figure.add_subplot(), ""
+        self.figure, self.axis, self.svg, self._salt = figure, figure.add_subplot(), "", ""
+
+    def __html__(self) -> str:
+        """As Jinja and Markup take it: part of a page."""
+        return self.svg
+
+    def file(self, kind: str) -> bytes:
+        """It as a file by itself, "svg" or "pdf", in the colours of paper; the page's are gone from it then."""
+        ticks = [tick for axes in self.figure.axes for axis in (axes.xaxis, axes.yaxis) for tick in axis.majorTicks]
+        for artist in (self.figure, *ticks):  # a figure finds those ticks alone that it would show as it is now
+            for part in artist.findobj():
+                _recolour(part)
+        file = io.BytesIO()
+        with matplotlib.rc_context(cast(Any, STYLE | {"svg.hashsalt": self._salt})):
+            made_at = {"Date": None} if kind == "svg" else {"CreationDate": None}
+            self.figure.savefig(file, format=kind, metadata={"Creator": None, **made_at})
+        return file.getvalue()
+
+
+def _recolour(artist: Any) -> None:
+    """Give what stands for a colour of the page that of paper."""
+    for part in ("color", "facecolor", "edgecolor", "markerfacecolor", "markeredgecolor"):
+        if hasattr(artist, f"get_{part}") and hasattr(artist, f"set_{part}"):
+            colours = to_rgba_array(getattr(artist, f"get_{part}")())
+            changed = [PRINTED.get(to_hex(colour), tuple(colour)) for colour in colours]
+            if any(isinstance(colour, str) for colour in changed):
+                with_alpha = [to_rgba(new, old[3]) for new, old in zip(changed, colours, strict=True)]
+                getattr(artist, f"set_{part}")(with_alpha if isinstance(artist, Collection) else with_alpha[0])
 
 
 @contextmanager
 def chart(width: float = 4.2, height: float = 2.7, salt: str = "") -> Iterator[Chart]:
     """A chart of so many inches; `salt` tells the ids of two charts of a page apart."""
     with matplotlib.rc_context(cast(Any, STYLE | {"svg.hashsalt": salt})):
-        made = Chart(Figure(figsize=(width, height)))
+        made = Chart(Figure(figsize=(width, height), dpi=72))  # as files are written: others would have other ticks
         yield made
         file = io.StringIO()
         made.figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    made.svg = themed(file.getvalue())
+    made.svg, made._salt = themed(file.getvalue()), salt
 
 
 def themed(svg: str) -> str:
@@ -74,7 +107,7 @@ def themed(svg: str) -> str:
     return svg
 
 
-def comparison(lines: Sequence[Line], metric: str) -> str:
+def comparison(lines: Sequence[Line], metric: str) -> Chart:
     """A row per model: the transferred figure with its interval, the oracle as a ring, validation as a tick."""
     lines = [line for line in lines if metric in line.row.val or metric in line.row.transferred]
     with chart(4.8, 0.9 + 0.42 * len(lines), "comparison") as made:
@@ -94,7 +127,7 @@ def comparison(lines: Sequence[Line], metric: str) -> str:
         made.axis.grid(axis="y", visible=False)
         made.axis.set_xlabel(f"{metric_name(metric)} (%)")
         made.figure.legend(loc="outside upper center", ncols=3, handletextpad=0.2, columnspacing=1)
-    return made.svg
+    return made
 
 
 def wrapped(label: str) -> str:
@@ -102,7 +135,7 @@ def wrapped(label: str) -> str:
     return "\n".join(textwrap.wrap(label, 26, break_on_hyphens=False))
 
 
-def steps(values: Sequence[tuple[str, float]], objective: str) -> str:
+def steps(values: Sequence[tuple[str, float]], objective: str) -> Chart:
     """The objective after each step of `summary.gain`, as bars."""
     with chart(4.8, 0.7 + 0.42 * len(values), "steps") as made:
         heights = [value for _, value in values]
@@ -112,10 +145,10 @@ def steps(values: Sequence[tuple[str, float]], objective: str) -> str:
         made.axis.set_xlim(0, max(heights) * 1.1 + 1)
         made.axis.grid(axis="y", visible=False)
         made.axis.set_xlabel(f"{metric_name(objective)} (%)")
-    return made.svg
+    return made
 
 
-def sensitivity(search: Search, name: str, objective: str) -> str:
+def sensitivity(search: Search, name: str, objective: str) -> Chart:
     """What a searched hyper-parameter did to the objective on validation; pruned trials hollow, at their last rung."""
     styles: dict[str, dict[str, Any]] = {
         "complete": {"marker": "o", "color": SERIES[0]},
@@ -139,16 +172,16 @@ def sensitivity(search: Search, name: str, objective: str) -> str:
                 label="winner",
                 linestyle="none",
             )
-        if any(getattr(trial.distributions.get(name), "log", False) for trial in search.trials):
-            made.axis.set_xscale("log")
         made.axis.margins(0.12)
+        if any(getattr(trial.distributions.get(name), "log", False) for trial in search.trials):
+            log_axis(made.axis)
         made.axis.set_xlabel(parameter_name(name))
         made.axis.set_ylabel(f"{metric_name(objective)}, val (%)")
         made.figure.legend(loc="outside upper center", ncols=4, handletextpad=0.2, columnspacing=1)
-    return made.svg
+    return made
 
 
-def front(search: Search, several: Several, k: int) -> str:
+def front(search: Search, several: Several, k: int) -> Chart:
     """The first objective over objective `k`: every setting, those on the Pareto front filled and numbered."""
     rule, best = several.rule, pareto_front(several.ranking, several.rule)
     groups: dict[str, tuple[Sequence[Standing], dict[str, Any]]] = {
@@ -167,7 +200,7 @@ def front(search: Search, several: Several, k: int) -> str:
         made.axis.set_xlabel(objective_name(rule.objectives[k]))
         made.axis.set_ylabel(objective_name(rule.objectives[0]))
         made.figure.legend(loc="outside upper center", ncols=3, handletextpad=0.2, columnspacing=1)
-    return made.svg
+    return made
 
 
 def objective_name(objective: str) -> str:
@@ -175,7 +208,7 @@ def objective_name(objective: str) -> str:
     return metric_name(objective) if objective == COST else f"{metric_name(objective)}, val (%)"
 
 
-def importance(search: Search) -> str:
+def importance(search: Search) -> Chart:
     """Share of the objective's variance that each hyper-parameter explains (fANOVA), largest on top."""
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     study = study_of(search.trials)
@@ -186,10 +219,10 @@ def importance(search: Search) -> str:
         made.axis.set_xlim(0, 1.1)
         made.axis.grid(axis="y", visible=False)
         made.axis.set_xlabel("share of the objective's variance (fANOVA)")
-    return made.svg
+    return made
 
 
-def surface(counts: Counts, choice: Choice | None, objective: str, salt: str, title: str = "") -> str:
+def surface(counts: Counts, choice: Choice | None, objective: str, salt: str, title: str = "") -> Chart:
     """The objective on validation over readout settings and thresholds; a cross where `choice` stands.
 
     V2 reads each IoU at a threshold of its own: here all three share one.
@@ -209,7 +242,7 @@ def surface(counts: Counts, choice: Choice | None, objective: str, salt: str, ti
         made.axis.set_xlabel("threshold")
         made.axis.set_title(title, fontsize=9)
         made.figure.colorbar(image, ax=made.axis, pad=0.02).outline.set_visible(False)
-    return made.svg
+    return made
 
 
 def _name_settings(axis: Axes, settings: Sequence[Any]) -> None:
@@ -218,7 +251,7 @@ def _name_settings(axis: Axes, settings: Sequence[Any]) -> None:
     axis.set_yticks(range(0, len(settings), every), [str(setting) for setting in settings[::every]])
 
 
-def settings_curve(counts: Counts, choice: Choice, objective: str) -> str:
+def settings_curve(counts: Counts, choice: Choice, objective: str) -> Chart:
     """The objective on validation per readout setting (k, for BAS), each at its best thresholds; the chosen one filled.
 
     Settings that are no numbers are ranked, the best `MOST_NAMED` of them.
@@ -231,22 +264,22 @@ def settings_curve(counts: Counts, choice: Choice, objective: str) -> str:
             made.axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             made.axis.set_xlabel("readout setting (k)")
             made.axis.set_ylabel(f"{metric_name(objective)}, val (%)")
-        return made.svg
+        return made
     best = (-values_S).argsort(kind="stable")[:MOST_NAMED][::-1]
     with chart(4.2, 0.8 + 0.19 * len(best), "settings") as made:
         colours = [SERIES[0] if counts.settings[s] == choice.readout else FAINT for s in best]
         made.axis.barh([str(counts.settings[s]) for s in best], values_S[best], color=colours)
         made.axis.grid(axis="y", visible=False)
         made.axis.set_xlabel(f"{metric_name(objective)}, val (%)")
-    return made.svg
+    return made
 
 
-def grid_of_parts(counts: Counts, objective: str) -> str:
+def grid_of_parts(counts: Counts, objective: str) -> Chart | None:
     """Settings like "layer/weighting" as a grid of the two at their best thresholds; nothing where they are no grid."""
     parts = [str(setting).partition("/") for setting in counts.settings]
     rows, columns = (list(dict.fromkeys(names)) for names in ([p[0] for p in parts], [p[2] for p in parts]))
     if not 1 < len(columns) <= 12 or len(rows) < 2:
-        return ""
+        return None
     values = np.full((len(rows), len(columns)), np.nan)
     for (first, _, rest), value in zip(parts, best_of_settings(counts, objective), strict=True):
         values[rows.index(first), columns.index(rest)] = value
@@ -256,10 +289,10 @@ def grid_of_parts(counts: Counts, objective: str) -> str:
         _name_settings(made.axis, rows)
         made.axis.grid(visible=False)
         made.figure.colorbar(image, ax=made.axis, pad=0.02).outline.set_visible(False)
-    return made.svg
+    return made
 
 
-def threshold_curves(subject: Subject) -> str:
+def threshold_curves(subject: Subject) -> Chart:
     """The objective's curves at the chosen setting: validation whole, test dashed, the chosen thresholds dotted."""
     metric = curve_metric(subject.config.objective)
     test = subject.lines[-1].test
@@ -286,10 +319,10 @@ def threshold_curves(subject: Subject) -> str:
         made.axis.set_xlabel("threshold")
         made.axis.set_ylabel(f"{metric_name(metric)} (%)")
         made.figure.legend(loc="outside upper center", ncols=3, columnspacing=1)
-    return made.svg
+    return made
 
 
-def iou_distribution(lines: Sequence[Line]) -> str:
+def iou_distribution(lines: Sequence[Line]) -> Chart:
     """How many images have which IoU: the winner as bars, the others as steps."""
     edges = np.linspace(0, 1, 21).tolist()
     with chart(salt="ious") as made:
@@ -302,10 +335,10 @@ def iou_distribution(lines: Sequence[Line]) -> str:
         made.axis.set_xlabel("IoU with the true box or mask (dotted: a hit)")
         made.axis.set_ylabel("images (%)")
         _legend_below(made.figure)
-    return made.svg
+    return made
 
 
-def accuracy_by_size(shares: Mapping[str, Sequence[Share]]) -> str:
+def accuracy_by_size(shares: Mapping[str, Sequence[Share]]) -> Chart:
     """Hits per range of object sizes, by model, the winner last; bars are 95 % intervals."""
     with chart(salt="sizes") as made:
         for number, (label, groups) in enumerate(reversed(list(shares.items()))):
@@ -328,7 +361,7 @@ def accuracy_by_size(shares: Mapping[str, Sequence[Share]]) -> str:
         made.axis.set_xlabel("share of the image that the object takes")
         made.axis.set_ylabel("IoU ≥ 0.5 (%)")
         _legend_below(made.figure)
-    return made.svg
+    return made
 
 
 def _series(number: int) -> str:

@@ -18,8 +18,9 @@ from wsol_pipeline.evaluation.cases import KINDS
 from wsol_pipeline.redaction import printable, redact
 from wsol_pipeline.report import charts
 from wsol_pipeline.report.facts import Facts, Line, Search, Subject
+from wsol_pipeline.report.significance import compare
 from wsol_pipeline.report.summary import FEW_TRIALS, by_size, gain, gain_sentence, kinds, size_edges
-from wsol_pipeline.report.tables import comparison_table, figure
+from wsol_pipeline.report.tables import PAIRED, PAIRED_HEAD, comparison_table, figure, paired_cells
 from wsol_pipeline.study.ledger import FAILURE, PUBLISHED, SPENT
 from wsol_pipeline.study.standings import front as pareto_front
 from wsol_pipeline.study.standings import standings
@@ -63,6 +64,9 @@ def _context(facts: Facts, storage: str) -> dict[str, Any]:
         "evaluate": f"python rayjobs/evaluate.py --study {' '.join(studies)} --storage {storage}",
         "not_judged": [s.contender.label for s in facts.subjects if s.evaluation is None],
         "table": comparison_table(lines, facts.objective),
+        "paired": [paired_cells(of) for of in compare(lines)],
+        "paired_head": PAIRED_HEAD,
+        "paired_told": PAIRED,
         "comparison": Markup(charts.comparison(lines, facts.measure)),
         "gain": gain_sentence(facts),
         "steps": Markup(charts.steps(gain(facts), facts.measure)) if gain(facts) else "",
@@ -234,7 +238,7 @@ def _corner_and_size(box: Sequence[float]) -> tuple[float, float, float, float]:
 
 def _provenance(facts: Facts) -> dict[str, str]:
     """Where the numbers come from, as pairs of words."""
-    main, rules = facts.main, facts.main.protocol
+    main, rules, config = facts.main, facts.main.protocol, facts.main.config
     result = main.evaluation or {}
     told = {
         "data": main.description["data"],
@@ -245,7 +249,7 @@ def _provenance(facts: Facts) -> dict[str, str]:
         f"maps normalised {rules.normalise!r}, {rules.num_thresholds} thresholds",
         "objective": facts.objective,
         "chosen on": "validation: trial, readout and thresholds",
-        "method": f"{main.config.method}, {main.config.backbone}, seed {main.config.seed}, {main.config.precision}",
+        "method": f"{config.method}, {config.backbone}, seed {config.seed}, {main.description['arithmetic']}",
         "readout": f"{main.config.readout}, setting {main.choice.readout}",
         "model": main.contender.final.uri,
         "evaluated on": result.get("device", "not evaluated"),

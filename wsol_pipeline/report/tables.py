@@ -1,4 +1,4 @@
-"""The comparison as one grid, and that grid as Markdown and as LaTeX (booktabs)."""
+"""The comparison as one grid, models beside each other on the same images as another; both as Markdown."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from wsol_pipeline.evaluation.measures import judged_by
 from wsol_pipeline.redaction import printable, redact
 from wsol_pipeline.report.facts import Line
+from wsol_pipeline.report.significance import Paired
 from wsol_pipeline.text import metric_name
 from wsol_pipeline.verdict.rows import OTHER_DATA, Row
 
 MASKS = ("pxap", "piou")
 WARNING = f"{OTHER_DATA}: what papers report was measured on other data than these; no difference is one to a paper."
-LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-}  # fmt: skip
+PAIRED_HEAD = ["beside", "metric", "difference", "only here", "only there", "p", "images"]
+PAIRED = (
+    "The last model beside the others on the same test images: the difference in percentage points with the 95 % "
+    "interval of a paired bootstrap over images, images that one of both alone finds, and McNemar's exact two-sided p."
+)
 
 
 @dataclass(frozen=True)
@@ -90,13 +92,27 @@ def _cell(line: Line, metric: str, kind: str, marked_kind: str, marked: float | 
     return Cell(figure(row, kind, metric), told, kind == marked_kind and values[metric] == marked)
 
 
-def markdown(table: Table) -> str:
-    """The table as Markdown, the best in bold."""
+def markdown(table: Table, pairs: Sequence[Paired] = ()) -> str:
+    """The table as Markdown, the best in bold; `pairs` below it."""
     names = [f"{metric} {kind}" for metric, kinds in table.groups for kind in kinds]
     lines = [f"**{table.warning}**", ""] if table.warning else []
     lines += [piped(["model", "readout > threshold", *names]), piped(["---", "---", *["---:"] * len(names)])]
     lines += [piped([label, readout, *map(_in_markdown, cells)]) for label, readout, cells in table.rows]
+    if pairs:
+        lines += ["", PAIRED, "", piped(PAIRED_HEAD), piped(["---", "---", *["---:"] * 5])]
+        lines += [piped(paired_cells(of)) for of in pairs]
     return "\n".join(lines) + "\n"
+
+
+def paired_cells(of: Paired) -> list[str]:
+    """One comparison on the same images as a table shows it, by `PAIRED_HEAD`."""
+    interval = f"[{of.low:+.1f}, {of.high:+.1f}]"
+    exact = ["", "", ""] if of.p is None else [str(of.only_here), str(of.only_there), _chance(of.p)]
+    return [of.other, metric_name(of.metric), f"{of.difference:+.1f} {interval}", *exact, str(of.images)]
+
+
+def _chance(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def piped(cells: Sequence[str]) -> str:
@@ -108,34 +124,3 @@ def piped(cells: Sequence[str]) -> str:
 def _in_markdown(cell: Cell) -> str:
     figure = f"**{cell.text}**" if cell.best else cell.text
     return f"{figure} {cell.interval}".strip()
-
-
-def latex(table: Table) -> str:
-    """The table as LaTeX for the packages booktabs; the best in bold, intervals small."""
-    counts = [len(kinds) for _, kinds in table.groups]
-    above = " & ".join(rf"\multicolumn{{{len(kinds)}}}{{c}}{{{escaped(metric)}}}" for metric, kinds in table.groups)
-    starts = [3 + sum(counts[:n]) for n in range(len(counts))]
-    rules = " ".join(rf"\cmidrule(lr){{{s}-{s + c - 1}}}" for s, c in zip(starts, counts, strict=True))
-    names = " & ".join(
-        ["model", r"readout \textgreater{} threshold", *(kind for _, kinds in table.groups for kind in kinds)]
-    )
-    body = [
-        " & ".join([escaped(label), escaped(readout), *map(_in_latex, cells)]) + r" \\"
-        for label, readout, cells in table.rows
-    ]
-    warning = rf"\multicolumn{{{2 + sum(counts)}}}{{l}}{{\textbf{{{escaped(table.warning)}}}}} \\"
-    return "\n".join([
-        rf"\begin{{tabular}}{{ll{'r' * sum(counts)}}}", *([warning] if table.warning else []), r"\toprule",
-        rf" & & {above} \\", rules, rf"{names} \\",
-        r"\midrule", *body, r"\bottomrule", r"\end{tabular}", "",
-    ])  # fmt: skip
-
-
-def _in_latex(cell: Cell) -> str:
-    figure = rf"\textbf{{{cell.text}}}" if cell.best else cell.text
-    return rf"{figure} {{\scriptsize {cell.interval}}}" if cell.interval else figure
-
-
-def escaped(text: str) -> str:
-    """`text` as LaTeX prints it."""
-    return "".join(LATEX.get(letter, letter) for letter in text)

@@ -7,7 +7,10 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 import optuna
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter
 from optuna.trial import TrialState
 
 from wsol_pipeline.study.pareto import Rule
@@ -64,12 +67,24 @@ def _sensitivity(trials: list[optuna.trial.FrozenTrial], path: Path) -> Path:
                 axis.plot(*zip(*chosen, strict=True), marker, markersize=9 if published else 6, label=label)
         distribution = trials[0].distributions.get(name)
         if getattr(distribution, "log", False):
-            axis.set_xscale("log")
+            log_axis(axis)
         axis.set_xlabel(name.rstrip("_"))
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("objective on validation (%)")
     axes[0][-1].legend()
     return _save(figure, path)
+
+
+def log_axis(axis: Axes) -> None:
+    """Make the x axis logarithmic, with plain numbers that have room beside each other.
+
+    Matplotlib's own names are formulas, and in a narrow range one for every ninth of a decade.
+    """
+    axis.set_xscale("log")
+    low, high = np.log10(axis.get_xlim())
+    axis.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high - low > 2 else (1.0, 2.0, 5.0), numticks=7))
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _importance(study: optuna.Study, path: Path) -> Path:

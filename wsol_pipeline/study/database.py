@@ -106,6 +106,15 @@ def open_storage(store: Store, database: str | None, check: Callable[[], None] =
         return storage
 
 
+def warn_of_password(url: str | None) -> None:
+    """Say that a password on a command line is everybody's: `ps` shows it to all users of the machine."""
+    if url and re.search("://[^/@]*:[^/@]", url):
+        logger.warning(
+            "The password in --study-db is seen by every user of this machine (ps): leave it out of the URL, and put "
+            "it into PGPASSWORD or ~/.pgpass."
+        )
+
+
 @contextlib.contextmanager
 def database_needed() -> Iterator[None]:
     """Within, a database that fails (locked for a minute, its disk full, its server gone) is a `ResourceError`."""

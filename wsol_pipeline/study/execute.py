@@ -8,7 +8,7 @@ from typing import Any
 
 from wsol_pipeline import interrupts
 from wsol_pipeline.errors import DataError, ResourceError, WsolError
-from wsol_pipeline.storage import Store
+from wsol_pipeline.storage import Store, storage_needed
 from wsol_pipeline.study.database import check_trials_are_known, database_needed, open_storage
 from wsol_pipeline.study.doubt import doubts
 from wsol_pipeline.study.events import Listener, Telling
@@ -32,7 +32,7 @@ def execute(plan: Plan, listeners: Sequence[Listener] = (), point: Point = lambd
     if a signal asked for that.
     """
     tell, started = Telling(listeners), time.monotonic()
-    with database_needed(), acquire(plan.folder / "lease") as lease, tell.closing():
+    with storage_needed(plan.folder), database_needed(), acquire(plan.folder / "lease") as lease, tell.closing():
         tell("leased", None, {"lease": lease})
         ledger = _open(plan, lease)
         tell("opened", None, {"ledger": ledger, "lease": lease})
@@ -93,6 +93,7 @@ def _run(plan: Plan, ledger: Ledger, lease: Lease, tell: Telling, point: Point) 
     tell("planned", None, {
         "trials": options.trials, "done": done, "adopted": searcher.orphans, "concurrent": concurrent,
         "workers": sample.workers, "device": device, "pruning": plan.pruning, "measures": plan.promise.sentences,
+        "recipe": plan.recipe,
     })  # fmt: skip
     try:
         with interrupts.gently():

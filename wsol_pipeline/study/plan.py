@@ -23,6 +23,7 @@ from wsol_pipeline.evaluation.selection import default_objective
 from wsol_pipeline.images import dtype_of
 from wsol_pipeline.protocol import Role
 from wsol_pipeline.storage import Store, check_no_secret
+from wsol_pipeline.study.database import warn_of_password
 from wsol_pipeline.study.ledger import Space
 from wsol_pipeline.study.options import StudyOptions
 from wsol_pipeline.study.pareto import COST, Rule
@@ -32,7 +33,7 @@ from wsol_pipeline.training.build import build_method, build_readout
 from wsol_pipeline.training.config import Job, Recipe, TrainConfig, as_kept, require
 from wsol_pipeline.training.embedded import embedded_dataset, embedded_weights
 from wsol_pipeline.training.loop import Record
-from wsol_pipeline.training.resolve import reading, resolve
+from wsol_pipeline.training.resolve import reading, resolve, start
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +78,16 @@ class Plan:
         """How a winner is picked among several objectives; None of one."""
         also = sorted(self.options.also, key=lambda name: name == COST)
         return Rule((self.config.objective, *also), self.options.tolerance) if also else None
+
+    @property
+    def recipe(self) -> str:
+        """What a trial trains, in words."""
+        config, recipe = self.config, self.config.recipe
+        searched = ", searched from there" if "learning_rate" in space_of(self.space) else ""
+        return (
+            f"recipe: {start(self.options, config.method).name}: {config.backbone} at {config.image_size} px, "
+            f"{recipe.epochs} epochs, batches of {recipe.batch_size}, learning rate {recipe.learning_rate:g}{searched}"
+        )
 
     @property
     def pruning(self) -> str:
@@ -144,6 +155,7 @@ def make_plan(
     config = resolve(options, method)
     config = dataclasses.replace(config, rungs=_rungs(options, config.recipe.epochs))
     check_no_secret(options.name)
+    warn_of_password(options.study_db)
     check_place_is_plain(options.store)
     check_places_stay(options)
     store = options.store.check_exclusive()

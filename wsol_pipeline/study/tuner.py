@@ -41,6 +41,7 @@ Point = Callable[[str], None]  # called with the name of each step passed; tests
 
 OWN_WATCH_FIRST = 10.0  # seconds that a trial's own watch is given to say where it stands still
 FAULT_ERRORS = {"mismatch": MismatchError, "data": DataError, "storage": ResourceError}
+SHOWS_WITHIN = 60.0  # seconds after which NFS shows every file to every machine, unless told otherwise
 STOP_WITHIN = 30.0  # seconds that trials have to write a checkpoint and end, once the study is interrupted
 
 
@@ -162,11 +163,24 @@ class LedgerSearcher(Searcher):
             self.ended_at_request.add(number)
         elif fault := checkpoints.take_fault():
             self._put_back(number, fault)
+        elif not error:  # it ended well, as Ray says
+            self._settle_late(number)
         else:
             failure = {"kind": "infrastructure", "message": "its worker died again and again; see Ray's logs"}
             self.ledger.fail(number, **failure)
             self.on_event("failed", number, failure)
             self._end(number)
+
+    def _settle_late(self, number: int) -> None:
+        """Tell the end of a trial whose worker has written it where it does not show yet: shares show files late."""
+        checkpoints, deadline = self.checkpoints(number), time.monotonic() + SHOWS_WITHIN
+        while time.monotonic() < deadline:
+            time.sleep(1)
+            self.lease.check()
+            if settle(self.ledger, number, self.job, checkpoints, self.on_event):
+                return self._end(number)
+        told = f"its worker ended well, but what it wrote does not show in {checkpoints.trial}"
+        return self._put_back(number, {"kind": "storage", "message": told})
 
     def _end(self, number: int) -> None:
         """Free what no trial needs that has ended; start no more once too many in a row have failed alike."""

@@ -27,7 +27,8 @@ from wsol_pipeline.tracking.runs import PATIENCE, RUNNING, StudyRuns
 logger = logging.getLogger(__name__)
 
 PAGE_TAG = "mlflow.sharedViewState"
-STATUS = {"RUNNING": RUNNING, "COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
+# What was pruned did what it should, and MLflow's KILLED looks like a failure: the tag wsol.state tells them apart.
+STATUS = {"RUNNING": RUNNING, "COMPLETE": "FINISHED", "PRUNED": "FINISHED", "FAIL": "FAILED"}
 SECONDS_BETWEEN = 5.0
 
 

@@ -28,7 +28,7 @@ from wsol_pipeline.storage import Store
 from wsol_pipeline.text import metric_name
 from wsol_pipeline.tracking.runs import ID_TAG, StudyRuns
 from wsol_pipeline.training.checkpoint import read_sealed, seal_of
-from wsol_pipeline.training.model import DESCRIPTION, WEIGHTS
+from wsol_pipeline.training.model import DESCRIPTION, WEIGHTS, ModelFiles
 
 FINGERPRINT_TAG, SELECTED_TAG = "wsol.model", "wsol.selected_on"
 JUDGED_ALIKE = ("wsol.protocol", "wsol.image_size", "wsol.data_fingerprint")  # tags of models that are comparable
@@ -46,6 +46,7 @@ REQUIREMENTS = (
     "opencv-python-headless",
     "safetensors",
     "torchmetrics",
+    "pycocotools",
     "s3fs",
 )
 
@@ -191,24 +192,41 @@ def _logged_model(runs: StudyRuns, fingerprint: str) -> str | None:
     return next((model.model_id for model in found if model.status == LoggedModelStatus.READY), None)
 
 
+def save_pyfunc(files: ModelFiles, place: str) -> str:
+    """Write a model as MLflow's folder at a local `place`. Raises `UsageError` if something is there."""
+    if Path(place).exists():
+        raise UsageError(f"{place} exists: MLflow's form goes to a new folder.")
+    with tempfile.TemporaryDirectory() as folder:
+        _write_files(folder, {WEIGHTS: files.weights, DESCRIPTION: files.description})
+        mlflow.pyfunc.save_model(place, **_pyfunc(folder))
+    return place
+
+
+def _write_files(folder: str, files: Mapping[str, bytes]) -> None:
+    for name, data in files.items():
+        (Path(folder) / name).write_bytes(data)
+
+
+def _pyfunc(folder: str) -> dict[str, Any]:
+    """What MLflow is told of a model whose two files lie in `folder`."""
+    images = Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3))])  # a name would make MLflow hand over a dict
+    return {
+        "python_model": str(Path(__file__).with_name("serve.py")),
+        "artifacts": {"model": folder},
+        "code_paths": [str(Path(package.__path__[0])) for package in (wsol_models, wsol_pipeline)],
+        "pip_requirements": [f"{name}=={package_version(name)}" for name in REQUIREMENTS],
+        "signature": ModelSignature(inputs=images),
+    }
+
+
 def _log_model(run_id: str, final: Store, tags: dict[str, str]) -> str:
     logging.getLogger("mlflow.models.model").setLevel(logging.ERROR)
-    images = Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3))])  # a name would make MLflow hand over a dict
     with (
         tempfile.TemporaryDirectory() as folder,
         mlflow.start_run(run_id=run_id, log_system_metrics=False),
         warnings.catch_warnings(action="ignore", category=UserWarning),  # it asks for an example beside a signature
     ):
-        for name, data in read_sealed(final, WEIGHTS, DESCRIPTION).items():
-            (Path(folder) / name).write_bytes(data)
-        info = mlflow.pyfunc.log_model(
-            name="model",
-            python_model=str(Path(__file__).with_name("serve.py")),
-            artifacts={"model": folder},
-            code_paths=[str(Path(package.__path__[0])) for package in (wsol_models, wsol_pipeline)],
-            pip_requirements=[f"{name}=={package_version(name)}" for name in REQUIREMENTS],
-            signature=ModelSignature(inputs=images),
-            tags=tags,
-        )
+        _write_files(folder, read_sealed(final, WEIGHTS, DESCRIPTION))
+        info = mlflow.pyfunc.log_model(name="model", tags=tags, **_pyfunc(folder))
     mlflow.MlflowClient().set_terminated(run_id, "FINISHED")
     return info.model_id

@@ -15,7 +15,7 @@ T = TypeVar("T")
 Schedule = Literal["step", "plateau_top1", "plateau_loss", "poly"]  # see `optim.learning_rate`
 TrainGeometry = Literal["crop", "random_resized_crop", "random_resized_crop_stored"]  # see `augment.Augmentation`
 Keep = Literal["last", "best"]
-Precision = Literal["float32", "bfloat16", "float64"]
+Precision = Literal["auto", "float32", "bfloat16", "float64"]
 NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -134,8 +134,9 @@ class TrainConfig:
     resize_size: int = 72
     freeze_batch_norm: bool = False
     sync_batch_norm: bool = False  # statistics over all workers; GPUs only
-    precision: Precision = "float32"  # see `build.build_method`, `loop.train_step`
-    channels_last: bool = False
+    precision: Precision = "auto"  # see `arithmetic.arithmetic`, `build.build_method`
+    channels_last: bool | None = None  # None: on GPUs
+    deterministic: bool = False  # the same bits again on a GPU
     seed: int = 0
     keep: Keep = "last"  # which epoch's model the finished one is; best: by the searched objective on validation
     patience: int = 0  # epochs without a better searched objective after which training ends; 0: never

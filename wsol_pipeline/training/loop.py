@@ -7,18 +7,21 @@ Randomness: rows and their crops are functions of (seed, epoch, image id); whate
 equally on every rank. So there is no generator state that a restart or a resized world could lose.
 """
 
+import contextlib
 import enum
 import json
 import math
+import operator
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import safetensors.torch
 import torch
 import torch.distributed
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import wsol_models
@@ -33,14 +36,17 @@ from wsol_pipeline.evaluation.measures import choosing
 from wsol_pipeline.evaluation.protocols import Protocol, protocol
 from wsol_pipeline.images import dtype_of, normalize
 from wsol_pipeline.protocol import require_searchable
+from wsol_pipeline.training.ahead import ahead
+from wsol_pipeline.training.arithmetic import Arithmetic, arithmetic
 from wsol_pipeline.training.build import build_method, build_readout, fixed_setting
 from wsol_pipeline.training.checkpoint import LAST, CheckpointStore, Position, write_sealed
 from wsol_pipeline.training.config import Reading, TrainConfig, as_kept, config_hash
 from wsol_pipeline.training.guard import Guard
-from wsol_pipeline.training.model import BACKBONE, DESCRIPTION, VAL_COUNTS, VAL_IMAGES, WEIGHTS
+from wsol_pipeline.training.model import BACKBONE, DESCRIPTION, FORMAT, VAL_COUNTS, VAL_IMAGES, WEIGHTS
 from wsol_pipeline.training.optim import build_optimizer, learning_rate, set_learning_rate
 
 Record = dict[str, Any]
+AHEAD = 2  # batches that are made while one is trained on
 
 
 class Order(enum.IntEnum):
@@ -58,7 +64,7 @@ class World:
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    wrap: Callable[[nn.Module], nn.Module] = lambda module: module  # into DDP, where there is more than one
+    wrap: Callable[[LocalizationMethod], nn.Module] = lambda module: module  # into DDP, where there is more than one
     orders: Callable[[Position], Order] | None = None  # rank 0's, told the position, says what to do there
     beat: Callable[[], None] = lambda: None  # called after each batch, of validation too
 
@@ -69,6 +75,14 @@ class World:
         gathered: list[Any] = [None] * self.size
         torch.distributed.all_gather_object(gathered, value)
         return gathered
+
+    def total(self, counts: NDArray[Any]) -> NDArray[Any]:
+        """The sum of whole numbers over all ranks: as much memory as one rank's, however many there are."""
+        if self.size == 1:
+            return counts
+        summed = torch.tensor(counts)  # on the host, by gloo
+        torch.distributed.all_reduce(summed)
+        return summed.numpy()
 
     def share_buffers(self, module: nn.Module) -> None:
         """Give every rank rank 0's buffers: one broadcast for each of their types.
@@ -94,7 +108,7 @@ class World:
         order = self.orders(position) if self.rank == 0 else Order.GO_ON
         if self.size == 1:
             return order
-        told = torch.tensor([order], dtype=torch.uint8, device=self.device)
+        told = torch.tensor([order], dtype=torch.uint8)  # by gloo: no rank waits for its GPU
         torch.distributed.broadcast(told, src=0)
         return Order(int(told.item()))
 
@@ -138,6 +152,7 @@ class Run:
     val: EvalRows
     protocol: Protocol
     readout: Any
+    arithmetic: Arithmetic
     study: str = ""
 
 
@@ -179,10 +194,10 @@ def train(
 
 def set_up(config: TrainConfig, dataset: Dataset, checkpoints: CheckpointStore, world: World, reading: Reading) -> Run:
     """Put a run together, from its newest checkpoint if there is one."""
+    computes = arithmetic(config, world.device)
+    computes.settle()
     torch.manual_seed(config.seed)
-    method = build_method(config, len(dataset.classes)).to(world.device)
-    if config.channels_last:
-        method = method.to(memory_format=torch.channels_last)
+    method = build_method(config, len(dataset.classes)).to(world.device).to(memory_format=computes.layout)
     optimizer = build_optimizer(method, config.recipe)
     progress = _resume(config, dataset, checkpoints, method, optimizer, world)
     plan = dataset.train.plan(config.recipe.batch_size, config.seed, config.recipe.drop_last)
@@ -190,13 +205,13 @@ def set_up(config: TrainConfig, dataset: Dataset, checkpoints: CheckpointStore, 
         protocol(config.protocol, image_size=config.image_size, resize_size=config.resize_size), dataset.val
     )
     val = eval_rows(
-        dataset.val, _read_config(config, reading), rules.geometry, config.recipe.batch_size, rank=world.rank,
-        world=world.size,
+        dataset.val, _read_config(config, reading), rules.geometry, -(-config.recipe.batch_size // world.size),
+        rank=world.rank, world=world.size,
     )  # fmt: skip
     require_searchable(val, "Validation during training")
     return Run(
         config, dataset, checkpoints, world, method, world.wrap(method), optimizer, Guard(optimizer), progress,
-        plan, val, rules, build_readout(config),
+        plan, val, rules, build_readout(config), computes,
     )  # fmt: skip
 
 
@@ -214,7 +229,7 @@ def _resume(
         saved = checkpoints.load(folder, world.device)
     if saved is None:
         return Progress(Position(), [], {})
-    if saved.state["config_hash"] != _origin(config, dataset):
+    if saved.state["config_hash"] != _origin(config, dataset, world.device):
         raise MismatchError(
             f"The checkpoint {checkpoints.trial.path(saved.folder)} is of another configuration or of other data; it "
             "was left alone."
@@ -232,9 +247,24 @@ def _resume(
 
 def _train_epoch(run: Run, reader: TrainReader, epoch: int, checkpoint_batches: int) -> bool:
     """Train on what is left of the epoch; False if the world was asked to stop, at a checkpoint that is written."""
+    made = reader.epoch(epoch, start_sample=run.progress.position.samples)
+    # one thread of a CPU is all that this process was given
+    most = 0 if run.world.device.type == "cpu" and torch.get_num_threads() == 1 else AHEAD
+    with contextlib.closing(ahead(made, most, partial(_pinned, device=run.world.device))) as batches:
+        return _train_batches(run, batches, epoch, checkpoint_batches)
+
+
+def _pinned(batch: Batch, device: torch.device) -> Batch:
+    """The batch in memory that a GPU reads by itself."""
+    if device.type == "cpu":
+        return batch
+    return replace(batch, images_BCHW=batch.images_BCHW.pin_memory(), labels_B=batch.labels_B.pin_memory())
+
+
+def _train_batches(run: Run, batches: Iterator[Batch], epoch: int, checkpoint_batches: int) -> bool:
     run.method.train()
     since_checkpoint = 0
-    for batch in reader.epoch(epoch, start_sample=run.progress.position.samples):
+    for batch in batches:
         train_step(run, epoch, batch)
         run.world.beat()
         run.progress.position = Position(epoch, run.progress.position.samples + batch.global_size)
@@ -255,11 +285,12 @@ def train_step(run: Run, epoch: int, batch: Batch) -> None:
     """One step of the optimizer on this rank's part of a batch. Raises `NonFiniteError` before it would move."""
     config, device = run.config, run.world.device
     torch.manual_seed(_fold(config.seed, epoch, run.progress.position.samples))
+    if device.type == "cuda":  # dropout's own; what methods draw is equal on all ranks, on the host
+        torch.cuda.manual_seed(_fold(config.seed, epoch, run.progress.position.samples, run.world.rank))
     done = run.progress.position.samples // config.recipe.batch_size / run.plan.num_batches
     set_learning_rate(run.optimizer, learning_rate(config.recipe, epoch, run.progress.records, done))
-    layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    images = normalize(batch.images_BCHW, device, dtype_of(run.method), layout)
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+    images = normalize(batch.images_BCHW, device, dtype_of(run.method), run.arithmetic.layout)
+    with run.arithmetic.autocast():
         run.method.begin_step(epoch, batch.ids, batch.global_size)
         output = run.model(images, batch.labels_B.to(device, non_blocking=True))
         terms = wsol_models.method_module(config.method).losses(output, run.method.config)
@@ -350,11 +381,14 @@ def _back_to_best(run: Run) -> Run:
 def validate(run: Run, search: bool) -> Counts:
     """Validation counts over all ranks: of every readout setting, or of the one setting scored each epoch.
 
+    A search is in float32 at least, as the finished model will be read; one setting is scored as the model is trained.
     Ranks judge the network that is kept, rank 0's: their own statistics of batch norm may be of other rows.
     """
     run.world.share_buffers(run.method)
     run.method.eval()
-    return _count(run, None if search else [fixed_setting(run.config.fixed_setting, run.readout.settings(run.method))])
+    fixed = None if search else [fixed_setting(run.config.fixed_setting, run.readout.settings(run.method))]
+    with run.arithmetic.autocast(not search):
+        return _count(run, fixed)
 
 
 def validate_images(run: Run, choice: selection.Choice) -> ImageHits | None:
@@ -378,13 +412,23 @@ def _count(run: Run, settings: list[Any] | None, keep_images: bool = False) -> C
         run.method, run.readout, run.val, run.protocol, settings=settings, device=run.world.device,
         keep_images=keep_images, on_batch=on_batch,
     )  # fmt: skip
-    merged = run.world.gather(counts)
-    return sum(merged[1:], start=merged[0])
+    images = None if counts.image_hits is None else reduce(operator.add, run.world.gather(counts.image_hits))
+    return replace(counts.summed(run.world.total), image_hits=images)
 
 
-def _origin(config: TrainConfig, dataset: Dataset) -> str:
+def _origin(config: TrainConfig, dataset: Dataset, device: torch.device) -> str:
     """What a checkpoint is of: whoever goes on from it must train the same on the same."""
-    return config_hash({"train": as_kept(config), "data": dataset.fingerprint})
+    computes = arithmetic(config, device).told  # "auto" is another on another device
+    return config_hash({"train": as_kept(config), "data": dataset.fingerprint, "arithmetic": computes})
+
+
+def ddp_options(method: LocalizationMethod) -> dict[str, Any]:
+    """How `DistributedDataParallel` is to wrap a method, beside PyTorch's defaults.
+
+    Before every forward it would send rank 0's buffers round. Statistics of batch norm are read in validation alone,
+    which sends them itself; only what a method remembers is read in training.
+    """
+    return {"broadcast_buffers": method.remembers, "gradient_as_bucket_view": True}
 
 
 def _save(run: Run) -> None:
@@ -393,7 +437,7 @@ def _save(run: Run) -> None:
         state = {
             "method": run.method.state_dict(),
             "optimizer": run.optimizer.state_dict(),
-            "config_hash": _origin(run.config, run.dataset),
+            "config_hash": _origin(run.config, run.dataset, run.world.device),
             "sums": sums,
             "rows": rows,
             "best": run.progress.best,
@@ -404,7 +448,7 @@ def _save(run: Run) -> None:
 def _finish(run: Run, counts: Counts, choice: selection.Choice, images: ImageHits | None) -> None:
     """Write the finished model."""
     if run.world.rank == 0:
-        files = model_files(run.method, run.config, run.dataset, choice, counts, run.study)
+        files = model_files(run.method, run.config, run.dataset, choice, counts, run.study, run.arithmetic.told)
         if images:
             files[VAL_IMAGES] = json.dumps(images.to_dict()).encode()
         run.checkpoints.finish(files, run.progress.records)
@@ -417,9 +461,11 @@ def model_files(
     choice: selection.Choice,
     counts: Counts,
     study: str = "",
+    computed: str = "",
 ) -> dict[str, bytes]:
     """A finished model as files, none of them a pickle: what `model.load_model` reads, and the counts behind it."""
     description = {
+        "format": FORMAT,
         "study": study,
         "train": as_kept(config),
         "classes": list(dataset.classes),

@@ -26,8 +26,8 @@ class WhatOptions:
     experiment: str = "wsol"
     """MLflow experiment. The server is that of MLFLOW_TRACKING_URI, else a SQLite file in --storage."""
     preset: str | None = None
-    """A paper's recipe by id, e.g. bas-ext/table1/cub/resnet50. Options given beside it win. By default a recipe that
-    suits a laptop."""
+    """A paper's recipe by id, e.g. bas-ext/table1/cub/resnet50. Options given beside it win. By default a recipe for
+    pretrained --weights, or one that suits a laptop."""
     config: str | None = None
     """A YAML file of options, as --print-config writes it; what else is given here wins."""
     dry_run: bool = False
@@ -39,18 +39,22 @@ class WhatOptions:
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How a model is trained: without --preset a recipe for a laptop. Options win over the preset."""
+    """How a model is trained. Without --preset: for --weights a recipe that fine-tunes on photographs, else one for a
+    laptop. Options win over all of them."""
 
     backbone: str | None = None
-    """Network: tiny, resnet18, resnet50, mobilenet_v2, ... By default the preset's; tiny without one."""
+    """Network: tiny, resnet18, resnet50, mobilenet_v2, ... By default the preset's; without one resnet50 for
+    imagenet's weights, else tiny."""
     weights: str | None = None
     """Initial weights: 'imagenet' (downloaded), or a path that every node sees. By default from scratch."""
     epochs: int | None = None
-    """Passes over the training split. By default the preset's; 4 without one."""
+    """Passes over the training split. By default the preset's; without one 10 with --weights, else 4."""
     batch_size: int | None = None
-    """Images a step over all workers together. By default the preset's; 32 without one."""
+    """Images a step over all workers together. By default the preset's; without one 16 with
+    --weights, else 32."""
     learning_rate: float | None = None
-    """Base learning rate of SGD; the method's multipliers come on top. By default the preset's; 0.003 without one."""
+    """Base learning rate of SGD; the method's multipliers come on top. By default the preset's; without one 0.001 with
+    --weights, else 0.003."""
     weight_decay: float | None = None
     """L2 penalty on every parameter, biases and normalisation included. By default the preset's; 0.0005 without
     one."""
@@ -76,10 +80,11 @@ class TrainingOptions:
     """The method's hyper-parameters by name, e.g. --options alpha 0.5 generator_after layer2; what is searched wins. By
     default the preset's, then the paper's."""
     image_size: int | None = None
-    """Pixels a side of what the network sees. By default the preset's (224, mostly); 64 without one."""
+    """Pixels a side of what the network sees. By default the preset's (224, mostly); without one 224 with
+    --weights, else 64."""
     resize_size: int | None = None
-    """Pixels a side that images are resized to before the training crop. By default the preset's (mostly image_size +
-    32); 72 without one."""
+    """Pixels a side that images are resized to before the training crop. By default the preset's, without one 256 or 72
+    as above; in proportion where --image-size is given alone."""
     keep: Keep = "last"
     """Which epoch's model a training ends with. last: as the papers do; best: that of the highest searched objective on
     validation, the last beside it. Then, and with --patience, the whole readout is searched after every epoch, and the
@@ -136,11 +141,15 @@ class MachineOptions:
     where an autoscaler has added no node yet)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the cluster's GPUs if it has any, else CPUs; with --cluster-may-grow say cuda or cpu."""
-    precision: Precision = "float32"
-    """Arithmetic of forward and backward. float64, weights too, is slow, and keeps rounding, which differs between CPUs
-    and numbers of threads, from being amplified into another result."""
-    channels_last: bool = False
-    """Memory layout that is faster on GPUs with bfloat16."""
+    precision: Precision = "auto"
+    """Arithmetic of forward and backward. auto: on GPUs bfloat16, if they have it, with losses and what is pooled in
+    float32; on CPUs float32. float32: on GPUs without TF32. float64, weights too, is slow, and keeps rounding, which
+    differs between CPUs and numbers of threads, from being amplified into another result."""
+    channels_last: bool | None = None
+    """Memory layout that is faster on GPUs with bfloat16. By default there alone."""
+    deterministic: bool = False
+    """Only kernels that give the same bits again: slower. A run on a GPU that was interrupted ends as if it had not
+    been only then; on CPUs it does anyway."""
     checkpoint_batches: int = 0
     """Also write a checkpoint every so many batches; 0: at the end of epochs only."""
     stuck_minutes: float = 20.0

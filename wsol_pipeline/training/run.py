@@ -27,6 +27,7 @@ import torch
 from ray.tune.integration.ray_train import TuneReportCallback
 
 import wsol_pipeline.data
+from wsol_models import LocalizationMethod
 from wsol_pipeline import redaction
 from wsol_pipeline.data.dataset import Dataset, open_dataset
 from wsol_pipeline.errors import DataError, MismatchError, ResourceError, UsageError, WsolError
@@ -35,7 +36,7 @@ from wsol_pipeline.storage import STORAGE_ERRORS, Store
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position
 from wsol_pipeline.training.config import Job, from_dict
 from wsol_pipeline.training.guard import NonFiniteError
-from wsol_pipeline.training.loop import Record, World, train
+from wsol_pipeline.training.loop import Record, World, ddp_options, train
 from wsol_pipeline.training.signals import Signals
 
 
@@ -63,6 +64,7 @@ FAULTS: dict[str, tuple[type[BaseException], ...]] = {
 }
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _NO_MEMORY = re.compile("out of memory|can't allocate memory", re.IGNORECASE)  # of torch, in a plain RuntimeError
+_UNREPEATABLE = re.compile("does not have a deterministic implementation")  # torch, under --deterministic
 _READING = str(Path(wsol_pipeline.data.__path__[0]))
 LIVES = 4  # in a row that may begin at one checkpoint; whoever gets further may die as often as spot machines do
 RAY_RETRIES = 100  # deaths of a trial in all, of which Ray counts none that it was told of beforehand
@@ -89,7 +91,10 @@ def fit_trainer(job: Job, payload: dict[str, Any], callbacks: list[Any] | None =
         worker_loop,
         train_loop_config={"job": payload, "controller": node_id()},  # Ray keeps the group's controller beside this
         # a collective waits at least as long as a worker may stand still: who that is says its own log
-        torch_config=ray.train.torch.TorchConfig(timeout_s=max(1800, math.ceil(60 * job.stuck_minutes))),
+        torch_config=ray.train.torch.TorchConfig(
+            backend="cpu:gloo,cuda:nccl" if job.device == "cuda" else "gloo",  # what lies on the host stays off the GPU
+            timeout_s=max(1800, math.ceil(60 * job.stuck_minutes)),
+        ),
         scaling_config=ray.train.ScalingConfig(
             num_workers=job.workers, use_gpu=job.device == "cuda", resources_per_worker=resources_per_worker(job)
         ),
@@ -228,10 +233,11 @@ def node_id() -> str:
     return ray.get_runtime_context().get_node_id()
 
 
-def _distribute(module: torch.nn.Module, job: Job) -> torch.nn.Module:
+def _distribute(module: LocalizationMethod, job: Job) -> torch.nn.Module:
+    options = ddp_options(module)
     if job.train.sync_batch_norm:
         module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)
-    return ray.train.torch.prepare_model(module, move_to_device=False)
+    return ray.train.torch.prepare_model(module, move_to_device=False, parallel_strategy_kwargs=options)
 
 
 def _reset_process(job: Job) -> None:
@@ -276,6 +282,8 @@ def failure_of(error: BaseException) -> str:
     """The kind of a failure that is the trial's own; "" of any other."""
     if isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)):
         return "out_of_memory"
+    if isinstance(error, RuntimeError) and _UNREPEATABLE.search(str(error)):
+        return "configuration"
     return next((kind for kind, errors in OWN_FAILURES.items() if isinstance(error, errors)), "")
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from wsol_pipeline.training.config import check_name, require
+from wsol_pipeline.training.config import Precision, check_name, require
 from wsol_pipeline.training.options import RunOptions, store_at
 
 if TYPE_CHECKING:
@@ -108,6 +108,8 @@ class ReproduceOptions(RunOptions):
     name: str = AUTO
     """Name of the reproduction: the same name continues it. auto: made of the row's id."""
     preset: tyro.conf.Suppress[str | None] = None
+    precision: Precision = "float32"
+    """Arithmetic of forward and backward: the papers' unless told, on GPUs too, without TF32."""
     dry_run: bool = False
     """Check configuration, data, storage, MLflow and placement, train a few batches, say what it would take, and start
     nothing."""

@@ -47,7 +47,7 @@ from wsol_pipeline.verdict.score import Progress, silent
 
 AS_PUBLISHED, ORACLE, TRANSFERRED = READINGS = ("as published", "oracle", "transferred")
 # Not what a paper trained with: how it runs here, and what our choices on validation aim at.
-_OURS = ("seed", "rungs", "objective", "channels_last", "fixed_setting")
+_OURS = ("seed", "rungs", "objective", "channels_last", "deterministic", "fixed_setting")
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def deviations(row: Preset, config: TrainConfig) -> list[Deviation]:
 
 
 def _as_published(row: Preset) -> TrainConfig:
-    return resolve(RunOptions(name="paper", preset=row.id, weights="imagenet"), row.method)
+    return resolve(RunOptions(name="paper", preset=row.id, weights="imagenet", precision="float32"), row.method)
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
@@ -215,6 +215,7 @@ def _provenance(plan: Plan, final: Store) -> dict[str, str]:
     config, dataset = plan.config, plan.dataset
     kept = evaluation_name(Contender("", plan.options.name, final, plan.options.preset))
     result = json.loads((plan.folder / EVALUATIONS).read(f"{kept}.json"))
+    described = json.loads(final.read(DESCRIPTION))
     told = {
         "folder": plan.folder.uri,
         "data": dataset.uri,
@@ -224,7 +225,7 @@ def _provenance(plan: Plan, final: Store) -> dict[str, str]:
         "readout and thresholds": f"transferred: chosen on {dataset.val.num_rows} validation images, the readout by "
         f"{config.objective}; oracle: the same readout, thresholds of the test images themselves",
         "checkpoint": f"the {config.keep} epoch" + " by validation" * (config.keep == "best"),
-        "network": f"{config.method} on {config.backbone}, {config.precision}",
+        "network": f"{config.method} on {config.backbone}, {described['arithmetic']}",
         "evaluated on": result["device"],
     }
     return redact(told | result["provenance"])

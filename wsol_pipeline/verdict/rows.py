@@ -79,12 +79,12 @@ def finished_study(store: Store, study: str) -> dict[str, Any]:
             f"Study {study!r} was finished by another version of this code (format {record.get('schema')!r}; this one "
             f"has {SCHEMA!r}): judge it with that version, or begin it anew by another --name."
         )
-    published = record["published"] and _placed(record["published"], store, "model")
-    return _placed(record, store, "model", "data") | {"published": published}
+    published = record.get("published") and _placed(record["published"], store)
+    return _placed(record, store) | {"published": published}
 
 
-def _placed(record: Mapping[str, Any], store: Store, *names: str) -> dict[str, Any]:
-    return {**record, **{name: store.resolve(record[name]).uri for name in names}}
+def _placed(record: Mapping[str, Any], store: Store) -> dict[str, Any]:
+    return {**record, **{name: store.resolve(record[name]).uri for name in ("model", "data") if name in record}}
 
 
 def same_dataset(winners: Mapping[str, Mapping[str, Any]], place: str | None = None) -> Dataset:

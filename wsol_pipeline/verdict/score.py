@@ -18,7 +18,7 @@ from wsol_pipeline.data.reader import EvalRows, ReadConfig, eval_rows
 from wsol_pipeline.errors import ResourceError
 from wsol_pipeline.evaluation import selection
 from wsol_pipeline.evaluation.baseline import count_centred
-from wsol_pipeline.evaluation.cases import Case, add_cases
+from wsol_pipeline.evaluation.cases import SCORES, Case, add_cases, with_scores
 from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.evaluation.detection import mean_average_precision
 from wsol_pipeline.evaluation.evaluate import count, detect
@@ -92,6 +92,7 @@ def score(
             row.transferred.update(_average_precisions(model, rows, choice, device))
         results.append(row)
         kept.append(counts.to_dict())
+        cases = with_scores(cases, counts.image_hits, selection.of_images(counts, choice, SCORES))
         files[f"images-{number}.parquet"] = _parquet(cases)
     files[PICTURES] = json.dumps(pictures_of(model, rows, dataset.classes, cases, device)).encode()
     result = {

@@ -1,0 +1,35 @@
+r"""Hand a finished model on: a folder that needs nothing of where it was made, MLflow's form, ONNX or torch.export.
+
+    python rayjobs/export.py --study bas --out bas-model  # a folder with a card; wsol.load_model("bas-model")
+    python rayjobs/export.py --model models:/bas@champion --format onnx --out bas.onnx
+    python rayjobs/export.py --study bas --format mlflow --out bas-mlflow
+
+A graph is compared with the model on 64 images before it is kept: logits, maps, boxes. Readouts that need gradients
+(gradcam, bagcams, ...) have no graph; the folder reads them all.
+"""
+
+from wsol_pipeline.console.command_line import command_line
+from wsol_pipeline.console.main import run_main
+from wsol_pipeline.use.options import ExportOptions as Options
+
+
+def main(args: list[str] | None = None) -> int:
+    options = command_line(Options, args, __doc__)
+    from wsol_pipeline.storage import Store
+    from wsol_pipeline.tracking.registry import save_pyfunc
+    from wsol_pipeline.use.folder import write_folder
+    from wsol_pipeline.use.graph import export_graph
+    from wsol_pipeline.use.models import named
+
+    if options.format == "folder":
+        print("\n".join(write_folder(options, Store.at(options.out))))
+    elif options.format == "mlflow":
+        print(save_pyfunc(named(options), options.out))
+    else:
+        print(export_graph(options))
+        print(options.out)
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

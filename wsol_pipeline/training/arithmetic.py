@@ -1,0 +1,59 @@
+"""What a run computes in, where the options leave it to the device: on GPUs bfloat16 with channels last."""
+
+import os
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from wsol_pipeline.errors import UsageError
+from wsol_pipeline.training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How one device computes a run: `precision` as in the options, but for "auto"; memory layout; repeatability."""
+
+    device: torch.device
+    precision: str
+    channels_last: bool
+    deterministic: bool
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """Of images, and of filters."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    @property
+    def told(self) -> str:
+        """In words, for whoever compares two runs."""
+        parts = (self.precision, "channels last" * self.channels_last, "deterministic" * self.deterministic)
+        return ", ".join(part for part in parts if part)
+
+    def autocast(self, enabled: bool = True) -> AbstractContextManager[object]:
+        """Forwards within are bfloat16's, if that is the precision; losses and what is pooled stay float32."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled and self.precision == "bfloat16")
+
+    def settle(self) -> None:
+        """Set what PyTorch keeps for the whole process, which may have run another trial before.
+
+        TF32, which rounds factors to ten bits, is for who asked for no float32. cuDNN's search for the fastest kernel
+        picks another one each time.
+        """
+        loose = self.precision == "bfloat16"
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = loose
+        torch.backends.cudnn.benchmark = self.device.type == "cuda" and not self.deterministic
+        torch.use_deterministic_algorithms(self.deterministic)
+        if self.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS refuses without
+
+
+def arithmetic(config: TrainConfig, device: torch.device) -> Arithmetic:
+    """What `config` asks of `device`. Raises `UsageError` for bfloat16 on a GPU that has none."""
+    on_gpu = device.type == "cuda"
+    able = not on_gpu or torch.cuda.is_bf16_supported(including_emulation=False)
+    if config.precision == "bfloat16" and not able:
+        raise UsageError("--precision bfloat16 needs a GPU that has it (Ampere or later): say float32, or auto.")
+    precision = ("bfloat16" if on_gpu and able else "float32") if config.precision == "auto" else config.precision
+    last = on_gpu if config.channels_last is None else config.channels_last
+    return Arithmetic(device, precision, last, config.deterministic)

@@ -1,0 +1,123 @@
+"""A finished model as a folder that goes anywhere: weights and JSON, a card, licences, and no place of its making."""
+
+import json
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from wsol_pipeline.errors import UsageError
+from wsol_pipeline.storage import Store
+from wsol_pipeline.text import metric_name
+from wsol_pipeline.tracking.registry import REQUIREMENTS
+from wsol_pipeline.training.checkpoint import SEAL, write_sealed
+from wsol_pipeline.training.model import DESCRIPTION, WEIGHTS
+from wsol_pipeline.use.models import named
+from wsol_pipeline.use.options import ExportOptions
+from wsol_pipeline.verdict.rows import EVALUATIONS, contenders, evaluation_name, finished_study
+
+CARD, LICENSES, NEEDS = "README.md", "LICENSES.md", "requirements.txt"
+CLASSES_SHOWN = 40
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the final evaluation measured: percents on test, with their 95 % intervals where there are some."""
+
+    figures: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]]
+
+
+def write_folder(options: ExportOptions, out: Store) -> list[str]:
+    """Write the folder of the model that is asked for; its files. Raises `UsageError` if another model lies there."""
+    files = named(options)
+    if out.exists(SEAL) and out.exists(DESCRIPTION) and out.read(DESCRIPTION) != files.description:
+        raise UsageError(f"{out.uri} holds another model: give another --out.")
+    description = json.loads(files.description)
+    written = {
+        WEIGHTS: files.weights,
+        DESCRIPTION: files.description,
+        CARD: card(description, judged(options), files.sha256, options.license).encode(),
+        LICENSES: licenses(description, options.license).encode(),
+        NEEDS: "".join(f"{name}=={version(name)}\n" for name in ("wsol", *REQUIREMENTS)).encode(),
+    }
+    write_sealed(out, written)
+    return [out.path(name) for name in (*written, SEAL)]
+
+
+def judged(options: ExportOptions) -> Judged | None:
+    """What was measured on the test split, of a study that was judged; else None."""
+    if not options.study:
+        return None
+    store = Store.at(options.storage)
+    contender = contenders({options.study: finished_study(store, options.study)})[-1]
+    folder, name = store / options.study / EVALUATIONS, f"{evaluation_name(contender)}.json"
+    if not folder.exists(name):
+        return None
+    row = json.loads(folder.read(name))["rows"][-1]
+    bounds = row["intervals"].get("transferred", {})
+    return Judged(row["transferred"], {metric: tuple(bound) for metric, bound in bounds.items()})
+
+
+def card(description: Mapping[str, Any], test: Judged | None, sha256: str, license: str) -> str:
+    """The model's card in Markdown: what it is for, what it was made of and chosen by, what was measured and not."""
+    train, choice, classes = description["train"], description["choice"], description["classes"]
+    shown = ", ".join(classes[:CLASSES_SHOWN])
+    more = f" and {len(classes) - CLASSES_SHOWN} more" if len(classes) > CLASSES_SHOWN else ""
+    selected = description.get("selected_on", "val, by boxes or masks")
+    return textwrap.dedent("""\
+        # {method} on {backbone}: where an object is, learned from labels alone
+
+        ```python
+        import wsol
+        model = wsol.load_model("this folder")
+        for found in model.predict(["photo.jpg"]):
+            print(found.label, found.score, found.box)   # x0, y0, x1, y1 in pixels, half-open
+        ```
+
+        - **Classes** ({count}): {classes}
+        - **Data**: {name}, fingerprint `{data}`; validation split `{val}`
+        - **Protocol**: {protocol}, {geometry}
+        - **Chosen on** {selected}: {metric} {value:.2f} %. Readout {readout} (setting `{setting}`)
+        - **Measured on test**: {figures}
+        - **Licence**: {license} (LICENSES.md)
+        - **Identity**: SHA-256 of weights and description `{sha256}`
+
+        ## Limits
+
+        Boxes are cut from a map that learned from labels: they hold what tells classes apart, which can be a part of an
+        object, or what is always beside it. An image without any of the classes gets one of them all the same: use
+        `conf`. Not measured: other kinds of images than the data's, small objects, several objects of a class in an
+        image, and the probability as a measure of how good a box is.
+        """).format(
+        method=train["method"], backbone=train["backbone"], count=len(classes), classes=shown + more,
+        name=description["data"], data=description["dataset"][:16], val=description["val_split"][:16],
+        protocol=train["protocol"],
+        geometry=f"images of {train['image_size']} px ({train['resize_size']} before a crop)", selected=selected,
+        metric=metric_name(choice["metric"]), value=choice["value"], readout=train["readout"],
+        setting=choice["readout"], figures=_figures(test), license=license, sha256=sha256,
+    )  # fmt: skip
+
+
+def _figures(test: Judged | None) -> str:
+    if test is None:
+        return "nothing. What validation says is above; it chose the model, and is too high by that."
+    told = []
+    for metric, value in test.figures.items():
+        low_high = test.intervals.get(metric)
+        interval = f" (95 % {low_high[0]:.1f} to {low_high[1]:.1f})" if low_high else ""
+        told.append(f"{metric_name(metric)} {value:.2f} %{interval}")
+    return "; ".join(told)
+
+
+def licenses(description: Mapping[str, Any], license: str) -> str:
+    """What is known of the terms of code, weights and data."""
+    start = description["train"].get("weights")
+    imagenet = "from weights of ImageNet, whose images are for research"
+    began = {None: "from scratch, or as its study says", "imagenet": imagenet}
+    return (
+        "# Licences\n\n- Code (wsol): Apache-2.0\n"
+        f"- These weights: {license}. They began {began.get(start, f'from {start}')}.\n"
+        "- The data they learned from: not known here; ask who made it.\n"
+    )

@@ -1,0 +1,173 @@
+"""What the jobs that use a finished model can be told."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from wsol_pipeline.training.config import check_name, require
+from wsol_pipeline.training.options import store_at
+
+if TYPE_CHECKING:
+    from wsol_pipeline.storage import Store
+    from wsol_pipeline.training.localization import Wanted
+
+FORMATS = ("coco", "voc", "yolo", "csv", "masks", "overlays", "html")
+Format = Literal["coco", "voc", "yolo", "csv", "masks", "overlays", "html"]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which finished model."""
+
+    model: str = ""
+    """models:/NAME@champion or models:/NAME/3 of MLflow, or a model's folder or zip (see export.py)."""
+    study: str = ""
+    """In place of --model: the finished study whose winner it is."""
+    storage: str = "runs"
+    """The --storage of that study, and of MLflow's file where MLFLOW_TRACKING_URI is not set."""
+
+    def __post_init__(self) -> None:
+        require(not (self.model and self.study), "give --model or --study, not both", self.model)
+        if self.study:
+            check_name("study", self.study)
+
+    def require_model(self) -> None:
+        """Raise `UsageError` unless a model is named."""
+        require(bool(self.model or self.study), "a model is needed: --model, or the --study that made it", self.model)
+
+
+@dataclass(frozen=True)
+class WantedOptions:
+    """What is localized in each image."""
+
+    labels: str = ""
+    """The images' classes, where they are known: a class of the model for all; folder, for <class>/x.jpg; or
+    column:NAME of the list. Then the map is that class's. By default the model predicts them."""
+    classes: tuple[str, ...] = ()
+    """Classes that may be predicted. By default all."""
+    top: int | None = None
+    """Classes an image. By default 1; of a multi-label model all over --conf."""
+    conf: float | None = None
+    """Least probability of a predicted class. By default 0; of a multi-label model 0.5."""
+    threshold: str = ""
+    """On the map: 0 <= τ < 1, or otsu. By default the one chosen on validation."""
+    boxes: Literal["largest", "all"] = "largest"
+    """The largest part of a mask, or all of its parts."""
+    max_det: int = 10
+    """Boxes an image and class, with --boxes all."""
+    min_area: float = 0.0
+    """Least share of the image that a box takes."""
+
+    def __post_init__(self) -> None:
+        require(not (self.labels and self.top), "--labels and --top exclude each other", self.top)
+
+    def wanted(self) -> "Wanted":
+        """The same, checked. Raises `UsageError`."""
+        from wsol_pipeline.training.localization import Wanted
+
+        return Wanted(
+            self.cut, self.top, self.conf, self.classes, self.boxes, self.max_det, self.min_area
+        )  # fmt: skip
+
+    @property
+    def cut(self) -> float | str | None:
+        """The threshold as a number where it is one."""
+        try:
+            return float(self.threshold) if self.threshold else None
+        except ValueError:
+            return self.threshold
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """Which images."""
+
+    source: str = ""
+    """An image, a folder of them, a glob, an s3://bucket/prefix, a list (.txt, or .csv with a column path or uri), a
+    tar or zip, a Parquet file, or an imported dataset's PLACE:train or PLACE:val."""
+    image_column: str = "image"
+    """Of a Parquet file: the column of encoded images, or of their URIs."""
+    id_column: str = ""
+    """Of a Parquet file: the column of names. By default the numbers of the rows."""
+    scale_16bit: bool = False
+    """Take images of 16 bits or floats too, their 0.5 to 99.5 percentiles as 0 to 255."""
+    allow_test: bool = False
+    """Let an imported dataset's PLACE:test be localized; nothing may then be chosen by what comes out."""
+
+
+@dataclass(frozen=True)
+class RunningOptions:
+    """How the work is done; none of it changes a result."""
+
+    batch_size: int = 32
+    """Images a forward pass."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU if there is one."""
+    workers: int = 1
+    """Models at work: 1 works in this process, without Ray; more are Ray actors, with a GPU each where there are."""
+    decoders: int = 0
+    """Threads of each that read images. By default one a core of its machine."""
+    max_bad: float = 1.0
+    """Share of images (0 to 1) that may be broken before the job stops."""
+    storage_is_shared: bool = False
+    """A local --source is mounted on every node of the cluster."""
+
+
+@dataclass(frozen=True)
+class ExportOptions(ModelOptions):
+    """Options of an export."""
+
+    out: str = ""
+    """Where it goes: for a folder a new one, or s3://bucket/prefix; else a file."""
+    format: Literal["folder", "onnx", "torch-export", "mlflow"] = "folder"
+    """folder: what load_model reads, with a card; mlflow: the same as MLflow's model; onnx and torch-export: the graph
+    from bytes to probabilities and a raw map."""
+    opset: int = 18
+    """Of ONNX."""
+    images: str = ""
+    """Images to compare on, as --source of localize.py has them. By default those of the validation split of
+    --study."""
+    license: str = "unknown: state it with --license"
+    """Terms of the weights, for the card."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_model()
+        require(bool(self.out), "out must say where the export goes", self.out)
+
+
+@dataclass(frozen=True)
+class LocalizeOptions(RunningOptions, WantedOptions, SourceOptions, ModelOptions):
+    """Options of a localization. Each class above is a group of its --help."""
+
+    out: str = "localized"
+    """Where results go: a folder or s3://bucket/prefix. The same command again continues there."""
+    format: tuple[Format, ...] = ()
+    """Written beside the Parquet parts: coco, voc, yolo, csv, masks, overlays, html. Later too, with --out alone."""
+    gallery: int = 200
+    """Images on the page of --format html, at most."""
+    save_conf: bool = False
+    """Add the score to the lines of --format yolo."""
+    chunk: int = 1024
+    """Images of a part: what a death loses at most."""
+    extend: bool = False
+    """The source has new images: localize these too."""
+    redo_changed: bool = False
+    """Images of the source have changed: localize their parts anew."""
+    verify: bool = False
+    """Check that --out holds each image of its listing once, and end."""
+
+    def __post_init__(self) -> None:
+        ModelOptions.__post_init__(self)
+        WantedOptions.__post_init__(self)
+        for name in ("batch_size", "workers", "chunk"):
+            require(getattr(self, name) >= 1, f"{name} must be at least 1", getattr(self, name))
+        require(self.decoders >= 0, "decoders cannot be negative", self.decoders)
+        require(0 <= self.max_bad <= 1, "max_bad is a share of images in 0..1", self.max_bad)
+        require(self.gallery >= 1, "gallery must be at least 1", self.gallery)
+        if self.source:
+            self.require_model()
+
+    @property
+    def store(self) -> "Store":
+        """Where results go."""
+        return store_at(self.out)

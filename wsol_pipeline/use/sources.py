@@ -1,0 +1,309 @@
+"""Where images come from: a table of all of them first, in one order, then the bytes of some of them."""
+
+import csv
+import fnmatch
+import functools
+import glob
+import hashlib
+import io
+import json
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from wsol_pipeline.data.archives import unpacked
+from wsol_pipeline.data.dataset import Split, open_dataset
+from wsol_pipeline.data.headers import MAX_BYTES
+from wsol_pipeline.data.importers import is_hidden, nfc, read_text
+from wsol_pipeline.data.photographs import ENDINGS
+from wsol_pipeline.data.shards import MANIFEST
+from wsol_pipeline.errors import DataError, ResourceError, UsageError, unknown
+from wsol_pipeline.protocol import Role
+from wsol_pipeline.storage import STORAGE_ERRORS, Store, describe_storage_error
+from wsol_pipeline.training.inputs import file_bytes
+from wsol_pipeline.use.options import LocalizeOptions
+
+ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
+COLUMN, FOLDER = "column:", "folder"  # what --labels can say
+MAX_GROUP_BYTES = 2**29  # of a Parquet file's row group: it is read whole
+PER_IMAGE = ("voc", "yolo", "masks", "overlays")  # formats of a file for each image
+ROW = "#"  # between a Parquet file or split and a row's number
+Item = dict[str, Any]  # a row of a listing
+_ONE = threading.Lock()  # row groups are read one at a time: threads that wait find theirs in memory
+LISTING = pa.schema([
+    ("index", pa.int64()), ("image_id", pa.string()), ("uri", pa.string()), ("size", pa.int64()),
+    ("state", pa.string()), ("labels", pa.list_(pa.string())),
+])  # fmt: skip
+
+
+def listed(options: LocalizeOptions) -> list[Item]:
+    """All images of the source in their order: that of a list, else sorted by name.
+
+    Raises:
+        DataError: there is none, or the source is not what it must be.
+        UsageError: an option does not suit the source.
+        ResourceError: its storage is away.
+    """
+    try:
+        items = list(_found(options))
+    except STORAGE_ERRORS as error:
+        raise ResourceError(describe_storage_error(options.source, error)) from error
+    if not items:
+        raise DataError(
+            f"{options.source} has no image (looked for {', '.join(ENDINGS)}; names that begin with a dot are none)."
+        )
+    return [{"index": index, **item} for index, item in enumerate(items)]
+
+
+def check_names(items: Iterable[Item], formats: Iterable[str]) -> None:
+    """Raise `UsageError` if two images would have files of one name in `formats`."""
+    if not set(formats) & set(PER_IMAGE):
+        return
+    taken: dict[str, str] = {}
+    for item in items:
+        name = file_name(item["image_id"])
+        if (uri := taken.setdefault(name, item["uri"])) != item["uri"]:
+            raise UsageError(
+                f"{uri} and {item['uri']} would both be written as {name}: rename one, or leave out the formats of a "
+                f"file an image ({', '.join(PER_IMAGE)})."
+            )
+
+
+def file_name(image_id: str) -> str:
+    """What the files of an image are called, without their ending: its path, `/` as `__`."""
+    return PurePosixPath(image_id).with_suffix("").as_posix().lstrip("/").replace("/", "__")
+
+
+def fingerprint(items: Sequence[Item]) -> str:
+    """SHA-256 over names, places and states."""
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(json.dumps(item, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def read(item: Item, options: LocalizeOptions) -> bytes:
+    """The encoded image of a row of a listing. Raises `DataError` if it cannot be read or is too large."""
+    uri = str(item["uri"])
+    place, mark, row = uri.rpartition(ROW)
+    if mark and row.isdecimal():
+        if place.rpartition(":")[2] in list(Role):
+            return _of_split(place, int(row))
+        with _ONE:
+            value = _of_parquet(place, int(row), options.image_column)
+        return value if isinstance(value, bytes) else file_bytes(_beside(place, value))
+    if item["size"] > MAX_BYTES:
+        raise DataError(f"image has {item['size']} bytes, over the limit of {MAX_BYTES}")
+    try:
+        return file_bytes(uri)
+    except STORAGE_ERRORS as error:
+        raise DataError(f"file cannot be read: {error}") from error
+
+
+def _found(options: LocalizeOptions) -> Iterator[Item]:
+    source = options.source
+    head, _, split = source.rpartition(":")
+    if split in list(Role) and head:
+        return _dataset(head, Role(split), options)
+    name = source.lower()
+    if options.labels.startswith(COLUMN) and not name.endswith((".csv", ".parquet")):
+        raise UsageError(f"--labels {options.labels} needs a .csv or .parquet list but --source is {source!r}.")
+    if name.endswith(".parquet"):
+        return _parquet(source, options)
+    if name.endswith((".txt", ".csv")):
+        return _list(source, options)
+    if name.endswith(ARCHIVES):
+        return _folder(Store.at(unpacked(Path(source).expanduser().resolve())), options)
+    if glob.has_magic(source):
+        return _glob(source, options)
+    folder, _, last = Store.at(source).uri.rpartition("/")
+    if name.endswith(ENDINGS) and Store(folder).exists(last):
+        return iter([_file(Store(folder), last, _state(Store(folder), last), options)])
+    return _folder(Store.at(source), options)
+
+
+def _file(store: Store, name: str, state: tuple[int, str], options: LocalizeOptions, labels: Any = None) -> Item:
+    parent = PurePosixPath(store.path(name)).parent.name
+    known = [nfc(parent)] if options.labels == FOLDER else [options.labels] if options.labels else None
+    size, stamp = state
+    own = labels if labels is not None else known
+    return {"image_id": nfc(name), "uri": store.path(name), "size": size, "state": stamp, "labels": own}
+
+
+def _folder(store: Store, options: LocalizeOptions) -> Iterator[Item]:
+    facts = store.facts()
+    if not facts and not store.exists():
+        raise DataError(f"--source {store.uri} does not exist.")
+    if MANIFEST in facts:
+        raise UsageError(f"{store.uri} is an imported dataset: say which split, as {store.uri}:val.")
+    for name in sorted((name for name in facts if _is_image(name)), key=str.encode):
+        yield _file(store, name, facts[name], options)
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(ENDINGS) and not any(is_hidden(part) for part in name.split("/"))
+
+
+def _glob(pattern: str, options: LocalizeOptions) -> Iterator[Item]:
+    parts = pattern.split("/")
+    fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    store = Store.at("/".join(parts[:fixed]) or ("/" if pattern.startswith("/") else "."))
+    rest = "/".join(parts[fixed:])
+    if store.is_local:
+        names = [path.relative_to(store.uri).as_posix() for path in Path(store.uri).glob(rest)]
+        facts = {name: _state(store, name) for name in names if Path(store.path(name)).is_file()}
+    else:
+        facts = {name: of for name, of in store.facts().items() if fnmatch.fnmatchcase(name, rest)}
+    for name in sorted((name for name in facts if _is_image(name)), key=str.encode):
+        yield _file(store, name, facts[name], options)
+
+
+def _state(store: Store, name: str) -> tuple[int, str]:
+    """Size and state of a file; nothing is known of one that is not there, which is told when it is read."""
+    if not store.exists(name):
+        return 0, ""
+    if store.is_local:
+        stat = Path(store.path(name)).stat()
+        return stat.st_size, str(stat.st_mtime_ns)
+    return store.size(name), ""
+
+
+def _list(source: str, options: LocalizeOptions) -> Iterator[Item]:
+    """A list's lines in their order; relative ones are relative to the list."""
+    place = Path(source).expanduser().resolve()
+    text = read_text(place)
+    if source.lower().endswith(".txt"):
+        yield from (_named(source, line.strip(), options) for line in text.splitlines() if line.strip())
+        return
+    table = csv.DictReader(io.StringIO(text, newline=""))
+    columns = list(table.fieldnames or ())
+    column = next((name for name in ("path", "uri") if name in columns), None)
+    if column is None:
+        raise DataError(f"{source} must have a column path or uri but has {', '.join(columns) or 'none'}.")
+    label = _label_column(options, columns, source)
+    for line in table:
+        yield _named(source, line[column] or "", options, None if label is None else [line[label] or ""])
+
+
+def _label_column(options: LocalizeOptions, columns: Sequence[str], source: str) -> str | None:
+    if not options.labels.startswith(COLUMN):
+        return None
+    if (name := options.labels.removeprefix(COLUMN)) not in columns:
+        raise unknown(f"column of {source}", name, columns)
+    return name
+
+
+def _named(listing: str, name: str, options: LocalizeOptions, labels: Any = None) -> Item:
+    """A file that a list names."""
+    store, _, last = Store.at(_beside(listing, name) or ".").uri.rpartition("/")
+    item = _file(Store(store), last, _state(Store(store), last), options, labels)
+    return item | {"image_id": nfc(name)}
+
+
+def _beside(listing: str, name: str) -> str:
+    """A name in a list as a place: relative ones are beside the list."""
+    if "://" in name or name.startswith("/"):
+        return name
+    return f"{listing.rpartition('/')[0] or '.'}/{name}"
+
+
+def _dataset(place: str, role: Role, options: LocalizeOptions) -> Iterator[Item]:
+    if role is Role.TEST and not options.allow_test:
+        raise UsageError(f"{place}:test is for the final evaluation: --allow-test says that nothing is chosen by it.")
+    split = _split(f"{place}:{role}")
+    names = open_dataset(place).classes
+    labels = split.shard_set().read_all(["labels"])["labels"].to_pylist()
+    for row, (name, own) in enumerate(zip(split.ids, labels, strict=True)):
+        known = [names[label] for label in own] if options.labels == FOLDER else None
+        uri = f"{Store.at(place)}:{role}{ROW}{row}"
+        yield {"image_id": name, "uri": uri, "size": 0, "state": split.fingerprint[:16], "labels": known}
+
+
+@functools.lru_cache(maxsize=4)
+def _split(place: str) -> Split:
+    where, _, role = place.rpartition(":")
+    dataset = open_dataset(where)
+    return {Role.TRAIN: dataset.train, Role.VAL: dataset.val}.get(Role(role)) or dataset.test()
+
+
+def _of_split(place: str, row: int) -> bytes:
+    return bytes(_split(place).shard_set().read(np.array([row]), ["image"])["image"][0].as_py())
+
+
+class RangeFile(io.RawIOBase):
+    """A stored file that is read where it is asked for, of a disk or a bucket."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self.store, self.file, self.at, self.length = store, name, 0, store.size(name)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: self.length}[whence]
+        return self.at
+
+    def tell(self) -> int:
+        return self.at
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.store.read_range(self.file, self.at, min(self.at + len(buffer), self.length))
+        buffer[: len(data)] = data
+        self.at += len(data)
+        return len(data)
+
+
+def _opened(place: str) -> pq.ParquetFile:
+    store, _, name = Store.at(place).uri.rpartition("/")
+    try:
+        return pq.ParquetFile(RangeFile(Store(store), name))
+    except (pa.ArrowInvalid, FileNotFoundError) as error:
+        raise DataError(f"{place} is no Parquet file: {str(error).splitlines()[0]}.") from error
+
+
+def _parquet(source: str, options: LocalizeOptions) -> Iterator[Item]:
+    file = _opened(source)
+    columns = file.schema_arrow.names
+    for name in filter(None, (options.image_column, options.id_column)):
+        if name not in columns:
+            raise unknown(f"column of {source}", name, columns)
+    label = _label_column(options, columns, source)
+    groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+    if groups and (largest := max(group.total_byte_size for group in groups)) > MAX_GROUP_BYTES:
+        raise DataError(
+            f"{source} has a row group of {largest} bytes, over {MAX_GROUP_BYTES}: write it with smaller ones, "
+            "which are read whole."
+        )
+    wanted = [name for name in (options.id_column, label) if name]
+    table: Mapping[str, list[Any]] = file.read(columns=wanted).to_pydict() if wanted else {}
+    uri, state = Store.at(source).uri, hashlib.sha256(file.metadata.serialized_size.to_bytes(8, "big")).hexdigest()[:16]
+    for row in range(file.metadata.num_rows):
+        name = str(table[options.id_column][row]) if options.id_column else f"{row:09d}"
+        fixed = [options.labels] if options.labels and label is None else None
+        own = fixed if label is None else [str(table[label][row])]
+        yield {"image_id": name, "uri": f"{uri}{ROW}{row}", "size": 0, "state": state, "labels": own}
+
+
+def _of_parquet(place: str, row: int, column: str) -> Any:
+    starts = _starts(place)
+    group = int(np.searchsorted(starts, row, side="right")) - 1
+    return _group(place, group, column)[row - int(starts[group])].as_py()
+
+
+@functools.lru_cache(maxsize=2)
+def _starts(place: str) -> np.ndarray:
+    metadata = _opened(place).metadata
+    return np.cumsum([0, *(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))])
+
+
+@functools.lru_cache(maxsize=1)
+def _group(place: str, group: int, column: str) -> pa.ChunkedArray:
+    return _opened(place).read_row_group(group, columns=[column])[column]
