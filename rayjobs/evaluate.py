@@ -21,11 +21,13 @@ from wsol_pipeline.verdict.options import EvaluateOptions as Options
 def judge_networks(options: Options) -> None:
     """A network's one look at test, or seeds and masks on training images whose masks were kept apart."""
     from wsol_pipeline.console.progress import progress
-    from wsol_pipeline.console.walk import local_device, print_judgement
+    from wsol_pipeline.console.walk import local_device, print_judgement, print_published
     from wsol_pipeline.segmentation.audit import judge
+    from wsol_pipeline.segmentation.station import finished
 
     for name in options.segmentation:
         print_judgement(judge(options.store, name, local_device(options.device), progress))
+        print_published(finished(options.store, name).identity["options"].get("preset", ""))
 
 
 def main(args: list[str] | None = None) -> int:
