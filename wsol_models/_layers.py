@@ -6,6 +6,7 @@ Shapes: B batch, C channels, H W map size, K classes.
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -267,7 +268,8 @@ def pooled(maps_BKHW: Tensor) -> Tensor:
 
 def scored(head: nn.Module, pooled_features: Tensor) -> Tensor:
     """What a linear head makes of pooled features, outside of autocast: bfloat16's logits would tie."""
-    with torch.autocast(pooled_features.device.type, enabled=False):
+    is_meta = pooled_features.is_meta  # where nothing is computed there is no autocast
+    with nullcontext() if is_meta else torch.autocast(pooled_features.device.type, enabled=False):
         return head(pooled_features.to(next(head.parameters()).dtype))
 
 
