@@ -6,6 +6,7 @@ Shapes: B batch, C channels, H W map size, K classes.
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -267,7 +268,9 @@ def pooled(maps_BKHW: Tensor) -> Tensor:
 
 def scored(head: nn.Module, pooled_features: Tensor) -> Tensor:
     """What a linear head makes of pooled features, outside of autocast: bfloat16's logits would tie."""
-    with torch.autocast(pooled_features.device.type, enabled=False):
+    device = pooled_features.device.type
+    available = torch.amp.is_autocast_available(device)  # not on "meta", where a study's plan looks at a method
+    with torch.autocast(device, enabled=False) if available else nullcontext():
         return head(pooled_features.to(next(head.parameters()).dtype))
 
 

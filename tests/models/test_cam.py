@@ -8,7 +8,7 @@ from torch import nn
 
 import wsol_models
 from wsol_models import cam
-from wsol_models._layers import Output
+from wsol_models._layers import Output, scored
 
 
 def build(name: str, **options) -> cam.Method:
@@ -96,3 +96,9 @@ def test_new_layers_of_inception_start_as_in_the_benchmark():
     limit = math.sqrt(6 / ((768 + 1024) * 9))  # Xavier-uniform
     assert 0.999 * limit < weight.abs().max() <= limit
     assert 0.99 * math.sqrt(6 / 1027) < method.fc.weight.abs().max() <= math.sqrt(6 / 1027)
+
+
+def test_logits_are_scored_without_memory_too():
+    """A study's plan builds its method on "meta", which knows no autocast."""
+    with torch.device("meta"):
+        assert scored(nn.Linear(3, 2), torch.zeros(1, 3)).shape == (1, 2)

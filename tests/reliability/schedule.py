@@ -43,7 +43,6 @@ from wsol_pipeline.study import execute, lease, mlflow_listener, mlflow_view, tu
 from wsol_pipeline.study.mlflow_listener import MlflowListener
 from wsol_pipeline.study.options import StudyOptions
 from wsol_pipeline.study.plan import Plan, make_plan
-from wsol_pipeline.tracking import projection, runs
 from wsol_pipeline.tracking.connect import connect_mlflow
 from wsol_pipeline.training import cluster, loop, signals
 from wsol_pipeline.training.config import Job, from_dict
@@ -257,9 +256,8 @@ def live(root: Path, faults: list[Fault], apart: bool) -> None:
             (execute, "run_trials", run_in_this_process),
             (cluster, "connect", lambda nested: None), (cluster, "check_storage_reaches_all", lambda *_: None),
             (cluster, "check_placement", lambda *_: 1), (cluster, "pick_device", lambda *_: "cpu"),
-            (tuner, "check_alive", lambda: None), (signals, "hush", lambda _: None), (runs, "PATIENCE", 5.0),
-            (projection, "PATIENCE", 5.0), (runs, "TRICKLE", 5.0),
-            (lease, "BEAT_SECONDS", 0.2), (lease, "DEAD_AFTER_SECONDS", 2.0),
+            (tuner, "check_alive", lambda: None), (signals, "hush", lambda _: None),
+            (lease, "BEAT_SECONDS", 0.5), (lease, "DEAD_AFTER_SECONDS", 6.0),
             (mlflow_listener, "draw_study", lambda *_: []), (mlflow_view, "write_surface", lambda *_: {}),
         ):  # fmt: skip
             stack.enter_context(mock.patch.object(owner, name, other))
@@ -384,7 +382,8 @@ def inject(times: int, folder: Path, seed: int = 0, keep: bool = False) -> Itera
         told = (root / "told").read_text().replace("\n", "; ") if (root / "told").exists() else "nothing happened"
         if not keep:
             shutil.rmtree(root)
-        yield Injection(f"seed {number} ({told.strip('; ')})", seconds=time.monotonic() - began, wrong=wrong)
+        seconds = time.monotonic() - began  # of the whole, which no limit is set to: machines are busy
+        yield Injection(f"seed {number}, {seconds:.0f} s ({told.strip('; ')})", wrong=wrong)
 
 
 @dataclass(frozen=True)
@@ -403,7 +402,7 @@ def main() -> int:
     options, wrong = command_line(Options, sys.argv[1:], __doc__), 0
     folder = options.folder or Path(tempfile.mkdtemp(prefix="wsol-schedule-"))
     for injection in inject(options.count, folder, options.seed, keep=True):
-        print(f"{injection.where}: {injection.wrong or 'all holds'} ({injection.seconds:.0f} s)", flush=True)
+        print(f"{injection.where}: {injection.wrong or 'all holds'}", flush=True)
         wrong += bool(injection.wrong)
     print(f"{options.count} schedules, {wrong} with a violated invariant; their studies are in {folder}")
     return int(wrong > 0)

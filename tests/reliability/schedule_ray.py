@@ -111,14 +111,14 @@ def inject(times: int, folder: Path, seed: int = 0, keep: bool = False) -> Itera
         happened, wrong = run_schedule(folder / "base", root, number)
         if not keep:
             shutil.rmtree(root)
-        yield Injection(f"seed {number} ({happened})", seconds=time.monotonic() - began, wrong=wrong)
+        yield Injection(f"seed {number}, {time.monotonic() - began:.0f} s ({happened})", wrong=wrong)
 
 
 def main() -> int:
     options, wrong = command_line(Options, sys.argv[1:], __doc__), 0
     folder = options.folder or Path(tempfile.mkdtemp(prefix="wsol-schedule-"))
     for injection in inject(options.count, folder, options.seed, keep=True):
-        print(f"{injection.where}: {injection.wrong or 'all holds'} ({injection.seconds:.0f} s)", flush=True)
+        print(f"{injection.where}: {injection.wrong or 'all holds'}", flush=True)
         wrong += bool(injection.wrong)
     print(f"{options.count} schedules, {wrong} with a violated invariant; their studies are in {folder}")
     return int(wrong > 0)
