@@ -1,11 +1,11 @@
-# make demo | cluster-demo [KEEP=1] | test | test-slow | reliability | lint | lock | audit | bench | gpu-check | mlflow | screenshots | clean
+# make demo | demo-segmentation | cluster-demo [KEEP=1] | test | test-slow | reliability | lint | lock | audit | bench | gpu-check | mlflow | screenshots | clean
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 RUNS   ?= runs
 
-.PHONY: demo cluster-demo test test-slow reliability lint lock audit bench gpu-check mlflow screenshots clean
+.PHONY: demo demo-segmentation cluster-demo test test-slow reliability lint lock audit bench gpu-check mlflow screenshots clean
 .DEFAULT_GOAL := help
 
 help:
@@ -24,6 +24,9 @@ $(READY): pyproject.toml constraints.txt lock.txt
 
 demo: $(READY)
 	$(BIN)/python rayjobs/demo.py --storage $(RUNS)
+
+demo-segmentation: $(READY)
+	$(BIN)/python rayjobs/demo_segmentation.py --storage $(RUNS)
 
 cluster-demo: $(READY)
 	$(BIN)/python cluster/demo.py --storage $(RUNS) $(if $(KEEP),--keep)

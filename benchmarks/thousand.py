@@ -33,12 +33,12 @@ from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study.database import open_storage
-from wsol_pipeline.study.identity import home
+from wsol_pipeline.study.identity import WINNER, home
 from wsol_pipeline.study.lease import Lease, acquire
 from wsol_pipeline.study.ledger import Ledger, open_ledger
 from wsol_pipeline.study.mlflow_view import study_tags, study_view, trial_views
 from wsol_pipeline.study.options import StudyOptions
-from wsol_pipeline.study.outcome import WINNER, winner_record
+from wsol_pipeline.study.outcome import winner_record
 from wsol_pipeline.study.plan import Plan, make_plan
 from wsol_pipeline.study.samplers import pruner, sampler
 from wsol_pipeline.study.tuner import trial_folder

@@ -21,18 +21,21 @@ from wsol_pipeline.verdict.options import EvaluateOptions as Options
 def judge_networks(options: Options) -> None:
     """A network's one look at test, or seeds and masks on training images whose masks were kept apart."""
     from wsol_pipeline.console.progress import progress
-    from wsol_pipeline.console.walk import local_device, print_judgement
+    from wsol_pipeline.console.walk import local_device, print_judgement, print_published
     from wsol_pipeline.segmentation.audit import judge
+    from wsol_pipeline.segmentation.station import finished
 
     for name in options.segmentation:
         print_judgement(judge(options.store, name, local_device(options.device), progress))
+        print_published(finished(options.store, name).identity["options"].get("preset", ""))
 
 
 def main(args: list[str] | None = None) -> int:
     options = command_line(Options, args, __doc__)
     from wsol_pipeline.console.progress import progress
-    from wsol_pipeline.console.screens import print_verdict
+    from wsol_pipeline.console.screens import print_costs, print_verdict
     from wsol_pipeline.training import cluster
+    from wsol_pipeline.verdict.costs import costs_of_winner
     from wsol_pipeline.verdict.judge import judge, publish
 
     if "RAY_ADDRESS" in os.environ:
@@ -42,6 +45,8 @@ def main(args: list[str] | None = None) -> int:
         return 0
     verdict = judge(options, progress)
     print_verdict(verdict)
+    if options.selectors:
+        print_costs(costs_of_winner(options, progress))
     crowned, missing = publish(verdict)
     print(crowned, flush=True)
     if missing:

@@ -53,8 +53,8 @@ class ImportConfig(Generic[OptionsT]):
     name: Annotated[str, tyro.conf.arg(help_behavior_hint="")] = ""
     """Name of the dataset in tables and tracking. By default the layout's name."""
     boxes: Literal["required", "none"] = "required"
-    """Whether images of val and test must have boxes or masks. "none" leaves those that there are: such a dataset can
-    train and be looked at, but nothing can be chosen or scored by boxes."""
+    """Whether images of val and test must have boxes or masks. "none" leaves those that there are: of such a dataset
+    models are chosen by other means (--select-by), and where they localize is not measured."""
     audit: bool = False
     """Also keep the masks of training images (synthetic with --objects, voc), in shards that only an evaluation of
     seeds and pseudo masks opens. The dataset is the same without them."""
@@ -148,8 +148,9 @@ def main(args: list[str] | None = None) -> int:
         tell(of_rows(faults_of(json.loads(out.read(QUARANTINE)))), title="left out")
     print(summary(manifest, out))
     weights = " --weights imagenet" if config.dataset == "folder" else ""  # a recipe for photographs comes with them
-    way_on = f" Next: {how_to_run('tune_bas')} --data {shlex.quote(config.out or str(out))}{weights}"
-    print(f"The dataset is at {out}." + (way_on if manifest.located else ""))  # a study of labels alone is refused
+    by = "" if manifest.located else " --select-by evidence"
+    place = shlex.quote(config.out or str(out))
+    print(f"The dataset is at {out}. Next: {how_to_run('tune_bas')} --data {place}{weights}{by}")
     return 0
 
 

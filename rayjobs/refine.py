@@ -26,7 +26,7 @@ def main(args: list[str] | None = None) -> int:
 
     if options.dry_run:
         seeds = finished(options.store, options.seeds, KIND)
-        print_work(seeds.identity["data"], f"masks by {', '.join(options.steps) or 'the seeds themselves'}")
+        print_work(seeds.uri("data"), f"masks by {', '.join(options.steps) or 'the seeds themselves'}")
         return 0
     found = refine(options, place_work(options), progress, print_record)
     print_station(found)

@@ -44,6 +44,11 @@ def format_value(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
+def format_threshold(threshold: float | str) -> str:
+    """`0.240`, or the name of the rule that gives each map its own."""
+    return threshold if isinstance(threshold, str) else f"{threshold:.3f}"
+
+
 def format_bytes(size: float) -> str:
     """`0`, `14 kB`, `558 MB` or `1.2 GB`."""
     for unit in ("", " kB", " MB"):

@@ -30,7 +30,7 @@ def is_loopback(address: str) -> bool:
 def refusal(port: int) -> grpc.StatusCode:
     """What Ray's control service answers to a question without a token."""
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, pytest.raises(grpc.RpcError) as caught:
-        channel.unary_unary(NODES)(b"", timeout=20)
+        channel.unary_unary(NODES)(b"", timeout=120)
     return caught.value.code()
 
 

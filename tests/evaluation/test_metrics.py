@@ -93,6 +93,7 @@ def test_counts_by_hand():
             "top1_loc_30": 100 / 3,
             "top1_loc_70": 0,
             "top1_loc_mean": 200 / 9,
+            "mean_iou": 100 * (1 + 1 / 2 + 1 / 3) / 3,
             "cls_top1": 100 / 3,
             "cls_top5": 200 / 3,
             "ois_iou30": 100,

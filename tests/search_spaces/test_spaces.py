@@ -7,8 +7,10 @@ import optuna
 import pytest
 
 import wsol_models
-from search_spaces import preset, presets, space_for, spaces
+from rayjobs import tune_cam
+from search_spaces import cam, preset, presets, space_for, spaces
 from wsol_models.readouts import readout
+from wsol_pipeline.errors import UsageError
 from wsol_pipeline.evaluation.selection import BOX_METRICS, CLASS_METRICS, MASK_METRICS, SEGMENTATION_METRICS
 from wsol_pipeline.training.build import build_method, build_readout
 from wsol_pipeline.training.config import Recipe
@@ -134,3 +136,10 @@ def test_seeds_for_segmentation_have_their_own_form_of_bas():
     assert config(**base.method_options) == config(alpha=0.2, beta=1.2, **form)
     assert config(**moved.method_options) == config(alpha=0.2, beta=1.2, generator_after="layer2", **form)
     assert config(**preset("bas-ext/table7/coco14/resnet50/a0.7").method_options) == config(alpha=0.7, beta=1.7, **form)
+
+
+def test_the_range_of_cams_learning_rate_can_be_told():
+    trial = optuna.create_study().ask()
+    assert 0.01 <= cam.space(trial, rates=(0.01, 0.02))["learning_rate"] <= 0.02
+    with pytest.raises(UsageError, match=r"rates must be two positive numbers, the lower first, but got \(0.1, 0.01\)"):
+        tune_cam.Options(rates=(0.1, 0.01))

@@ -1,6 +1,7 @@
 """A finished study of images of several classes, small enough to make seeds of in a second."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,8 +11,9 @@ from wsol_pipeline.data.dataset import open_dataset
 from wsol_pipeline.data.importers import synthetic
 from wsol_pipeline.data.ingest import import_dataset
 from wsol_pipeline.storage import Store
+from wsol_pipeline.study.identity import WINNER
 from wsol_pipeline.study.ledger import SCHEMA
-from wsol_pipeline.study.outcome import WINNER, model_named
+from wsol_pipeline.study.outcome import model_named
 from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.loop import train
 
@@ -33,8 +35,15 @@ def studies(several, reading, make_config, tmp_path_factory):
         config = make_config(name, batch_size=12, protocol="voc-miou", objective="miou", **own)
         checkpoints = CheckpointStore(store / name / "trials/0000", 1)
         list(train(config, several, checkpoints, reading=reading))
-        named = model_named(checkpoints.final(), Store("/elsewhere"))  # by its whole place: `storage` copies this alone
-        winner = {"schema": SCHEMA, "study": f"id-{name}", "data": several.uri, "method": name, **named}
+        named = model_named(checkpoints.final(), store)
+        winner = {
+            "study": f"id-{name}",
+            "schema": SCHEMA,
+            "data": several.uri,
+            "method": name,
+            "published": None,
+            **named,
+        }
         (store / name).write(WINNER, json.dumps(winner).encode())
     return store
 
@@ -43,6 +52,5 @@ def studies(several, reading, make_config, tmp_path_factory):
 def storage(studies, tmp_path):
     """A storage of one's own, with the finished studies."""
     store = Store.at(tmp_path / "storage")
-    for name in ("bas", "cam"):
-        (store / name).write(WINNER, (studies / name).read(WINNER))
+    shutil.copytree(studies.uri, store.uri)
     return SimpleNamespace(store=store, uri=store.uri)

@@ -1,7 +1,5 @@
 """Seeds of a finished study: what is kept, what validation chooses, what a kill leaves, what is refused."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -17,6 +15,7 @@ from wsol_pipeline.segmentation.seeds import full_size, normalised
 from wsol_pipeline.segmentation.views import class_maps
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training.model import load_model
+from wsol_pipeline.verdict.rows import finished_study
 
 
 @pytest.fixture
@@ -54,7 +53,7 @@ def test_a_row_has_the_maps_of_its_classes_and_two_label_images(seeds_of, severa
 
 def test_the_sum_over_views_is_the_readouts_own(studies, several):
     """One scale and no mirror are BAS's map of the class; a pyramid over it says the same of several."""
-    model = load_model(Store(json.loads((studies / "bas").read("winner.json"))["model"]))
+    model = load_model(Store(finished_study(studies, "bas")["model"]))
     row = several.train.shard_set().read(np.arange(1), ["image", "labels"]).to_pylist()[0]
     pixels, label = decode(row["image"]), row["labels"][0]
     one = class_maps(model.method, pixels.permute(1, 2, 0).numpy(), torch.tensor([label]), (1.0,), mirror=False)
@@ -123,6 +122,7 @@ def test_what_was_killed_goes_on_bit_for_bit(seeds_of, storage, monkeypatch):
     assert made == []
 
 
+@pytest.mark.slow
 def test_two_workers_make_the_same(seeds_of, local_ray, monkeypatch):
     monkeypatch.setattr(station.parts_of, "__defaults__", (12,))
     two = contents(seeds_of("two", workers=2))

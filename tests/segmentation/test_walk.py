@@ -1,6 +1,7 @@
 """From seeds to a network: masks, training that continues exactly, one look at test."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,8 +30,8 @@ SMALL_IRN = {"irn_epochs": 2, "irn_batch": 12, "irn_crop": 80, "irn_pad": 0, "ex
 @pytest.fixture(scope="module")
 def walk(studies, tmp_path_factory):
     """A storage with the study and its seeds. Nobody changes its files."""
-    store = Store.at(tmp_path_factory.mktemp("walk"))
-    (store / "bas").write("winner.json", (studies / "bas").read("winner.json"))
+    store = Store.at(tmp_path_factory.mktemp("walk") / "storage")
+    shutil.copytree(studies.uri, store.uri)
     make_seeds.make_seeds(SeedOptions(storage=store.uri, scales=(1.0,), threshold="0.3", field="none"), "cpu")
     return store
 
@@ -69,7 +70,7 @@ def test_pseudo_masks_have_their_images_size_and_classes(masked, several):
         labels = masks.decode(row["pseudo_mask"])
         assert labels.shape == (40, 40)
         assert set(np.unique(labels)) <= {0, *(label + 1 for label in row["classes"])}
-    assert masked.manifest["identity"]["sources"] == [station.finished(Store.at(masked.identity["seeds"]), "").seal]
+    assert masked.manifest["identity"]["sources"] == [station.finished(Store.at(masked.uri("seeds")), "").seal]
 
 
 @pytest.mark.parametrize("by", [("irn",), ("crf",), ("irn", "pamr", "crf"), ("none",)])
@@ -102,7 +103,7 @@ def test_irn_killed_in_its_training_goes_on_bit_for_bit(walk, monkeypatch):
 
 
 def weights(found):
-    return Store.at(found.manifest["model"]).read("model.safetensors")
+    return Store.at(found.uri("model")).read("model.safetensors")
 
 
 def test_a_network_stopped_inside_an_epoch_goes_on_exactly(masked, walk):
@@ -135,7 +136,7 @@ def test_the_finished_network_segments_and_test_is_opened_once(masked, walk, sev
     assert first.interval[0] <= first.figures["miou"] <= first.interval[1]
     monkeypatch.setattr(segment, "_on_test", lambda *args: pytest.fail("test was opened again"))
     assert segment.judge_network(walk, "judged") == first
-    model = load_segmenter(Store.at(found.manifest["model"]))
+    model = load_segmenter(Store.at(found.uri("model")))
     photograph = np.zeros((33, 47, 3), np.uint8)
     assert model.segment(photograph).shape == (33, 47)
     assert np.array_equal(masks.decode(model.png(photograph)), model.segment(photograph))
@@ -146,7 +147,7 @@ def test_masks_of_other_images_and_other_models_are_refused(masked, walk, severa
         segment.train_network(training(walk, "x", masks="bas-none-such"), "cpu")
     with pytest.raises(UsageError, match="holds seeds, not pseudo masks"):
         segment.train_network(training(walk, "x", masks="bas-seeds"), "cpu")
-    with pytest.raises(MismatchError, match="is not the data any more"):
+    with pytest.raises(MismatchError, match="The data is not that of which"):
         refine.require_same(masked, "another fingerprint")
 
 
@@ -209,4 +210,17 @@ def test_two_ranks_train_as_one(masked, walk, tmp_path):
 
 def last_record(found):
     """The last record of a training."""
-    return json.loads(Store.at(found.manifest["model"]).read("records.json"))[-1]
+    return json.loads(Store.at(found.uri("model")).read("records.json"))[-1]
+
+
+def test_a_storage_that_has_moved_goes_on(masked, walk, tmp_path):
+    """No station knows where it lies: all that it is made of is found beside it."""
+    shutil.copytree(walk.uri, tmp_path / "moved")
+    moved = Store.at(tmp_path / "moved")
+    found = station.finished(moved, "bas-pamr")
+    assert found.seal == masked.seal
+    assert found.uri("seeds") == str(tmp_path / "moved" / "bas-seeds")
+    again = refine.refine(RefineOptions(storage=moved.uri, seeds="bas-seeds", by=("pamr",)), "cpu")
+    assert again.seal == masked.seal
+    text = (moved / "bas-pamr").read("manifest.json") + (moved / "bas-seeds").read("manifest.json")
+    assert walk.uri.encode() not in text

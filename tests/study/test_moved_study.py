@@ -46,8 +46,8 @@ def run(monkeypatch, reading):
 
     def go(storage, trials, data, weights):
         options = StudyOptions(
-            name="s", data=str(data), storage=str(storage), weights=str(weights), trials=trials, epochs=2,
-            batch_size=14, image_size=32, resize_size=36, cache_dir=reading.cache_dir, published=1,
+            name="s", data=str(data), storage=str(storage), backbone="tiny", weights=str(weights), trials=trials,
+            epochs=2, batch_size=14, image_size=32, resize_size=36, cache_dir=reading.cache_dir, published=1,
         )  # fmt: skip
         plan = make_plan(
             options, "cam", lambda trial: {"learning_rate": trial.suggest_float("learning_rate", 0.001, 0.1)}

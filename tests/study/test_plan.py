@@ -34,6 +34,12 @@ def test_of_rows_with_equal_values_the_preset_gives_its_name():
     assert next(iter(first(bas.space, preset=row))) == row
 
 
+def test_a_training_without_a_search_is_no_papers_unless_a_preset_says_so():
+    assert list(first(lambda trial: {}, method="cam", count=1)) == [OWN]
+    row = "b-cam/table1/cub/resnet50/cam"
+    assert list(first(lambda trial: {}, method="cam", count=1, preset=row)) == [row]
+
+
 def test_what_the_command_line_says_is_tried_first_and_is_nobodys_published_setting():
     found = first(bas.space, preset=PRESET, options={"alpha": "0.9"})
     name, values = next(iter(found.items()))
@@ -173,10 +179,17 @@ def test_labels_alone_are_refused_before_anything_starts(tmp_path):
     source = synthetic.read(tmp_path, synthetic.Options(train=6, val=3, test=3, classes=3, size=32))
     import_dataset(replace(source, located=False), Store.at(tmp_path / "d"), name="d", origin={"importer": "folder"})
     options = StudyOptions(name="s", data=str(tmp_path / "d"), storage=str(tmp_path / "runs"), image_size=32)
-    told = "wsol-v1 scores boxes but the 'val' split has labels alone. No protocol can: .*30 to 50 images"
-    with pytest.raises(UsageError, match=told):
+    order = r"\(1\) annotated:FILE, 30 to 50 boxes .*\(2\) pseudo:FILE.*\(3\) without any box: --select-by evidence"
+    with pytest.raises(UsageError, match=f"wsol-v1 scores boxes but the 'val' split has labels alone.*{order}"):
         make_plan(options, "bas", bas.space)
     assert not (tmp_path / "runs/s").exists()
+    plan = make_plan(replace(options, select_by="evidence", threshold_by="otsu"), "bas", bas.space)
+    assert (plan.config.objective, plan.contract["train"]["select_by"]) == ("evidence_gain", "evidence")
+    assert "localization is not measured" in plan.promise.sentences[1]
+    with pytest.raises(UsageError, match="otsu finds thresholds but ranks no trials, of which there are 8"):
+        make_plan(replace(options, select_by="otsu"), "bas", bas.space)
+    with pytest.raises(UsageError, match="Unknown objective of --select-by evidence 'max_box_acc_v2'"):
+        make_plan(replace(options, select_by="evidence", objective="max_box_acc_v2"), "bas", bas.space)
 
 
 def test_one_objective_has_the_contract_it_always_had(plan):

@@ -10,7 +10,10 @@ from wsol_pipeline.tracking import registry
 from wsol_pipeline.tracking.connect import connect
 from wsol_pipeline.tracking.registry import CHAMPION, check_name_is_free, crown, model_tags
 
-TUNED = model_tags({"train": {"protocol": "wsol-v1", "image_size": 64, "resize_size": 72}, "dataset": "d" * 64})
+BY_BOXES = {"select_by": "boxes", "threshold_by": None}
+TUNED = model_tags(
+    {"train": {"protocol": "wsol-v1", "image_size": 64, "resize_size": 72, **BY_BOXES}, "dataset": "d" * 64}
+)
 OTHERWISE = {"wsol.protocol": "bas-ext", "wsol.image_size": "32 of 72", "wsol.data_fingerprint": "e" * 64}
 FIGURES = {"max_box_acc_v2": 71.25, "gt_known_loc": 90.0}
 
@@ -33,7 +36,7 @@ def version(client, name, tmp_path):
     """`version(fingerprint, **tags)`: a new version; a tag that is None is left out."""
 
     def make(fingerprint: str, **changes: str | None) -> str:
-        tags = {**TUNED, "wsol.model": fingerprint, "wsol.selected_on": "val"}
+        tags = {**TUNED, "wsol.model": fingerprint, "wsol.selected_on": "val/boxes"}
         tags |= {f"wsol.{tag}": value for tag, value in changes.items()}
         kept = {tag: value for tag, value in tags.items() if value is not None}
         return str(client.create_model_version(name, str(tmp_path), tags=kept).version)

@@ -378,6 +378,28 @@ def test_float64_trains_and_keeps_weights_that_rounding_does_not_move(make_confi
     assert np.isfinite(found.map_HW).all()
 
 
+def test_a_reproducible_training_amplifies_no_last_bit(make_config, fit, monkeypatch):
+    """A hundred last bits, at a learning rate at which float64 alone makes ten thousand times as much of them."""
+
+    def disturbed(*args):
+        method = build_method(*args)
+        with torch.no_grad():
+            for parameter in method.parameters():
+                parameter *= 1 + 1e-14 * torch.randn_like(parameter)
+        return method
+
+    def moved(precision):
+        config = make_config("bas", precision=precision, learning_rate=0.05, epochs=8)
+        usual = fit(config, f"{precision}-usual")
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "build_method", disturbed)
+            other = fit(config, f"{precision}-other")
+        assert other.records[-1]["choice"]["readout"] == usual.records[-1]["choice"]["readout"]
+        return max(float((other.weights[name] - weight).abs().max()) for name, weight in usual.weights.items())
+
+    assert moved("reproducible") < moved("float64") / 1000
+
+
 def test_channels_last_is_another_layout_of_the_same_numbers(make_config, fit, monkeypatch):
     strides = set()
     build = wsol_models.build

@@ -23,8 +23,9 @@ from wsol_pipeline.evaluation.evaluate import detect
 from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.evaluation.selection import choose, transferred
 from wsol_pipeline.storage import Store
+from wsol_pipeline.study.identity import WINNER
 from wsol_pipeline.study.ledger import SCHEMA
-from wsol_pipeline.study.outcome import WINNER, model_named
+from wsol_pipeline.study.outcome import model_named
 from wsol_pipeline.study.plan import check_buildable
 from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.localization import Wanted

@@ -136,7 +136,7 @@ def test_long_names_leave_the_numbers_whole(capsys):
 
 def test_data_that_was_imported_anew_is_refused():
     data = SimpleNamespace(uri="data", fingerprint="other")
-    with pytest.raises(DataError, match="is not the data any more"):
+    with pytest.raises(DataError, match="is not the data that a was tuned on .any more.: its fingerprint is other"):
         require_comparable(data, contenders({"a": WINNER}), [model(protocol("wsol-v1", 64, 72))] * 2)
 
 

@@ -14,8 +14,9 @@ from wsol_pipeline.evaluation import evaluate
 from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.evaluation.selection import best
 from wsol_pipeline.storage import Store
+from wsol_pipeline.study.identity import WINNER
 from wsol_pipeline.study.ledger import SCHEMA
-from wsol_pipeline.study.outcome import WINNER, model_named
+from wsol_pipeline.study.outcome import model_named
 from wsol_pipeline.training.build import build_readout
 from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.model import load_model

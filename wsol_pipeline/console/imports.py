@@ -23,9 +23,8 @@ NO_PROBLEM = "No problem was found."
 
 
 LABELS_ALONE = (
-    "note: val and test have labels alone (--boxes none): the data can be read and a network trained in a notebook, "
-    "but every job refuses them, since nothing could be chosen or measured. Boxes drawn on 30 to 50 images of val, "
-    "and on those of test, are enough to choose by: import again with them."
+    "note: val and test have labels alone (--boxes none): models are trained and chosen on them by --select-by "
+    "evidence, or better by boxes drawn on 30 to 50 images of val (wsol annotate); where they localize is not measured."
 )
 
 

@@ -21,16 +21,20 @@ def run_study(
     """Run or continue the study of `options` and print what it found. Returns the exit code."""
     from wsol_pipeline.console.screens import print_outcome
     from wsol_pipeline.study.plan import make_plan
+    from wsol_pipeline.study.streak import ABSTAINED
 
     plan = make_plan(options, method, space, print_start)
+    for note in plan.choosers.notes:
+        print(note)
     if is_only_shown(plan):
         return 0
     outcome, version, missing = execute_and_show(plan, point)
     print_outcome(outcome, plan, version)
     if outcome.damaged:
         raise DataError(outcome.damaged)
-    failed = f"{len(outcome.failures)} of {outcome.balance['started']} trials failed (reasons above)."
-    if told := " ".join([missing] * bool(missing) + [failed] * bool(outcome.failures)):
+    failures = [failure for failure in outcome.failures.values() if failure["kind"] != ABSTAINED]
+    failed = f"{len(failures)} of {outcome.balance['started']} trials failed (reasons above)."
+    if told := " ".join([missing] * bool(missing) + [failed] * bool(failures)):
         raise PartialError(told)
     return 0
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from wsol_pipeline.errors import ResourceError
+from wsol_pipeline.segmentation import published
 from wsol_pipeline.segmentation.options import PlaceOptions
 from wsol_pipeline.segmentation.segment import Judgement
 from wsol_pipeline.segmentation.station import Station
@@ -62,6 +63,17 @@ def print_judgement(judged: Judgement) -> None:
         best = f"{judged.figures['oracle']:.1f} % at {judged.figures['oracle_threshold']:.3f}"
         print(f"  with the best threshold on these images, an upper bound as papers print it: {best}")
     _print_classes(judged.figures)
+
+
+def print_published(preset: str) -> None:
+    """What the paper reports for a row, and how that differs from what is judged here."""
+    if not preset:
+        return
+    row = published.row(preset)
+    figures = ", ".join(f"{name} {value:.1f} %" for name, value in row.figures.items())
+    print(f"  published ({preset}): {figures}; seed and mask at the best threshold on the images judged")
+    if row.note:
+        print(f"  {row.note}")
 
 
 def _print_classes(figures: Mapping[str, Any]) -> None:

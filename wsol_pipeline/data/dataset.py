@@ -94,6 +94,24 @@ class ValSplit(Split):
     """Held out, with boxes: thresholds, readouts, checkpoints and trials are chosen on it."""
 
 
+class LabelledSplit(Split):
+    """`val` by its labels alone, for what chooses without boxes: columns of boxes and masks are never read."""
+
+    @property
+    def has_masks(self) -> bool:
+        return False
+
+    @property
+    def has_boxes(self) -> bool:
+        return False
+
+    @cached_property
+    def sizes_N2(self) -> np.ndarray:
+        """Width and height of each stored image, int64 [N, 2]."""
+        table = self.shard_set().read_all(["width", "height"])
+        return np.stack([table[side].to_numpy() for side in ("width", "height")], axis=1).astype(np.int64)
+
+
 class TestSplit(Split):
     """With boxes, for the final number only."""
 
@@ -142,9 +160,18 @@ class Dataset:
     def val(self) -> ValSplit:
         return self._split(ValSplit, Role.VAL)
 
+    @cached_property
+    def val_labels(self) -> LabelledSplit:
+        """The images and labels of `val`."""
+        return self._split(LabelledSplit, Role.VAL)
+
     def test(self) -> TestSplit:
         """Open the test split. Only the final evaluation does, once everything is chosen."""
         return self._split(TestSplit, Role.TEST)
+
+    def ids_of(self, role: Role) -> list[str]:
+        """The ids of a split and no more: whether a file names images of test can be asked without opening it."""
+        return self._split(Split, role).ids
 
     def _split(self, kind: type[_Kind], role: Role) -> _Kind:
         info = self.manifest.splits.get(role)

@@ -23,13 +23,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
-from wsol_pipeline.data.dataset import Split, encode_labels
+from wsol_pipeline.data.dataset import LabelledSplit, Split, encode_labels
 from wsol_pipeline.data.hashes import hash_ids
 from wsol_pipeline.data.images import decode_resize, decoder, label_mask
 from wsol_pipeline.data.schema import PIXEL_COLUMNS, schema
 from wsol_pipeline.data.shards import ShardSet, cache_root
 from wsol_pipeline.errors import ResourceError
 from wsol_pipeline.private import distrust, own_folder
+from wsol_pipeline.protocol import Role
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +82,9 @@ def read_masks(table, split: Split, sizes: np.ndarray) -> list[np.ndarray]:  # t
 
 
 def fact_columns(split: Split) -> list[str]:
-    """All columns but the encoded images."""
-    return [name for name in schema(split.role).names if name not in PIXEL_COLUMNS]
+    """All columns but the encoded images that the split may read."""
+    role = Role.TRAIN if isinstance(split, LabelledSplit) else split.role  # training rows have labels alone too
+    return [name for name in schema(role).names if name not in PIXEL_COLUMNS]
 
 
 def pixel_bytes(split: Split, size: int) -> int:
@@ -163,7 +165,8 @@ def _checksum(file: int, begin: int) -> int:
 def _key(split: Split, shard_set: ShardSet, size: int) -> str:
     """Rows in another order have another file: the shards' own digests are part of the name."""
     facts = [_FORMAT, split.fingerprint, [shard.sha256 for shard in shard_set.shards], size]
-    return f"{split.role.value}-{size}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}"
+    what = "labels" if isinstance(split, LabelledSplit) else split.role.value
+    return f"{what}-{size}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}"
 
 
 def _build(split: Split, shard_set: ShardSet, size: int, place: Path) -> None:

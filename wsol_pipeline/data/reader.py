@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 
 from wsol_pipeline.data.augment import TRAIN_GEOMETRIES, Augmentation
-from wsol_pipeline.data.dataset import Split, TestSplit, TrainSplit, ValSplit
+from wsol_pipeline.data.dataset import LabelledSplit, Split, TestSplit, TrainSplit, ValSplit
 from wsol_pipeline.data.headers import STORED_PIXELS
 from wsol_pipeline.data.images import decode_resize, resize, shrunk
 from wsol_pipeline.data.pixels import (
@@ -214,19 +214,27 @@ def train_batches(
 
 @dataclass(frozen=True)
 class EvalRows:
-    """The rows of `val` or `test` that one rank evaluates, in order. Made by `eval_rows`."""
+    """The rows of `val` or `test` that one rank evaluates, in order. Made by `eval_rows`.
 
-    split: ValSplit | TestSplit
+    `at`: numbers of the split's rows, of which `begin` to `end` are meant; None: all of them.
+    """
+
+    split: ValSplit | TestSplit | LabelledSplit
     config: ReadConfig
     geometry: str
     batch_size: int
     begin: int
     end: int
     stored: bool = False  # whether batches have the photographs as they are stored
+    at: tuple[int, ...] | None = None
 
     def with_stored(self) -> "EvalRows":
         """The same rows, with the photographs as they are stored."""
         return replace(self, stored=True)
+
+    def few(self, count: int) -> "EvalRows":
+        """The first `count` of these rows, or all if there are fewer."""
+        return replace(self, end=min(self.end, self.begin + count))
 
     @property
     def role(self) -> Role:
@@ -260,15 +268,20 @@ class EvalRows:
             yield from self._of_one_shape()
             return
         size, cached, inner = self._read_size, self._cached, self._inner
-        for first in range(self.begin, self.end, self.batch_size):
-            rows = np.arange(first, min(first + self.batch_size, self.end))
+        for rows in self._numbers():
             pixels, at = (cached, rows) if cached else (self._decoded(rows, size), np.arange(len(rows)))
             masks = None if pixels.masks is None else list(pixels.masks[at][:, inner, inner])
             yield _batch(pixels.rows, at, torch.from_numpy(pixels.images[at]), masks, inner)
 
-    def _of_one_shape(self) -> Iterator[Batch]:
+    def _numbers(self) -> Iterator[np.ndarray]:
+        """Numbers of the split's rows, a batch each."""
         for first in range(self.begin, self.end, self.batch_size):
-            table = self._read(np.arange(first, min(first + self.batch_size, self.end)))
+            rows = np.arange(first, min(first + self.batch_size, self.end))
+            yield rows if self.at is None else np.array(self.at)[rows]
+
+    def _of_one_shape(self) -> Iterator[Batch]:
+        for rows in self._numbers():
+            table = self._read(rows)
             known, inner = read_rows(table, self.split), self._inner
             masks = self._masks(table, known.sizes_N2 if self.geometry == "short_side" else None)
             seen = map(self._seen, decode_resize(id_and_image(table), None))
@@ -319,6 +332,65 @@ class EvalRows:
     def _read(self, rows: np.ndarray) -> pa.Table:
         columns = [*fact_columns(self.split), "image", *(("mask", "ignore") if self.has_masks else ())]
         return self.split.shard_set(self.config.cache_dir, self.config.shard_cache_gb).read(rows, columns)
+
+
+@dataclass(frozen=True)
+class LabelledBatch:
+    """Validation images with their labels: there is no field for a box or a mask. As in `Batch`."""
+
+    ids: list[str]
+    images_BCHW: torch.Tensor
+    labels_B: torch.Tensor
+    sizes_B2: np.ndarray
+    whole_BCHW: torch.Tensor | None
+    stored_BCHW: torch.Tensor | None
+    num_shrunk: int
+
+
+@dataclass(frozen=True)
+class LabelledRows:
+    """The rows of `val` by their labels alone: all that may be seen by what chooses without their boxes."""
+
+    rows: EvalRows
+    has_masks = False
+
+    @property
+    def role(self) -> Role:
+        return self.rows.role
+
+    @property
+    def num_classes(self) -> int:
+        return self.rows.num_classes
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of this rank."""
+        return self.rows.num_rows
+
+    @property
+    def batch_size(self) -> int:
+        return self.rows.batch_size
+
+    def with_stored(self) -> "LabelledRows":
+        """The same rows, with the photographs as they are stored."""
+        return replace(self, rows=self.rows.with_stored())
+
+    def few(self, count: int) -> "LabelledRows":
+        """The first `count` of these rows."""
+        return replace(self, rows=self.rows.few(count))
+
+    def batches(self) -> Iterator[LabelledBatch]:
+        """All rows of this rank once, in order."""
+        names = LabelledBatch.__dataclass_fields__
+        for batch in self.rows.batches():
+            yield LabelledBatch(**{name: getattr(batch, name) for name in names})
+
+
+def labelled_rows(
+    split: LabelledSplit, config: ReadConfig, geometry: str, batch_size: int, *, rank: int = 0, world: int = 1
+) -> LabelledRows:
+    """`eval_rows` of labels alone."""
+    return LabelledRows(eval_rows(split, config, geometry, batch_size, rank=rank, world=world))
 
 
 class Seen(NamedTuple):
@@ -380,18 +452,19 @@ def _batch(
 
 
 def eval_rows(
-    split: ValSplit | TestSplit,
+    split: ValSplit | TestSplit | LabelledSplit,
     config: ReadConfig,
     geometry: str,
     batch_size: int,
     *,
     rank: int = 0,
     world: int = 1,
+    at: tuple[int, ...] | None = None,
 ) -> EvalRows:
     """The rows of a held-out split for evaluation; ranks get contiguous, disjoint parts (of unequal length if need be).
 
     `geometry` is "resize" (straight to `image_size`), "resize_crop" (to `resize_size`, then the centre) or "short_side"
-    (to a short side of `image_size`, aspect kept; decoded each time).
+    (to a short side of `image_size`, aspect kept; decoded each time). `at`: numbers of the only rows that are wanted.
     """
     if geometry not in GEOMETRIES:
         raise unknown("geometry", geometry, GEOMETRIES)
@@ -399,5 +472,6 @@ def eval_rows(
         raise UsageError(
             f"batch_size and world must be at least 1, rank in 0..world-1; got {batch_size}, {rank}/{world}."
         )
-    begin, end = (split.num_rows * part // world for part in (rank, rank + 1))
-    return EvalRows(split, config, geometry, batch_size, begin, end)
+    count = split.num_rows if at is None else len(at)
+    begin, end = (count * part // world for part in (rank, rank + 1))
+    return EvalRows(split, config, geometry, batch_size, begin, end, at=at)

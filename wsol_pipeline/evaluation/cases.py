@@ -12,6 +12,7 @@ from wsol_pipeline.evaluation.counts import ImageHits
 from wsol_pipeline.evaluation.maps import normalised_map
 from wsol_pipeline.evaluation.masks import IGNORED
 from wsol_pipeline.evaluation.metrics import found, in_threads, plain, predicted_box_and_iou
+from wsol_pipeline.evaluation.otsu import OTSU, Threshold, otsu_threshold
 from wsol_pipeline.evaluation.protocols import Protocol
 
 HIT = 0.5  # the IoU of "GT-known"
@@ -80,7 +81,7 @@ def spread(cases: Sequence[Case], count: int) -> dict[str, list[Case]]:
 
 def add_cases(
     cases: list[Case],
-    threshold: float,
+    threshold: Threshold,
     protocol: Protocol,
     rows_B: ArrayLike,
     batch: Any,
@@ -119,10 +120,12 @@ def with_scores(cases: Sequence[Case], kept: ImageHits | None, scores: Mapping[s
 
 
 def _overlap(
-    raw_HW: NDArray[Any], true: NDArray[Any], size_wh: tuple[int, int], threshold: float, protocol: Protocol
+    raw_HW: NDArray[Any], true: NDArray[Any], size_wh: tuple[int, int], threshold: Threshold, protocol: Protocol
 ) -> dict[str, Any]:
     if not protocol.ious:
-        return mask_overlap(normalised_map(raw_HW, protocol, size_wh) >= threshold, true)
+        map_HW = normalised_map(raw_HW, protocol, size_wh)
+        at = otsu_threshold(map_HW, protocol) if threshold == OTSU else float(threshold)
+        return mask_overlap(map_HW >= at, true)
     box, iou = predicted_box_and_iou(raw_HW, true, threshold, protocol, size_wh)
     width, height = protocol.map_size(size_wh)
     hit = found(np.array([iou]), protocol)[protocol.ious.index(HIT), 0]

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from wsol_pipeline.errors import UsageError
 
+MEAN_IOU, BOXES = "mean_iou", "boxes"
+
 
 @dataclass(frozen=True, eq=False)
 class ImageHits:
@@ -25,6 +27,7 @@ class ImageHits:
     ranks: NDArray[np.int64]  # [n], rank of the true class, 0 = predicted first
     mask_pixels: NDArray[np.int64] | None = None  # [n, 2, T + 1], as in `Counts`, where masks are counted
     mask_levels: NDArray[np.int64] | None = None  # [n, 2, 256]
+    scores: NDArray[np.float64] | None = None  # [n, T], as in `Counts`, where they are the objective
 
     def __add__(self, other: "ImageHits") -> "ImageHits":
         pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
@@ -41,11 +44,16 @@ class ImageHits:
         return ImageHits(tuple(data["ids"]), **{name: _unpack(data[name]) for name in data if name != "ids"})
 
 
+SCORE_UNIT = 2.0**-44  # sums of scores are whole numbers of these: exact in any order, up to half a million images
+
+
 @dataclass(frozen=True, eq=False)
 class Counts:
     """Counts over a set of images: S readout settings, I IoUs, T thresholds. Add them to join disjoint sets.
 
-    Whole numbers, until `selection` weighs the images.
+    Whole numbers, until `selection` weighs the images. `truth` says what the images were compared with: their "boxes",
+    other boxes ("pseudo" and the SHA-256 of these), or none, by the name of what scores them instead. Counts of
+    different truth never add up, compare or share a column.
     """
 
     protocol: str
@@ -64,14 +72,27 @@ class Counts:
     mask_levels: NDArray[Any] | None = None  # [S, 2, 256]: the same per int(255 * value)
     class_pixels: NDArray[Any] | None = None  # [S, 3, K + 1, T + 1]: of `segmentation.count_classes`
     shrunk: NDArray[Any] | None = None  # []: photographs over the limit of pixels, where a readout saw stored ones
+    scores: NDArray[Any] | None = None  # [S, T]: the sum over images of `score`, in `SCORE_UNIT`s
+    score: str = MEAN_IOU
+    truth: str = BOXES
 
     def __add__(self, other: "Counts") -> "Counts":
         mine, theirs = self._axes(), other._axes()
         if mine != theirs:
-            raise UsageError(f"Only counts of one protocol, grid and list of settings add up, not {mine} and {theirs}.")
+            raise UsageError(
+                f"Only counts of one protocol, grid, list of settings and truth add up, not {mine} and {theirs}."
+            )
         kept = self.image_hits + other.image_hits if self.image_hits and other.image_hits else None
         sums = {name: _both(sum, (getattr(self, name), getattr(other, name))) for name in _ARRAYS}
-        return Counts(self.protocol, self.settings, self.ious, self.thresholds, **sums, image_hits=kept)
+        return replace(self, **sums, image_hits=kept)
+
+    def at(self, setting: Any) -> "Counts":
+        """The counts of one setting alone."""
+        s = self.settings.index(setting)
+        arrays = {name: getattr(self, name) for name in _ARRAYS if name != "shrunk"}
+        return replace(
+            self, settings=(setting,), **{name: of[s : s + 1] for name, of in arrays.items() if of is not None}
+        )
 
     def summed(self, total: Callable[[NDArray[Any]], NDArray[Any]]) -> "Counts":
         """These counts with the `total` of each array in its place; the hits of single images stay as they are."""
@@ -79,24 +100,26 @@ class Counts:
         return replace(self, **totals)
 
     def _axes(self) -> tuple[Any, ...]:
-        return self.protocol, self.settings, self.ious, self.thresholds.tobytes()
+        return self.protocol, self.settings, self.ious, self.thresholds.tobytes(), self.score, self.truth
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able values; the hits of single images stay behind."""
         axes = {"protocol": self.protocol, "settings": list(self.settings), "ious": list(self.ious)}
+        axes |= {"score": self.score, "truth": self.truth}
         arrays = {name: getattr(self, name) for name in ("thresholds", *_ARRAYS)}
         return axes | {name: _pack(array) for name, array in arrays.items() if array is not None}
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> "Counts":
         settings = tuple(tuple(s) if isinstance(s, list) else s for s in data["settings"])  # JSON has no tuples
-        arrays = {name: _unpack(data[name]) for name in ("thresholds", *_ARRAYS) if name in data}
-        return Counts(data["protocol"], settings, tuple(data["ious"]), **arrays, image_hits=None)
+        values: dict[str, Any] = {name: _unpack(data[name]) for name in ("thresholds", *_ARRAYS) if name in data}
+        values |= {name: data[name] for name in ("score", "truth") if name in data}
+        return Counts(data["protocol"], settings, tuple(data["ious"]), **values, image_hits=None)
 
 
 _ARRAYS = (
     "hits", "top1_hits", "top5_hits", "top1", "top5", "images", "any_hits", "mask_pixels", "mask_levels",
-    "class_pixels", "shrunk",
+    "class_pixels", "shrunk", "scores",
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from wsol_pipeline.evaluation.contours import iou_matrix
 from wsol_pipeline.evaluation.maps import above_mean
 from wsol_pipeline.evaluation.metrics import mask_at
+from wsol_pipeline.evaluation.otsu import Threshold
 from wsol_pipeline.evaluation.protocols import Protocol
 
 RECALLS = np.arange(11) / 10  # where VOC 2007 reads the precision
@@ -27,7 +28,7 @@ class Detection:
 
 
 def component_boxes(
-    raw_HW: NDArray[Any], threshold: float, protocol: Protocol, size_wh: tuple[int, int]
+    raw_HW: NDArray[Any], threshold: Threshold, protocol: Protocol, size_wh: tuple[int, int]
 ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
     """Boxes [N, 4] of the 4-connected components of a map's mask, and the mean activation in each, [N].
 

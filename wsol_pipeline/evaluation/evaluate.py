@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from wsol_pipeline.device import to_host
 from wsol_pipeline.errors import DataError
 from wsol_pipeline.evaluation.behind import Behind
-from wsol_pipeline.evaluation.counts import Counts
+from wsol_pipeline.evaluation.counts import BOXES, Counts
 from wsol_pipeline.evaluation.detection import Detection, component_boxes
 from wsol_pipeline.evaluation.masks import IGNORED
 from wsol_pipeline.evaluation.metrics import LocalizationCounts, plain
@@ -41,6 +41,9 @@ def count(
     on_batch: Callable[[int], None] | None = None,
     on_maps: Callable[..., None] | None = None,
     prepare: Callable[..., Tensor] = normalize,
+    truth: str = BOXES,
+    keep_scores: bool = False,
+    rule: str = "",
 ) -> Counts:
     """Counts of all `rows` at the given readout settings, by default all there are, from one forward per batch.
 
@@ -49,7 +52,7 @@ def count(
     Masks count where protocol and rows have them. `ten_crop`: class
     ranks come from ten crops of each image, ten more forwards; maps still from the centre. `on_batch` is told the
     number of images done in each batch, `on_maps` row numbers, batch, maps, true boxes, true masks and class ranks of
-    each batch at each setting.
+    each batch at each setting. `truth`, `keep_scores` and `rule` are those of `LocalizationCounts`.
 
     A thread of its own scores maps, and calls `on_maps`, while the device makes the next ones; a process that has one
     CPU thread, and no other device, does one after the other. Counts are the same.
@@ -57,19 +60,69 @@ def count(
     Of multi-label rows each pair of an image and one of its classes is counted, like an image of that class, which is
     predicted first where only other classes of the image have a higher score.
     """
-    ids: list[str] = []
-    labels: list[int] = []
-    first_row = num_shrunk = 0
     rows = rows_for(readout, rows)
     masks = bool(protocol.masks) and rows.has_masks
-    as_input = partial(prepare, device=device, dtype=dtype_of(method))
-    if not protocol.ious and not masks:
+    if protocol.masks and not protocol.ious and not masks:
         raise DataError(f"Protocol {protocol.name} scores masks but the {rows.role.value!r} split has none.")
-    with _evaluating(method), Behind(_open_parts(device)) as scored:
-        chosen = tuple(readout.settings(method) if settings is None else settings)
-        metric = LocalizationCounts(
-            protocol, settings=chosen, keep_images=keep_images, masks=masks, num_classes=rows.num_classes
-        )
+    ids: list[str] = []
+    labels: list[int] = []
+    num_shrunk = 0
+    metric = LocalizationCounts(
+        protocol, settings=settings_of(method, readout, settings), keep_images=keep_images, masks=masks,
+        num_classes=rows.num_classes, truth=truth, keep_scores=keep_scores, rule=rule,
+    )  # fmt: skip
+    walked = walk(method, readout, rows, protocol, settings=settings, device=device, ten_crop=ten_crop, prepare=prepare)
+    with Behind(_open_parts(device)) as scored:
+        for step in walked:
+            batch = step.batch
+            boxes = batch_boxes(batch, rows.box_convention, protocol)
+            true_masks = batch_masks(batch, protocol) if masks else None
+            score = partial(_score, metric, on_maps, step.first_row + batch.pairs[0], batch, boxes, true_masks)
+            for part in parts(step.maps, PART_BYTES if scored.most else 0):
+                arrived = together(step.ranks_B, *(of for _, of in part))
+                scored.add(partial(score, [index for index, _ in part], arrived))
+            ids += batch.ids
+            labels += batch.labels_B.tolist()
+            num_shrunk += step.num_shrunk
+            if on_batch:
+                scored.add(_nothing, after=partial(on_batch, step.num_images))
+    counts = metric.counts(ids, labels)
+    return replace(counts, shrunk=np.array(num_shrunk)) if needs_stored(readout) else counts
+
+
+class Step(NamedTuple):
+    """A batch on its way through a method: what a walk over rows shows, its maps one setting after the other.
+
+    Of multi-label rows the batch is one of pairs of an image and one of its classes (`class_pairs`).
+    """
+
+    batch: Any
+    first_row: int
+    num_images: int
+    images_BCHW: Tensor  # as the network takes them
+    labels_B: Tensor
+    output: Any
+    ranks_B: Tensor  # of the true class among the predicted ones, 0 = first; on the device
+    maps: Iterator[tuple[int, Tensor]]  # (index of the setting, maps)
+    num_shrunk: int
+
+
+def walk(
+    method: nn.Module,
+    readout: Any,
+    rows: Any,
+    protocol: Protocol,
+    *,
+    settings: Sequence[Any] | None = None,
+    device: torch.device | str = "cpu",
+    ten_crop: bool = False,
+    prepare: Callable[..., Tensor] = normalize,
+) -> Iterator[Step]:
+    """All `rows`, batch after batch, through one forward each; options are those of `count`. No box is looked at."""
+    rows, first_row = rows_for(readout, rows), 0
+    as_input = partial(prepare, device=device, dtype=dtype_of(method))
+    chosen = settings_of(method, readout, settings)
+    with _evaluating(method):
         for found in rows.batches():
             batch = class_pairs(found, protocol)
             images_BCHW, labels_B = as_input(batch.images_BCHW), batch.labels_B.to(device, non_blocking=True)
@@ -80,22 +133,20 @@ def count(
             if batch.others_BK is not None:
                 scores_BK = scores_BK.masked_fill(batch.others_BK.to(device, non_blocking=True), -torch.inf)
             ranks_B = class_ranks(scores_BK, labels_B)
-            truth = batch_boxes(batch, rows.box_convention, protocol)
-            true_masks = batch_masks(batch, protocol) if masks else None
-            score = partial(_score, metric, on_maps, first_row + batch.pairs[0], batch, truth, true_masks)
             handed: dict[str, Any] = {"output": output, **photographs(readout, batch, as_input, device)}
             maps = _maps(method, readout, images_BCHW, labels_B, handed, settings, chosen)
             shown = ((index, shown_part(maps_BHW, readout, protocol)) for index, maps_BHW in maps)
-            for part in parts(shown, PART_BYTES if scored.most else 0):
-                scored.add(partial(score, [index for index, _ in part], together(ranks_B, *(of for _, of in part))))
-            ids += batch.ids
-            labels += batch.labels_B.tolist()
+            num_shrunk = found.num_shrunk if needs_stored(readout) else 0
+            yield Step(batch, first_row, len(found.ids), images_BCHW, labels_B, output, ranks_B, shown, num_shrunk)
             first_row += len(found.ids)
-            num_shrunk += found.num_shrunk if needs_stored(readout) else 0
-            if on_batch:
-                scored.add(_nothing, after=partial(on_batch, len(found.ids)))
-    counts = metric.counts(ids, labels)
-    return replace(counts, shrunk=np.array(num_shrunk)) if needs_stored(readout) else counts
+
+
+def settings_of(method: nn.Module, readout: Any, settings: Sequence[Any] | None) -> tuple[Any, ...]:
+    """The given settings, or without any all that the readout has."""
+    if settings is not None:
+        return tuple(settings)
+    with _evaluating(method):
+        return tuple(readout.settings(method))
 
 
 def _open_parts(device: torch.device | str) -> int:
@@ -324,8 +375,8 @@ def class_pairs(batch: Any, protocol: Protocol) -> Any:
     """A multi-label batch as a batch of pairs of an image and one of its classes, with that class's boxes and mask.
 
     `pairs` are image and class of each, int64, `others_BK` the image's other classes, bool. A class mask becomes 1 for
-    the class and 0 for all others, unless the protocol scores the classes together. Raises `DataError` if it does and
-    the batch has one class per image.
+    the class and 0 for all others, unless the protocol scores the classes together. Rows of labels alone have neither.
+    Raises `DataError` where classes are scored together and the batch has one class per image.
     """
     if batch.labels_B.ndim == 1:
         if protocol.masks == "classes":
@@ -334,8 +385,10 @@ def class_pairs(batch: Any, protocol: Protocol) -> Any:
         return SimpleNamespace(**vars(batch), pairs=own, others_BK=None)
     image_of, class_of = batch.labels_B.nonzero().unbind(1)
     pairs = list(zip(image_of.tolist(), class_of.tolist(), strict=True))
-    masks = None
-    if batch.masks is not None:
+    masks, boxes = None, None
+    if getattr(batch, "boxes", None) is not None:
+        boxes = [batch.boxes[i][batch.box_labels[i] == c] for i, c in pairs]
+    if getattr(batch, "masks", None) is not None:
         together = protocol.masks == "classes"
         masks = [batch.masks[i] if together else _mask_of(batch.masks[i], c) for i, c in pairs]
     return SimpleNamespace(
@@ -344,7 +397,7 @@ def class_pairs(batch: Any, protocol: Protocol) -> Any:
         whole_BCHW=batch.whole_BCHW[image_of] if batch.whole_BCHW is not None else None,
         stored_BCHW=batch.stored_BCHW[image_of] if batch.stored_BCHW is not None else None,
         labels_B=class_of,
-        boxes=[batch.boxes[i][batch.box_labels[i] == c] for i, c in pairs],
+        boxes=boxes,
         masks=masks,
         sizes_B2=batch.sizes_B2[image_of.numpy()],
         pairs=(image_of.numpy(), class_of.numpy()),

@@ -10,17 +10,23 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from wsol_pipeline.errors import UsageError, unknown
+from wsol_pipeline.evaluation.counts import MEAN_IOU
 from wsol_pipeline.evaluation.protocols import PROTOCOLS, Protocol
 from wsol_pipeline.evaluation.selection import (
     BOX_METRICS,
     CLASS_METRICS,
+    CLASSIFICATION,
     DETECTION,
     MASK_METRICS,
+    METRICS,
     default_objective,
     measured,
     objectives,
 )
+from wsol_pipeline.selectors import ADVICE, Selector
 
+MANY_BOXES = 30  # drawn by hand, from which on the protocol's own hits choose better than the mean IoU
+TRUE_BOXES = Selector("boxes")
 # metrics that sentences name; the others are these at further IoUs or ranks
 TOLD = ("max_box_acc_v2", "gt_known_loc", "top1_loc", "map_50", "pxap", "piou", "miou", "cls_top1")
 
@@ -78,11 +84,17 @@ def choosing(rules: Protocol, val: Any) -> Protocol:
     return replace(rules, ious=Protocol.ious) if by_boxes else rules
 
 
-def promise(rules: Protocol, val: Truth, test: Truth, objective: str | None = None) -> Promise:
-    """What will be measured; without `objective` validation maximises the protocol's own.
+def promise(
+    rules: Protocol, val: Truth, test: Truth, objective: str | None = None, by: Selector = TRUE_BOXES
+) -> Promise:
+    """What will be measured; without `objective` validation maximises the protocol's own, or what the selector `by`
+    scores. `val` is what that compares with: see `study.choosers`.
 
-    Raises `UsageError` if nothing could be chosen on `val` or judged on `test`, with what is possible instead.
+    Raises `UsageError` if nothing could be chosen on `val` or judged on `test`, with what is possible instead. Without
+    true boxes on validation test may have none either: then classes alone are judged there.
     """
+    if by != TRUE_BOXES:
+        return _otherwise(rules, val, test, objective, by)
     if reason := fault(rules, val, test):
         raise UsageError(f"{rules.name} {reason}. {_instead(val, test)}")
     chosen_by = choosing(rules, val)
@@ -96,10 +108,34 @@ def promise(rules: Protocol, val: Truth, test: Truth, objective: str | None = No
     return Promise(objective, measured(chosen_by, val.has_masks), transferred, oracle, told)
 
 
+def _otherwise(rules: Protocol, val: Truth, test: Truth, objective: str | None, by: Selector) -> Promise:
+    """What a run measures that is not chosen by the boxes of validation."""
+    if rules.masks == "classes":
+        raise UsageError(
+            f"{rules.name} scores the class masks of an image together, which {by} does not: choose by boxes."
+        )
+    known = (by.kind.score,) if by.kind.score else (MEAN_IOU, *BOX_METRICS)
+    objective = objective or known[0]
+    if objective not in known:
+        raise unknown(f"objective of --select-by {by.name}", objective, known)
+    is_judged = not _lack(rules, "test", test)
+    on_test = _on_test(rules, test) if is_judged else CLASSIFICATION
+    oracle = tuple(name for name in on_test if name not in DETECTION)
+    boxes = (*BOX_METRICS, MEAN_IOU) if not by.kind.score else known
+    honest = ", ".join(name for name in TOLD if name in on_test)
+    what = "trial, readout and thresholds" if by.ranks else "thresholds alone"
+    unseen = "" if is_judged else f"; localization is not measured, for {_lack(rules, 'test', test)}"
+    told = (
+        f"validation: {val.images:,} images by {by.recorded}; chooses {what} by {objective}",
+        f"test: {test.images:,} images, {test.kinds}; measures {honest}{unseen}",
+    )
+    return Promise(objective, (*boxes, *CLASSIFICATION), on_test, oracle, told)
+
+
 def _check_objective(objective: str, rules: Protocol, val: Truth, test: Truth) -> None:
     """Raise `UsageError` for what validation does not yield, or what could not be judged."""
     chosen_by = choosing(rules, val)
-    known = [name for name in objectives(chosen_by) if name in BOX_METRICS or val.has_masks]
+    known = [name for name in objectives(chosen_by) if name in (*BOX_METRICS, MEAN_IOU) or val.has_masks]
     if objective in objectives(rules) and objective not in known:
         raise UsageError(
             f"{objective} under {rules.name} needs masks but the 'val' split has {val.kinds}; --objective "
@@ -122,9 +158,18 @@ def fault(rules: Protocol, val: Truth, test: Truth) -> str:
 
 
 def judged_by(objective: str, figures: Mapping[str, float]) -> str:
-    """The metric that models are compared by: the objective; PxAP where boxes chose for masks, pIoU of cut ones."""
-    there = (name for name in (objective, *MASK_METRICS) if not math.isnan(figures.get(name, math.nan)))
+    """The metric that models are compared by: the objective; PxAP where boxes chose for masks, pIoU of cut ones; where
+    no boxes chose, what they would have; and Top-1 where there are none to judge by."""
+    names = (
+        (objective, *MASK_METRICS) if objective in METRICS else (default_objective(PROTOCOLS["wsol-v1"]), *MASK_METRICS)
+    )
+    there = (name for name in (*names, CLASSIFICATION[0]) if not math.isnan(figures.get(name, math.nan)))
     return next(there, objective)
+
+
+def is_judged(rules: Protocol, test: Any) -> bool:
+    """Whether `test`, a split or its `Truth`, has what `rules` score."""
+    return bool(test.has_boxes if rules.ious else test.has_masks)
 
 
 def _lack(rules: Protocol, split: str, truth: Truth) -> str:
@@ -140,6 +185,8 @@ def _instead(val: Truth, test: Truth) -> str:
     possible = [name for name, rules in PROTOCOLS.items() if not fault(rules, val, test)]
     if possible:
         return f"What these data allow: --protocol {', '.join(possible)}."
+    if not (val.boxes or val.masks):
+        return ADVICE
     return (
         f"No protocol can: 'val' has {val.kinds}, 'test' {test.kinds}. Both need boxes, or test masks and val either; "
         "30 to 50 images of val with boxes drawn by hand are enough to choose by. Import again with them."
@@ -148,7 +195,7 @@ def _instead(val: Truth, test: Truth) -> str:
 
 def _on_test(rules: Protocol, test: Truth) -> tuple[str, ...]:
     """All metrics of a final evaluation."""
-    boxes = (*BOX_METRICS, *CLASS_METRICS) if rules.ious else ()
+    boxes = (*BOX_METRICS, *CLASS_METRICS, MEAN_IOU) if rules.ious else ()
     found = tuple(name for name in measured(rules, test.has_masks) if name not in boxes)
     return (*boxes, *(DETECTION if test.multilabel and rules.box_rule == "components" else ()), *found)
 

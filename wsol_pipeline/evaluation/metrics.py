@@ -15,10 +15,11 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from wsol_pipeline.evaluation.contours import boxes_per_mask, ious_per_mask
-from wsol_pipeline.evaluation.counts import Counts, ImageHits
+from wsol_pipeline.evaluation.counts import BOXES, SCORE_UNIT, Counts, ImageHits
 from wsol_pipeline.evaluation.levels import level_image, num_masks
 from wsol_pipeline.evaluation.maps import competing_map, normalised_map
 from wsol_pipeline.evaluation.masks import NUM_LEVELS, count_pixels
+from wsol_pipeline.evaluation.otsu import OTSU, Threshold, otsu_threshold
 from wsol_pipeline.evaluation.protocols import Protocol
 from wsol_pipeline.evaluation.segmentation import count_classes
 from wsol_pipeline.evaluation.selection import best
@@ -47,7 +48,7 @@ def _ious_of_map(
 
 
 def predicted_box(
-    raw_HW: NDArray[Any], threshold: float, protocol: Protocol, size_wh: Size | None = None
+    raw_HW: NDArray[Any], threshold: Threshold, protocol: Protocol, size_wh: Size | None = None
 ) -> NDArray[np.int32]:
     """The largest box `x0y0x1y1` of a raw map at one threshold, in evaluation pixels; for predictions and pictures."""
     levels_HW, mask = _levels_at(raw_HW, threshold, protocol, size_wh)
@@ -55,7 +56,7 @@ def predicted_box(
 
 
 def predicted_box_and_iou(
-    raw_HW: NDArray[Any], truth_N4: NDArray[np.float64], threshold: float, protocol: Protocol, size_wh: Size
+    raw_HW: NDArray[Any], truth_N4: NDArray[np.float64], threshold: Threshold, protocol: Protocol, size_wh: Size
 ) -> tuple[NDArray[np.int32], float]:
     """`predicted_box`, and the IoU that counts: of all boxes at that threshold where the protocol accepts several."""
     levels_HW, mask = _levels_at(raw_HW, threshold, protocol, size_wh)
@@ -64,7 +65,7 @@ def predicted_box_and_iou(
 
 
 def all_boxes(
-    raw_HW: NDArray[Any], threshold: float, protocol: Protocol, size_wh: Size | None = None
+    raw_HW: NDArray[Any], threshold: Threshold, protocol: Protocol, size_wh: Size | None = None
 ) -> NDArray[np.int32]:
     """Every box `x0y0x1y1` of a raw map that counts at one threshold, in evaluation pixels, int32 [N, 4].
 
@@ -84,7 +85,7 @@ def all_boxes(
 
 
 def mask_at(
-    raw_HW: NDArray[Any], threshold: float, protocol: Protocol, size_wh: Size | None = None
+    raw_HW: NDArray[Any], threshold: Threshold, protocol: Protocol, size_wh: Size | None = None
 ) -> NDArray[np.bool_]:
     """The pixels of a raw map that are the object at one threshold, [H, W] in the size of the evaluation."""
     levels_HW, mask = _levels_at(raw_HW, threshold, protocol, size_wh)
@@ -92,11 +93,13 @@ def mask_at(
 
 
 def _levels_at(
-    raw_HW: NDArray[Any], threshold: float, protocol: Protocol, size_wh: Size | None
+    raw_HW: NDArray[Any], threshold: Threshold, protocol: Protocol, size_wh: Size | None
 ) -> tuple[NDArray[Any], int]:
-    """The level image of a raw map, and the mask that is read at a threshold."""
-    levels_HW, mask_of_threshold = level_image(normalised_map(raw_HW, protocol, size_wh), protocol)
-    return levels_HW, int(mask_of_threshold[int(np.argmin(np.abs(protocol.thresholds - threshold)))])
+    """The level image of a raw map, and the mask that is read at a threshold, or by Otsu's rule."""
+    map_HW = normalised_map(raw_HW, protocol, size_wh)
+    at = otsu_threshold(map_HW, protocol) if threshold == OTSU else float(threshold)
+    levels_HW, mask_of_threshold = level_image(map_HW, protocol)
+    return levels_HW, int(mask_of_threshold[int(np.argmin(np.abs(protocol.thresholds - at)))])
 
 
 def found(ious_T: NDArray[np.float64], protocol: Protocol) -> NDArray[np.bool_]:
@@ -119,6 +122,7 @@ class LocalizationCounts(Metric):
     image_ranks: list[Tensor]
     image_mask_pixels: list[Tensor]
     image_mask_levels: list[Tensor]
+    image_scores: list[Tensor]
     mask_pixels: Tensor
     mask_levels: Tensor
 
@@ -130,15 +134,21 @@ class LocalizationCounts(Metric):
         settings: Sequence[Any] = (),
         masks: bool = False,
         num_classes: int = 0,
+        rule: str = "",
+        truth: str = BOXES,
+        keep_scores: bool = False,
     ) -> None:
         """`settings` are the plain values of the settings, where they have any; else they are numbered.
 
-        masks: count pixels against masks too; of `num_classes` if they are class masks.
+        masks: count pixels against masks too; of `num_classes` if they are class masks. rule: `OTSU` cuts each map by
+        it, so that all thresholds count the same. truth: what the boxes are, see `Counts`. keep_scores: with
+        `keep_images`, also each image's IoU at every threshold.
         """
         super().__init__()
         self.protocol = protocol
         self.settings = tuple(settings) or tuple(range(num_settings))
-        self.keep_images, self.num_classes = keep_images, num_classes
+        self.keep_images, self.num_classes, self.rule = keep_images, num_classes, rule
+        self.truth, self.keep_scores = truth, keep_images and keep_scores
         self.masks = masks and protocol.masks in ("object", "background")
         self.class_masks = masks and protocol.masks == "classes"
         if keep_images and len(self.settings) > 1:
@@ -149,11 +159,12 @@ class LocalizationCounts(Metric):
         for name in _CLASSES:
             self._add_sum(name, num)
         self._add_sum("any_hits", num, num_ious)
+        self._add_sum("scores", num, protocol.num_thresholds)
         self._add_sum("mask_pixels", num, 2, len(protocol.mask_cuts))
         self._add_sum("mask_levels", num, 2, NUM_LEVELS)
         if self.class_masks:
             self._add_sum("class_pixels", num, 3, num_classes + 1, len(protocol.mask_cuts))
-        for name in ("image_bits", "image_ranks", "image_mask_pixels", "image_mask_levels"):
+        for name in ("image_bits", "image_ranks", "image_mask_pixels", "image_mask_levels", "image_scores"):
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
@@ -200,6 +211,8 @@ class LocalizationCounts(Metric):
         """A normalised map, and the best IoU per threshold if boxes count."""
         make = competing_map if self.class_masks else normalised_map
         map_HW = make(raw_HW, self.protocol, size_wh)
+        if self.rule:
+            map_HW = mask_at(raw_HW, self.rule, self.protocol, size_wh).astype(np.float64)
         if not self.protocol.ious:
             return map_HW, np.zeros(self.protocol.num_thresholds)
         return map_HW, _ious_of_map(map_HW, np.asarray(truth_N4, np.float64), self.protocol)
@@ -213,9 +226,12 @@ class LocalizationCounts(Metric):
         for name, counted_B in zip(_CLASSES, (everyone, first, first_five), strict=True):
             self._add(name, setting, counted_B.sum())
         self._add("any_hits", setting, hits_BIT.any(-1).sum(0))
+        self._add("scores", setting, in_units(np.stack(ious)).sum(0))
         if self.keep_images:
             self.image_bits.append(torch.from_numpy(np.packbits(hits_BIT, axis=-1)).to(self.device))
             self.image_ranks.append(torch.from_numpy(ranks_B.astype(np.int64)).to(self.device))
+        if self.keep_scores:
+            self.image_scores.append(torch.from_numpy(np.stack(ious)).to(self.device))
 
     def update_masks(
         self,
@@ -273,11 +289,12 @@ class LocalizationCounts(Metric):
 
     def counts(self, ids: Sequence[str] = (), labels: Sequence[int] = ()) -> Counts:
         """The states as a plain record; `ids` and true classes of the images, where their hits are kept."""
-        names = (*_HITS, *_CLASSES, "any_hits", *self._pixel_states())
+        scores = ("scores",) if self.protocol.ious else ()
+        names = (*_HITS, *_CLASSES, "any_hits", *scores, *self._pixel_states())
         arrays = {name: getattr(self, name).cpu().numpy().copy() for name in names}
         axes = (self.protocol.name, self.settings, self.protocol.ious, self.protocol.thresholds)
         kept = self._kept(tuple(ids), np.asarray(labels, np.int64)) if self.keep_images else None
-        return Counts(*axes, **arrays, image_hits=kept)
+        return Counts(*axes, **arrays, image_hits=kept, truth=self.truth)
 
     def _pixel_states(self) -> tuple[str, ...]:
         if self.class_masks:
@@ -298,7 +315,13 @@ class LocalizationCounts(Metric):
             dim_zero_cat(state).cpu().numpy() if len(state) else np.empty((0, *shape), dtype)
             for state, shape, dtype in shapes
         )
-        return ImageHits(ids, labels_N, bits, *rest)
+        scores = dim_zero_cat(self.image_scores).cpu().numpy() if self.image_scores else None
+        return replace(ImageHits(ids, labels_N, bits, *rest), scores=scores)
+
+
+def in_units(scores: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Scores as whole numbers of `SCORE_UNIT`."""
+    return np.rint(scores / SCORE_UNIT).astype(np.int64)
 
 
 _HITS = ("hits", "top1_hits", "top5_hits")

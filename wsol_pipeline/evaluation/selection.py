@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsol_pipeline.errors import DataError, UsageError, unknown
-from wsol_pipeline.evaluation.counts import Counts, ImageHits
+from wsol_pipeline.evaluation.counts import MEAN_IOU, SCORE_UNIT, Counts, ImageHits
 from wsol_pipeline.evaluation.masks import NUM_LEVELS, iou_curve, pixel_average_precision
+from wsol_pipeline.evaluation.otsu import Threshold
 from wsol_pipeline.evaluation.protocols import Protocol, cuts
 from wsol_pipeline.evaluation.segmentation import class_metrics
 
@@ -39,7 +40,7 @@ MASK_METRICS = ("pxap", "piou", "peak_iou")
 # of class masks; all are read at the background threshold that is best for the first
 SEGMENTATION_METRICS = ("miou", "mean_recall", "mean_precision", "mean_specificity")
 DETECTION = {"map_10": 0.1, "map_30": 0.3, "map_50": 0.5}  # mAP at the IoUs that mLDFR reports
-METRICS = (*BOX_METRICS, *MASK_METRICS, "miou")  # those that can be an objective
+METRICS = (*BOX_METRICS, MEAN_IOU, *MASK_METRICS, "miou")  # those that can be an objective
 CLASSIFICATION = ("cls_top1", "cls_top5")
 _THRESHOLD_OF = CLASS_METRICS | dict.fromkeys(SEGMENTATION_METRICS[1:], "miou")
 
@@ -53,11 +54,15 @@ class Choice:
     setting: int  # index of the setting in those counts
     readout: Any  # the setting itself
     thresholds: Mapping[str, tuple[float, ...]]  # metric -> τ per curve; none for PxAP, 0..255 for Peak_IoU
+    rule: str = ""  # `OTSU`: each map has its own threshold, of which `thresholds` have the median on validation
+    selector: str = "boxes"  # by what trial, setting and thresholds were chosen: see `wsol_pipeline.selectors`
+    reason: str = ""  # why the selector abstains, in words; the value then ranks nothing
 
     @property
-    def threshold(self) -> float:
-        """The threshold at which one box or mask is read: the best for GT-known, or for the objects' pixels."""
-        return next(self.thresholds[name][0] for name in ("gt_known_loc", "piou", "miou") if name in self.thresholds)
+    def threshold(self) -> Threshold:
+        """At what one box or mask is read: the best τ for GT-known, or for the objects' pixels; or a rule's name."""
+        names = ("gt_known_loc", "piou", "miou")
+        return self.rule or next(self.thresholds[name][0] for name in names if name in self.thresholds)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -66,13 +71,13 @@ class Choice:
     def from_dict(data: Mapping[str, Any]) -> "Choice":
         thresholds = {name: tuple(values) for name, values in data["thresholds"].items()}
         readout = tuple(data["readout"]) if isinstance(data["readout"], list) else data["readout"]  # JSON has no tuples
-        return Choice(data["metric"], data["value"], data["setting"], readout, thresholds)
+        return Choice(**{**data, "readout": readout, "thresholds": thresholds})
 
 
 def objectives(protocol: Protocol) -> tuple[str, ...]:
     """The metrics that a study can maximise under `protocol`; those of masks need a split that has masks."""
     masks = {"": (), "classes": ("miou",)}.get(protocol.masks, MASK_METRICS)
-    return (*(BOX_METRICS if protocol.ious else ()), *masks)
+    return (*((*BOX_METRICS, MEAN_IOU) if protocol.ious else ()), *masks)
 
 
 def default_objective(protocol: Protocol) -> str:
@@ -85,7 +90,7 @@ def measured(protocol: Protocol, masks: bool) -> tuple[str, ...]:
 
     `masks`: whether the split has any.
     """
-    known = [name for name in objectives(protocol) if name in BOX_METRICS or masks]
+    known = [name for name in objectives(protocol) if name in (*BOX_METRICS, MEAN_IOU) or masks]
     segmentation = SEGMENTATION_METRICS[1:] if "miou" in known else ()
     return (*known, *segmentation, *CLASSIFICATION)
 
@@ -93,6 +98,7 @@ def measured(protocol: Protocol, masks: bool) -> tuple[str, ...]:
 def metrics_of(counts: Counts) -> tuple[str, ...]:
     """The metrics that these counts have a curve for."""
     boxes = tuple(BOX_METRICS) if counts.ious else ()
+    boxes += () if counts.scores is None else (counts.score,)
     classes = tuple(CLASS_METRICS) if counts.ious and counts.image_hits else ()
     masks = () if counts.mask_pixels is None else MASK_METRICS
     return boxes + classes + masks + (() if counts.class_pixels is None else SEGMENTATION_METRICS)
@@ -106,6 +112,8 @@ def curves(counts: Counts, metric: str) -> NDArray[np.float64]:
         raise DataError(f"{metric} needs at least one image per setting but the counts hold {counts.images.tolist()}.")
     if metric in CLASS_METRICS:
         return curves(balanced(counts), CLASS_METRICS[metric])
+    if metric == counts.score:
+        return np.asarray(counts.scores)[:, None] * (100 * SCORE_UNIT) / counts.images[:, None, None]
     if metric in MASK_METRICS:
         return _mask_curves(counts, metric)
     if metric in SEGMENTATION_METRICS:
@@ -158,8 +166,19 @@ def choose_at(counts_val: Counts, setting: int, objective: str = "max_box_acc_v2
     """The best thresholds of every metric for a setting (its index) that somebody else chose."""
     value = float(curves(counts_val, objective)[setting].max(-1).mean())
     metrics = [metric for metric in metrics_of(counts_val) if metric not in _THRESHOLD_OF]
-    thresholds = {metric: _best_thresholds(counts_val, metric, setting) for metric in metrics}
+    thresholds: Mapping[str, tuple[float, ...]]
+    if objective == counts_val.score:
+        thresholds = everywhere(_best_thresholds(counts_val, objective, setting)[0], objective)
+    else:
+        thresholds = {metric: _best_thresholds(counts_val, metric, setting) for metric in metrics}
     return Choice(objective, value, setting, counts_val.settings[setting], thresholds)
+
+
+def everywhere(threshold: float, score: str = MEAN_IOU) -> dict[str, tuple[float, ...]]:
+    """One threshold for every metric that has one, `score` included: what was chosen once for all."""
+    boxes = {name: (threshold,) * len(ious) for name, (_, ious) in BOX_METRICS.items()}
+    levels = float(np.floor(threshold * (NUM_LEVELS - 1)))
+    return boxes | {MEAN_IOU: (threshold,), score: (threshold,), "piou": (threshold,), "peak_iou": (levels,)}
 
 
 def transferred(counts_test: Counts, choice: Choice) -> dict[str, float]:
@@ -214,10 +233,10 @@ def bootstrap(
     `weights_N` of the images, of mean 1: those of `class_weights` for means over classes. Metrics of class masks have
     no interval: their counts are kept for the whole split alone.
     """
-    kept = _require_images(counts_test, "A bootstrap")
-    weights_RN = _resample(kept, samples, seed)
-    over_images = _weighted(counts_test, weights_RN if weights_N is None else weights_RN * weights_N)
-    over_classes = _weighted(counts_test, weights_RN * class_weights(kept.labels))
+    kept = require_images(counts_test, "A bootstrap")
+    weights_RN = resample(kept, samples, seed)
+    over_images = weighted(counts_test, weights_RN if weights_N is None else weights_RN * weights_N)
+    over_classes = weighted(counts_test, weights_RN * class_weights(kept.labels))
     values: dict[str, dict[str, NDArray[np.float64]]] = {"transferred": {}, "oracle": {}}
     readable = _readable(counts_test, choice)
     for metric in (*metrics_of(over_images), *(CLASS_METRICS if counts_test.ious else ())):
@@ -238,9 +257,18 @@ def resampled(counts: Counts, metrics: Sequence[str], samples: int = 1000, seed:
 
     The counts must hold `image_hits`. Equal images and seeds give equal redraws, so models can be compared in each.
     """
-    redrawn = _weighted(counts, _resample(_require_images(counts, "A redraw of images"), samples, seed))
+    redrawn = weighted(counts, resample(require_images(counts, "A redraw of images"), samples, seed))
     known = _classification(redrawn)
     return np.stack([known[m] if m in known else curves(redrawn, m).max(-1).mean(-1) for m in metrics])
+
+
+def redrawn(counts: Counts, choice: Choice, metric: str, samples: int = 1000, seed: int = 0) -> NDArray[np.float64]:
+    """A metric at what `choice` says in each of `samples` redraws of the images, percent, float64 [samples].
+
+    The counts must hold `image_hits`. Equal images and seeds give equal redraws, so choices can be compared in each.
+    """
+    drawn = weighted(counts, resample(require_images(counts, "A redraw of images"), samples, seed))
+    return _read(curves(drawn, metric), _at(counts, choice, metric))
 
 
 def of_images(counts_test: Counts, choice: Choice, metrics: Sequence[str]) -> dict[str, NDArray[np.float64]]:
@@ -249,7 +277,7 @@ def of_images(counts_test: Counts, choice: Choice, metrics: Sequence[str]) -> di
     A hundred times their mean over images is the metric. The counts must hold `image_hits` of one setting; metrics that
     validation chose no thresholds of are left out.
     """
-    kept, found = _require_images(counts_test, "A score for each image"), {}
+    kept, found = require_images(counts_test, "A score for each image"), {}
     for metric in (name for name in metrics if name in BOX_METRICS and name in _readable(counts_test, choice)):
         field, ious = BOX_METRICS[metric]
         at = zip(map(counts_test.ious.index, ious), _at(counts_test, choice, metric), strict=True)
@@ -264,8 +292,8 @@ def balanced(counts: Counts) -> Counts:
 
     The counts must hold `image_hits`; their sum of weights stays the number of images.
     """
-    kept = _require_images(counts, "A mean over classes")
-    return replace(_weighted(counts, class_weights(kept.labels)[None]), settings=counts.settings, image_hits=kept)
+    kept = require_images(counts, "A mean over classes")
+    return replace(weighted(counts, class_weights(kept.labels)[None]), settings=counts.settings, image_hits=kept)
 
 
 def class_weights(labels_N: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -287,7 +315,8 @@ def _mask_curves(counts: Counts, metric: str) -> NDArray[np.float64]:
     return 100 * iou_curve(pixels_S2T)[:, None]
 
 
-def _require_images(counts: Counts, what: str) -> ImageHits:
+def require_images(counts: Counts, what: str) -> ImageHits:
+    """What single images showed. Raises `UsageError` where that was not kept."""
     if counts.image_hits is None:
         raise UsageError(f"{what} needs the hits of single images: count with keep_images=True.")
     return counts.image_hits
@@ -342,7 +371,7 @@ def _classification(counts: Counts) -> dict[str, NDArray[np.float64]]:
     return {n: v * 100.0 / counts.images for n, v in zip(CLASSIFICATION, (counts.top1, counts.top5), strict=True)}
 
 
-def _resample(kept: ImageHits, samples: int, seed: int) -> NDArray[Any]:
+def resample(kept: ImageHits, samples: int, seed: int) -> NDArray[Any]:
     """How often each image is drawn in each of `samples` draws with replacement, uint16 [samples, n].
 
     The pairs of one image and its classes are drawn together.
@@ -354,10 +383,12 @@ def _resample(kept: ImageHits, samples: int, seed: int) -> NDArray[Any]:
     return np.stack([np.bincount(d, minlength=num_images).astype(np.uint16)[image_of] for d in drawn])
 
 
-def _weighted(counts: Counts, weights_RN: NDArray[Any]) -> Counts:
+def weighted(counts: Counts, weights_RN: NDArray[Any]) -> Counts:
     """Counts with each image weighed; R rows of weights stand in the place of settings. Without `image_hits`."""
-    kept = _require_images(counts, "Weighing images")
-    arrays: dict[str, Any] = dict.fromkeys(("any_hits", "mask_pixels", "mask_levels", "class_pixels"))
+    kept = require_images(counts, "Weighing images")
+    arrays: dict[str, Any] = dict.fromkeys(("any_hits", "mask_pixels", "mask_levels", "class_pixels", "scores"))
+    if kept.scores is not None:
+        arrays["scores"] = _weighted_sum(weights_RN, kept.scores) / SCORE_UNIT
     for name, limit in (("hits", None), ("top1_hits", 1), ("top5_hits", 5)):
         arrays[name] = _weighted_hits(weights_RN, kept, limit, counts)
     arrays |= {f"top{limit}": weights_RN @ (kept.ranks < limit) for limit in (1, 5)}

@@ -24,7 +24,7 @@ from wsol_pipeline.report.tables import PAIRED, PAIRED_HEAD, comparison_table, f
 from wsol_pipeline.study.ledger import FAILURE, PUBLISHED, SPENT
 from wsol_pipeline.study.standings import front as pareto_front
 from wsol_pipeline.study.standings import standings
-from wsol_pipeline.text import metric_name, parameter_name
+from wsol_pipeline.text import format_threshold, metric_name, parameter_name
 from wsol_pipeline.tracking.provenance import provenance
 from wsol_pipeline.training.config import to_dict
 from wsol_pipeline.verdict.rows import against_box
@@ -161,7 +161,7 @@ def _readout(subject: Subject, objective: str) -> dict[str, Any]:
     return {
         "setting": str(choice.readout),
         "settings": len(counts.settings),
-        "threshold": f"{choice.threshold:.3f}",
+        "threshold": format_threshold(choice.threshold),
         "charts": [
             (Markup(svg), caption)
             for svg, caption in (

@@ -41,7 +41,7 @@ def judge_masks(store: Store, name: str, device: str = "cpu", progress: Progress
 
 
 def _judged(found: Station, device: str, progress: Progress) -> dict[str, Any]:
-    dataset = open_dataset(found.identity["data"])
+    dataset = open_dataset(found.uri("data"))
     refine.require_same(found, dataset.fingerprint)
     matrices, pixels = [], np.zeros((3, len(dataset.classes) + 1, len(THRESHOLDS) + 1), np.int64)
     maps_of = _seed_maps(found, device) if found.manifest["kind"] == make_seeds.KIND else _refined_maps(found, device)
@@ -65,9 +65,7 @@ def _images(found: Station, dataset: Dataset) -> Iterator[tuple[Image, dict[str,
     """Training images that have a true mask, with what the station holds of them."""
     truths = {name: (mask, ignore) for name, mask, ignore in open_audit(dataset).masks()}
     columns = ["id", "classes", COLUMN[found.manifest["kind"]]]
-    seeds = (
-        found if found.manifest["kind"] == make_seeds.KIND else station.finished(Store.at(found.identity["seeds"]), "")
-    )
+    seeds = found if found.manifest["kind"] == make_seeds.KIND else station.finished(Store.at(found.uri("seeds")), "")
     for part in station.parts_of("train", dataset.train.num_rows):
         rows = np.arange(part.begin, part.end)
         held = found.read("train", rows, columns).to_pylist()
@@ -81,18 +79,17 @@ def _images(found: Station, dataset: Dataset) -> Iterator[tuple[Image, dict[str,
 
 def _seed_maps(found: Station, device: str) -> MapsOf:
     told = _told(found)
-    maker = SeedMaker(found.identity["data"], tuple(found.manifest["models"]), tuple(found.manifest["files"]),
-                      SeedOptions(**told), device)  # fmt: skip
+    maker = SeedMaker(found.uri("data"), found.uris("models"), found.uris("files"), SeedOptions(**told), device)
     worker = maker()
     return lambda image, row: worker.maps(image).full_CHW
 
 
 def _refined_maps(found: Station, device: str) -> MapsOf:
     told = _told(found)
-    seeds = station.finished(Store.at(found.identity["seeds"]), "")
+    seeds = station.finished(Store.at(found.uri("seeds")), "")
     maker = refine.RefineMaker(
-        found.identity["data"], seeds.place.uri, RefineOptions(**told, seeds="seeds"), device,
-        seeds.manifest["chosen"]["constant"], found.manifest["irn"].get("boundaries", ""),
+        found.uri("data"), seeds.place.uri, RefineOptions(**told, seeds="seeds"), device,
+        seeds.manifest["chosen"]["constant"], found.uri("boundaries") if found.manifest["places"]["boundaries"] else "",
     )  # fmt: skip
     return maker().maps
 

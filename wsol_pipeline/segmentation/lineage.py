@@ -37,8 +37,8 @@ def publish(store: Store, network: Station, experiment: str) -> str:
 
 def walk_to(network: Station) -> list[Station]:
     """The stations that a network is made of, in their order."""
-    masks = station.finished(Store.at(network.identity["masks"]), "")
-    seeds = station.finished(Store.at(masks.identity["seeds"]), "")
+    masks = station.finished(Store.at(network.uri("masks")), "")
+    seeds = station.finished(Store.at(masks.uri("seeds")), "")
     return [seeds, masks, network]
 
 
@@ -49,7 +49,7 @@ def name_of(found: Station) -> str:
 def _runs(connect: Any, found: Station) -> StudyRuns:
     tags = {
         "wsol.kind": found.manifest["kind"], "wsol.sources": json.dumps(found.identity["sources"]),
-        "wsol.data": found.identity["data"], "wsol.data_fingerprint": found.identity["dataset"],
+        "wsol.data": found.manifest["places"]["data"], "wsol.data_fingerprint": found.identity["dataset"],
         "wsol.seal": found.seal, STORAGE_TAG: found.place.uri,
     }  # fmt: skip
     return StudyRuns(connect, name_of(found), tags, found.seal)
@@ -70,10 +70,10 @@ def _plain(name: str) -> str:
 
 def register(runs: StudyRuns, network: Station) -> str:
     """The network as a version of a registered model that gives class masks, and holds no pickle; its number."""
-    client, name, seal = runs.client, name_of(network), network.manifest["model_seal"]
+    client, name, seal = runs.client, name_of(network), network.manifest["model"]
     if found := find_version(client, name, seal):
         return str(found.version)
-    model_id = _logged(runs.parent(), Store.at(network.manifest["model"]), {FINGERPRINT_TAG: seal})
+    model_id = _logged(runs.parent(), Store.at(network.uri("model")), {FINGERPRINT_TAG: seal})
     try:
         client.create_registered_model(name, description=f"Class masks of photographs, from labels alone: {name}.")
     except MlflowException as error:

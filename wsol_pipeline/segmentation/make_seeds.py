@@ -25,6 +25,7 @@ from wsol_pipeline.protocol import Role
 from wsol_pipeline.segmentation import cuts, masks, scores, station
 from wsol_pipeline.segmentation.fields import field_of
 from wsol_pipeline.segmentation.options import SeedOptions
+from wsol_pipeline.segmentation.published import with_row
 from wsol_pipeline.segmentation.seeds import confident, fused, labels_of, normalised, with_foreground
 from wsol_pipeline.segmentation.station import Part, Station
 from wsol_pipeline.segmentation.views import OBJECTS, Maps, class_maps
@@ -93,6 +94,10 @@ class SeedMaker:
     options: SeedOptions
     device: str
     chosen: Chosen | None = None
+
+    @property
+    def places(self) -> dict[str, Any]:
+        return {"data": self.data, "models": self.models, "files": self.files}
 
     def __call__(self) -> "SeedWorker":
         return SeedWorker(self)
@@ -236,6 +241,7 @@ class Tally:
 
 def make_seeds(options: SeedOptions, device: str, progress: Progress = silent) -> Station:
     """The seeds of a study, made or continued; sealed."""
+    options = with_row(options, options.preset, "seeds")
     maker, identity = plan_seeds(options, device)
     place, dataset = options.store / options.result, open_dataset(maker.data)
     with acquire(place / "lease"):
@@ -249,10 +255,9 @@ def make_seeds(options: SeedOptions, device: str, progress: Progress = silent) -
         )
         notes = total_notes(train)
         require_objects(notes, dataset.train.num_rows, "seed")
-        found = {"chosen": asdict(chosen), "val": figures, "notes": notes, "classes": list(dataset.classes),
-                 "models": list(maker.models), "files": list(maker.files)}  # fmt: skip
+        found = {"chosen": asdict(chosen), "val": figures, "notes": notes, "classes": list(dataset.classes)}
         shards = {"val": [report["shard"] for report in val], "train": [report["shard"] for report in train]}
-        return station.finish(place, KIND, shards, found)
+        return station.finish(place, KIND, shards, maker.places, found)
 
 
 def run(
@@ -277,7 +282,7 @@ def plan_seeds(options: SeedOptions, device: str) -> tuple[SeedMaker, dict[str, 
     _require_able(options, winner["model"])
     told = {name: value for name, value in asdict(options).items() if name not in NOT_ASKED}
     seals = [seal_of(Store(uri)) for uri in maker.models] + [seal_of(Store.at(uri)) for uri in files]
-    identity = {"kind": KIND, "study": winner["study"], "sources": seals, "data": winner["data"],
+    identity = {"kind": KIND, "study": winner["study"], "sources": seals,
                 "dataset": dataset.fingerprint, "options": json.loads(json.dumps(told))}  # fmt: skip
     return maker, identity
 

@@ -104,8 +104,8 @@ class SegmentLearner:
         tensors = {name: tensor.contiguous().cpu() for name, tensor in self.model.state_dict().items()}
         told = {
             "kind": "segmentation network", "network": self.task.network, "classes": list(self.dataset.classes),
-            "supervision": self.task.supervision, "data": self.task.data, "dataset": self.dataset.fingerprint,
-            "masks": self.task.seal, "training": {k: v for k, v in vars(self.task).items() if k != "masks"},
+            "supervision": self.task.supervision, "dataset": self.dataset.fingerprint, "masks": self.task.seal,
+            "training": {name: value for name, value in vars(self.task).items() if name not in ("data", "masks")},
         }  # fmt: skip
         return {WEIGHTS: safetensors.torch.save(tensors), DESCRIPTION: json.dumps(told, indent=1).encode(),
                 VAL: json.dumps(val).encode()}  # fmt: skip

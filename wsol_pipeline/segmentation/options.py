@@ -35,6 +35,9 @@ class PlaceOptions:
     dry_run: bool = False
     """Check what there is, say what it would take, and start nothing."""
 
+    preset: str = ""
+    """Seeds and pseudo masks as a published row has them, e.g. bas-ext/table13/voc12/average; what else is given wins,
+    and an evaluation shows its figures beside."""
     export: str = ""
     """Seeds and pseudo masks: also write them here as palette PNG, run lengths (Parquet) and COCO annotations."""
 

@@ -28,6 +28,7 @@ from wsol_pipeline.segmentation.boundaries import IrnTask, load_boundaries
 from wsol_pipeline.segmentation.fit import Record, run_fit
 from wsol_pipeline.segmentation.make_seeds import THRESHOLDS, Image, iou_figures, read_images, unpack_strided
 from wsol_pipeline.segmentation.options import IrnOptions, RefineOptions
+from wsol_pipeline.segmentation.published import with_row
 from wsol_pipeline.segmentation.seeds import labels_of, normalised, power_background, strided
 from wsol_pipeline.segmentation.station import Part, Station
 from wsol_pipeline.storage import Store
@@ -143,16 +144,16 @@ def refine(
     on_record: Callable[[Record], None] = lambda r: None,
 ) -> Station:
     """Pseudo masks of finished seeds, made or continued; sealed."""
+    options = with_row(options, options.preset, "refine")
     seeds = station.finished(options.store, options.seeds, make_seeds.KIND)
-    dataset = open_dataset(seeds.identity["data"])
+    dataset = open_dataset(seeds.uri("data"))
     require_same(seeds, dataset.fingerprint)
     if options.field == "library" and "crf" in options.steps:
         fields.require_library()
     place = options.store / options.result
     with acquire(place / "lease") as lease:
         told = {k: v for k, v in asdict(options).items() if k not in (*make_seeds.NOT_ASKED, "seeds")}
-        station.begin(place, {"kind": KIND, "sources": [seeds.seal], "seeds": seeds.place.uri,
-                              "data": dataset.uri, "dataset": dataset.fingerprint,
+        station.begin(place, {"kind": KIND, "sources": [seeds.seal], "dataset": dataset.fingerprint,
                               "options": json.loads(json.dumps(told))})  # fmt: skip
         if place.exists(SEAL):
             return station.finished(options.store, options.result, KIND)
@@ -176,10 +177,11 @@ def _masks(
     )
     notes = make_seeds.total_notes(train)
     make_seeds.require_objects(notes, dataset.train.num_rows, "pseudo mask")
-    walked = {"boundaries": maker.boundaries, "seal": seal_of(Store.at(maker.boundaries))} if maker.boundaries else {}
+    walked = {"boundaries": seal_of(Store.at(maker.boundaries))} if maker.boundaries else {}
     found = {"chosen": {"constant": threshold}, "val": figures | oracle, "notes": notes, "classes": list(classes)}
     shards = {"val": [report["shard"] for report in val], "train": [report["shard"] for report in train]}
-    return station.finish(place, KIND, shards, found | {"irn": walked})
+    places = {"data": maker.data, "seeds": maker.seeds, "boundaries": maker.boundaries}
+    return station.finish(place, KIND, shards, places, found | walked)
 
 
 def _chosen(options: RefineOptions, pixels: np.ndarray, classes: tuple[str, ...]) -> tuple[int, dict, dict]:
@@ -202,16 +204,16 @@ def _boundaries(
 ) -> str:
     """The folder of IRN's finished network: trained, or continued. Without --weights it begins where the network of the
     seeds has ended, if it is of that backbone."""
-    final = Store.at(seeds.manifest["models"][0])
+    final = Store.at(seeds.uris("models")[0])
     own = json.loads(read_sealed(final, DESCRIPTION)[DESCRIPTION])["train"]["backbone"]
     irn_options = IrnOptions(**{name: getattr(options, name) for name in IrnOptions.__dataclass_fields__})
     irn_options = replace(irn_options, backbone=options.backbone or own)
     start = final.uri if irn_options.backbone == own and not options.weights else ""
-    task = IrnTask(seeds.identity["data"], seeds.place.uri, seeds.seal, irn_options, options.seed, start)
+    task = IrnTask(seeds.uri("data"), seeds.place.uri, seeds.seal, irn_options, options.seed, start)
     return run_fit(task, place / "irn", attempt, options.workers, device, on_record).uri
 
 
 def require_same(found: Station, fingerprint: str) -> None:
     """Raise `MismatchError` if other images lie there than a station was made of."""
     if found.identity["dataset"] != fingerprint:
-        raise MismatchError(f"{found.identity['data']} is not the data any more that {found.place.uri} was made of.")
+        raise MismatchError(f"The data is not that of which {found.place.uri} was made (any more).")

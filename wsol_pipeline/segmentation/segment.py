@@ -34,7 +34,7 @@ def task_of(options: SegmentOptions, masks: Station) -> SegmentTask:
         raise UsageError(str(error)) from error
     scale = options.batch_size / 32 if not options.network.startswith("deeplabv2") else 1.0
     task = SegmentTask(
-        masks.identity["data"], masks.place.uri, masks.seal, options.network, options.weights, options.supervision,
+        masks.uri("data"), masks.place.uri, masks.seal, options.network, options.weights, options.supervision,
         options.epochs, options.batch_size, options.learning_rate or entry.lr * scale, options.crop or entry.crop,
         options.freeze_batch_norm, options.seed,
     )  # fmt: skip
@@ -47,22 +47,23 @@ def train_network(
 ) -> Station:
     """The network on finished pseudo masks, trained or continued; sealed."""
     masks = station.finished(options.store, options.masks, refine.KIND)
-    dataset = open_dataset(masks.identity["data"])
+    dataset = open_dataset(masks.uri("data"))
     refine.require_same(masks, dataset.fingerprint)
     task, place = task_of(options, masks), options.store / options.result
     with acquire(place / "lease") as lease:
         told = {
             k: v for k, v in asdict(options).items() if k not in (*NOT_ASKED, "masks", "study", "checkpoint_batches")
         }
-        station.begin(place, {"kind": KIND, "sources": [masks.seal], "masks": masks.place.uri, "data": task.data,
-                              "dataset": dataset.fingerprint, "options": json.loads(json.dumps(told))})  # fmt: skip
+        station.begin(place, {"kind": KIND, "sources": [masks.seal], "dataset": dataset.fingerprint,
+                              "options": json.loads(json.dumps(told))})  # fmt: skip
         if place.exists(SEAL):
             return station.finished(options.store, options.result, KIND)
         final = run_fit(task, place / "training", lease.attempt, options.workers, device, on_record,
                         options.checkpoint_batches)  # fmt: skip
         val = json.loads(final.read(VAL))
-        found = {"model": final.uri, "model_seal": seal_of(final), "val": val, "classes": list(dataset.classes)}
-        return station.finish(place, KIND, {}, found)
+        found = {"model": seal_of(final), "val": val, "classes": list(dataset.classes)}
+        places = {"data": task.data, "masks": task.masks, "model": final.uri}
+        return station.finish(place, KIND, {}, places, found)
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Judgement:
 def judge_network(store: Store, name: str, device: str = "cpu", progress: Progress = silent) -> Judgement:
     """The one look at test; what it found is kept beside the model, and shown again afterwards."""
     found = station.finished(store, name, KIND)
-    place, seal = store / name, found.manifest["model_seal"]
+    place, seal = store / name, found.manifest["model"]
     if not place.exists(EVALUATION):
         place.write(EVALUATION, json.dumps(_on_test(found, device, progress), indent=1).encode())
     kept = json.loads(place.read(EVALUATION))
@@ -92,10 +93,10 @@ def judge_network(store: Store, name: str, device: str = "cpu", progress: Progre
 
 
 def _on_test(found: Station, device: str, progress: Progress) -> dict[str, Any]:
-    final = Store.at(found.manifest["model"])
-    if seal_of(final) != found.manifest["model_seal"]:
+    final = Store.at(found.uri("model"))
+    if seal_of(final) != found.manifest["model"]:
         raise DataError(f"{final.uri} holds another model than {found.place.uri} has named.")
-    segmenter, dataset = load_segmenter(final, device), open_dataset(found.identity["data"])
+    segmenter, dataset = load_segmenter(final, device), open_dataset(found.uri("data"))
     test = dataset.test()
     if not test.has_masks:
         raise DataError(f"{dataset.uri} has no masks in its test split: nothing can be judged.")
@@ -106,7 +107,7 @@ def _on_test(found: Station, device: str, progress: Progress) -> dict[str, Any]:
             add(1)
     matrices_NLL = np.stack(matrices)
     return {
-        "model": found.manifest["model_seal"], "test": test.fingerprint, "images": test.num_rows,
+        "model": found.manifest["model"], "test": test.fingerprint, "images": test.num_rows,
         "supervision": segmenter.description["supervision"], "confusion": matrices_NLL.sum(0).tolist(),
         "figures": scores.figures(matrices_NLL.sum(0), dataset.classes), "interval": scores.bootstrap(matrices_NLL),
     }  # fmt: skip

@@ -143,6 +143,18 @@ class Station:
     def identity(self) -> dict[str, Any]:
         return self.manifest["identity"]
 
+    @property
+    def storage(self) -> Store:
+        """Where this station and those that it is made of lie, today."""
+        return storage_of(self.place)
+
+    def uri(self, name: str) -> str:
+        """Where something that the station is made of, or has made, lies today."""
+        return self.storage.resolve(self.manifest["places"][name]).uri
+
+    def uris(self, name: str) -> tuple[str, ...]:
+        return tuple(self.storage.resolve(place).uri for place in self.manifest["places"][name])
+
     def rows(self, role: Role | str) -> int:
         return sum(shard.rows for shard in self.shards(role))
 
@@ -154,18 +166,37 @@ class Station:
         return ShardSet(self.place, self.shards(role)).read(rows, list(columns))
 
 
+def storage_of(place: Store) -> Store:
+    """Where a station lies among others."""
+    return Store(place.uri.rpartition("/")[0])
+
+
 def finish(
-    place: Store, kind: str, shards: Mapping[str, Sequence[Mapping[str, Any]]], found: Mapping[str, Any]
+    place: Store,
+    kind: str,
+    shards: Mapping[str, Sequence[Mapping[str, Any]]],
+    places: Mapping[str, str | Sequence[str]],
+    found: Mapping[str, Any],
 ) -> Station:
-    """Seal a station whose shards are all there. `found`: what was chosen and counted."""
-    manifest = {"kind": kind, "identity": json.loads(place.read(IDENTITY)), "shards": dict(shards), **found}
+    """Seal a station whose shards are all there. `places`: URIs of what it is made of and of what it has made, kept so
+    that all may move together; `found`: what was chosen and counted."""
+    storage = storage_of(place)
+    kept = {
+        name: storage.relative(uri) if isinstance(uri, str) else [storage.relative(one) for one in uri]
+        for name, uri in places.items()
+    }
+    identity = json.loads(place.read(IDENTITY))
+    manifest = {"kind": kind, "identity": identity, "places": kept, "shards": dict(shards), **found}
     write_sealed(place, {MANIFEST: json.dumps(manifest, indent=1, sort_keys=True).encode()})
     return Station(place, manifest)
 
 
 def finished(store: Store, name: str, kind: str = "") -> Station:
-    """A sealed station. Raises `DataError` for one that is not there, is not finished, or is of another kind."""
-    place = store / name
+    """A sealed station: `name` in a storage, or without a name the one at `store` itself.
+
+    Raises `DataError` for one that is not there or not finished, `UsageError` for one of another kind.
+    """
+    place = store / name if name else store
     if not place.exists(SEAL):
         known = sorted({path.split("/")[0] for path in store.list() if path.endswith(f"/{IDENTITY}")})
         state = "is not finished: its command continues it" if name in known else f"is not there: {_known(known)}"

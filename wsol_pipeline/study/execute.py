@@ -7,17 +7,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from wsol_pipeline import interrupts
-from wsol_pipeline.errors import DataError, ResourceError, WsolError
+from wsol_pipeline.errors import DataError, PartialError, ResourceError, WsolError
 from wsol_pipeline.storage import Store, storage_needed
+from wsol_pipeline.study.certainty import certainty_of
 from wsol_pipeline.study.database import check_trials_are_known, database_needed, open_storage
 from wsol_pipeline.study.doubt import doubts
 from wsol_pipeline.study.events import Listener, Telling
-from wsol_pipeline.study.identity import check_folders_are_known, home, require_made_for, settle
+from wsol_pipeline.study.identity import WINNER, check_folders_are_known, home, require_made_for, settle
 from wsol_pipeline.study.lease import Lease, acquire
 from wsol_pipeline.study.ledger import FAILURE, PUBLISHED, Ledger, open_ledger
-from wsol_pipeline.study.outcome import WINNER, Outcome, winner_record
+from wsol_pipeline.study.outcome import Outcome, winner_record
 from wsol_pipeline.study.plan import Plan
 from wsol_pipeline.study.samplers import pruner, sampler
+from wsol_pipeline.study.streak import ABSTAINED
 from wsol_pipeline.study.tuner import LedgerSearcher, Point, run_trials, trial_folder
 from wsol_pipeline.training import cluster
 from wsol_pipeline.training.checkpoint import CheckpointStore
@@ -118,7 +120,8 @@ def _finish(plan: Plan, ledger: Ledger, lease: Lease, point: Point, stopped: str
     ranking = ledger.ranking()
     if not ranking:
         reasons = "; ".join(f"trial {n}: {f['kind']}: {f['message'][:120]}" for n, f in list(failures.items())[:3])
-        raise WsolError(f"No trial of {plan.options.name!r} is complete ({reasons or balance}). {stopped}".strip())
+        told = f"No trial of {plan.options.name!r} is complete ({reasons or balance}). {stopped}".strip()
+        raise (PartialError if {f["kind"] for f in failures.values()} == {ABSTAINED} else WsolError)(told)
     best = ranking[0]
     ranked = [
         (standing, ledger.get(standing.number).user_attrs.get(PUBLISHED, ""), ledger.parameters(standing.number))
@@ -131,12 +134,14 @@ def _finish(plan: Plan, ledger: Ledger, lease: Lease, point: Point, stopped: str
         return Outcome(balance, ranked, None, failures, device_hours, damaged=damaged)
     require_made_for(plan.job(ranked[0][2], 0, plan.folder, lease.attempt, "cpu", ledger.home.id), final)
     point("registering")
-    doubt, damaged = None, ""
+    doubt, sure, damaged = None, "", ""
     try:
         doubt = doubts(plan.folder, ranking, plan.config.objective, rule=plan.rule)
+        sure = certainty_of(final, plan.config)
     except DataError as error:  # what was found stands all the same
         damaged = str(error)
-    record = winner_record(plan, ledger, ranking, final, doubt)
+    record = winner_record(plan, ledger, ranking, final, doubt) | ({"certainty": sure} if sure else {})
     plan.folder.write(WINNER, json.dumps(record).encode(), lease.confirm)
     told, rule = (record.get(name, "") for name in ("doubt", "rule"))
+    told = f"{told} {sure}".strip()
     return Outcome(balance, ranked, final, failures, device_hours, doubt=told, rule=rule, damaged=damaged)

@@ -23,6 +23,7 @@ from wsol_pipeline.training.model import DESCRIPTION
 logger = logging.getLogger(__name__)
 
 IDENTITY = "study.json"
+WINNER = "winner.json"  # what the final evaluation needs to know of a finished study
 _TRIAL = re.compile(r"trials/(\d{4,})/.+")
 
 

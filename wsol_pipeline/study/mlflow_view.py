@@ -26,6 +26,7 @@ from wsol_pipeline.study.tuner import trial_folder
 from wsol_pipeline.text import format_value, metric_name, parameter_name
 from wsol_pipeline.tracking.projection import StudyView, TrialView
 from wsol_pipeline.tracking.provenance import provenance
+from wsol_pipeline.tracking.registry import SELECTED_TAG, selected_on
 from wsol_pipeline.tracking.runs import PARENT, STUDY_TAG, TRIAL_TAG
 from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.config import TrainConfig, as_kept
@@ -47,6 +48,7 @@ def study_tags(plan: Plan) -> dict[str, str]:
         "wsol.method": plan.config.method,
         "wsol.backbone": plan.config.backbone,
         "wsol.protocol": plan.config.protocol,
+        SELECTED_TAG: selected_on(as_kept(plan.config)),
         "wsol.objective": ", ".join(plan.rule.objectives) if plan.rule else plan.config.objective,
         "mlflow.source.name": Path(sys.argv[0]).name,
         "mlflow.source.type": "JOB",

@@ -17,7 +17,9 @@ from wsol_pipeline.study.plan import Plan
 from wsol_pipeline.study.standings import Standing, compared, front
 from wsol_pipeline.study.tuner import trial_folder
 from wsol_pipeline.text import format_parameters
+from wsol_pipeline.tracking.registry import selected_on
 from wsol_pipeline.training.checkpoint import CheckpointStore, seal_of
+from wsol_pipeline.training.config import to_dict
 
 
 def ranking_markdown(
@@ -46,9 +48,6 @@ def on_front(ranking: Sequence[Ranked], rule: Rule) -> list[Ranked]:
     """The settings of a study of several objectives that no other beats, best first."""
     found = front([standing for standing, _, _ in ranking], rule)
     return [row for row in ranking if row[0] in found]
-
-
-WINNER = "winner.json"
 
 
 Ranked = tuple[Standing, str, dict[str, Any]]  # of one setting: how it stands, which published one it is, parameters
@@ -109,6 +108,7 @@ def winner_record(
         "schema": SCHEMA,
         "study": ledger.home.id,
         "method": plan.config.method,
+        "selected_on": selected_on(to_dict(plan.config)),
         **model_named(final, plan.options.store),
         "trial": best.number,
         "trials": len(ledger.proposals()),

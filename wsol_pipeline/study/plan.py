@@ -17,12 +17,14 @@ import wsol_models
 from wsol_pipeline.data.dataset import Dataset, open_dataset
 from wsol_pipeline.data.pixels import pixel_bytes
 from wsol_pipeline.errors import UsageError, unknown
-from wsol_pipeline.evaluation.measures import Promise, Truth, choosing, promise
+from wsol_pipeline.evaluation.measures import TRUE_BOXES, Promise, Truth, choosing, promise
 from wsol_pipeline.evaluation.protocols import Protocol, protocol
-from wsol_pipeline.evaluation.selection import default_objective
+from wsol_pipeline.evaluation.selection import default_objective, objectives
 from wsol_pipeline.images import dtype_of
 from wsol_pipeline.protocol import Role
+from wsol_pipeline.selectors import TARGETS
 from wsol_pipeline.storage import Store, check_no_secret
+from wsol_pipeline.study.choosers import TRUE, Choosers, check_consensus, choosers
 from wsol_pipeline.study.database import warn_of_password
 from wsol_pipeline.study.ledger import Space
 from wsol_pipeline.study.options import StudyOptions
@@ -34,6 +36,7 @@ from wsol_pipeline.training.config import Job, Recipe, TrainConfig, as_kept, req
 from wsol_pipeline.training.embedded import embedded_dataset, embedded_weights
 from wsol_pipeline.training.loop import Record
 from wsol_pipeline.training.resolve import reading, resolve, start
+from wsol_pipeline.training.selecting import by_boxes, target_objective
 
 logger = logging.getLogger(__name__)
 
@@ -60,11 +63,12 @@ class Plan:
     space: Space
     published: Mapping[str, Mapping[str, Any]]
     folder: Store
+    choosers: Choosers = TRUE
 
     @property
     def promise(self) -> Promise:
         """What it will measure."""
-        return promise(_rules(self.config), *truths(self.dataset), self.config.objective)
+        return promised(self.config, self.dataset, self.choosers)
 
     @property
     def contract(self) -> dict[str, Any]:
@@ -136,6 +140,7 @@ class Plan:
             attempt=attempt,
             study=study,
             fingerprint=self.dataset.fingerprint,
+            sources=dict(self.choosers.sources),
             workers=self.options.workers,
             cpus_per_worker=self.options.cpus_per_worker or cpus,
             device=device,
@@ -165,13 +170,54 @@ def make_plan(
     config = dataclasses.replace(config, weights_digest=digest_of(config.weights))
     if options.preset:
         check_preset_fits(options.preset, dataset)
-    chosen_by = choosing(_rules(config), dataset.val)
-    if options.objective is None and chosen_by != _rules(config):
-        config = dataclasses.replace(config, objective=default_objective(chosen_by))
-    check_buildable(config, dataset)
-    check_also(options.also, config, dataset)
+    found = choosers(options, dataset, options.store)
+    config = chosen_by(config, options.objective, dataset, found)
+    check_buildable(config, dataset, found)
+    check_also(options.also, config, dataset, found)
+    check_ranks(options, found)
     published = first_trials(config, space, options.published, options.preset)
-    return Plan(options, config, dataset, space, published, store / options.name)
+    return Plan(options, config, dataset, space, published, store / options.name, found)
+
+
+def chosen_by(config: TrainConfig, given: str | None, dataset: Dataset, found: Choosers) -> TrainConfig:
+    """`config` with its selectors, and the `given` objective, or without one theirs.
+
+    Raises `UsageError` for a consensus with a study that does not fit.
+    """
+    check_consensus(found, config, dataset)
+    rules, rank = _rules(config), found.rank
+    config = dataclasses.replace(
+        config,
+        select_by=rank.recorded,
+        threshold_by=found.threshold.recorded if found.threshold else None,
+        truth=found.truth,
+    )
+    if given is not None:
+        return config
+    if rank.name in TARGETS:
+        objective = target_objective(rank.name, found.of_val(truths(dataset)[0]).images, by_boxes(rules))
+    elif rank != TRUE_BOXES:
+        objective = rank.kind.score
+    else:
+        by_val = choosing(rules, dataset.val)
+        kept = by_val == rules and config.objective in objectives(rules)
+        objective = config.objective if kept else default_objective(by_val)
+    return dataclasses.replace(config, objective=objective)
+
+
+def promised(config: TrainConfig, dataset: Dataset, found: Choosers = TRUE) -> Promise:
+    """What a run of `config` measures. Raises `UsageError` if nothing could be chosen or judged."""
+    val, test = truths(dataset)
+    return promise(_rules(config), found.of_val(val), test, config.objective, found.rank)
+
+
+def check_ranks(options: StudyOptions, found: Choosers) -> None:
+    """Raise `UsageError` if a selector that ranks nothing would have to choose among trials."""
+    if not found.rank.ranks and options.trials > 1:
+        raise UsageError(
+            f"{found.rank} finds thresholds but ranks no trials, of which there are {options.trials}: "
+            f"--select-by evidence --threshold-by {found.rank}, or --trials 1."
+        )
 
 
 def digest_of(weights: str | None) -> str:
@@ -223,7 +269,9 @@ def first_trials(config: TrainConfig, space: Space, count: int, preset: str | No
         trained = {**own, **space(optuna.trial.FixedTrial(values))}
         if all(trained[name] == value for name, value in row.method_options.items()):
             published[row.id] = values
-    found = {next((id for id, values in published.items() if values == mine), OWN): mine}
+    # where nothing is searched all rows are alike: then only a preset says that one is meant
+    same = (id for id, values in published.items() if values == mine and (mine or id == preset))
+    found = {next(same, OWN): mine}
     for id, values in published.items():
         if values not in found.values():
             found[id] = values
@@ -265,7 +313,7 @@ def check_preset_fits(id: str, dataset: Dataset) -> None:
         )
 
 
-def check_buildable(config: TrainConfig, dataset: Dataset) -> None:
+def check_buildable(config: TrainConfig, dataset: Dataset, found: Choosers = TRUE) -> None:
     """Build the method here, so that a wrong name, option or file of weights is not left for a worker to find.
 
     Then look at what the splits come with: whether the study can choose on validation and judge test.
@@ -282,7 +330,7 @@ def check_buildable(config: TrainConfig, dataset: Dataset) -> None:
         raise UsageError(str(error)) from error
     if config.weights == "imagenet" and config.backbone not in wsol_models.pretrained_backbones():
         raise unknown("backbone with ImageNet weights", config.backbone, wsol_models.pretrained_backbones())
-    promise(_rules(config), *truths(dataset), config.objective)
+    promised(config, dataset, found)
 
 
 def truths(dataset: Dataset) -> tuple[Truth, Truth]:
@@ -292,9 +340,9 @@ def truths(dataset: Dataset) -> tuple[Truth, Truth]:
     return val, test
 
 
-def check_also(also: tuple[str, ...], config: TrainConfig, dataset: Dataset) -> None:
+def check_also(also: tuple[str, ...], config: TrainConfig, dataset: Dataset, found: Choosers = TRUE) -> None:
     """Raise `UsageError` for a further objective that validation does not yield, or that is there already."""
-    known = (*promise(_rules(config), *truths(dataset), config.objective).val, COST)
+    known = (*promised(config, dataset, found).val, COST)
     for name in also:
         if name not in known:
             raise unknown(f"further objective under {config.protocol}", name, known)

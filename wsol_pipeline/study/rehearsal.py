@@ -21,7 +21,7 @@ import torch
 from wsol_pipeline.data.dataset import TrainSplit, encode_labels, open_dataset
 from wsol_pipeline.data.images import decode_resize
 from wsol_pipeline.data.pixels import id_and_image
-from wsol_pipeline.data.reader import Batch, EvalRows
+from wsol_pipeline.data.reader import Batch
 from wsol_pipeline.errors import WsolError
 from wsol_pipeline.redaction import redact
 from wsol_pipeline.storage import Store
@@ -121,18 +121,20 @@ def measure(job: Job) -> Measured:
     dataset, world = open_dataset(job.data), World(device=torch.device(job.device))
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = CheckpointStore(Store.at(folder), 0)
-        run = set_up(job.train, dataset, checkpoints, world, Reading("streaming", job.reading.cache_dir))
+        reading = Reading("streaming", job.reading.cache_dir)
+        run = set_up(job.train, dataset, checkpoints, world, reading, job.sources)
         rows = max(2, job.train.recipe.batch_size // job.workers)
         start = time.perf_counter()
         batch = first_rows(dataset.train, rows, job.train.image_size, job.reading.cache_dir)
         decode = time.perf_counter() - start
         run.method.train()
         steps = [_seconds(world, lambda: train_step(run, 0, batch)) for _ in range(STEPS)]
-        few = dataclasses.replace(run, val=_few(run.val))
+        rank = run.choosing.rank.few(VAL_BATCHES * job.train.recipe.batch_size)
+        few = dataclasses.replace(run, choosing=dataclasses.replace(run.choosing, rank=rank))
         validate(few, search=False)  # the evaluator compiles
         one, searched = (_seconds(world, functools.partial(validate, few, search)) for search in (False, True))
     parameters = _bytes(run.method.state_dict().values())
-    images = few.val.num_rows
+    images = rank.rows.num_rows
     return Measured(
         train_seconds=statistics.median(steps[1:]) / len(batch.ids),
         decode_seconds=decode / len(batch.ids),
@@ -170,10 +172,6 @@ def estimated(plan: Plan, measured: Measured, concurrent: int) -> Estimate:
     rounds = -(-trials // concurrent)
     stored = trials * (KEEP * measured.checkpoint_bytes + 2 * measured.model_bytes)
     return Estimate(trials, seconds, hours, rounds * seconds / 3600, stored)
-
-
-def _few(val: EvalRows) -> EvalRows:
-    return dataclasses.replace(val, end=min(val.end, val.begin + VAL_BATCHES * val.batch_size))
 
 
 def _seconds(world: World, work: Callable[[], object]) -> float:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 
+ABSTAINED = "abstained"  # the kind of a trial whose selector could not tell anything of it
 # How many in a row are no accident of single settings, and where to look. Faults of the environment need few: trials
 # have no part in them. A setting may well overflow, and its neighbours too.
 LIMITS = {
@@ -11,6 +12,7 @@ LIMITS = {
     "storage": (3, "Look at room, rights and network of the places it names."),
     "configuration": (3, "Look at the options and at the space."),
     "infrastructure": (3, "Look at Ray's logs, and at the memory of the machines."),
+    ABSTAINED: (10, "Look at the classifier's accuracy, or choose by another --select-by."),
     "out_of_memory": (5, "Look at --batch-size and --image-size, and at what else uses the memory."),
     "nan": (10, "Look at the learning rate and at --clip-norm."),
 }

@@ -27,7 +27,7 @@ from wsol_pipeline.study.lease import Lease
 from wsol_pipeline.study.ledger import FAILURE, Ledger
 from wsol_pipeline.study.pareto import COST, Rule
 from wsol_pipeline.study.standings import SEED
-from wsol_pipeline.study.streak import Streak
+from wsol_pipeline.study.streak import ABSTAINED, Streak
 from wsol_pipeline.training import signals
 from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.cluster import check_alive
@@ -334,6 +334,10 @@ def settle(
     if final := checkpoints.final():
         require_made_for(job(number), final)
         records = checkpoints.records()
+        if reason := (records[-1]["choice"] or {}).get("reason"):  # its score is no match for others'
+            ledger.fail(number, ABSTAINED, reason)
+            on_event("failed", number, {"kind": ABSTAINED, "message": reason})
+            return True
         values = reached(records, ledger.rule)
         undefined = [name for name, value in values.items() if not math.isfinite(value)]
         if not undefined:

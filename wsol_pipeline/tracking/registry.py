@@ -31,7 +31,8 @@ from wsol_pipeline.training.checkpoint import read_sealed, seal_of
 from wsol_pipeline.training.model import DESCRIPTION, WEIGHTS, ModelFiles
 
 FINGERPRINT_TAG, SELECTED_TAG = "wsol.model", "wsol.selected_on"
-JUDGED_ALIKE = ("wsol.protocol", "wsol.image_size", "wsol.data_fingerprint")  # tags of models that are comparable
+# Tags of models that are comparable: what chose them is among them.
+JUDGED_ALIKE = ("wsol.protocol", "wsol.image_size", "wsol.data_fingerprint", SELECTED_TAG)
 _ABOUT = """Winners of study `{name}`: where an object is in an image, by a network that learned from labels alone.
 
     model = mlflow.pyfunc.load_model("models:/{name}@champion")
@@ -55,7 +56,12 @@ def model_tags(description: Mapping[str, Any]) -> dict[str, str]:
     """What a version's tags say of the evaluation and the data that a finished model was tuned for."""
     train = description["train"]
     sizes = f"{train['image_size']} of {train['resize_size']}"
-    return dict(zip(JUDGED_ALIKE, (train["protocol"], sizes, description["dataset"]), strict=True))
+    return dict(zip(JUDGED_ALIKE, (train["protocol"], sizes, description["dataset"], selected_on(train)), strict=True))
+
+
+def selected_on(train: Mapping[str, Any]) -> str:
+    """The split and the selectors by which a model with the configuration `train` was chosen: "val/boxes"."""
+    return "val/" + "+".join(filter(None, (train["select_by"], train["threshold_by"])))
 
 
 def register(runs: StudyRuns, name: str, trial: int, final: Store) -> str:
@@ -68,7 +74,7 @@ def register(runs: StudyRuns, name: str, trial: int, final: Store) -> str:
         return str(found.version)
     tags = model_tags(description)
     check_name_is_free(client, name, tags)
-    tags |= {FINGERPRINT_TAG: fingerprint, SELECTED_TAG: "val", ID_TAG: runs.id}
+    tags |= {FINGERPRINT_TAG: fingerprint, ID_TAG: runs.id}
     run = runs.trial(trial)
     model_id = _logged_model(runs, fingerprint) or _log_model(run, final, tags)
     try:
@@ -87,8 +93,9 @@ def _told(description: dict[str, Any], trial: int) -> str:
     return (
         f"{train['method']} on {train['backbone']}, {len(description['classes'])} classes: trial {trial} of its study, "
         f"the best by {metric_name(choice['metric'])} on validation ({choice['value']:.1f} %, protocol "
-        f"{train['protocol']}).\n\nMaps are read by {train['readout']} (setting {choice['readout']}); readout and "
-        "thresholds were chosen on validation and are part of the model. The alias *champion* says that "
+        f"{train['protocol']}; selected on {selected_on(train)}).\n\n"
+        f"Maps are read by {train['readout']} (setting {choice['readout']}); readout and thresholds were chosen "
+        "on validation and are part of the model. The alias *champion* says that "
         "`rayjobs/evaluate.py` has judged it on test; figures are on the study's run."
     )
 
@@ -143,7 +150,7 @@ def crown(
             f"{fingerprint[:16]} of the model that was judged: the study's command registers it."
         )
     refusal = f"Version {version.version} of {name!r} cannot become {CHAMPION}: "
-    if version.tags.get(SELECTED_TAG) != "val":
+    if not version.tags.get(SELECTED_TAG, "").startswith("val/"):
         raise DataError(f"{refusal}it was selected on {version.tags.get(SELECTED_TAG)!r}, not on 'val' alone.")
     if changes := _differing(version.tags, judged):
         raise DataError(f"{refusal}it was judged otherwise than it was tuned ({changes}).")

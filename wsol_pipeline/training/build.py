@@ -1,7 +1,10 @@
 """From a training configuration to its method and readout; apart from the loop, so that a served model needs no Ray."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+import torch
 
 import wsol_models
 from wsol_models import LocalizationMethod, readouts
@@ -9,19 +12,31 @@ from wsol_pipeline.training.config import TrainConfig
 
 
 def build_method(config: TrainConfig, num_classes: int) -> LocalizationMethod:
-    """The untrained method of `config`, in float64 if that is its precision.
+    """The untrained method of `config`, in float64 if its precision is that or reproducible.
 
-    Raises `ValueError` with the known choices for a wrong name or option.
+    Then it is drawn in float64 too: normal numbers of float32 differ in their last bits between CPUs. Raises
+    `ValueError` with the known choices for a wrong name or option.
     """
-    method = wsol_models.build(
-        config.method,
-        backbone=config.backbone,
-        num_classes=num_classes,
-        weights=config.weights,
-        frozen_batch_norm=config.freeze_batch_norm,
-        **config.options,
-    )
-    return method.double() if config.precision == "float64" else method
+    with _default_dtype(torch.float64 if config.precision in ("float64", "reproducible") else torch.float32):
+        method = wsol_models.build(
+            config.method,
+            backbone=config.backbone,
+            num_classes=num_classes,
+            weights=config.weights,
+            frozen_batch_norm=config.freeze_batch_norm,
+            **config.options,
+        )
+        return method.to(torch.get_default_dtype())
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def build_readout(config: TrainConfig) -> Any:

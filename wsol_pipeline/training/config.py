@@ -15,7 +15,7 @@ T = TypeVar("T")
 Schedule = Literal["step", "plateau_top1", "plateau_loss", "poly"]  # see `optim.learning_rate`
 TrainGeometry = Literal["crop", "random_resized_crop", "random_resized_crop_stored"]  # see `augment.Augmentation`
 Keep = Literal["last", "best"]
-Precision = Literal["auto", "float32", "bfloat16", "float64"]
+Precision = Literal["auto", "float32", "bfloat16", "float64", "reproducible"]
 NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -129,6 +129,9 @@ class TrainConfig:
     fixed_setting: Any = None  # the readout setting scored each epoch; None: the readout's first
     protocol: str = "wsol-v1"
     objective: str = "max_box_acc_v2"
+    select_by: str = "boxes"  # what ranks trials and settings on validation: see `wsol_pipeline.selectors`
+    threshold_by: str | None = None  # what finds the thresholds; None: the same
+    truth: str = ""  # SHA-256 of what these bring: boxes, other models; "": nothing
     recipe: Recipe = field(default_factory=Recipe)
     image_size: int = 64
     resize_size: int = 72
@@ -177,6 +180,7 @@ class Job:
     attempt: int
     study: str = ""  # the id of the study that its results belong to
     fingerprint: str = ""  # of the data; "": whatever lies there
+    sources: dict[str, Any] = field(default_factory=dict)  # what the selectors bring, by their names
     workers: int = 1
     cpus_per_worker: int = 1
     device: Literal["cpu", "cuda"] = "cpu"

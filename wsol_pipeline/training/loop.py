@@ -28,14 +28,12 @@ import wsol_models
 from wsol_models import LocalizationMethod
 from wsol_pipeline.data.dataset import Dataset
 from wsol_pipeline.data.plan import EpochPlan
-from wsol_pipeline.data.reader import Batch, EvalRows, ReadConfig, TrainReader, eval_rows
+from wsol_pipeline.data.reader import Batch, ReadConfig, TrainReader
 from wsol_pipeline.errors import MismatchError
-from wsol_pipeline.evaluation import evaluate, selection
+from wsol_pipeline.evaluation import selection
 from wsol_pipeline.evaluation.counts import Counts, ImageHits
-from wsol_pipeline.evaluation.measures import choosing
-from wsol_pipeline.evaluation.protocols import Protocol, protocol
+from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.images import dtype_of, normalize
-from wsol_pipeline.protocol import require_searchable
 from wsol_pipeline.training.ahead import ahead
 from wsol_pipeline.training.arithmetic import Arithmetic, arithmetic
 from wsol_pipeline.training.build import build_method, build_readout, fixed_setting
@@ -44,6 +42,7 @@ from wsol_pipeline.training.config import Reading, TrainConfig, as_kept, config_
 from wsol_pipeline.training.guard import Guard
 from wsol_pipeline.training.model import BACKBONE, DESCRIPTION, FORMAT, VAL_COUNTS, VAL_IMAGES, WEIGHTS
 from wsol_pipeline.training.optim import build_optimizer, learning_rate, set_learning_rate
+from wsol_pipeline.training.selecting import Choosing, Selection, Sources, finer, make_choosing
 
 Record = dict[str, Any]
 AHEAD = 2  # batches that are made while one is trained on
@@ -149,8 +148,7 @@ class Run:
     guard: Guard
     progress: Progress
     plan: EpochPlan
-    val: EvalRows
-    protocol: Protocol
+    choosing: Choosing
     readout: Any
     arithmetic: Arithmetic
     study: str = ""
@@ -164,10 +162,11 @@ def train(
     reading: Reading | None = None,
     checkpoint_batches: int = 0,
     study: str = "",
+    sources: Sources | None = None,
 ) -> Iterator[Record]:
     """Train from the newest checkpoint, or from the start; yield the record of every epoch that ends here.
 
-    `study` is the id of the study that the finished model belongs to.
+    `study` is the id of the study that the finished model belongs to, `sources` what its selectors bring.
 
     A record holds `epoch` (1-based), `step`, `time` (Unix seconds), `seconds` of training, `device_seconds` (with
     validation, over all ranks), `images_per_second`, `learning_rate`, `train` (mean loss and terms), `val` (metrics,
@@ -177,7 +176,7 @@ def train(
     was at. Raises `NonFiniteError` before the optimizer would move on a NaN.
     """
     world = world or World()
-    run = replace(set_up(config, dataset, checkpoints, world, reading or Reading()), study=study)
+    run = replace(set_up(config, dataset, checkpoints, world, reading or Reading(), sources or {}), study=study)
     with TrainReader(
         dataset.train, run.plan, _read_config(config, reading or Reading()), epochs=config.recipe.epochs,
         rank=world.rank, world=world.size,
@@ -192,7 +191,14 @@ def train(
                 return
 
 
-def set_up(config: TrainConfig, dataset: Dataset, checkpoints: CheckpointStore, world: World, reading: Reading) -> Run:
+def set_up(
+    config: TrainConfig,
+    dataset: Dataset,
+    checkpoints: CheckpointStore,
+    world: World,
+    reading: Reading,
+    sources: Sources | None = None,
+) -> Run:
     """Put a run together, from its newest checkpoint if there is one."""
     computes = arithmetic(config, world.device)
     computes.settle()
@@ -201,17 +207,14 @@ def set_up(config: TrainConfig, dataset: Dataset, checkpoints: CheckpointStore, 
     optimizer = build_optimizer(method, config.recipe)
     progress = _resume(config, dataset, checkpoints, method, optimizer, world)
     plan = dataset.train.plan(config.recipe.batch_size, config.seed, config.recipe.drop_last)
-    rules = choosing(
-        protocol(config.protocol, image_size=config.image_size, resize_size=config.resize_size), dataset.val
-    )
-    val = eval_rows(
-        dataset.val, _read_config(config, reading), rules.geometry, -(-config.recipe.batch_size // world.size),
-        rank=world.rank, world=world.size,
+    rules = protocol(config.protocol, image_size=config.image_size, resize_size=config.resize_size)
+    choosing = make_choosing(
+        config, rules, dataset, _read_config(config, reading), -(-config.recipe.batch_size // world.size),
+        sources or {}, rank=world.rank, world=world.size, device=world.device,
     )  # fmt: skip
-    require_searchable(val, "Validation during training")
     return Run(
         config, dataset, checkpoints, world, method, world.wrap(method), optimizer, Guard(optimizer), progress,
-        plan, val, rules, build_readout(config), computes,
+        plan, choosing, build_readout(config), computes,
     )  # fmt: skip
 
 
@@ -302,9 +305,22 @@ def train_step(run: Run, epoch: int, batch: Batch) -> None:
     norm = torch.nn.utils.get_total_norm([p.grad for p in run.method.parameters() if p.grad is not None])
     if config.recipe.clip_norm:
         torch.nn.utils.clip_grads_with_norm_(list(run.method.parameters()), config.recipe.clip_norm, norm)
+    if config.precision == "reproducible":
+        _round_gradients(run.method)
     terms = {name: term.detach() for name, term in terms.items()}
     run.guard.step(norm, partial(_not_finite, norm, terms, run.progress.position))
     run.progress.add({"loss": loss, **terms}, len(batch.ids))
+
+
+def _round_gradients(method: nn.Module) -> None:
+    """Keep three digits of every gradient.
+
+    Last bits differ between machines, and a training can make 10^7 times as much of them in 100 steps, through the
+    gradients. Those of float64 are 10^13 times smaller than what is rounded away here, and hardly ever decide it.
+    """
+    for parameter in method.parameters():
+        if parameter.grad is not None:
+            parameter.grad = parameter.grad.bfloat16().to(parameter.dtype)
 
 
 def _not_finite(norm: Tensor, terms: dict[str, Tensor], position: Position) -> str:
@@ -324,17 +340,17 @@ def _finish_epoch(run: Run, epoch: int, started: float, rows: int) -> Record:
     config, last = run.config, epoch + 1 == run.config.recipe.epochs
     searched = last or config.searches_each_epoch or epoch + 1 in config.rungs
     counts = validate(run, search=searched)
-    choice = selection.choose(counts, config.objective)
+    choice = run.choosing.rank.choose(counts)
     best = best_epoch([*(record["value"] for record in run.progress.records), choice.value])
     last = last or 0 < config.patience <= epoch + 1 - best
     kept = best if config.keep == "best" else epoch + 1
     if last and kept <= epoch:
         run = _back_to_best(run)
         counts = validate(run, search=True)
-        choice = selection.choose(counts, config.objective)
+        choice = run.choosing.rank.choose(counts)
     elif config.keep == "best" and kept == epoch + 1:
         run.progress.best = {name: tensor.cpu().clone() for name, tensor in run.method.state_dict().items()}
-    images = validate_images(run, choice) if last else None
+    choice, images = settle(run, choice) if last else (choice, None)
     sums, all_rows = run.progress.over_ranks(run.world)
     record = {
         "epoch": epoch + 1,
@@ -345,7 +361,7 @@ def _finish_epoch(run: Run, epoch: int, started: float, rows: int) -> Record:
         "images_per_second": round(rows * run.world.size / max(seconds, 1e-9), 1),
         "learning_rate": learning_rate(run.config.recipe, epoch, run.progress.records),
         "train": {name: total / all_rows for name, total in sums.items()},
-        "val": selection.transferred(counts, choice),
+        "val": {**selection.transferred(counts, choice), choice.metric: choice.value},
         "value": choice.value,
         "searched": searched,
         "choice": choice.to_dict() if searched else None,
@@ -386,34 +402,41 @@ def validate(run: Run, search: bool) -> Counts:
     """
     run.world.share_buffers(run.method)
     run.method.eval()
-    fixed = None if search else [fixed_setting(run.config.fixed_setting, run.readout.settings(run.method))]
+    known = run.readout.settings(run.method)
+    all_of_them = search and run.choosing.rank.ranks
+    settings = known if all_of_them else [fixed_setting(run.config.fixed_setting, known)]
     with run.arithmetic.autocast(not search):
-        return _count(run, fixed)
+        return _look(run, run.choosing.rank, settings)
 
 
-def validate_images(run: Run, choice: selection.Choice) -> ImageHits | None:
-    """The hits of every validation image at the chosen setting, in one order for any number of ranks.
+def settle(run: Run, choice: selection.Choice) -> tuple[selection.Choice, ImageHits | None]:
+    """The choice once more at its setting, where selectors without boxes look closer, with the thresholds of the second
+    selector if there is one; and what every validation image showed, in one order for any number of ranks.
 
     None where class masks are scored: they are counted over the whole split alone.
     """
-    if choice.metric in selection.SEGMENTATION_METRICS:
-        return None
-    return _count(run, [choice.readout], keep_images=True).image_hits
+    choosing, images = run.choosing, None
+    if choice.metric not in selection.SEGMENTATION_METRICS:
+        counts = _look(run, choosing.rank, [choice.readout], fine=True)
+        images = counts.image_hits
+        choice = finer(choice, choosing.rank.choose(counts)) if choosing.rank.free else choice
+    if choosing.threshold:
+        choice = choosing.with_thresholds(choice, _look(run, choosing.threshold, [choice.readout], fine=True))
+    return choice, images
 
 
-def _count(run: Run, settings: list[Any] | None, keep_images: bool = False) -> Counts:
+def _look(run: Run, by: Selection, settings: list[Any], fine: bool = False) -> Counts:
     def on_batch(_images: int) -> None:
         run.world.beat()
         # a group is not asked: its ranks have unequal numbers of these batches
         if run.world.size == 1 and run.world.order(run.progress.position) is Order.SAVE:
             _save(run)
 
-    counts = evaluate.count(
-        run.method, run.readout, run.val, run.protocol, settings=settings, device=run.world.device,
-        keep_images=keep_images, on_batch=on_batch,
-    )  # fmt: skip
-    images = None if counts.image_hits is None else reduce(operator.add, run.world.gather(counts.image_hits))
-    return replace(counts.summed(run.world.total), image_hits=images)
+    seen = by.look(run.method, run.readout, settings, fine=fine, device=run.world.device, on_batch=on_batch)
+    if not isinstance(seen, Counts):
+        return by.counts(run.world.gather(seen), settings, fine)
+    images = None if seen.image_hits is None else reduce(operator.add, run.world.gather(seen.image_hits))
+    return replace(seen.summed(run.world.total), image_hits=images)
 
 
 def _origin(config: TrainConfig, dataset: Dataset, device: torch.device) -> str:
@@ -474,6 +497,7 @@ def model_files(
         "dataset": dataset.fingerprint,
         "val_split": dataset.val.fingerprint,
         "choice": choice.to_dict(),
+        "selected_on": f"val/{choice.selector}",
     }
     return {
         WEIGHTS: _tensors(method.state_dict()),

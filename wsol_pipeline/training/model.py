@@ -30,6 +30,7 @@ from wsol_pipeline.evaluation.objects import (
     largest,
     object_mask,
 )
+from wsol_pipeline.evaluation.otsu import Threshold
 from wsol_pipeline.evaluation.protocols import Protocol, protocol
 from wsol_pipeline.evaluation.selection import Choice
 from wsol_pipeline.images import dtype_of, normalize
@@ -78,8 +79,9 @@ class Model:
         return build_readout(self.config)
 
     @property
-    def threshold(self) -> float:
-        """The threshold at which boxes are read: the best on validation for an IoU of 0.5, else for the masks."""
+    def threshold(self) -> Threshold:
+        """The threshold at which boxes are read: the best on validation for an IoU of 0.5, else for the masks; or the
+        rule `OTSU`, which gives each map its own."""
         return self.choice.threshold
 
     @functools.cached_property

@@ -6,6 +6,7 @@ Importing options loads no torch, ray or mlflow: `--help` and a mistyped option 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from wsol_pipeline import selectors
 from wsol_pipeline.training.config import Keep, Precision, Schedule, TrainGeometry, check_name, require
 
 if TYPE_CHECKING:
@@ -116,6 +117,26 @@ class ReadoutOptions:
 
 
 @dataclass(frozen=True)
+class SelectionOptions:
+    """By what trial, readout and threshold are chosen on validation. Data with boxes need nothing of this."""
+
+    select_by: str | None = None
+    """boxes (the default where val has any), annotated:FILE (boxes of some of its images: see wsol annotate),
+    pseudo:FILE (boxes made by a machine), or without any box: evidence, consensus:STUDY (agreement with another
+    method's finished study); of one trial also otsu, vote:NAMES, area:SHARE, own-mask. See docs/labels-only.md."""
+    threshold_by: str | None = None
+    """What finds the threshold where --select-by chose trial and setting: any of these. By default the same."""
+    convention: Literal["inclusive0", "inclusive1", "exclusive0"] = "exclusive0"
+    """What the corners in a FILE mean: is (x1, y1) the last pixel inside the box, is the first pixel 0 or 1."""
+    allow_partial: bool = False
+    """Take a pseudo:FILE that lacks boxes of more than a tenth of the validation images."""
+
+    def __post_init__(self) -> None:
+        for text in filter(None, (self.select_by, self.threshold_by)):
+            selectors.parse(text)
+
+
+@dataclass(frozen=True)
 class ReadingOptions:
     """How images reach the workers: their speed and place, never their order or pixels."""
 
@@ -143,8 +164,9 @@ class MachineOptions:
     """auto: the cluster's GPUs if it has any, else CPUs; with --cluster-may-grow say cuda or cpu."""
     precision: Precision = "auto"
     """Arithmetic of forward and backward. auto: on GPUs bfloat16, if they have it, with losses and what is pooled in
-    float32; on CPUs float32. float32: on GPUs without TF32. float64, weights too, is slow, and keeps rounding, which
-    differs between CPUs and numbers of threads, from being amplified into another result."""
+    float32; on CPUs float32. float32: on GPUs without TF32. float64, weights too, is slow, and its rounding, which
+    differs between machines and numbers of threads, 10^9 times smaller. reproducible: float64, and of each gradient
+    three digits are kept, so that no training amplifies what differs: the result is the same on other machines."""
     channels_last: bool | None = None
     """Memory layout that is faster on GPUs with bfloat16. By default there alone."""
     deterministic: bool = False
@@ -163,10 +185,11 @@ class MachineOptions:
 
 
 @dataclass(frozen=True)
-class RunOptions(MachineOptions, ReadingOptions, ReadoutOptions, TrainingOptions, WhatOptions):
+class RunOptions(MachineOptions, ReadingOptions, SelectionOptions, ReadoutOptions, TrainingOptions, WhatOptions):
     """Options of every job that trains. Each class above is a group of its --help."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_name("name", self.name)
         require(self.workers >= 1, "workers must be at least 1", self.workers)
         cpus = self.cpus_per_worker

@@ -144,7 +144,9 @@ def epochs(job: Job, world: World) -> Iterator[Record]:
         count_life(checkpoints)
     with watched(job.stuck_minutes * 60) as beat:
         data, world = open_data(job), replace(world, beat=_both(beat, world))
-        for record in train(job.train, data, checkpoints, world, job.reading, job.checkpoint_batches, job.study):
+        for record in train(
+            job.train, data, checkpoints, world, job.reading, job.checkpoint_batches, job.study, job.sources
+        ):
             faulthandler.cancel_dump_traceback_later()  # whose trial is pruned waits here until there is another
             yield record
             beat()

@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 from wsol_pipeline.errors import DataError, ResourceError
 from wsol_pipeline.redaction import redact
 from wsol_pipeline.storage import STORAGE_ERRORS, Store, describe_storage_error
-from wsol_pipeline.study.outcome import WINNER
+from wsol_pipeline.study.identity import WINNER
 from wsol_pipeline.tracking.connect import AWAY
 from wsol_pipeline.training.checkpoint import SEAL
 from wsol_pipeline.training.inputs import file_bytes

@@ -21,7 +21,7 @@ class Shown:
 
     map_HW: np.ndarray
     box: np.ndarray
-    iou: float
+    iou: float | None  # None where there is no true box
 
 
 def draw_gallery(
@@ -45,7 +45,8 @@ def draw_gallery(
             _show(axis, image, truth_N4)
             axis.imshow(shown[column].map_HW, cmap="jet", alpha=0.5, vmin=0, vmax=1)
             _box(axis, shown[column].box, PREDICTED)
-            axis.set_title(f"IoU {shown[column].iou:.2f}", fontsize=8, pad=2)
+            iou = shown[column].iou
+            axis.set_title("" if iou is None else f"IoU {iou:.2f}", fontsize=8, pad=2)
     for axis, name in zip(axes[:, 0], ["image", *models], strict=True):
         axis.set_ylabel("\n".join(textwrap.wrap(name, 20)), fontsize=8)
     explained = "green: true boxes, red: predicted at the threshold chosen on validation"

@@ -21,7 +21,7 @@ from pathlib import Path
 from mlflow.entities import Metric
 
 from wsol_pipeline.data.dataset import Dataset
-from wsol_pipeline.evaluation.measures import judged_by
+from wsol_pipeline.evaluation.measures import choosing, is_judged, judged_by
 from wsol_pipeline.evaluation.protocols import Protocol
 from wsol_pipeline.redaction import redact
 from wsol_pipeline.tracking import registry
@@ -64,6 +64,7 @@ class Verdict:
     winner: Contender
     tags: dict[str, str]
     connect: Connect
+    is_measured: bool = True  # whether test has boxes or masks: without, classes alone are judged
 
     @property
     def measure(self) -> str:
@@ -82,16 +83,30 @@ def judge(options: EvaluateOptions, progress: Progress = silent) -> Verdict:
     require_comparable(dataset, judged, models)
     connect = connect_mlflow(options.store, options.experiment)
     rules, main = models[0].protocol, models[-1]
-    rows = [centred_box(options, dataset, rules)]
-    for study in options.study:
-        (options.store / study).write(CENTRED_BOX, json.dumps(dataclasses.asdict(rows[0])).encode())
+    rows = []
+    if (is_measured := is_judged(rules, dataset.test())) and is_judged(choosing(rules, dataset.val), dataset.val):
+        rows = [centred_box(options, dataset, rules)]
+        for study in options.study:
+            (options.store / study).write(CENTRED_BOX, json.dumps(dataclasses.asdict(rows[0])).encode())
     for contender in judged:
         rows += judged_rows(options, contender, dataset, rules, progress)
     seen = dict(zip([contender.label for contender in judged], models, strict=True))
     picture = draw(test_rows(options, dataset, rules), dataset, seen, options.store / options.study[0])
     tags = registry.model_tags({**main.description, "dataset": dataset.fingerprint})
     images, shrunk = dataset.test().num_rows, max(shrunk_photographs(options, contender) for contender in judged)
-    return Verdict(options, rows, main.config.objective, rules.name, images, shrunk, picture, judged[-1], tags, connect)
+    return Verdict(
+        options,
+        rows,
+        main.config.objective,
+        rules.name,
+        images,
+        shrunk,
+        picture,
+        judged[-1],
+        tags,
+        connect,
+        is_measured,
+    )
 
 
 def judged_rows(

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from wsol_pipeline import selectors
 from wsol_pipeline.training.config import Precision, check_name, require
-from wsol_pipeline.training.options import RunOptions, store_at
+from wsol_pipeline.training.options import RunOptions, SelectionOptions, store_at
 
 if TYPE_CHECKING:
     from wsol_pipeline.storage import Store
@@ -28,6 +29,9 @@ class EvaluateOptions:
     """auto: a GPU if there is one."""
     batch_size: int = 64
     """Images a forward pass."""
+    selectors: tuple[str, ...] = ()
+    """Say too what it would have cost to choose the first study's winner by these instead of by boxes, e.g. otsu
+    evidence consensus:cam evidence+otsu (trials and settings by one, thresholds by another)."""
     cache_dir: str | None = None
     """Where a node keeps decoded pixels; by default below the user's cache folder."""
     experiment: str = "wsol"
@@ -41,6 +45,8 @@ class EvaluateOptions:
         for name in self.study:
             check_name("study", name)
         require(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size)
+        for part in "+".join(self.selectors).split("+") if self.selectors else ():
+            selectors.parse(part)
 
     @property
     def store(self) -> "Store":
@@ -49,8 +55,8 @@ class EvaluateOptions:
 
 
 @dataclass(frozen=True)
-class SolveOptions:
-    """Which model is read anew, and how."""
+class SolveOptions(SelectionOptions):
+    """Which model is read anew, and how. Without --select-by it is chosen as its study was."""
 
     study: str = "bas"
     """The finished study (or run) whose winner is read."""
@@ -76,6 +82,7 @@ class SolveOptions:
     """MLflow experiment."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_name("study", self.study)
         check_name("name", self.result)
         require(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size)
@@ -89,6 +96,38 @@ class SolveOptions:
     @property
     def store(self) -> "Store":
         """Where both are kept."""
+        return store_at(self.storage)
+
+
+@dataclass(frozen=True)
+class AnnotateOptions:
+    """Which images to annotate, and where to lay them out."""
+
+    study: str = ""
+    """A finished study on the data, whose model --prefill asks."""
+    data: str | None = None
+    """The dataset. By default the study's."""
+    storage: str = "runs"
+    """The --storage of the study."""
+    images: int = 50
+    """How many. A larger number later keeps these: 30 to 50 choose a threshold."""
+    out: str = "todo"
+    """A folder to lay them out in."""
+    prefill: bool = False
+    """Write the study's boxes, at Otsu's threshold, as a start: they are to be corrected, not to be taken."""
+    cache_dir: str | None = None
+    """Where a node keeps decoded pixels; by default below the user's cache folder."""
+
+    def __post_init__(self) -> None:
+        if self.study:
+            check_name("study", self.study)
+        require(self.images >= 1, "images must be at least 1", self.images)
+        require(bool(self.study or self.data), "--study or --data is needed to know which images", self.study)
+        require(bool(self.study) or not self.prefill, "--prefill needs a --study whose boxes to write", self.study)
+
+    @property
+    def store(self) -> "Store":
+        """Where the study is kept."""
         return store_at(self.storage)
 
 

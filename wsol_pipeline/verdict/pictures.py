@@ -83,7 +83,8 @@ def draw(rows: EvalRows, dataset: Dataset, models: Mapping[str, Model], folder: 
             continue
         batch = class_pairs(found, rules)
         at = np.searchsorted(batch.pairs[0], local).tolist()
-        truth = batch_boxes(batch, rows.box_convention, rules)
+        seen_boxes = dataclasses.replace(rules, ious=()) if not rows.split.has_boxes else rules
+        truth = batch_boxes(batch, rows.box_convention, seen_boxes)
         sizes = [rules.map_size(batch.sizes_B2[i]) for i in at]
         classes += [dataset.classes[batch.labels_B[i]] for i in at]
         images += [_picture(batch.images_BCHW[i], size) for i, size in zip(at, sizes, strict=True)]
@@ -108,5 +109,6 @@ def _seen(
     for raw_HW, truth_N4, size_wh in zip(_raw_maps(model, batch, at), truths, sizes, strict=True):
         box = predicted_box(raw_HW, model.threshold, model.protocol, size_wh)
         map_HW = normalised_map(raw_HW, model.protocol, size_wh)
-        found.append(Shown(map_HW, box, float(ious_of_boxes(box[None], truth_N4)[0])))
+        iou = float(ious_of_boxes(box[None], truth_N4)[0]) if len(truth_N4) else None
+        found.append(Shown(map_HW, box, iou))
     return found

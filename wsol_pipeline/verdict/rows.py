@@ -11,8 +11,8 @@ from wsol_pipeline.data.dataset import Dataset, open_dataset
 from wsol_pipeline.errors import DataError, MismatchError
 from wsol_pipeline.evaluation.protocols import Protocol
 from wsol_pipeline.storage import Store
+from wsol_pipeline.study.identity import WINNER
 from wsol_pipeline.study.ledger import SCHEMA
-from wsol_pipeline.study.outcome import WINNER
 from wsol_pipeline.study.pareto import deviation
 from wsol_pipeline.training.checkpoint import seal_of
 from wsol_pipeline.training.model import Model

@@ -19,13 +19,14 @@ from wsol_pipeline.errors import ResourceError
 from wsol_pipeline.evaluation import selection
 from wsol_pipeline.evaluation.baseline import count_centred
 from wsol_pipeline.evaluation.cases import SCORES, Case, add_cases, with_scores
-from wsol_pipeline.evaluation.counts import Counts
+from wsol_pipeline.evaluation.counts import BOXES, Counts
 from wsol_pipeline.evaluation.detection import mean_average_precision
 from wsol_pipeline.evaluation.evaluate import count, detect
-from wsol_pipeline.evaluation.measures import choosing
+from wsol_pipeline.evaluation.measures import choosing, is_judged
 from wsol_pipeline.evaluation.protocols import Protocol
 from wsol_pipeline.evaluation.selection import Choice
 from wsol_pipeline.study.surface import published_choice, published_reading
+from wsol_pipeline.text import format_threshold
 from wsol_pipeline.tracking.provenance import provenance
 from wsol_pipeline.training import cluster
 from wsol_pipeline.training.checkpoint import read_sealed
@@ -76,23 +77,25 @@ def score(
     """
     model = load_model(contender.final, device)
     val = Counts.from_dict(json.loads(read_sealed(contender.final, VAL_COUNTS)[VAL_COUNTS]))
-    rows = test_rows(options, dataset, model.protocol)
+    rows, rules = test_rows(options, dataset, model.protocol), scored(model.protocol, dataset)
     results, kept, files = [], [], {}
     for number, (label, choice) in enumerate(choices(contender, model).items()):
         cases: list[Case] = []
         note = functools.partial(add_cases, cases, choice.threshold, model.protocol)
         with progress(f"{contender.label}{label} on test", rows.num_rows) as add:
-            counts = count(
-                model.method, model.readout, rows, model.protocol, settings=[choice.readout], device=device,
-                keep_images=True, ten_crop=model.protocol.ten_crop, on_batch=add,
-                on_maps=note if model.protocol.masks != "classes" else None,
+            pass_test = functools.partial(
+                count, model.method, model.readout, rows, rules, settings=[choice.readout], device=device,
+                keep_images=True, ten_crop=rules.ten_crop,
             )  # fmt: skip
-        row = _row(label, choice, val, counts, model.protocol)
+            truth = rules.ious or rules.masks
+            counts = pass_test(on_batch=add, on_maps=note if rules.masks != "classes" and truth else None)
+            ruled = pass_test(rule=choice.rule) if choice.rule else counts
+        row = _row(label, choice, val, counts, ruled, rules)
         if model.multilabel and model.protocol.box_rule == "components":
             row.transferred.update(_average_precisions(model, rows, choice, device))
         results.append(row)
         kept.append(counts.to_dict())
-        cases = with_scores(cases, counts.image_hits, selection.of_images(counts, choice, SCORES))
+        cases = with_scores(cases, ruled.image_hits, selection.of_images(ruled, choice, SCORES))
         files[f"images-{number}.parquet"] = _parquet(cases)
     files[PICTURES] = json.dumps(pictures_of(model, rows, dataset.classes, cases, device)).encode()
     result = {
@@ -116,7 +119,8 @@ def choices(contender: Contender, model: Model) -> dict[str, Choice]:
 
 def named(choice: Choice) -> str:
     """A readout setting and the threshold of its boxes or masks, as a table shows them."""
-    return f"{choice.readout} > {choice.threshold:.3f}"
+    by = "" if choice.selector == BOXES else f" by {choice.selector}"
+    return f"{choice.readout} > {format_threshold(choice.threshold)}{by}"
 
 
 def _parquet(cases: Sequence[Case]) -> bytes:
@@ -131,18 +135,28 @@ def _average_precisions(model: Model, rows: EvalRows, choice: Choice, device: st
     return {name: mean_average_precision(found, truth, iou) for name, iou in selection.DETECTION.items()}
 
 
-def _row(label: str, choice: Choice, val: Counts, test: Counts, rules: Protocol) -> Row:
-    """`val` is a mean over images, as the choices were; test is what the protocol says."""
+def scored(rules: Protocol, dataset: Dataset) -> Protocol:
+    """What of `rules` can be counted on test: nothing but classes where it has labels alone."""
+    return rules if is_judged(rules, dataset.test()) else dataclasses.replace(rules, ious=(), masks="")
+
+
+def _row(label: str, choice: Choice, val: Counts, test: Counts, ruled: Counts, rules: Protocol) -> Row:
+    """`val` is a mean over images, as the choices were; test is what the protocol says. `ruled`: test where each map is
+    read by the choice's rule, if it has one: no threshold is then transferred."""
     weights = None
     if rules.over_classes and test.image_hits:
-        weights, test = selection.class_weights(test.image_hits.labels), selection.balanced(test)
+        weights = selection.class_weights(test.image_hits.labels)
+        test, ruled = selection.balanced(test), selection.balanced(ruled)
     return Row(
         label=label,
         readout=named(choice),
-        val=selection.transferred(val, choice),
-        transferred=selection.transferred(test, choice),
+        val={**selection.transferred(val, choice), choice.metric: choice.value},
+        transferred=selection.transferred(ruled, choice),
         oracle=selection.oracle(test, choice),
-        intervals=selection.bootstrap(test, choice, weights_N=weights),
+        intervals={
+            "transferred": selection.bootstrap(ruled, choice, weights_N=weights)["transferred"],
+            "oracle": selection.bootstrap(test, choice, weights_N=weights)["oracle"],
+        },
     )
 
 
@@ -162,7 +176,8 @@ def centred_box(options: EvaluateOptions, dataset: Dataset, rules: Protocol) -> 
     val = count_centred(eval_rows(dataset.val, config, rules.geometry, options.batch_size), chosen_by)
     test = count_centred(test_rows(options, dataset, rules), rules)
     choice = selection.choose(val, selection.metrics_of(val)[0])
-    area = f"area {choice.threshold if chosen_by.ious else 1 - choice.threshold:.2f}"
+    threshold = float(choice.threshold)
+    area = f"area {threshold if chosen_by.ious else 1 - threshold:.2f}"
     values = (selection.transferred(val, choice), selection.transferred(test, choice), selection.oracle(test, choice))
     val_boxes, transferred, oracle = map(_boxes_only, values)
     return Row(BASELINE, area, val_boxes, transferred, oracle, {})

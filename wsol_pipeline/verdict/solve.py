@@ -9,31 +9,34 @@ from typing import Any
 import torch
 
 from wsol_pipeline.data.dataset import Dataset
-from wsol_pipeline.data.reader import ReadConfig, eval_rows
+from wsol_pipeline.data.reader import ReadConfig
 from wsol_pipeline.errors import DataError, ResourceError, UsageError
-from wsol_pipeline.evaluation import evaluate, selection
+from wsol_pipeline.evaluation import selection
 from wsol_pipeline.evaluation.counts import Counts
-from wsol_pipeline.evaluation.measures import choosing, promise
 from wsol_pipeline.evaluation.selection import Choice
 from wsol_pipeline.redaction import redact
+from wsol_pipeline.selectors import TARGETS
 from wsol_pipeline.storage import Store
-from wsol_pipeline.study.identity import Home, home
+from wsol_pipeline.study.choosers import Choosers, choosers
+from wsol_pipeline.study.identity import WINNER, Home, home
 from wsol_pipeline.study.lease import acquire
 from wsol_pipeline.study.mlflow_view import flat_parameters
-from wsol_pipeline.study.outcome import WINNER, model_named
-from wsol_pipeline.study.plan import truths
+from wsol_pipeline.study.outcome import model_named
+from wsol_pipeline.study.plan import chosen_by, promised
 from wsol_pipeline.study.tuner import trial_folder
 from wsol_pipeline.tracking import registry
 from wsol_pipeline.tracking.connect import Connect, connect_mlflow
 from wsol_pipeline.tracking.projection import Projection, TrialView
 from wsol_pipeline.tracking.provenance import provenance
 from wsol_pipeline.tracking.runs import STORAGE_TAG, StudyRuns, deliver
+from wsol_pipeline.training import selecting
 from wsol_pipeline.training.build import build_readout
 from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.config import TrainConfig, to_dict
 from wsol_pipeline.training.loop import model_files
 from wsol_pipeline.training.model import Model, load_model
 from wsol_pipeline.training.resolve import plain_values
+from wsol_pipeline.training.selecting import make_choosing
 from wsol_pipeline.verdict.options import SolveOptions
 from wsol_pipeline.verdict.rows import dataset_at, finished_study
 from wsol_pipeline.verdict.score import Progress, silent
@@ -63,12 +66,14 @@ def solve_readout(options: SolveOptions, progress: Progress = silent) -> Solved:
         objective=options.objective or model.config.objective,
     )
     dataset = _validated_dataset(options.data or source["data"], model)
-    promise(model.protocol, *truths(dataset), config.objective)
+    found = choosers(_as_the_study(options, model), dataset, options.store)
+    config = chosen_by(config, options.objective, dataset, found)
+    promised(config, dataset, found)
     folder, connect, counts = options.store / options.result, connect_mlflow(options.store, options.experiment), None
     with acquire(folder / "lease") as lease:
         trial, own = CheckpointStore(trial_folder(folder, 0), lease.attempt), home(folder)
         if trial.final() is None:
-            choice, counts = _search(options, model, dataset, config, progress)
+            choice, counts = _search(options, model, config, dataset, found, progress)
             trial.finish(model_files(model.method, config, dataset, choice, counts, own.id), [_record(choice, counts)])
         final = trial.final()
         assert final is not None
@@ -76,6 +81,7 @@ def solve_readout(options: SolveOptions, progress: Progress = silent) -> Solved:
         _require_same(kept.config, config, options)
         winner = {**source, **model_named(final, options.store), "data": options.store.relative(dataset.uri)}
         winner |= {"study": own.id, "trial": 0, "trials": 1, "published": None}
+        winner["selected_on"] = registry.selected_on(to_dict(config))
         folder.write(WINNER, json.dumps(redact(winner)).encode(), lease.confirm)
         return Solved(config.objective, counts, _publish(options, connect, dataset, kept, trial, final, own))
 
@@ -86,21 +92,33 @@ def _device(options: SolveOptions) -> str:
     return "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
+def _as_the_study(options: SolveOptions, model: Model) -> SolveOptions:
+    """The options, with the selectors of the model's own study where none is named. Raises `UsageError` for those that
+    had a file."""
+    mine = model.config
+    if options.select_by:
+        return options
+    if {mine.select_by, mine.threshold_by} & set(TARGETS):
+        raise UsageError(
+            f"{options.study!r} was chosen by a file of boxes ({mine.select_by}): name it again, --select-by "
+            f"{mine.select_by}:FILE, or choose otherwise."
+        )
+    return dataclasses.replace(options, select_by=mine.select_by, threshold_by=mine.threshold_by)
+
+
 def _search(
-    options: SolveOptions, model: Model, dataset: Dataset, config: TrainConfig, progress: Progress
+    options: SolveOptions, model: Model, config: TrainConfig, dataset: Dataset, found: Choosers, progress: Progress
 ) -> tuple[Choice, Counts]:
-    rules = choosing(model.protocol, dataset.val)
+    rules, device = model.protocol, _device(options)
     read = ReadConfig(rules.resize_size, rules.image_size, cache_dir=options.cache_dir)
-    rows = eval_rows(dataset.val, read, rules.geometry, options.batch_size)
+    by = make_choosing(config, rules, dataset, read, options.batch_size, found.sources, device=device)
     try:
         readout = build_readout(config)
         settings = readout.settings(model.method)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    with progress(f"{options.readout}: {len(settings)} settings on validation", rows.num_rows) as add:
-        return evaluate.solve(
-            model.method, readout, rows, rules, config.objective, device=_device(options), on_batch=add
-        )
+    with progress(f"{options.readout}: {len(settings)} settings on validation", by.rank.rows.num_rows) as add:
+        return selecting.solve(by, model.method, readout, device=device, on_batch=add)
 
 
 def _validated_dataset(place: str, model: Model) -> Dataset:
@@ -119,7 +137,7 @@ def _require_same(kept: TrainConfig, asked: TrainConfig, options: SolveOptions) 
 
 
 def _record(choice: Choice, counts: Counts) -> dict[str, Any]:
-    values = selection.transferred(counts, choice)
+    values = {**selection.transferred(counts, choice), choice.metric: choice.value}
     return {
         "epoch": 0, "time": time.time(), "train": {}, "val": values, "value": choice.value, "searched": True,
         "choice": choice.to_dict(), "final": True,
@@ -142,6 +160,7 @@ def _publish(
         "wsol.val_fingerprint": model.description["val_split"],
         "wsol.protocol": model.config.protocol,
         "wsol.objective": model.config.objective,
+        registry.SELECTED_TAG: registry.selected_on(to_dict(model.config)),
         "wsol.source": options.study,
         STORAGE_TAG: own.storage,
         **provenance(),

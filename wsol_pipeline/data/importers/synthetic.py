@@ -1,9 +1,8 @@
 """A generated dataset that makes weakly supervised localization visible in a minute, without a download.
 
-Each image has one object on a cluttered background: a striped body with one bright emblem of its class and three
-small ones towards its other ends. Clutter has stripes, colours and dark discs too, so that training decides what is
-found. A classifier is content with the bright emblem, its class activation map covers a part of the object, and a
-method that looks for all the evidence has something to gain. Boxes are exact.
+Each image has one object on a cluttered background: a textured body with one bright emblem of its class and three
+small pale ones towards its other ends. A classifier is content with the bright one, its class activation map covers a
+part of the object, and a method that looks for all the evidence has something to gain. Boxes are exact.
 
 With `--objects` the dataset is multi-label: images of one object and more, side by side and each of another class, with
 class masks.
@@ -101,11 +100,11 @@ def draw(rng: np.random.Generator, labels: tuple[int, ...], options: Options) ->
     masks = []
     for label, left, right in zip(labels, cuts[:-1], cuts[1:], strict=True):
         mask, places = _body(rng, options.size, left, right)
-        hue = (label / options.classes + rng.normal(0, 0.3 / options.classes)) % 1
-        surface, (bright, *small) = _fur(rng, options.size, hue), places
+        hue = (label / options.classes + rng.normal(0, 0.6 / options.classes)) % 1
+        surface, (bright, *pale) = _fur(rng, options.size, hue), places
         _emblem(surface, label, options.classes, bright, radius=0.12 * options.size, saturation=1.0)
-        for place in small:
-            _emblem(surface, label, options.classes, place, radius=0.07 * options.size, saturation=0.9)
+        for place in pale:
+            _emblem(surface, label, options.classes, place, radius=0.07 * options.size, saturation=0.6)
         image.paste(surface, mask=mask)
         masks.append(mask)
     return image, masks
@@ -121,19 +120,14 @@ def _background(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _clutter(rng: np.random.Generator, image: Image.Image) -> None:
-    """Striped shapes of all sizes and colours, some with a dark disc without a sign, on which no class depends."""
-    size = image.width
-    furs = [_fur(rng, size, rng.random()) for _ in range(3)]
-    for number in range(rng.integers(6, 12)):
+    """Greyish shapes of all sizes, on which no class depends."""
+    pen, size = ImageDraw.Draw(image), image.width
+    for _ in range(rng.integers(6, 12)):
         x, y = rng.uniform(-0.1, 1, 2) * size
         width, height = rng.uniform(0.05, 0.35, 2) * size
-        mask = Image.new("L", image.size)
-        pen = ImageDraw.Draw(mask)
+        colour = tuple((rng.integers(50, 190) + rng.integers(-25, 26, 3)).tolist())
         shape = pen.rectangle if rng.random() < 0.5 else pen.ellipse
-        shape((x, y, x + width, y + height), fill=255)
-        image.paste(furs[number % len(furs)], mask=mask)
-        if rng.random() < 0.6:
-            _disc(ImageDraw.Draw(image), (x + width / 2, y + height / 2), rng.uniform(0.05, 0.09) * size)
+        shape((x, y, x + width, y + height), fill=colour)
 
 
 def _body(
@@ -171,7 +165,7 @@ def _emblem(
     """A dark disc with the sign of the class in its own colour."""
     pen, (x, y), r = ImageDraw.Draw(image), centre, max(3.0, radius)
     colour = tuple(round(255 * part) for part in colorsys.hsv_to_rgb(label / classes, saturation, 1.0))
-    _disc(pen, centre, r)
+    pen.ellipse((x - r, y - r, x + r, y + r), fill=(20, 20, 20))
     s = 0.72 * r
     sign = EMBLEMS[label % len(EMBLEMS)]
     if sign == "cross":
@@ -191,11 +185,6 @@ def _emblem(
             for down in (-0.5, 0.5):
                 near = (x + across * s, y + down * s)
                 pen.ellipse((near[0] - 0.4 * s, near[1] - 0.4 * s, near[0] + 0.4 * s, near[1] + 0.4 * s), fill=colour)
-
-
-def _disc(pen: ImageDraw.ImageDraw, centre: tuple[float, float], radius: float) -> None:
-    x, y = centre
-    pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=(20, 20, 20))
 
 
 def _jpeg(image: Image.Image) -> bytes:

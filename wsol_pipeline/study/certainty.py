@@ -1,0 +1,27 @@
+"""How sure a winner's thresholds are where people have annotated the images that chose them."""
+
+import json
+from dataclasses import replace
+
+from wsol_pipeline.evaluation.certainty import certainty, half_width
+from wsol_pipeline.evaluation.counts import Counts, ImageHits
+from wsol_pipeline.evaluation.selection import Choice, transferred
+from wsol_pipeline.storage import Store
+from wsol_pipeline.training.checkpoint import read_sealed
+from wsol_pipeline.training.config import TrainConfig
+from wsol_pipeline.training.model import DESCRIPTION, VAL_COUNTS, VAL_IMAGES
+
+
+def certainty_of(final: Store, config: TrainConfig) -> str:
+    """What the annotated images of a finished model say of its thresholds, in sentences; nothing of other selectors."""
+    if config.select_by != "annotated":
+        return ""
+    files = read_sealed(final, DESCRIPTION, VAL_COUNTS, VAL_IMAGES)
+    choice = Choice.from_dict(json.loads(files[DESCRIPTION])["choice"])
+    counts = Counts.from_dict(json.loads(files[VAL_COUNTS])).at(choice.readout)
+    hits = ImageHits.from_dict(json.loads(files[VAL_IMAGES]))
+    found = certainty(replace(counts, image_hits=hits), choice.metric)
+    share = transferred(counts, choice)["gt_known_loc"] / 100
+    width = 100 * half_width(share, found.images)
+    measured = f"{100 * share:.1f} ± {width:.1f} % of them are hit at IoU 0.5: they choose, and measure little."
+    return f"{found.sentence} {measured}"
