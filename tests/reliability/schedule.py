@@ -46,7 +46,7 @@ from wsol_pipeline.study.plan import Plan, make_plan
 from wsol_pipeline.tracking.connect import connect_mlflow
 from wsol_pipeline.training import cluster, loop, signals
 from wsol_pipeline.training.config import Job, from_dict
-from wsol_pipeline.training.run import _own_failures, epochs, reportable
+from wsol_pipeline.training.run import OWN_FAILURES, _own_failures, epochs, reportable
 
 OUTSIDE = Path(__file__).with_name("outside.py")
 TRIALS, CLEAN = 3, 6  # of a study; lives without faults that may be needed after those with some
@@ -147,7 +147,7 @@ class Moments:
         if what == "MlflowClient" and self._lasts("mlflow"):
             raise mlflow.MlflowException("the server is away")
         if what == "train_step" and self._lasts("not a number"):
-            raise loop.NonFiniteError("The loss is nan.")
+            raise OWN_FAILURES["nan"][0]("The loss is nan.")
         if self._lasts("slow"):
             time.sleep(0.2)
 

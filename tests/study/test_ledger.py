@@ -356,6 +356,22 @@ def test_a_driver_that_another_has_replaced_writes_nothing(storage, write):
     assert heir.study.get_trials() == before
 
 
+def test_a_driver_frozen_between_its_fence_and_its_write_is_told_of_its_lease(storage, monkeypatch):
+    """Not of Optuna's trial that has already finished: the other one told it meanwhile. A random schedule found it."""
+    late = ledger(storage())
+    number = late.ask().number
+    right = type(late).fence
+
+    def frozen(self):
+        right(self)
+        monkeypatch.setattr(type(late), "fence", right)
+        ledger(storage(), lease=Lease(Store("/nowhere/lease"), 2)).complete(number, 1.0)
+
+    monkeypatch.setattr(type(late), "fence", frozen)
+    with pytest.raises(LeaseLostError, match="its database says attempt 2 does"):
+        late.report(number, 1, 0.5)
+
+
 @pytest.mark.parametrize("write", WRITES)
 @pytest.mark.parametrize("how", ["written over", "moved there", "removed"])
 def test_a_database_that_was_replaced_by_another_study_is_named(tmp_path, write, how):

@@ -190,6 +190,9 @@ class Ledger:
         self.fence()
         try:
             yield
+        except (optuna.exceptions.UpdateFinishedTrialError, ValueError):  # another driver has told the trial's end
+            self.fence()
+            raise
         except KeyError as error:
             raise MismatchError(f"The study's database was replaced: it lacks a trial that ran ({error}).") from error
 
