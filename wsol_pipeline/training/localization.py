@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from pycocotools import mask as rle
 
 from wsol_pipeline.errors import UsageError
 from wsol_pipeline.evaluation.objects import Box, Frame, Mask
@@ -81,6 +80,8 @@ class Localization:
     @cached_property
     def rle(self) -> str:
         """`mask` in COCO's compressed run-length code, of size [height, width]."""
+        from pycocotools import mask as rle  # training a network does without it (`make gpu-check`)
+
         return rle.encode(np.asfortranarray(self.mask.astype(np.uint8)))["counts"].decode()
 
     def to_dict(self) -> dict[str, Any]:
