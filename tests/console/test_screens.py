@@ -267,5 +267,5 @@ def test_help_groups_options_by_what_they_are_about(monkeypatch, capsys):
         train.main(["--help"])
     told = capsys.readouterr().out
     groups = re.findall(r"^\W+((?:\w+ )?)options \W+$", told, re.MULTILINE)
-    assert groups == ["", "what ", "training ", "readout ", "reading ", "machine ", "search ", "limits "]
+    assert groups == ["", "what ", "training ", "readout ", "selection ", "reading ", "machine ", "search ", "limits "]
     assert re.search(r"--name STR .*?\(default: train\)", told, re.DOTALL)  # the job's own, in the group of all jobs

@@ -593,7 +593,7 @@ def test_odd_places_are_written_to_and_the_next_command_can_be_pasted(cats, run,
     cats()
     code, told, _ = run(out=out)
     assert code == 0
-    assert told.splitlines()[-1].endswith(f"tune_bas.py --data {shlex.quote(out)}")
+    assert f"tune_bas.py --data {shlex.quote(out)} --weights" in told.splitlines()[-1]
     assert open_dataset(str(tmp_path / out)).val.num_rows == 4
     assert {path.name for path in tmp_path.iterdir()} == {"in", out}
 

@@ -247,7 +247,7 @@ def test_a_study_database_of_another_optuna(tune, begun):
 def test_a_study_of_another_version_of_this_code(tune, begun, monkeypatch):
     monkeypatch.setattr(ledger, "SCHEMA", 99)
     code, line = tune()
-    assert (code, "another version of this code (format 2; this one has 99)" in line) == (USAGE, True), line
+    assert (code, "another version of this code (format 3; this one has 99)" in line) == (USAGE, True), line
 
 
 def test_trials_whose_database_is_gone(tune, begun):

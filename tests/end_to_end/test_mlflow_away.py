@@ -12,6 +12,7 @@ from wsol_pipeline.console import tune
 from wsol_pipeline.console.tune import run_study
 from wsol_pipeline.errors import DataError, PartialError, WsolError
 from wsol_pipeline.study import plan as plan_module
+from wsol_pipeline.study.choosers import TRUE
 from wsol_pipeline.study.outcome import Outcome
 from wsol_pipeline.study.standings import Standing
 
@@ -100,7 +101,7 @@ def screen(monkeypatch, capsys):
         options = {"print_config": False, "dry_run": False, "name": "s", "storage": "runs"}
         missing = wrong.pop("missing", "")
         config = {"objective": "max_box_acc_v2", "protocol": "wsol-v1"}
-        places = {"rule": None, "folder": SimpleNamespace(uri="runs/s")}
+        places = {"rule": None, "folder": SimpleNamespace(uri="runs/s"), "choosers": TRUE}
         plan = SimpleNamespace(options=SimpleNamespace(**options), config=SimpleNamespace(**config), **places)
         outcome = Outcome(balance, [(Standing((1,), (61.25,)), "", {})], None, {}, 0.1, **wrong)
         monkeypatch.setattr(plan_module, "make_plan", lambda *args: plan)
