@@ -302,6 +302,9 @@ def test_dry_run(shape, monkeypatch):
         ),
         config=TrainConfig(),
         job=lambda *_, **__: None,
+        cpus=lambda device: 1,
+        decoded_bytes=1,
+        streamed=False,
         folder=Store("/runs/a"),
         dataset=SimpleNamespace(uri="/data", train=split, val=split, classes=("a",)),
         recipe="recipe: a",
@@ -309,7 +312,6 @@ def test_dry_run(shape, monkeypatch):
     )
     monkeypatch.setattr(rehearsal, "connect_mlflow", lambda *_: lambda: (SimpleNamespace(tracking_uri=text), "0"))
     monkeypatch.setattr(rehearsal, "cluster", Mock(check_placement=lambda *_: 1))
-    monkeypatch.setattr(rehearsal, "pixel_bytes", lambda *_: 1)
     monkeypatch.setattr(rehearsal, "measure_there", lambda job: rehearsal.Measured(1, 1, 1, 1, 1, 1, 1, 0))
     monkeypatch.setattr(rehearsal, "estimated", lambda *_: rehearsal.Estimate(1, 1, 1, 1, 1))
     monkeypatch.setattr(screens, "_console", lambda width: console)

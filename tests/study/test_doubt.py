@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -170,5 +171,8 @@ def test_the_table_shows_mean_deviation_and_number_of_seeds(capsys):
         "",
         "It holds.",
     ]
-    TrialLog(2, METRIC)("started", 4, {"parameters": {"alpha": 0.5}, "confirms": 1, "seed": 2})
+    train = SimpleNamespace(recipe=SimpleNamespace(epochs=2), objective=METRIC)
+    options = SimpleNamespace(trials=2, confirm=1, confirm_seeds=1, workers=1)
+    plan = SimpleNamespace(config=train, options=options, dataset=SimpleNamespace(train=SimpleNamespace(num_rows=9)))
+    TrialLog(plan)("started", 4, {"parameters": {"alpha": 0.5}, "confirms": 1, "seed": 2})
     assert capsys.readouterr().out.endswith("trial   4 starts, confirming trial 1 with seed 2: alpha 0.5\n")

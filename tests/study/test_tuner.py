@@ -132,6 +132,7 @@ def work(job):
             "epoch": epoch,
             "value": 100 * job.train.options["alpha"] - job.train.seed,
             "searched": final or epoch == RUNG,
+            "choice": None,
             "final": final,
             "attempt": job.attempt,
             "device_seconds": 1200.0,
@@ -197,7 +198,7 @@ def test_a_trial_of_several_objectives_is_told_with_all_of_them(study):
 def test_an_objective_that_is_not_defined_fails_its_trial_only(study):
     driver = Driver(study, trials=1, rule=RULE)
     trial_id, job = driver.start()
-    record = {"value": 50.0, "val": {"cls_top1": float("nan")}, "device_seconds": 1.0}
+    record = {"value": 50.0, "val": {"cls_top1": float("nan")}, "choice": None, "device_seconds": 1.0}
     CheckpointStore(Store.at(job.trial), 1).finish(model(job), [record])
     driver.searcher.on_trial_complete(trial_id)
     assert driver.states() == ["FAIL"]
