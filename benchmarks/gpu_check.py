@@ -15,6 +15,7 @@ import copy
 import dataclasses
 import functools
 import gc
+import importlib
 import json
 import multiprocessing
 import os
@@ -32,7 +33,7 @@ from typing import Any
 def stand_in(module: str, **values: Any) -> None:
     """An empty module for one that is not installed: nothing is stored in S3 here."""
     try:
-        __import__(module)
+        importlib.import_module(module)
     except ImportError:
         sys.modules[module] = types.ModuleType(module)
         vars(sys.modules[module]).update(values)

@@ -483,14 +483,18 @@ def model_files(
     dataset: Dataset,
     choice: selection.Choice,
     counts: Counts,
-    study: str = "",
-    computed: str = "",
+    study: str,
+    computed: str,
 ) -> dict[str, bytes]:
-    """A finished model as files, none of them a pickle: what `model.load_model` reads, and the counts behind it."""
+    """A finished model as files, none of them a pickle: what `model.load_model` reads, and the counts behind it.
+
+    `computed`: in which arithmetic it was trained, in words.
+    """
     description = {
         "format": FORMAT,
         "study": study,
         "train": as_kept(config),
+        "arithmetic": computed,
         "classes": list(dataset.classes),
         "multilabel": dataset.multilabel,
         "data": dataset.name,

@@ -34,7 +34,7 @@ from wsol_pipeline.training.build import build_readout
 from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.config import TrainConfig, to_dict
 from wsol_pipeline.training.loop import model_files
-from wsol_pipeline.training.model import Model, load_model
+from wsol_pipeline.training.model import DESCRIPTION, Model, load_model
 from wsol_pipeline.training.resolve import plain_values
 from wsol_pipeline.training.selecting import make_choosing
 from wsol_pipeline.verdict.options import SolveOptions
@@ -74,7 +74,9 @@ def solve_readout(options: SolveOptions, progress: Progress = silent) -> Solved:
         trial, own = CheckpointStore(trial_folder(folder, 0), lease.attempt), home(folder)
         if trial.final() is None:
             choice, counts = _search(options, model, config, dataset, found, progress)
-            trial.finish(model_files(model.method, config, dataset, choice, counts, own.id), [_record(choice, counts)])
+            computed = json.loads(Store(source["model"]).read(DESCRIPTION))["arithmetic"]
+            files = model_files(model.method, config, dataset, choice, counts, own.id, computed)
+            trial.finish(files, [_record(choice, counts)])
         final = trial.final()
         assert final is not None
         kept = load_model(final)
