@@ -47,7 +47,7 @@ def result(tmp_path, name):
 
 def test_the_answer_is_what_solving_the_loaded_model_gives(solve, study, tmp_path, dataset, reading):
     assert solve("--readout", "topk", "--readout-options", "ks", "[2, 3]", "--name", "again") == 0
-    model = load_model(Store(result(tmp_path, "again")["model"]))
+    model = load_model(Store.at(tmp_path).resolve(result(tmp_path, "again")["model"]))
     source = load_model(study)
     readout = build_readout(replace(source.config, readout="topk", readout_options={"ks": (2, 3)}))
 
@@ -72,7 +72,7 @@ def test_the_same_command_shows_the_same_answer_and_another_question_is_refused(
 
 def test_bagcams_are_solved_over_every_layer_and_weighting(solve, tmp_path):
     solve()
-    final = Store(result(tmp_path, "bas-bagcams")["model"])
+    final = Store.at(tmp_path).resolve(result(tmp_path, "bas-bagcams")["model"])
     counts = Counts.from_dict(json.loads(final.read("val_counts.json")))
     stages = ("block1", "block2", "block3", "block4")
     assert set(counts.settings) == {f"{stage}/ours{n}" for stage in stages for n in (1, 2, 3)}
