@@ -174,7 +174,7 @@ def test_two_seeds_are_judged_once_each_and_stand_beside_the_row(
     for suffix in ("html", "md", "tex"):
         told = (tmp_path / study.options.name / f"report.{suffix}").read_text().replace("&#39;", "'")
         assert ("NOT THE PAPER'S DATA" in told) == bool(shown.published)
-        assert " ± " in told
+        assert (" $\\pm$ " if suffix == "tex" else " ± ") in told
     kept[1].unlink()
     lines = gather(Store.at(tmp_path), (study.options.name,)).lines
     assert all(line.row.label.endswith(", one seed of 2") for line in lines)
