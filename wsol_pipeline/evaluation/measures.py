@@ -124,7 +124,7 @@ def _otherwise(rules: Protocol, val: Truth, test: Truth, objective: str | None, 
     boxes = (*BOX_METRICS, MEAN_IOU) if not by.kind.score else known
     honest = ", ".join(name for name in TOLD if name in on_test)
     what = "trial, readout and thresholds" if by.ranks else "thresholds alone"
-    unseen = "" if is_judged else f"; localization is not measured, for {_lack(rules, 'test', test)}"
+    unseen = "" if is_judged else f"; localization is not measured, for {rules.name} {_lack(rules, 'test', test)}"
     told = (
         f"validation: {val.images:,} images by {by.recorded}; chooses {what} by {objective}",
         f"test: {test.images:,} images, {test.kinds}; measures {honest}{unseen}",
