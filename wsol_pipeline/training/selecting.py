@@ -97,6 +97,12 @@ class Choosing:
         """As it is recorded: `evidence`, or `evidence+otsu` where thresholds are another's."""
         return f"{self.rank.name}+{self.threshold.name}" if self.threshold else self.rank.name
 
+    @property
+    def images(self) -> int:
+        """How many images `solve` reads in all: free selectors look at the chosen setting once more."""
+        looks = [self.rank, *[self.rank] * bool(self.rank.free), *[self.threshold] * bool(self.threshold)]
+        return sum(of.rows.num_rows for of in looks if of)
+
     def with_thresholds(self, chosen: Choice, counts: Counts) -> Choice:
         """A choice with the thresholds that `counts` of the second selector at its setting give."""
         assert self.threshold

@@ -87,8 +87,7 @@ def costs(
     found: list[tuple[Choice, NDArray[np.float64], dict[str, float]]] = []
     published = None
     for name in (BOXES, *names):
-        with progress(f"chosen by {name}", dataset.val.num_rows) as add:
-            choice = choose_by(name, options, model, dataset, published, device, add)
+        choice = choose_by(name, options, model, dataset, published, device, progress)
         published = choice.readout if name == BOXES else published
         test = _counted(options, model, dataset, choice, device, progress)
         values = selection.transferred(test, choice)
@@ -106,7 +105,13 @@ def costs(
 
 
 def choose_by(
-    name: str, options: EvaluateOptions, model: Model, dataset: Dataset, published: Any, device: str, on_batch: Any
+    name: str,
+    options: EvaluateOptions,
+    model: Model,
+    dataset: Dataset,
+    published: Any,
+    device: str,
+    progress: Progress = silent,
 ) -> Choice:
     """What a selector, "RANK" or "RANK+THRESHOLD", chooses for a model on validation. One that ranks no settings takes
     the `published` one: that of boxes."""
@@ -117,7 +122,8 @@ def choose_by(
     rules = model.protocol
     read = ReadConfig(rules.resize_size, rules.image_size, cache_dir=options.cache_dir)
     by = make_choosing(config, rules, dataset, read, options.batch_size, sources.sources, device=device)
-    return solve(by, model.method, model.readout, published, device=device, on_batch=on_batch)[0]
+    with progress(f"chosen by {name}", by.images) as add:
+        return solve(by, model.method, model.readout, published, device=device, on_batch=add)[0]
 
 
 def _counted(

@@ -119,7 +119,7 @@ def _search(
         settings = readout.settings(model.method)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    with progress(f"{options.readout}: {len(settings)} settings on validation", by.rank.rows.num_rows) as add:
+    with progress(f"{options.readout}: {len(settings)} settings on validation", by.images) as add:
         return selecting.solve(by, model.method, readout, device=device, on_batch=add)
 
 
