@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 
 from wsol_pipeline.evaluation.maps import normalised_map
 from wsol_pipeline.evaluation.metrics import mask_at
+from wsol_pipeline.evaluation.otsu import OTSU, Threshold, otsu_threshold
 from wsol_pipeline.evaluation.protocols import Protocol
 
 Size = tuple[int, int]  # width, height
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1, half-open
 Mask = NDArray[np.bool_]
-OTSU = "otsu"
-LEVELS = 256  # bins of Otsu's histogram
 
 
 @dataclass(frozen=True)
@@ -79,42 +78,21 @@ def is_flat(raw_HW: NDArray[Any]) -> bool:
 
 
 def object_mask(
-    raw_HW: NDArray[Any], threshold: float | str, protocol: Protocol, image_wh: Size
+    raw_HW: NDArray[Any], threshold: Threshold, protocol: Protocol, image_wh: Size
 ) -> tuple[Mask, float | None]:
     """The object's cells of the grid, [H, W], at a threshold or by the rule "otsu"; and what was the threshold.
 
     Where boxes count a mask is cut as they are; where masks do, as these: at what is not below τ, of class masks above.
     """
-    map_HW, used = normalised_map(raw_HW, protocol, image_wh), None if threshold == OTSU else float(threshold)
+    map_HW = normalised_map(raw_HW, protocol, image_wh)
+    used = otsu_threshold(map_HW, protocol) if threshold == OTSU else float(threshold)
     if cuts_itself(raw_HW):
-        over_HW, used = map_HW > 0.5, None
-    elif used is None:
-        levels_HW = _levels(map_HW)
-        level = otsu_level(levels_HW)
-        over_HW, used = levels_HW > level, level / (LEVELS - 1)
+        over_HW = map_HW > 0.5
     elif protocol.ious:
         over_HW = mask_at(raw_HW, used, protocol, image_wh)
     else:
         over_HW = map_HW > used if protocol.masks == "classes" else map_HW >= used
-    return (~over_HW if protocol.masks == "background" else over_HW), used
-
-
-def otsu_level(levels_HW: NDArray[np.integer]) -> int:
-    """The level k whose mask `levels > k` has the largest variance between what is in it and what is not (Otsu 1979).
-
-    ω0·ω1·(μ0 - μ1)² over the histogram of `levels_HW` (0..255); of equals the lowest, 0 of a map of one level.
-    """
-    counts = np.bincount(levels_HW.ravel(), minlength=LEVELS).astype(np.float64)
-    below, sums = counts.cumsum()[:-1], (counts * np.arange(LEVELS)).cumsum()
-    above = counts.sum() - below
-    with np.errstate(divide="ignore", invalid="ignore"):
-        between = below * above * (sums[:-1] / below - (sums[-1] - sums[:-1]) / above) ** 2
-    return int(np.nan_to_num(between, nan=0.0, posinf=0.0).argmax())
-
-
-def _levels(map_HW: NDArray[np.floating]) -> NDArray[np.int64]:
-    """Values of a normalised map as the benchmark truncates them."""
-    return (map_HW.clip(0, 1) * (LEVELS - 1)).astype(np.int64)
+    return (~over_HW if protocol.masks == "background" else over_HW), None if cuts_itself(raw_HW) else used
 
 
 def largest(mask_HW: Mask, protocol: Protocol) -> Mask:
