@@ -113,7 +113,7 @@ def test_only_the_console_prints():
 
 
 JOBS = sorted(path.stem for path in (ROOT / "rayjobs").glob("[!_]*.py"))
-OPTIONS = sorted(".".join(path.relative_to(ROOT).with_suffix("").parts) for path in ROOT.rglob("wsol_*/**/*options.py"))
+OPTIONS = sorted(".".join(path.relative_to(ROOT).with_suffix("").parts) for path in ROOT.glob("wsol_*/**/*options.py"))
 
 
 @pytest.mark.parametrize("module", [*OPTIONS, *(f"rayjobs.{job}" for job in JOBS), "rayjobs.__main__"])
