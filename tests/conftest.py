@@ -51,9 +51,7 @@ def s3_bucket() -> Iterator[str]:
 
 
 @pytest.fixture
-def s3_proxy(
-    s3_bucket: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> Iterator[FaultProxy]:
+def s3_proxy(s3_bucket: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[FaultProxy]:
     """A proxy before the S3 server of this session, which the AWS variables point to; this process's client makes
     3 attempts in a row. They last a second each where silence is the subject, else longer than a busy machine's."""
     with serving(FaultProxy(os.environ["AWS_ENDPOINT_URL"])) as proxy:
