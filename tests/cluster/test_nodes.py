@@ -47,6 +47,7 @@ def test_nodes_die_leave_and_come_and_all_are_ended():
     assert not cluster.folder.exists()
 
 
+@pytest.mark.slow  # a minute
 def test_a_cluster_that_is_left_is_ended_by_its_folder(tmp_path):
     sleeper = [sys.executable, "-c", "import subprocess; subprocess.run(['sleep', '600'])"]
     cluster = Cluster(tmp_path / "cluster", "", "", {})
