@@ -5,9 +5,13 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from wsol_pipeline.evaluation.cases import Case
+from wsol_pipeline.evaluation.metrics import predicted_box_and_iou
+from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.report import images
 from wsol_pipeline.report.images import COLUMNS, parquet, table
 
@@ -21,14 +25,38 @@ def of_size(facts, width, height):
 
 
 def test_boxes_are_in_pixels_of_the_stored_image_with_the_first_outside(facts):
-    """Of 32 evaluation pixels 4 to 19 are half of the width: 40 to 200 of 320."""
+    """Of 32 evaluation pixels 4 to 19 are half of the width: 40 to 200 of 320.
+
+    A contour says of columns 4 to 18 that they are 4 to 19."""
     rows = table(of_size(facts, 320, 64)).to_pylist()
     assert len(rows) == 6
-    assert rows[0]["box"] == [40.0, 8.0, 200.0, 40.0]
+    assert rows[0]["box"] == [40.0, 8.0, 190.0, 38.0]
     assert rows[0]["true_boxes"] == [[40.0, 8.0, 200.0, 40.0]]
     assert (rows[0]["model"], rows[0]["class"], rows[0]["width"]) == ("a: winner", "cat", 320)
     assert [row["gt_known_loc"] for row in rows] == [1, 1, 1, 0, 0, 0]
     assert [row["outcome"] for row in rows] == ["right"] * 3 + ["too small"] * 3
+
+
+def case_of(box, width, height):
+    return Case(0, "a", 0, 0, True, 1.0, 1.0, 1.0, 1, 0.1, box, (), width, height)
+
+
+@pytest.mark.parametrize("name", ["wsol-v1", "wsol-v2", "bas-ext", "bas-conf", "mldfr", "mldfr-multi"])
+def test_what_a_map_shows_is_in_the_file_whatever_the_evaluators_convention(name):
+    """Columns 8 to 15 and rows 0 to 15 of a grid of 32, whose image is ten times as large."""
+    rules = protocol(name, image_size=32, resize_size=32)
+    raw_HW = np.zeros(rules.map_size((320, 320))[::-1])
+    scale = len(raw_HW) // 32
+    raw_HW[: 16 * scale, 8 * scale : 16 * scale] = 1
+    box, _ = predicted_box_and_iou(raw_HW, np.array([[0.0, 0, 5, 5]]), 0.5, rules, (320, 320))
+    case = case_of(tuple(box.tolist()), 320, 320)
+    assert images._in_image(images._half_open(case, rules), case, rules) == [80.0, 0.0, 160.0, 160.0]
+
+
+def test_a_box_that_was_cut_at_the_border_reaches_it():
+    rules = protocol("wsol-v1", image_size=32, resize_size=32)
+    case = case_of((0, 0, 31, 31), 320, 160)
+    assert images._in_image(images._half_open(case, rules), case, rules) == [0.0, 0.0, 320.0, 160.0]
 
 
 def test_a_model_that_an_older_version_judged_has_no_boxes_in_pixels(facts):

@@ -33,8 +33,9 @@ KINDS = {
 class Case:
     """One image (pair of image and class, of multi-label data) at one readout setting and threshold.
 
-    Boxes are `x0y0x1y1` in evaluation pixels, maxima inclusive. Where masks are scored in place of boxes, there are no
-    boxes and the overlaps are those of the object's pixels.
+    Boxes are `x0y0x1y1` in evaluation pixels, true ones with inclusive maxima, the predicted one in the convention of
+    its rule (`contours.boxes_per_mask`). Where masks are scored in place of boxes, there are no boxes and the overlaps
+    are those of the object's pixels.
     """
 
     row: int  # of the split

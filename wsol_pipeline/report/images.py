@@ -13,6 +13,7 @@ from wsol_pipeline.evaluation.protocols import Protocol
 from wsol_pipeline.redaction import redact
 from wsol_pipeline.report.facts import Facts
 
+INCLUSIVE = ("whole_mask", "components")  # box rules whose maxima are the last pixels, see `contours.boxes_per_mask`
 _BOX = pa.list_(pa.field("side", pa.float64()), 4)
 # name: (type, what it is); docs/studies.md has the same
 COLUMNS: dict[str, tuple[pa.DataType, str]] = {
@@ -59,8 +60,8 @@ def _row(case: Case, classes: Sequence[str], rules: Protocol) -> dict[str, Any]:
         "class": classes[case.label],
         "width": case.width,
         "height": case.height,
-        "box": _in_image(case.box, case, rules) if case.box and case.width else None,
-        "true_boxes": [_in_image(box, case, rules) for box in case.truth if case.width],
+        "box": _in_image(_half_open(case, rules), case, rules) if case.box and case.width else None,
+        "true_boxes": [_in_image((x0, y0, x1 + 1, y1 + 1), case, rules) for x0, y0, x1, y1 in case.truth if case.width],
         "iou": case.iou,
         "rank": case.rank,
         "outcome": kind(case),
@@ -69,7 +70,21 @@ def _row(case: Case, classes: Sequence[str], rules: Protocol) -> dict[str, Any]:
     }
 
 
+def _half_open(case: Case, rules: Protocol) -> tuple[float, ...]:
+    """The predicted box of evaluation pixels by its edges: each evaluator has a convention of its own.
+
+    Contours have exclusive maxima that are cut to the last pixel; one that was cut is taken to reach the edge.
+    """
+    x0, y0, *maxima = case.box
+    if rules.box_rule in INCLUSIVE:
+        return x0, y0, *(maximum + 1 for maximum in maxima)
+    if rules.box_rule == "largest_component":
+        return tuple(case.box)
+    sides = rules.map_size((case.width, case.height))
+    return x0, y0, *(side if maximum == side - 1 else maximum for maximum, side in zip(maxima, sides, strict=True))
+
+
 def _in_image(box: Sequence[float], case: Case, rules: Protocol) -> list[float]:
-    """A box of evaluation pixels, maxima inclusive, by its edges in pixels of the stored image."""
+    """A half-open box of evaluation pixels in pixels of the stored image."""
     x0, y0, x1, y1 = box
-    return list(Frame.of((case.width, case.height), rules).box((x0, y0, x1 + 1, y1 + 1)))
+    return list(Frame.of((case.width, case.height), rules).box((x0, y0, x1, y1)))
