@@ -194,6 +194,25 @@ def test_runs_are_of_one_of_two_copies(connected):
         first.parent()
 
 
+def test_an_answer_that_lacks_runs_leaves_no_second_ones(connected):
+    """Made twice: the study's run, a trial that is over, one that is not. Kept: what is over, else what was first."""
+    client, experiment = connected
+    runs = StudyRuns(lambda: connected, "lied", {}, "d" * 32)
+    first = {trial: runs.trial(trial) for trial in (0, 1)}
+    runs._find = dict  # type: ignore[method-assign]
+    runs.forget()
+    second = {trial: runs.trial(trial) for trial in (0, 1)}
+    assert not set(first.values()) & set(second.values())
+    client.set_terminated(second[1])
+    del runs._find
+    runs.forget()
+    assert (runs.trial(0), runs.trial(1)) == (first[0], second[1])
+    assert runs.ended == {1}
+    left = client.search_runs([experiment])
+    assert sorted(run.info.run_id for run in left) == sorted([runs.parent(), first[0], second[1]])
+    assert {client.get_run(runs.trial(trial)).data.tags["mlflow.parentRunId"] for trial in (0, 1)} == {runs.parent()}
+
+
 def test_of_two_that_began_at_once_the_first_goes_on(connected):
     first, second = (StudyRuns(lambda: connected, "s", {}, id) for id in ("a", "b"))
     for runs in (first, second):  # neither has seen the other

@@ -1,4 +1,4 @@
-"""A study's runs in MLflow: a parent for the study, a child for each trial; found by their tags, never made twice."""
+"""A study's runs in MLflow: a parent for the study, a child for each trial; found by their tags, kept once."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -115,6 +115,7 @@ class StudyRuns:
         own = [run for run in named if run.data.tags.get(ID_TAG, "") == self.id]
         self._check_is_alone(own, [run for run in named if run not in own])
         self._take_over([run for run in own if run.data.tags[TRIAL_TAG] == PARENT])
+        own = self._once(own)
         found = {run.data.tags[TRIAL_TAG]: run.info.run_id for run in own}
         # terminated is what a trial is last, after all else of it was delivered
         over = {run.data.tags[TRIAL_TAG] for run in own if run.info.status != RUNNING}
@@ -122,6 +123,17 @@ class StudyRuns:
         trials = [run for run in own if run.data.tags[TRIAL_TAG] != PARENT]
         self._orphans |= {run.info.run_id for run in trials if run.data.tags.get(PARENT_TAG) != found.get(PARENT)}
         return found
+
+    def _once(self, own: list[Run]) -> list[Run]:
+        """One run for the study and each trial: that which is over, else the first.
+
+        An answer that lacked what was there made the others, which are deleted; whatever they had is written again.
+        """
+        kept: dict[str, Run] = {}
+        for run in sorted(own, key=lambda run: (run.info.status == RUNNING, run.info.start_time, run.info.run_id)):
+            if kept.setdefault(run.data.tags[TRIAL_TAG], run) is not run:
+                self.client.delete_run(run.info.run_id)
+        return list(kept.values())
 
     def _take_over(self, parents: list[Run]) -> None:
         """Runs belong to one place, which the study's own run names. Raises `UsageError` if it is another's."""
