@@ -22,8 +22,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -398,10 +399,11 @@ class Options:
     """Where their studies are kept; by default in a new folder below the system's for temporary files."""
 
 
-def main() -> int:
-    options, wrong = command_line(Options, sys.argv[1:], __doc__), 0
+def run_all(inject: Callable[[int, Path, int, bool], Iterator[Injection]], description: str | None) -> int:
+    """The schedules that the command line asks for, a line each; 1 if one of them went wrong."""
+    options, wrong = command_line(Options, sys.argv[1:], description), 0
     folder = options.folder or Path(tempfile.mkdtemp(prefix="wsol-schedule-"))
-    for injection in inject(options.count, folder, options.seed, keep=True):
+    for injection in inject(options.count, folder, options.seed, True):
         print(f"{injection.where}: {injection.wrong or 'all holds'}", flush=True)
         wrong += bool(injection.wrong)
     print(f"{options.count} schedules, {wrong} with a violated invariant; their studies are in {folder}")
@@ -411,4 +413,4 @@ def main() -> int:
 ROW = Row("schedule", "faults drawn at random, at random moments of a study", 300, "trials", 0, 300, inject)
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(partial(run_all, inject, __doc__))

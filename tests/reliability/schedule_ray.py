@@ -12,18 +12,17 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
 
 from tests.reliability import schedule
 from tests.reliability.row import Injection, Row
-from tests.reliability.schedule import TRIALS, Options, damage, make_base, prepare
+from tests.reliability.schedule import TRIALS, damage, make_base, prepare, run_all
 from tests.reliability.studies import Study, study
-from wsol_pipeline.console.command_line import command_line
 from wsol_pipeline.console.main import run_main
 
 STUDY = f"--trials {TRIALS} --concurrent 2 --epochs 4"
@@ -114,17 +113,7 @@ def inject(times: int, folder: Path, seed: int = 0, keep: bool = False) -> Itera
         yield Injection(f"seed {number}, {time.monotonic() - began:.0f} s ({happened})", wrong=wrong)
 
 
-def main() -> int:
-    options, wrong = command_line(Options, sys.argv[1:], __doc__), 0
-    folder = options.folder or Path(tempfile.mkdtemp(prefix="wsol-schedule-"))
-    for injection in inject(options.count, folder, options.seed, keep=True):
-        print(f"{injection.where}: {injection.wrong or 'all holds'}", flush=True)
-        wrong += bool(injection.wrong)
-    print(f"{options.count} schedules, {wrong} with a violated invariant; their studies are in {folder}")
-    return int(wrong > 0)
-
-
 ROW = Row("schedule-ray", "faults drawn at random, at random moments of a study on Ray", 30, "trials", 0, 900, inject)
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(partial(run_all, inject, __doc__))

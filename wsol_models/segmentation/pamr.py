@@ -4,7 +4,7 @@ Each pixel's labels become a mean of those of its 48 neighbours (8 at each of si
 their colours are; ten times. Nothing is trained, no library is needed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ def weights(image_NHW: Tensor, dilations: Sequence[int] = DILATIONS) -> Tensor:
     return (-distance.mean(1)).softmax(0)
 
 
-def neighbours(planes_CHW: Tensor, dilations: Sequence[int]):  # type: ignore[no-untyped-def]
+def neighbours(planes_CHW: Tensor, dilations: Sequence[int]) -> Iterator[Tensor]:
     """Each of the neighbours as planes [C, H, W]; beyond the edge the edge's pixels go on."""
     height, width = planes_CHW.shape[1:]
     for reach in dilations:

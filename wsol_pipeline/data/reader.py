@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import TracebackType
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -348,8 +348,8 @@ class LabelledBatch:
 
 
 @dataclass(frozen=True)
-class LabelledRows:
-    """The rows of `val` by their labels alone: all that may be seen by what chooses without their boxes."""
+class RowsShown:
+    """Rows of `val` as a selector is shown them: masks never, and only what `batches` of a subclass lets through."""
 
     rows: EvalRows
     has_masks = False
@@ -371,13 +371,17 @@ class LabelledRows:
     def batch_size(self) -> int:
         return self.rows.batch_size
 
-    def with_stored(self) -> "LabelledRows":
+    def with_stored(self) -> Self:
         """The same rows, with the photographs as they are stored."""
         return replace(self, rows=self.rows.with_stored())
 
-    def few(self, count: int) -> "LabelledRows":
+    def few(self, count: int) -> Self:
         """The first `count` of these rows."""
         return replace(self, rows=self.rows.few(count))
+
+
+class LabelledRows(RowsShown):
+    """The rows of `val` by their labels alone: all that may be seen by what chooses without their boxes."""
 
     def batches(self) -> Iterator[LabelledBatch]:
         """All rows of this rank once, in order."""

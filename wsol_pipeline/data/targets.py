@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wsol_pipeline.data.dataset import Dataset
-from wsol_pipeline.data.reader import Batch, EvalRows, ReadConfig, eval_rows
+from wsol_pipeline.data.reader import Batch, ReadConfig, RowsShown, eval_rows
 from wsol_pipeline.data.schema import BOX_CONVENTIONS, Box
 from wsol_pipeline.errors import DataError, UsageError, unknown
 from wsol_pipeline.protocol import Role
@@ -63,41 +63,14 @@ class Targets:
 
 
 @dataclass(frozen=True)
-class TargetRows:
-    """The rows of `val` that have a target, with their targets in the place of boxes. Their own are never read."""
+class TargetRows(RowsShown):
+    """The rows of `val` (a `LabelledSplit`) that have a target, in the place of boxes, which are never read."""
 
-    rows: EvalRows  # of a `LabelledSplit`
     targets: Targets
-    has_masks = False
-
-    @property
-    def role(self) -> Role:
-        return self.rows.role
-
-    @property
-    def num_classes(self) -> int:
-        return self.rows.num_classes
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of this rank."""
-        return self.rows.num_rows
-
-    @property
-    def batch_size(self) -> int:
-        return self.rows.batch_size
 
     @property
     def box_convention(self) -> str:
         return self.targets.convention
-
-    def with_stored(self) -> "TargetRows":
-        """The same rows, with the photographs as they are stored."""
-        return replace(self, rows=self.rows.with_stored())
-
-    def few(self, count: int) -> "TargetRows":
-        """The first `count` of these rows."""
-        return replace(self, rows=self.rows.few(count))
 
     def batches(self) -> Iterator[Batch]:
         """All rows of this rank once, in order."""

@@ -5,7 +5,7 @@ the maps of training images are made and cut. No mask of a training image is rea
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -193,7 +193,7 @@ class Image:
     mask_HW: np.ndarray | None = None
 
 
-def read_images(split: Split, part: Part, masked: bool = True):  # type: ignore[no-untyped-def]
+def read_images(split: Split, part: Part, masked: bool = True) -> Iterator[Image]:
     """The images of a part, one after the other; with their masks where the split has such."""
     with_masks = masked and split.role is not Role.TRAIN and split.has_masks
     columns = [*COLUMNS, *(("mask", "ignore") if with_masks else ())]

@@ -1,7 +1,7 @@
 """A segmentation network that learns from pseudo masks, and is judged by true ones."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,7 +111,9 @@ class SegmentLearner:
                 VAL: json.dumps(val).encode()}  # fmt: skip
 
 
-def judged(network: Network, split: Split, part: Part, num_classes: int, world: World | None = None):  # type: ignore[no-untyped-def]
+def judged(
+    network: Network, split: Split, part: Part, num_classes: int, world: World | None = None
+) -> Iterator[tuple[str, scores.Ints]]:
     """(id, confusion matrix) of each image of a part, whole and at its own size. The network sees no label of it."""
     for image in read_images(split, part):
         labels_HW = predict(network, image.pixels_HW3)
