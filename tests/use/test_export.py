@@ -12,6 +12,7 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
@@ -155,8 +156,6 @@ def test_torch_export_is_the_model_on_real_images(final, dataset, tmp_path, caps
 
 
 def test_onnx_is_the_model_on_real_images_in_batches_of_any_size(final, on_val, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
     place = tmp_path / "model.onnx"
     assert export.main(["--model", final.uri, *on_val, "--format", "onnx", "--out", str(place)]) == 0
     session = onnxruntime.InferenceSession(place.read_bytes())
@@ -173,7 +172,6 @@ def test_onnx_is_the_model_on_real_images_in_batches_of_any_size(final, on_val, 
 
 
 def test_an_opset_that_lacks_an_op_and_missing_onnx_are_said(final, on_val, tmp_path, monkeypatch):
-    pytest.importorskip("onnxscript")
     to_onnx = ["--model", final.uri, *on_val, "--format", "onnx", "--out", str(tmp_path / "m.onnx")]
     with pytest.raises(UsageError, match="ONNX cannot hold this model at --opset 3"):
         export.main(
