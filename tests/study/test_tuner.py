@@ -467,6 +467,19 @@ def test_what_the_database_said_comes_through_ray_and_optuna(study, monkeypatch)
         run_trials(Driver(study).searcher, lambda config: None, 1, {"CPU": 1}, study.folder)
 
 
+def test_memory_that_others_have_filled_is_no_traceback(study, monkeypatch):
+    def fit(self):  # as Ray's actor manager does it where its monitor has killed a trial's process
+        killed = ray.exceptions.OutOfMemoryError(
+            "1 worker(s) were killed due to the node running low.\nMemory usage: ..."
+        )
+        raise RuntimeError(f"Caught unexpected exception: {killed}") from killed
+
+    monkeypatch.setattr(ray.tune.Tuner, "fit", fit)
+    with pytest.raises(ResourceError, match=r"memory was full: 1 worker\(s\) were killed.*The same") as told:
+        run_trials(Driver(study).searcher, lambda config: None, 1, {"CPU": 1}, study.folder)
+    assert "\n" not in str(told.value)
+
+
 def test_rays_own_way_to_continue_is_refused(study):
     with pytest.raises(WsolError, match="same command"):
         Driver(study).searcher.restore("somewhere")

@@ -407,7 +407,8 @@ def settle_orphans(
 def run_trials(searcher: LedgerSearcher, trainable: Any, concurrent: int, resources: Any, folder: Store) -> None:
     """Run until the searcher is finished. Ray Tune's own files go below `folder` and may be deleted any time.
 
-    Raises what the searcher raised, and `ResourceError` when storage is away; Ray wraps both in a traceback of its own.
+    Raises what the searcher raised, and `ResourceError` when storage is away or a machine's memory is full; Ray wraps
+    each in a traceback of its own.
     """
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(trainable, resources),
@@ -435,3 +436,11 @@ def run_trials(searcher: LedgerSearcher, trainable: Any, concurrent: int, resour
         if isinstance(cause, STORAGE_ERRORS):
             raise ResourceError(f"{describe_storage_error(folder.uri, cause)} The same command continues.") from error
         raise
+    except RuntimeError as error:  # so Ray Tune ends at what it does not expect of a trial's process
+        if not isinstance(error.__cause__, ray.exceptions.OutOfMemoryError):
+            raise
+        told = str(error.__cause__).splitlines()[0][:200]
+        raise ResourceError(
+            f"Ray ended a trial's process because its machine's memory was full: {told} Free some, or let fewer trials "
+            "run at once (--concurrent). The same command continues."
+        ) from error

@@ -38,26 +38,40 @@ def connect(nested: bool) -> None:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the study prints its own lines
     logging.getLogger("ray").setLevel(logging.ERROR)
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
-        try:
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0][:200]
-            raise ResourceError(f"The Ray cluster at RAY_ADDRESS={address} cannot be joined: {reason}") from error
+    if address := os.environ.get("RAY_ADDRESS"):
+        _join(address)
     else:
-        # Ray ends task workers that were idle for a second; one that streams rows imports for seconds when it is needed
-        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
-        # glibc keeps freed images, a heap for each of Ray's threads
-        os.environ.setdefault("MALLOC_ARENA_MAX", "2")
-        _stay_private()
+        _start(nested)
+    interrupts.listen()  # `ray.init` has taken SIGTERM
+
+
+def _join(address: str) -> None:
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise ResourceError(f"The Ray cluster at RAY_ADDRESS={address} cannot be joined: {reason}") from error
+
+
+def _start(nested: bool) -> None:
+    # Ray ends task workers that were idle for a second; one that streams rows imports for seconds when it is needed
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
+    os.environ.setdefault("MALLOC_ARENA_MAX", "2")  # glibc keeps freed images, a heap for each of Ray's threads
+    _stay_private()
+    place = private_folder()
+    try:
         ray.init(
             address="local", _node_ip_address="127.0.0.1", logging_level=logging.ERROR, log_to_driver=False,
             include_dashboard=nested, object_store_memory=500_000_000,
             num_cpus=ray_internals.cores() + nested,  # else as many workers as cores lack TUNE_ACTOR_CPU
-            _temp_dir=private_folder(),
+            _temp_dir=place,
         )  # fmt: skip
-    interrupts.listen()  # `ray.init` has taken SIGTERM
+    except Exception as error:  # Ray raises Exception itself for a process of its own that was not up within 30 s
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ResourceError(
+            f"Ray cannot be started on this machine: {reason} Is it very busy, or out of memory or room in /dev/shm? "
+            f"Ray's logs are in {place}. The same command continues."
+        ) from error
 
 
 def private_folder() -> str:
