@@ -1,5 +1,8 @@
 """Seeds of a finished study: what is kept, what validation chooses, what a kill leaves, what is refused."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -130,6 +133,43 @@ def test_two_workers_make_the_same(seeds_of, local_ray, monkeypatch):
 
     ray.shutdown()
     assert contents(seeds_of("one")) == two
+
+
+@pytest.mark.slow
+def test_an_actor_that_dies_costs_its_shard(seeds_of, storage, local_ray, monkeypatch, tmp_path):
+    """Killed by the system before its second shard is written: it starts anew and makes that one, none twice."""
+    monkeypatch.setattr(station.parts_of, "__defaults__", (12,))
+    once, log = tmp_path / "died", tmp_path / "log"
+
+    class Mortal:
+        def __init__(self, maker):
+            self.maker = maker
+
+        def __call__(self):
+            work = self.maker()
+
+            def worker(part):
+                with log.open("a") as file:
+                    file.write(f"{part.name}\n")
+                if part.name == "train/00001" and not once.exists():
+                    once.touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return work(part)
+
+            return worker
+
+    def mortal(place, make, parts, *rest, run=station.run_parts):
+        return run(place, Mortal(make), parts, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(station, "run_parts", mortal)
+        shaken = seeds_of("shaken", workers=2)
+    assert once.exists()
+    assert sorted(log.read_text().split()) == ["train/00000", "train/00001", "train/00001", "train/00002", "val/00000"]
+    import ray
+
+    ray.shutdown()
+    assert contents(seeds_of("quiet")) == contents(shaken)
 
 
 def test_fused_maps_come_from_studies_and_from_files(seeds_of, storage):
