@@ -1,7 +1,10 @@
 """Seeds of a finished study: what is kept, what validation chooses, what a kill leaves, what is refused."""
 
+import json
 import os
 import signal
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +12,8 @@ import torch
 
 from wsol_models.readouts import readout
 from wsol_pipeline.data.images import decode
+from wsol_pipeline.data.importers import synthetic
+from wsol_pipeline.data.ingest import import_dataset
 from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.images import normalize
 from wsol_pipeline.segmentation import make_seeds, masks, station
@@ -93,6 +98,24 @@ def test_thresholds_without_a_mask(seeds_of):
     assert labels["chosen"]["constant"] * 20 == pytest.approx(round(labels["chosen"]["constant"] * 20), abs=1e-4)
     with pytest.raises(UsageError, match="--threshold image needs a study of bas"):
         seeds_of("cams", study="cam", threshold="image")
+
+
+def test_labels_alone_choose_where_there_is_no_mask(seeds_of, storage, several, tmp_path):
+    """The same cut as beside masks, of a set without any; each image's own falls back on it."""
+    source = synthetic.read(Path(), synthetic.Options(train=36, val=12, test=12, classes=3, objects=3, size=40))
+    rows = [replace(row, masks=()) for row in source.rows]
+    place = str(tmp_path / "bare")
+    import_dataset(replace(source, rows=rows), Store.at(place), name="bare", origin={})
+    winner = json.loads(storage.store.read("bas/winner.json")) | {"data": place}
+    (storage.store / "bare").write("winner.json", json.dumps(winner).encode())
+    beside = seeds_of("beside").manifest["val"]
+    found = seeds_of("bare-seeds", study="bare", threshold="labels").manifest
+    assert found["chosen"]["constant"] == beside["labels_threshold"] > 0
+    assert found["val"] == {}
+    own = seeds_of("bare-own", study="bare", threshold="image").manifest
+    assert own["chosen"] == {"constant": beside["labels_threshold"], "per": "image"}
+    with pytest.raises(DataError, match="has no masks on validation: choose by --threshold labels"):
+        seeds_of("bare-val", study="bare")
 
 
 def test_what_was_killed_goes_on_bit_for_bit(seeds_of, storage, monkeypatch):

@@ -122,7 +122,7 @@ class SeedWorker:
             judged = self._judge(image, maps)
             notes["map_of_nothing"] += int((maps.full_CHW.amax((1, 2)) <= 0).sum())
             row = self._row(image, maps)
-            if image.mask_HW is not None:
+            if self.maker.chosen is None:
                 counts.add(image, maps, judged, self.options.per)
             if self.maker.chosen:
                 row |= self._labels(image, maps, judged)
@@ -155,10 +155,12 @@ class SeedWorker:
         return Maps(*(with_foreground(m / views, w[0] / views, how) for m, w in zip(maps, whole, strict=True)))
 
     def _judge(self, image: "Image", maps: Maps) -> cuts.Cuts | None:
-        if self.options.threshold not in ("image", "labels"):
+        """On validation always, where BAS can: what no mask has chosen stands beside what masks choose."""
+        chosen, method = self.maker.chosen, self.models[0].method
+        if "background suppression" not in method.offers or (chosen and not chosen.per):
             return None
         classes_C = torch.tensor(image.labels)
-        return cuts.judged(self.models[0].method, image.pixels_HW3, maps.strided_CHW, classes_C, self.options.steps)
+        return cuts.judged(method, image.pixels_HW3, maps.strided_CHW, classes_C, self.options.steps)
 
     def _row(self, image: "Image", maps: Maps) -> dict[str, Any]:
         height, width = image.pixels_HW3.shape[:2]
@@ -230,15 +232,17 @@ class Tally:
         self.cut_scores, self.cut_classes = np.zeros(steps), 0
 
     def add(self, image: Image, maps: Maps, judged: cuts.Cuts | None, per: str) -> None:
-        assert image.mask_HW is not None
+        if judged is not None:
+            self.cut_scores += judged.scores_CT[judged.seen_C].sum(0).double().numpy()
+            self.cut_classes += int(judged.seen_C.sum())
+        if image.mask_HW is None:
+            return
         classes_C = np.array(image.labels)
         found = count_classes(maps.full_CHW.numpy(), classes_C, image.mask_HW, THRESHOLDS, self.num_classes)
         self.pixels += found
         self.centred += count_centred(image.labels, image.mask_HW, self.num_classes)
         if judged is None:
             return
-        self.cut_scores += judged.scores_CT[judged.seen_C].sum(0).double().numpy()
-        self.cut_classes += int(judged.seen_C.sum())
         if not judged.seen_C.any():
             self.unseen += found
             return
@@ -248,8 +252,6 @@ class Tally:
 
     def plain(self) -> dict[str, Any]:
         """As JSON holds it."""
-        if not self.pixels.any():
-            return {}
         return {name: np.asarray(getattr(self, name)).tolist() for name in COUNTED}
 
 
@@ -352,27 +354,30 @@ def choose(
     options: SeedOptions, reports: Sequence[Mapping[str, Any]], classes: tuple[str, ...]
 ) -> tuple[Chosen, dict[str, Any]]:
     """Where the background ends, and how good seeds are on validation there, percent."""
-    summed = {name: np.sum([np.array(report[name]) for report in reports], axis=0)
-              for name in COUNTED if name in reports[0]}  # fmt: skip
-    if "pixels" not in summed:
-        return Chosen(options.constant or 0.0), {}
-    best, value = scores.best_threshold(summed["pixels"])
-    number = best
-    if options.constant is not None:
-        number = int(np.searchsorted(THRESHOLDS, options.constant))
-    elif options.threshold == "labels":
-        number = int(np.argmin(summed["cut_scores"])) * len(THRESHOLDS) // options.steps
+    summed = {name: np.sum([np.array(report[name]) for report in reports], axis=0) for name in COUNTED}
+    judged = bool(summed["cut_classes"])
+    of_labels = int(np.argmin(summed["cut_scores"])) * len(THRESHOLDS) // options.steps
+    if options.threshold in ("labels", "image") and not judged:
+        raise DataError(f"--threshold {options.threshold}: BAS recognises no class of any validation image.")
+    masked = bool(summed["pixels"].any())
+    best, value = scores.best_threshold(summed["pixels"]) if masked or options.threshold == "val" else (of_labels, 0.0)
+    number = {"labels": of_labels, "val": best, "image": best}.get(options.threshold)
+    if number is None:
+        number = int(np.searchsorted(THRESHOLDS, np.float32(options.constant)))
+    constant = float(THRESHOLDS[number]) if options.constant is None else float(np.float32(options.constant))
+    chosen = Chosen(constant, options.per if options.threshold == "image" else "")
+    if not masked:
+        return chosen, {}
     at, centred = scores.best_threshold(summed["centred"])
     figures = {"oracle": 100 * value, "oracle_threshold": float(THRESHOLDS[best]),
                "centred": 100 * centred, "centred_threshold": float(THRESHOLDS[at]),
                **iou_figures(summed["pixels"], number, classes)}  # fmt: skip
-    if summed["cut_classes"]:
-        of_labels = int(np.argmin(summed["cut_scores"])) * len(THRESHOLDS) // options.steps
+    if judged:
         figures["labels"] = 100 * scores.mean_iou(scores.iou_at(summed["pixels"], of_labels))
         figures["labels_threshold"] = float(THRESHOLDS[of_labels])
+        figures["labels_score"] = float(summed["cut_scores"].min() / summed["cut_classes"])
         figures["image"] = 100 * scores.mean_iou(_own_iou(summed, number))
-    constant = float(THRESHOLDS[number]) if options.constant is None else float(np.float32(options.constant))
-    return Chosen(constant, options.per if options.threshold == "image" else ""), figures
+    return chosen, figures
 
 
 def iou_figures(pixels_3LT: np.ndarray, number: int, classes: tuple[str, ...]) -> dict[str, Any]:
