@@ -94,7 +94,7 @@ def winner(study: Path, trials: dict[int, dict[str, Any]]) -> list[str]:
     """The winner is the best of the complete ones, and its model is the sealed one."""
     complete = [trial for trial in trials.values() if trial["state"] == "COMPLETE"]
     if not complete:
-        return []
+        return ["there is a winner.json though no trial is complete"] if (study / "winner.json").exists() else []
     best = min(complete, key=lambda trial: (-trial["values"][0], trial["number"]))["number"]
     told = json.loads((study / "winner.json").read_bytes())
     if told["trial"] != best:

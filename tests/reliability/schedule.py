@@ -53,7 +53,8 @@ OUTSIDE = Path(__file__).with_name("outside.py")
 TRIALS, CLEAN = 3, 6  # of a study; lives without faults that may be needed after those with some
 MOMENTS = 240  # passings of points of an undisturbed life, about: faults are drawn among them
 PLACES = ("home", "work")  # of a life's own, which it leaves empty
-CODES = (0, 2, 3, 4, 5, -signal.SIGKILL, -signal.SIGBUS)  # how a life may end: never with a traceback
+ENDS = (0, 1)  # of a study: with a winner, or with the words that no trial is complete
+CODES = (*ENDS, 2, 3, 4, 5, -signal.SIGKILL, -signal.SIGBUS)  # how a life may end: never with a traceback
 STORE = ("read", "write", "create", "exists", "list", "remove")
 LEDGER = ("create_new_trial", "set_trial_param", "set_trial_user_attr", "set_trial_intermediate_value",
           "set_trial_state_values", "get_all_trials")  # fmt: skip
@@ -317,12 +318,13 @@ def run_schedule(base: Path, root: Path, seed: int) -> str:
         heal(base, root, codes, rivals)
     for _ in range(CLEAN):
         codes.append(run_life(root, [], apart, rivals))
-        if codes[-1] == 0:
+        if codes[-1] in ENDS:
             break
-    if odd := [code for code in (*codes, *rivals) if code not in CODES]:
-        return f"a life ended with {odd[0]} ({codes}, rivals {rivals}): {(root / 'log').read_text()[-1500:]}"
-    if codes[-1] != 0:
-        return f"the study does not end ({codes}): {(root / 'log').read_text()[-700:]}"
+    told = (root / "log").read_text()
+    if odd := [code for code in (*codes, *rivals) if code not in CODES] or "Traceback" in told:
+        return f"a life ended with {odd} ({codes}, rivals {rivals}): {told[-1500:]}"
+    if codes[-1] not in ENDS:
+        return f"the study does not end ({codes}): {told[-700:]}"
     ended = subprocess.run([sys.executable, "-I", str(OUTSIDE), str(root)], capture_output=True, text=True, check=False)
     return f"{ended.stdout}{ended.stderr[-1500:]}".strip()
 

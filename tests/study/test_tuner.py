@@ -199,7 +199,8 @@ def test_a_trial_of_several_objectives_is_told_with_all_of_them(study):
 def test_an_objective_that_is_not_defined_fails_its_trial_only(study):
     driver = Driver(study, trials=1, rule=RULE)
     trial_id, job = driver.start()
-    record = {"value": 50.0, "val": {"cls_top1": float("nan")}, "choice": None, "device_seconds": 1.0}
+    record = {"epoch": 1, "searched": True, "final": True, "value": 50.0, "choice": None, "device_seconds": 1.0}
+    record["val"] = {"cls_top1": float("nan")}
     CheckpointStore(Store.at(job.trial), 1).finish(model(job), [record])
     driver.searcher.on_trial_complete(trial_id)
     assert driver.states() == ["FAIL"]
@@ -251,6 +252,18 @@ def test_a_finished_model_is_told_complete_without_a_run(study):
     assert heir.states() == ["COMPLETE"]
     assert heir.ledger.get(0).value == 50.0
     assert heir.start() is None
+
+
+def test_a_database_of_before_the_rungs_learns_them_from_the_finished_model(study):
+    """Later trials are compared with them; the one that is finished is not pruned any more."""
+    run = {"trials": 3, "pruning": "successive-halving"}
+    whole = Driver(study, **run)
+    whole.run()
+    assert whole.states() == ["COMPLETE", "PRUNED", "COMPLETE"]
+    study.database = optuna.storages.InMemoryStorage()  # as it was when the first trial had begun
+    with pytest.raises(Death):
+        Driver(study, attempt=2, die_at=1, **run).run()
+    assert Driver(study, attempt=3, trials=1).ledger.get(0).intermediate_values == {RUNG: 50.0}
 
 
 def test_a_failure_that_a_dead_driver_did_not_tell_is_told(study):

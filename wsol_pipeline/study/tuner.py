@@ -320,13 +320,26 @@ def report(ledger: Ledger, number: int, record: dict[str, Any], on_event: Listen
 
     It is told before Ray stops the trial: a driver killed in between leaves no trial that was half pruned.
     """
-    if not record["searched"] or record["final"]:  # values of one readout setting don't compare with searched ones
+    if not is_rung(record):
         return False
     stop = ledger.report(number, record["epoch"], record["value"])
     if stop:
         ledger.prune(number)
         on_event("pruned", number, {})
     return stop
+
+
+def is_rung(record: dict[str, Any]) -> bool:
+    """Whether the pruner compares this record: values of one readout setting don't compare with searched ones."""
+    return bool(record["searched"] and not record["final"])
+
+
+def _complete_curve(ledger: Ledger, number: int, records: list[dict[str, Any]]) -> None:
+    """Note what a database brought back from an older copy lacks of a finished trial; the pruner's word is too late."""
+    told = ledger.get(number).intermediate_values
+    for record in records:
+        if is_rung(record) and record["epoch"] not in told:
+            ledger.report(number, record["epoch"], record["value"])
 
 
 def settle(
@@ -339,6 +352,7 @@ def settle(
     if final := checkpoints.final():
         require_made_for(job(number), final)
         records = checkpoints.records()
+        _complete_curve(ledger, number, records)
         if reason := (records[-1]["choice"] or {}).get("reason"):  # its score is no match for others'
             ledger.fail(number, ABSTAINED, reason)
             on_event("failed", number, {"kind": ABSTAINED, "message": reason})
