@@ -1,5 +1,6 @@
 """The searcher over a real ledger and real checkpoints, its driver dying at every step. Workers are faked: no Ray."""
 
+import dataclasses
 import errno
 import itertools
 import json
@@ -553,6 +554,25 @@ def test_a_trial_that_comes_back_is_started_though_nothing_else_was_left(study):
     driver.searcher.on_trial_complete(trial_id)
     driver.run()
     assert driver.states() == ["COMPLETE"]
+
+
+def test_a_trial_that_found_its_share_of_a_gpu_too_small_has_one_of_its_own(study):
+    """However many do: it is the share that was too small, and no fault of the environment."""
+    driver = Driver(study, trials=5)
+    driver.searcher.make_job = shared(driver.searcher.make_job)
+    for _ in range(5):
+        trial_id, job = driver.start()
+        assert job.gpus == 0.25
+        CheckpointStore(Store.at(job.trial), job.attempt).note_fault("crowded", "CUDA out of memory")
+        driver.searcher.on_trial_complete(trial_id)
+        again_id, again = driver.start()
+        assert (again.trial, again.gpus) == (job.trial, 1.0)
+        driver.train(again_id, again)
+    assert driver.states() == ["COMPLETE"] * 5
+
+
+def shared(make_job):
+    return lambda *arguments: dataclasses.replace(make_job(*arguments), gpus=0.25)
 
 
 def test_data_that_was_replaced_stops_the_study_at_once(study):

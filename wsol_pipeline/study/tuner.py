@@ -4,6 +4,7 @@ Ray Tune only executes; its own state is disposable. The searcher hands out the 
 scheduler is FIFO and stops what the ledger's pruner says; a trial is COMPLETE only when a worker's final record exists.
 """
 
+import dataclasses
 import logging
 import math
 import re
@@ -32,7 +33,7 @@ from wsol_pipeline.training import signals
 from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.cluster import check_alive
 from wsol_pipeline.training.config import Job, to_dict
-from wsol_pipeline.training.run import RAY_RETRIES
+from wsol_pipeline.training.run import CROWDED, RAY_RETRIES
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ class LedgerSearcher(Searcher):
         self.heard: dict[int, tuple[str | None, float]] = {}  # a trial's newest heartbeat, and when it was first seen
         self.ended_at_request: set[int] = set()  # trials that wrote a checkpoint and ended when they were asked to
         self.stop_by = self.asked_at = 0.0  # by when to end, once interrupted; when positions were asked for last
+        self.alone: set[int] = set()  # trials that found their share of a GPU too small
         self.orphans = settle_orphans(ledger, self.job, self.checkpoints, on_event)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # Ray's FINISHED: a str
@@ -109,7 +111,8 @@ class LedgerSearcher(Searcher):
     def job(self, number: int) -> Job:
         """What trial `number` runs."""
         folder = trial_folder(self.folder, number)
-        return self.make_job(self.ledger.parameters(number), self._attrs(number).get(SEED, 0), folder)
+        job = self.make_job(self.ledger.parameters(number), self._attrs(number).get(SEED, 0), folder)
+        return dataclasses.replace(job, gpus=1.0) if number in self.alone else job
 
     def _attrs(self, number: int) -> dict[str, Any]:
         return self.ledger.get(number).user_attrs
@@ -191,7 +194,9 @@ class LedgerSearcher(Searcher):
         """Let a trial that could not go on go on, which the ledger has RUNNING. Raises `DataError` or `ResourceError`
         once the fault shows to last."""
         self.on_event("died", number, fault)
-        if told := self.streak.add(number, fault):
+        if fault["kind"] == CROWDED:
+            self.alone.add(number)
+        elif told := self.streak.add(number, fault):
             raise FAULT_ERRORS[fault["kind"]](f"{told} The same command continues: no trial is lost.")
         self.orphans.append(number)
 

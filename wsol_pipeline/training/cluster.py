@@ -112,14 +112,15 @@ def pick_device(wanted: str, may_grow: bool = False) -> Literal["cpu", "cuda"]:
     return "cuda" if wanted == "cuda" or (wanted == "auto" and has_gpu) else "cpu"
 
 
-def gpu_share(streams: bool = False) -> int:
+def gpu_share(streams: bool = False, gpus: float = 1.0) -> int:
     """Cores of a worker with a GPU, unless told: the GPU's share of its node's, the poorest node's; 1 without a node.
 
-    A core stays free for Ray's own; of those that stream, half, for the processes that decode.
+    One that has a part of a GPU (`gpus`) has that part of them. A core stays free for Ray's own; of those that stream,
+    half, for the processes that decode.
     """
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     shares = [(node["CPU"] - 1) / node["GPU"] for node in alive if node.get("GPU", 0) >= 1 and "CPU" in node]
-    return max(1, int(min(shares, default=1) / (2 if streams else 1)))
+    return max(1, int(gpus * min(shares, default=1) / (2 if streams else 1)))
 
 
 def check_placement(job: Job, concurrent: int | None, may_grow: bool) -> int:
@@ -149,8 +150,11 @@ def check_placement(job: Job, concurrent: int | None, may_grow: bool) -> int:
 
 
 def _workers_on(node: Mapping[str, float], need: Mapping[str, float]) -> int:
-    """How many workers that `need` these resources one node holds: a worker lies on one node."""
-    return int(min((node.get(name, 0) + 1e-9) // amount for name, amount in need.items()))
+    """How many workers that `need` these resources one node holds: a worker lies on one node, a share on one GPU."""
+    held = {name: node.get(name, 0) / amount for name, amount in need.items()}
+    if 0 < need.get("GPU", 0) < 1:
+        held["GPU"] = node.get("GPU", 0) * ((1 + 1e-9) // need["GPU"])
+    return int(min(held.values()) + 1e-9)
 
 
 def check_storage_stays(place: Path, option: str) -> None:
