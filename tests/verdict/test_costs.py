@@ -32,6 +32,8 @@ def test_each_selector_stands_beside_what_boxes_choose(dataset, reading, make_co
         assert low <= other.cost["gt_known_loc"] + 1e-9
         assert high >= other.cost["gt_known_loc"] - 1e-9
         assert np.isfinite([low, high]).all()
+    assert first.oracle["max_box_acc_v2"] >= first.transferred["max_box_acc_v2"]  # the thresholds that test likes best
+    assert others[0].oracle == others[0].transferred  # a rule has no threshold to pick anew
 
 
 def test_without_boxes_there_is_nothing_to_compare_with(dataset, reading, make_config, fit, tmp_path):
