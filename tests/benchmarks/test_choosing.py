@@ -1,11 +1,17 @@
 """The tables of `benchmarks/choosing.py` from lines small enough to work out by hand."""
 
 import importlib
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from wsol_pipeline.storage import Store
+from wsol_pipeline.study.identity import WINNER
+from wsol_pipeline.study.ledger import SCHEMA
+from wsol_pipeline.training.checkpoint import seal_of
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -69,3 +75,24 @@ def test_studies_are_asked_for():
     ended = subprocess.run([sys.executable, str(BENCHMARKS / "choosing.py")], capture_output=True, text=True)
     assert ended.returncode == 2
     assert "--studies" in ended.stderr + ended.stdout
+
+
+@pytest.mark.slow
+def test_finished_studies_are_read_once_each_and_stand_in_the_table(choosing, fit, make_config, dataset, tmp_path):
+    runs = Store.at(tmp_path / "runs")
+    for method in ("cam", "bas"):
+        final = fit(make_config(method, epochs=1), method).final
+        record = {"schema": SCHEMA, "model": final.uri, "seal": seal_of(final), "data": dataset.uri, "published": None}
+        runs.write(f"{method}/{WINNER}", json.dumps(record).encode())
+    options = choosing.Options(("cam", "bas"), storage=runs.uri, annotated=9, out=tmp_path / "out")
+    choosing.main(options)
+    kept = (tmp_path / "out/selectors.jsonl").read_text()
+    choosing.main(options)
+    assert (tmp_path / "out/selectors.jsonl").read_text() == kept
+    names = [cost["name"].split(":")[0] for cost in json.loads(kept.splitlines()[0])["costs"]]
+    assert names == [
+        "boxes", "otsu", "evidence", "boxes+evidence", "evidence+otsu", "vote", "area", "annotated", "consensus",
+        "boxes+consensus",
+    ]  # fmt: skip
+    assert "| tiny | bas | consensus:cam" in (tmp_path / "out/selectors.md").read_text()
+    assert len((tmp_path / "out/cam-annotated.csv").read_text().splitlines()) == 1 + 9
