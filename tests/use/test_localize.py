@@ -3,13 +3,8 @@
 import csv
 import io
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import tarfile
-import time
 import zipfile
 from pathlib import Path
 
@@ -98,22 +93,6 @@ def test_the_same_command_continues_and_each_image_is_there_once(job, photograph
     for part in (tmp_path / "whole/parts").glob("*.parquet"):
         assert (tmp_path / "out/parts" / part.name).read_bytes() == part.read_bytes()
     assert localize.main(["--out", str(tmp_path / "out"), "--verify"]) == 0
-
-
-@pytest.mark.chaos
-@pytest.mark.parametrize("seed", range(5))
-def test_a_killed_driver_loses_no_image_and_doubles_none(final, tmp_path, seed):
-    for number in range(60):
-        paint(tmp_path / f"photos/{number:03d}.png", number)
-    command = [sys.executable, "rayjobs/localize.py", "--model", final.uri, "--source", str(tmp_path / "photos"),
-               "--out", str(tmp_path / "out"), "--batch-size", "1", "--chunk", "4"]  # fmt: skip
-    for wait in np.random.default_rng(seed).uniform(3, 9, 2):
-        driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-        time.sleep(wait)
-        os.kill(driver.pid, signal.SIGKILL)
-        driver.wait()
-    assert subprocess.run(command, cwd=ROOT).returncode == 0
-    assert [row["index"] for row in rows_of(tmp_path / "out")] == list(range(60))
 
 
 def test_a_missing_or_altered_part_is_named(job, photographs, tmp_path):

@@ -1,5 +1,6 @@
 """What the jobs that use a finished model can be told."""
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -10,6 +11,8 @@ if TYPE_CHECKING:
     from wsol_pipeline.storage import Store
     from wsol_pipeline.training.localization import Wanted
 
+TOKEN = "WSOL_SERVE_TOKEN"
+LOOPBACK = ("127.0.0.1", "localhost")
 FORMATS = ("coco", "voc", "yolo", "csv", "masks", "overlays", "html")
 Format = Literal["coco", "voc", "yolo", "csv", "masks", "overlays", "html"]
 
@@ -171,3 +174,46 @@ class LocalizeOptions(RunningOptions, WantedOptions, SourceOptions, ModelOptions
     def store(self) -> "Store":
         """Where results go."""
         return store_at(self.out)
+
+
+@dataclass(frozen=True)
+class ServeOptions(ModelOptions):
+    """Options of a server. A host that others reach needs a token in the environment, `WSOL_SERVE_TOKEN`."""
+
+    host: str = "127.0.0.1"
+    """Where it listens. By default on this machine alone."""
+    port: int = 8000
+    """Of the page and the endpoint."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU if there is one."""
+    replicas: int = 1
+    """Models at work, with a GPU each, or their share of the cores."""
+    batch_size: int = 8
+    """Images a forward pass, of those that wait; none waits for others."""
+    max_mib: float = 16.0
+    """Largest request."""
+    max_megapixels: float = 24.0
+    """Largest image."""
+    queue: int = 64
+    """Requests that may wait; more are answered 503."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_model()
+        require(0 < self.port < 2**16, "port must be in 1..65535", self.port)
+        for name in ("replicas", "batch_size", "queue"):
+            require(getattr(self, name) >= 1, f"{name} must be at least 1", getattr(self, name))
+        require(0 < self.max_mib <= 64, "max_mib must be in 0 < m <= 64", self.max_mib)
+        require(0 < self.max_megapixels <= 64, "max_megapixels must be in 0 < m <= 64", self.max_megapixels)
+        need = f"{TOKEN} in the environment must hold a token of 16 characters or more where --host is open to others"
+        require(self.is_loopback or len(self.token) >= 16, need, self.host)
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether this machine alone can ask."""
+        return self.host in LOOPBACK
+
+    @property
+    def token(self) -> str:
+        """What a request must bear; none if it is empty."""
+        return os.environ.get(TOKEN, "")
