@@ -1,7 +1,7 @@
 """Last screens of the stations from image labels to a segmentation network."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from wsol_pipeline.segmentation import published
 from wsol_pipeline.segmentation.options import PlaceOptions
 from wsol_pipeline.segmentation.segment import Judgement
 from wsol_pipeline.segmentation.station import Station
+from wsol_pipeline.segmentation.tune import Tried, best, by_labels
+from wsol_pipeline.text import format_parameters
 from wsol_pipeline.training import cluster
 
 NOTES = {
@@ -91,6 +93,25 @@ def _print_classes(figures: Mapping[str, Any]) -> None:
     Console().print(table)
     if figures["absent"]:
         print(f"  absent from the masks: {', '.join(figures['absent'])}")
+
+
+def print_tried(tried: Tried) -> None:
+    """A trial of a search of masks, in a line."""
+    found = tried.fault if tried.miou is None else f"masks {tried.miou:.1f} % mIoU, seeds {tried.seeds:.1f} %"
+    print(f"trial {tried.number}: {format_parameters(tried.parameters)}: {found}", flush=True)
+
+
+def print_search(trials: Sequence[Tried]) -> None:
+    """All trials, the best by masks, and what labels alone would have chosen."""
+    table = Table("trial", "masks", "seeds", "at labels' cut", "L_bas + L_ac", title="mIoU on validation, %", box=None)
+    for one in trials:
+        values = ((one.miou, 1), (one.seeds, 1), (one.labels, 1), (one.labels_score, 3))
+        table.add_row(str(one.number), *("-" if value is None else f"{value:.{digits}f}" for value, digits in values))
+    Console().print(table)
+    chosen = best(trials)
+    print(f"Best: trial {chosen.number}, {format_parameters(chosen.parameters)}")
+    if (other := by_labels(trials)) is not None:
+        print(f"Labels alone (the least L_bas + L_ac) choose trial {other.number}: masks of {other.miou:.1f} % mIoU")
 
 
 def print_record(record: dict[str, Any]) -> None:

@@ -74,7 +74,7 @@ def _centred(pixels_3LT: np.ndarray, val: Mapping[str, Any]) -> dict[str, float]
 
 def _seeds(found: Station) -> Station:
     """The seeds that a station holds, or is made of."""
-    return found if found.manifest["kind"] == make_seeds.KIND else station.finished(Store.at(found.uri("seeds")), "")
+    return found if found.manifest["kind"] == make_seeds.KIND else station.source(found, "seeds")
 
 
 def _images(found: Station, dataset: Dataset) -> Iterator[tuple[Image, dict[str, Any], np.ndarray]]:
@@ -102,7 +102,7 @@ def _seed_maps(found: Station, device: str) -> MapsOf:
 
 def _refined_maps(found: Station, device: str) -> MapsOf:
     told = _told(found)
-    seeds = station.finished(Store.at(found.uri("seeds")), "")
+    seeds = _seeds(found)
     maker = refine.RefineMaker(
         found.uri("data"), seeds.place.uri, RefineOptions(**told, seeds="seeds"), device,
         seeds.manifest["chosen"]["constant"], found.uri("boundaries") if found.manifest["places"]["boundaries"] else "",

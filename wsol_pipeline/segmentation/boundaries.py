@@ -77,7 +77,7 @@ class IrnLearner:
         split = open_dataset(task.data).train
         how = Cropping(task.options.irn_crop, (0.5, 1.5), smooth=Image.Resampling.BICUBIC, anywhere=True)
         plan = split.plan(task.options.irn_batch, task.seed, drop_last=True)
-        seeds = station.finished(Store.at(task.seeds), "", "seeds")
+        seeds = station.sealed_as(Store.at(task.seeds), [task.seal], "seeds")
         self.reader = CropReader(split, seeds, "confident", how, plan)
 
     def groups(self) -> list[dict[str, Any]]:

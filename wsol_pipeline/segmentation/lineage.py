@@ -37,9 +37,8 @@ def publish(store: Store, network: Station, experiment: str) -> str:
 
 def walk_to(network: Station) -> list[Station]:
     """The stations that a network is made of, in their order."""
-    masks = station.finished(Store.at(network.uri("masks")), "")
-    seeds = station.finished(Store.at(masks.uri("seeds")), "")
-    return [seeds, masks, network]
+    masks = station.source(network, "masks")
+    return [station.source(masks, "seeds"), masks, network]
 
 
 def name_of(found: Station) -> str:

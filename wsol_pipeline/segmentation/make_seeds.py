@@ -43,6 +43,10 @@ COLUMNS = ["id", "image", "labels"]
 COUNTED = ("pixels", "centred", "unseen", "own", "cut_scores", "cut_classes")  # on validation, by a `Tally`
 
 
+class NothingError(DataError):
+    """Label images without an object."""
+
+
 @dataclass(frozen=True)
 class Kept:
     """Maps of another method, as files: a station of seeds with maps of the image's size."""
@@ -403,9 +407,9 @@ def total_notes(reports: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def require_objects(notes: Mapping[str, int], rows: int, what: str) -> None:
-    """Raise `DataError` if every mask is all background: nothing could be learnt from them."""
+    """Raise `NothingError` if every mask is all background: nothing could be learnt from them."""
     if notes["all_background"] == rows:
-        raise DataError(
+        raise NothingError(
             f"Each {what} of {rows} images is background everywhere: the threshold leaves nothing of any map."
         )
 

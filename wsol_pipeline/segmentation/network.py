@@ -74,7 +74,7 @@ class SegmentLearner:
             task.network, len(self.dataset.classes), task.weights, supervision=task.supervision,
             frozen_batch_norm=task.frozen_batch_norm,
         ).to(device)  # fmt: skip
-        found = station.finished(Store.at(task.masks), "", "pseudo masks")
+        found = station.sealed_as(Store.at(task.masks), [task.seal], "pseudo masks")
         plan = self.dataset.train.plan(task.batch_size, task.seed, drop_last=True)
         self.reader = CropReader(self.dataset.train, found, "pseudo_mask", task.cropping, plan)
 

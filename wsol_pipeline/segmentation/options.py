@@ -200,6 +200,49 @@ def _is_share(text: str) -> bool:
 
 
 @dataclass(frozen=True)
+class TuneMasksOptions(IrnOptions, PlaceOptions):
+    """A search over BAS and what refines its seeds. What it searches it begins at the values given here."""
+
+    study: str = "bas"
+    """The finished study of bas whose winner is trained anew in each trial, with other loss weights."""
+    trials: int = 10
+    """Trainings of BAS, the winner's own settings first. More of them continue the search."""
+    by: tuple[str, ...] = ("pamr",)
+    """What refines seeds: irn (its thresholds, radius and exponents are searched too), pamr, crf (its background is),
+    or several in this order; none."""
+    scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0)
+    """Sizes at which a photograph is seen, of its own."""
+    base: int = 0
+    """Short side in pixels that scale 1 has. 0: the photograph's own."""
+    field: Field = "exact"
+    """The dense random field of confident labels and of --by crf: exact, library or none."""
+    seed: int = 0
+    """Seed of the search and of IRN's training."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_name("study", self.study)
+        require(self.trials >= 1, "trials must be at least 1", self.trials)
+        self.stations("trial")  # refuses what they do not know
+
+    def stations(self, trial: str, **read: Any) -> tuple[SeedOptions, RefineOptions]:
+        """Seeds and masks of a trial. `read`: options by name, "seeds." or "refine." before it."""
+        placed = {name: getattr(self, name) for name in ("storage", "workers", "device", "experiment", "field")}
+        walk = {name: getattr(self, name) for name in IrnOptions.__dataclass_fields__}
+        own: dict[str, dict[str, Any]] = {"seeds": {}, "refine": {}}
+        for name, value in read.items():
+            station, _, option = name.partition(".")
+            own[station][option] = value
+        seeds = SeedOptions(**placed, study=trial, scales=self.scales, base=self.base, **own["seeds"])
+        refinement = {**placed, **walk, "seed": self.seed, **own["refine"]}
+        return seeds, RefineOptions(seeds=seeds.result, by=self.by, **refinement)
+
+    @property
+    def result(self) -> str:
+        return self.name or f"{self.study}-tuned"
+
+
+@dataclass(frozen=True)
 class SegmentOptions(PlaceOptions):
     """How a segmentation network learns from pseudo masks."""
 

@@ -22,7 +22,7 @@ import ray
 from ray.util import ActorPool
 
 from wsol_pipeline.data.shards import Shard, ShardSet, describe_shard, encode_shard
-from wsol_pipeline.errors import DataError, UsageError
+from wsol_pipeline.errors import DataError, MismatchError, UsageError
 from wsol_pipeline.protocol import Role
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training.checkpoint import SEAL, read_sealed, seal_of, write_sealed
@@ -205,6 +205,20 @@ def finished(store: Store, name: str, kind: str = "") -> Station:
     if kind and manifest["kind"] != kind:
         raise UsageError(f"{place.uri} holds {manifest['kind']}, not {kind}.")
     return Station(place, manifest)
+
+
+def sealed_as(place: Store, seals: Sequence[str], kind: str = "") -> Station:
+    """The station at a place, which something is made of that has noted its seal. Raises `MismatchError` if another
+    one lies there by now."""
+    found = finished(place, "", kind)
+    if found.seal not in seals:
+        raise MismatchError(f"{place.uri} holds other {found.manifest['kind']} than it held (seal {found.seal[:12]}).")
+    return found
+
+
+def source(found: Station, name: str) -> Station:
+    """The station that another one is made of."""
+    return sealed_as(Store.at(found.uri(name)), found.identity["sources"])
 
 
 def is_finished(place: Store) -> bool:

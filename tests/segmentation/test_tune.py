@@ -1,0 +1,103 @@
+"""A search over BAS and the stations after it: what is proposed, what is kept, what a kill leaves."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from rayjobs import tune_masks as job
+from wsol_pipeline.errors import UsageError
+from wsol_pipeline.segmentation import make_seeds, station, tune
+from wsol_pipeline.segmentation.options import TuneMasksOptions
+from wsol_pipeline.segmentation.tune import Tried, best, by_labels, proposed, tune_masks
+
+LOSSES = {"lambda_", "alpha", "beta"}
+OWN = {"lambda_": 1.0, "alpha": 0.5, "beta": 9.0}
+
+
+def options(storage, **own):
+    given = {"storage": storage.uri, "trials": 2, "scales": (1.0,), "field": "none", **own}
+    return TuneMasksOptions(**given)
+
+
+def tried(number, miou, score=None, **parameters):
+    return Tried(
+        number, {"lambda_": 1.0, "alpha": 0.5, "beta": 1.0, **parameters}, f"m{number}", miou, labels_score=score
+    )
+
+
+def test_the_first_trial_has_the_winners_own_settings_within_the_ranges():
+    first = proposed(TuneMasksOptions(by=("irn",)), OWN, [])
+    assert {first[name] for name in LOSSES} == {1.0, 0.5, 2.5}
+    walk = {name: value for name, value in first.items() if name not in LOSSES}
+    assert walk == {"seeds.foreground_at": 0.3, "seeds.background_at": 0.05, "refine.power": 1.0,
+                    "refine.walk_radius": 5, "refine.beta": 10.0, "refine.exponent": 8}  # fmt: skip
+    assert set(proposed(TuneMasksOptions(by=("pamr",)), OWN, [])) == LOSSES
+    assert proposed(TuneMasksOptions(by=("crf",)), OWN, [])["refine.alpha"] == 0.0
+
+
+def test_a_proposal_depends_on_what_was_found_alone():
+    asked = TuneMasksOptions()
+    before = [tried(0, 40.0), tried(1, None, lambda_=0.3)]
+    assert proposed(asked, OWN, before) == proposed(asked, OWN, before)
+    assert proposed(replace(asked, seed=1), OWN, before) != proposed(asked, OWN, before)
+
+
+def test_masks_choose_and_labels_alone_would_have():
+    trials = [tried(0, 40.0, 0.5), tried(1, 42.0, 0.7), tried(2, None)]
+    assert best(trials).number == 1
+    assert by_labels(trials).number == 0
+    assert by_labels([tried(0, 1.0)]) is None
+
+
+def test_a_search_that_was_killed_goes_on_as_if_it_had_not_been(storage, monkeypatch, capsys):
+    whole = tune_masks(options(storage, name="whole"), "cpu")
+    assert whole[0].parameters["lambda_"] == 1.0
+    assert whole[0].parameters != whole[1].parameters
+    found = station.finished(storage.store, whole[1].masks)
+    assert found.manifest["val"]["miou"] == whole[1].miou
+    assert whole[1].labels_score > 0
+
+    def mortal(*args, make=make_seeds.make_seeds):
+        make(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(make_seeds, "make_seeds", mortal)
+        with pytest.raises(KeyboardInterrupt):
+            tune_masks(options(storage, name="killed"), "cpu")
+    killed = tune_masks(options(storage, name="killed"), "cpu")
+    assert [(one.parameters, one.miou, one.labels_score) for one in killed] == [
+        (one.parameters, one.miou, one.labels_score) for one in whole
+    ]
+    monkeypatch.setattr(tune.Search, "tried", lambda *args: pytest.fail("a finished trial was made again"))
+    job.main(["--name", "killed", "--trials", "2", "--scales", "1", "--field", "none", "--storage", storage.uri])
+    told = capsys.readouterr().out
+    assert f"--masks {best(killed).masks}" in told
+    assert "Labels alone (the least L_bas + L_ac) choose trial" in told
+    assert max(map(len, told.splitlines()[2:6])) <= 80
+
+
+def test_a_trial_without_an_object_is_told_and_the_search_goes_on(storage, monkeypatch):
+    def nothing(*args):
+        raise make_seeds.NothingError("Each seed is background everywhere.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(make_seeds, "make_seeds", nothing)
+        trials = tune_masks(options(storage, trials=1), "cpu")
+    assert (trials[0].miou, trials[0].fault) == (None, "Each seed is background everywhere.")
+    assert tune_masks(options(storage, trials=2), "cpu")[1].miou is not None
+    kept = json.loads((storage.store / "bas-tuned").read("trials/0000.json"))
+    assert kept["fault"]
+
+
+def test_what_cannot_be_searched_is_refused(storage):
+    with pytest.raises(UsageError, match="A search of masks needs a study of bas"):
+        tune_masks(options(storage, study="cam"), "cpu")
+    with pytest.raises(UsageError, match="trials must be at least 1"):
+        TuneMasksOptions(trials=0)
+    with pytest.raises(UsageError, match="Unknown refinement 'irm'"):
+        TuneMasksOptions(by=("irm",))
+    tune_masks(options(storage, trials=1), "cpu")
+    with pytest.raises(UsageError, match="holds an answer to another question"):
+        tune_masks(options(storage, trials=1, seed=4), "cpu")
