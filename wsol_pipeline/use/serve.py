@@ -67,8 +67,9 @@ def serving(options: ServeOptions) -> Iterator[str]:
         serve.run(_application(options, files), name=NAME, route_prefix="/", logging_config={"log_level": "ERROR"})
         interrupts.listen()
         yield f"http://{options.host}:{options.port}"
+        serve.delete(NAME)  # `serve.shutdown` would kill its controller, which Ray then reports as a failure
     finally:
-        serve.shutdown()
+        ray.shutdown()
 
 
 def _application(options: ServeOptions, files: ModelFiles) -> Any:
