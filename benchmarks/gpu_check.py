@@ -3,8 +3,9 @@
     python benchmarks/gpu_check.py --out DIR [--data IMPORTED] [--weights FILE] [--seconds 540] [--only steps,maps]
     python benchmarks/gpu_check.py --device cpu --quick        # the same program, where there is none
 
-Sections run in the order of what one short run should yield. A failure is noted and the next section goes on; the JSON
-is written anew after each, so that a kill loses one section at most. Needs PyTorch, torchvision, numpy, OpenCV,
+Sections run in the order of what one short run should yield, each in a process of its own: one that fails, crashes,
+hangs or leaves the GPU unusable to its process is noted with what it had found, and the next goes on. The JSON is
+written anew after each, so that a kill loses one section at most. Needs PyTorch, torchvision, numpy, OpenCV,
 pyarrow, numba, torchmetrics and safetensors; neither Ray nor MLflow, and no S3 client. `--data` is a dataset that
 `import_dataset.py` made, by default generated images.
 """
@@ -14,74 +15,46 @@ import contextlib
 import copy
 import dataclasses
 import functools
-import gc
-import importlib
 import json
 import multiprocessing
 import os
 import sys
 import tempfile
 import time
-import types
 import warnings
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
+import absent  # noqa: F401 - before whatever imports what it stands in for
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor, nn
 
-def stand_in(module: str, **values: Any) -> None:
-    """An empty module for one that is not installed: nothing is stored in S3 here."""
-    try:
-        importlib.import_module(module)
-    except ImportError:
-        sys.modules[module] = types.ModuleType(module)
-        vars(sys.modules[module]).update(values)
-
-
-class Idle:
-    """Whatever decorates and combines, and does nothing."""
-
-    def __call__(self, *args: Any, **_: Any) -> Any:
-        return args[0] if args and callable(args[0]) else self
-
-    def __and__(self, other: Any) -> "Idle":
-        return self
-
-    __or__ = __add__ = __and__
-
-
-ERRORS = ("BotoCoreError", "ClientError", "NoCredentialsError")
-RETRYING = "retry retry_if_exception stop_after_attempt stop_after_delay wait_exponential wait_random"
-for parent in ("botocore", "s3fs"):
-    stand_in(parent)
-stand_in("botocore.exceptions", **{name: type(name, (Exception,), {}) for name in ERRORS})
-stand_in("s3fs.core", S3_RETRYABLE_ERRORS=(OSError,))
-stand_in("tenacity", **{name: Idle() for name in RETRYING.split()})
-
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import torchvision  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-
-import wsol_models  # noqa: E402
-from wsol_models import bas, readouts  # noqa: E402
-from wsol_pipeline.data.augment import Augmentation  # noqa: E402
-from wsol_pipeline.data.dataset import Dataset, open_dataset  # noqa: E402
-from wsol_pipeline.data.hashes import hash_ids  # noqa: E402
-from wsol_pipeline.data.images import decode_resize  # noqa: E402
-from wsol_pipeline.data.reader import Batch  # noqa: E402
-from wsol_pipeline.evaluation import evaluate  # noqa: E402
-from wsol_pipeline.evaluation.protocols import protocol  # noqa: E402
-from wsol_pipeline.images import normalize  # noqa: E402
-from wsol_pipeline.protocol import Role  # noqa: E402
-from wsol_pipeline.storage import Store  # noqa: E402
-from wsol_pipeline.training import loop  # noqa: E402
-from wsol_pipeline.training.arithmetic import arithmetic  # noqa: E402
-from wsol_pipeline.training.checkpoint import CheckpointStore, Position  # noqa: E402
-from wsol_pipeline.training.config import Reading, Recipe, TrainConfig  # noqa: E402
-from wsol_pipeline.training.guard import Guard, NonFiniteError  # noqa: E402
-from wsol_pipeline.training.optim import build_optimizer  # noqa: E402
+import wsol_models
+from wsol_models import bas, readouts
+from wsol_pipeline.data.augment import Augmentation
+from wsol_pipeline.data.dataset import Dataset, open_dataset
+from wsol_pipeline.data.hashes import hash_ids
+from wsol_pipeline.data.images import decode_resize
+from wsol_pipeline.data.importers import synthetic
+from wsol_pipeline.data.ingest import import_dataset
+from wsol_pipeline.data.reader import Batch
+from wsol_pipeline.evaluation import evaluate
+from wsol_pipeline.evaluation.protocols import protocol
+from wsol_pipeline.images import normalize
+from wsol_pipeline.protocol import Role
+from wsol_pipeline.storage import Store
+from wsol_pipeline.training import loop
+from wsol_pipeline.training.arithmetic import arithmetic
+from wsol_pipeline.training.checkpoint import CheckpointStore, Position
+from wsol_pipeline.training.config import Reading, Recipe, TrainConfig
+from wsol_pipeline.training.guard import Guard, NonFiniteError
+from wsol_pipeline.training.optim import build_optimizer
 
 Found = dict[str, Any]
 READ = [
@@ -89,11 +62,14 @@ READ = [
     ("cam", "bagcams", {"stages": "all", "weightings": ("ours1", "ours2", "ours3")}), ("bas", "topk", {}),
     ("bas", "suppression", {}), ("bcam", "bcam", {}), ("acol", "own", {}), ("mldfr", "topk", {}),
 ]  # fmt: skip
-SECTIONS: dict[str, tuple[Callable[["Check"], Found], float]] = {}  # what is run, and seconds below which it is not
+Measure = Callable[["Check"], Iterator[Found]]  # gives what it finds piece by piece
+SECTIONS: dict[str, tuple[Measure, float]] = {}  # what is run, and seconds below which it is not
+SHARE = 0.25  # of all the time that one section may take, but for the last
+FORK, SPAWN = (multiprocessing.get_context(how) for how in ("fork", "spawn"))
 
 
-def section(seconds: float = 0.0) -> Callable[[Callable[["Check"], Found]], Callable[["Check"], Found]]:
-    def add(measure: Callable[["Check"], Found]) -> Callable[["Check"], Found]:
+def section(seconds: float = 0.0) -> Callable[[Measure], Measure]:
+    def add(measure: Measure) -> Measure:
         SECTIONS[measure.__name__] = measure, seconds
         return measure
 
@@ -146,7 +122,7 @@ class Check:
         for _ in range(times):
             work()
         self.wait()
-        return round(items * times / (time.perf_counter() - start), 1)
+        return items * times / (time.perf_counter() - start)
 
 
 def a_batch(count: int, classes: int, side: int, seed: int = 0) -> Batch:
@@ -214,8 +190,8 @@ def without_tf32() -> Iterator[None]:
 
 
 @section()
-def machine(check: Check) -> Found:
-    return {
+def machine(check: Check) -> Iterator[Found]:
+    yield {
         "gpu": torch.cuda.get_device_name() if check.is_cuda else "none",
         "torch": torch.__version__, "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(),
         "python": sys.version.split()[0], "cores": os.cpu_count(),
@@ -225,9 +201,8 @@ def machine(check: Check) -> Found:
 
 
 @section()
-def steps_equal(check: Check) -> Found:
+def steps_equal(check: Check) -> Iterator[Found]:
     """Loss and weights after two steps, against a CPU's; bfloat16 with channels last beside."""
-    found: Found = {}
     for name in wsol_models.methods():
         for backbone in ("tiny",) if check.quick else ("tiny", "resnet18"):
             with without_tf32():
@@ -236,18 +211,17 @@ def steps_equal(check: Check) -> Found:
             half = a_run(name, backbone, 64, 7, check.device, "bfloat16", last=True)
             in_half = steps(half, 2, 4, 7, 64)
             weights = apart(flat(here), flat(on_cpu))
-            found[f"{name}/{backbone}"] = {
+            yield {f"{name}/{backbone}": {
                 "loss": losses, "bfloat16 loss": in_half, "weights": weights,
                 "bfloat16 weights": apart(flat(half), flat(on_cpu)),
                 "ok": weights < 1e-4 and abs(in_half[0] / losses[0][0] - 1) < 0.05,
-            }  # fmt: skip
-    return found
+            }}  # fmt: skip
 
 
 @section()
-def maps_equal(check: Check) -> Found:
+def maps_equal(check: Check) -> Iterator[Found]:
     """The worst map of each readout's search, against a CPU's."""
-    found, images_BCHW, classes_B = {}, torch.randn(4, 3, 64, 64), torch.arange(4)
+    images_BCHW, classes_B = torch.randn(4, 3, 64, 64), torch.arange(4)
     for name, readout, options in READ:
         torch.manual_seed(0)
         method = wsol_models.build(name, backbone="tiny" if check.quick else "resnet18", num_classes=5).eval()
@@ -259,14 +233,13 @@ def maps_equal(check: Check) -> Found:
                 search(there, images_BCHW.to(check.device), classes_B.to(check.device)),
                 strict=True,
             )
-            found[f"{name}/{readout}"] = max(apart(here.float().cpu(), cpu.float()) for (_, cpu), (_, here) in pairs)
-    return found
+            worst = max(apart(here.float().cpu(), cpu.float()) for (_, cpu), (_, here) in pairs)
+        yield {f"{name}/{readout}": worst}
 
 
 @section()
-def waits(check: Check) -> Found:
+def waits(check: Check) -> Iterator[Found]:
     """Lines at which the host waits in a step, by the driver's own word."""
-    found: Found = {}
     for name in wsol_models.methods() if check.is_cuda else ():
         run = a_run(name, "tiny", 64, 7, check.device)
         steps(run, 1, 4, 7, 64)
@@ -279,12 +252,11 @@ def waits(check: Check) -> Found:
         finally:
             torch.cuda.set_sync_debug_mode("default")
         lines = [f"{Path(w.filename).name}:{w.lineno}" for w in seen if "synchroniz" in str(w.message)]
-        found[name] = {line: lines.count(line) for line in lines}
-    return found
+        yield {name: {line: lines.count(line) for line in lines}}
 
 
 @section()
-def not_finite(check: Check) -> Found:
+def not_finite(check: Check) -> Iterator[Found]:
     """A NaN in the third step: told by the end of the fourth, weights as after the second."""
     run = a_run("bas", "tiny", 64, 7, check.device)
     steps(run, 2, 4, 7, 64)
@@ -298,7 +270,7 @@ def not_finite(check: Check) -> Found:
     except NonFiniteError as error:
         told = str(error)
     after = torch.cat([p.detach().cpu().flatten() for p in run.method.parameters()])
-    return {"told": told, "names the step": "after 8 samples" in told, "weights untouched": torch.equal(before, after)}
+    yield {"told": told, "names the step": "after 8 samples" in told, "weights untouched": torch.equal(before, after)}
 
 
 class Plain(nn.Module):
@@ -387,10 +359,10 @@ def timed(
 
 
 @section(60)
-def throughput(check: Check) -> Found:
+def throughput(check: Check) -> Iterator[Found]:
     """Methods against a plain classifier and BAS's double pass; and what each setting of the profile is worth."""
     torch.backends.cudnn.benchmark = True
-    backbone, classes, found = check.backbone, check.classes, {}
+    backbone, classes = check.backbone, check.classes
     networks: dict[str, Callable[[], nn.Module]] = {
         "plain": lambda: Plain(backbone, classes),
         "cam small": lambda: Product("cam", backbone, classes, large=False),
@@ -398,22 +370,20 @@ def throughput(check: Check) -> Found:
         "bas twice": lambda: Twice("bas", backbone, classes),
     }
     for name, make in networks.items():
-        found[name] = timed(check, make(), check.batch)
-    if not check.quick:
-        found |= {f"{name}, 128 images": timed(check, networks[name](), 128) for name in ("plain", "cam", "bas")}
+        yield {name: timed(check, make(), check.batch)}
+    for name in () if check.quick else ("plain", "cam", "bas"):
+        yield {f"{name}, 128 images": timed(check, networks[name](), 128)}
     plain = {"half": False, "last": False, "fused": False, "late": False}
     for name in ("float32", "half", "last", "fused", "late"):
         plain |= {name: True} if name in plain else {}
-        found[f"bas, up to {name}"] = timed(check, networks["bas"](), check.batch, **plain)
-    return found
+        yield {f"bas, up to {name}": timed(check, networks["bas"](), check.batch, **plain)}
 
 
 @section(30)
-def kernels(check: Check) -> Found:
+def kernels(check: Check) -> Iterator[Found]:
     """Kernels of a step and how much of its time they run."""
     from torch.profiler import ProfilerActivity, profile
 
-    found: Found = {}
     for name in ("cam", "bas", "bcam") if check.is_cuda else ():
         run = a_run(name, check.backbone, check.side, check.classes, check.device, "bfloat16", check.batch, last=True)
         steps(run, 3, check.batch, check.classes, check.side)
@@ -424,12 +394,11 @@ def kernels(check: Check) -> Found:
             wall = time.perf_counter() - start
         events = [e for e in profiled.events() if e.device_type == torch.autograd.DeviceType.CUDA]
         busy = sum(event.device_time for event in events) / 1e6 / wall
-        found[name] = {"kernels": len(events) / 3, "busy": busy, "ms": 1e3 * wall / 3}
-    return found
+        yield {name: {"kernels": len(events) / 3, "busy": busy, "ms": 1e3 * wall / 3}}
 
 
 @section(60)
-def training(check: Check) -> Found:
+def training(check: Check) -> Iterator[Found]:
     """The loop as a trial runs it: input, steps, validation with a search at the end, checkpoints."""
     config = _trained_config(check, "bas", epochs=1 if check.quick else 2)
     with tempfile.TemporaryDirectory() as folder:
@@ -438,7 +407,7 @@ def training(check: Check) -> Found:
         wall = time.perf_counter() - start
     names = ("seconds", "device_seconds", "images_per_second", "value")
     epochs = {f"epoch {r['epoch']}": {name: r[name] for name in names} for r in records}
-    return {**epochs, "wall s": wall, "beyond training s": wall - sum(r["seconds"] for r in records)}
+    yield {**epochs, "wall s": wall, "beyond training s": wall - sum(r["seconds"] for r in records)}
 
 
 def _trained_config(check: Check, method: str, epochs: int, seed: int = 0) -> TrainConfig:
@@ -460,18 +429,14 @@ def dataset(check: Check, folder: str) -> Dataset:
     """What `--data` names, else generated images."""
     if check.data:
         return open_dataset(check.data)
-    from wsol_pipeline.data.importers import synthetic
-    from wsol_pipeline.data.ingest import import_dataset
-
     options = synthetic.Options(train=64 if check.quick else 2048, val=16 if check.quick else 256, test=8)
     import_dataset(synthetic.read(Path(), options), Store.at(f"{folder}/data"), name="generated", origin={})
     return open_dataset(f"{folder}/data")
 
 
 @section(40)
-def resumed(check: Check) -> Found:
+def resumed(check: Check) -> Iterator[Found]:
     """Whether two runs, and one that goes on from a checkpoint, are equal to the last bit."""
-    found: Found = {}
     for name in ("bas", "spg", "bcam"):
         for deterministic in (False, True):
             torch.backends.cudnn.benchmark = False
@@ -490,30 +455,29 @@ def resumed(check: Check) -> Found:
             gone_on.method.load_state_dict(saved.state["method"])
             gone_on.optimizer.load_state_dict(saved.state["optimizer"])
             steps(gone_on, 2, 4, 7, 64, first=2)
-            found[f"{name}, deterministic {deterministic}"] = {
+            equal = {
                 "two runs equal": torch.equal(flat(whole), flat(again)),
                 "resumed equal": torch.equal(flat(whole), flat(gone_on)),
                 "apart": apart(flat(gone_on), flat(whole)),
             }
-    torch.use_deterministic_algorithms(False)
-    return found
+            yield {f"{name}, deterministic {deterministic}": equal}
 
 
 @section(20)
-def reading(check: Check) -> Found:
+def reading(check: Check) -> Iterator[Found]:
     """Images a second of one process: crops of cached pixels, decoded photographs; bytes to the device."""
     pixels = np.random.default_rng(0).integers(0, 256, (256, 3, 256, 256), np.uint8)
     hashes, sizes = hash_ids(map(str, range(256))), np.full((256, 2), 256)
     crop = Augmentation("crop", 256, 224, 0.08)
-    found: Found = {"crops/s": check.per_second(256, lambda: crop.apply(iter(pixels), hashes, sizes, 0, 1))}
+    yield {"crops/s": check.per_second(256, lambda: crop.apply(iter(pixels), hashes, sizes, 0, 1))}
     encoded = [torchvision.io.encode_jpeg(torch.from_numpy(image), 90).numpy().tobytes() for image in pixels[:32]]
     pairs = [(str(i), image) for i, image in enumerate(encoded)]
-    found["decoded/s"] = check.per_second(32, lambda: list(decode_resize(pairs, 256)))
+    yield {"decoded/s": check.per_second(32, lambda: list(decode_resize(pairs, 256)))}
     if check.is_cuda:
         pageable = torch.from_numpy(pixels)
         for kind, of in (("pageable", pageable), ("pinned", pageable.pin_memory())):
-            found[f"{kind} GB/s"] = check.per_second(1, functools.partial(of.to, check.device), 10) * of.nbytes / 1e9
-    return found
+            times = check.per_second(1, functools.partial(of.to, check.device), 10)
+            yield {f"{kind} GB/s": times * of.nbytes / 1e9}
 
 
 class Rows:
@@ -529,26 +493,51 @@ class Rows:
             yield a_batch(self.check.batch, self.check.classes, self.check.side, seed)
 
 
-@section(30)
-def evaluator(check: Check) -> Found:
-    """Maps scored a second: one setting and a search, by one thread in turn and by all beside the device."""
+def _search(check: Check) -> tuple[nn.Module, Callable[..., object]]:
+    """BAS, and its search over `settings` of those rows, by default all k."""
     torch.manual_seed(0)
     method = wsol_models.build("bas", backbone=check.backbone, num_classes=check.classes).to(check.device).eval()
-    rules, before, found = protocol("wsol-v1", check.side, check.side), torch.get_num_threads(), {}
-    count = functools.partial(evaluate.count, method, readouts.readout("topk"), Rows(check), rules, device=check.device)
+    rules = protocol("wsol-v1", check.side, check.side)
+    search = functools.partial(
+        evaluate.count, method, readouts.readout("topk"), Rows(check), rules, device=check.device
+    )
+    return method, search
+
+
+@section(30)
+def evaluator(check: Check) -> Iterator[Found]:
+    """Maps scored a second: one setting and a search, by one thread in turn and by all beside the device."""
+    (method, search), before = _search(check), torch.get_num_threads()
     for threads in (1, before):
         torch.set_num_threads(threads)
         for name, settings in (("one setting", [1]), ("search", None)):
             maps = 2 * check.batch * (1 if settings else check.classes)
-            found[f"{name}, {threads} threads"] = check.per_second(maps, functools.partial(count, settings=settings))
+            yield {f"{name}, {threads} threads": check.per_second(maps, functools.partial(search, settings=settings))}
     images_BCHW = torch.randn(check.batch, 3, check.side, check.side, device=check.device)
     with torch.no_grad():
-        found["forward images/s"] = check.per_second(check.batch, lambda: method(images_BCHW), 3)
-    return found
+        yield {"forward images/s": check.per_second(check.batch, lambda: method(images_BCHW), 3)}
+
+
+@section(30)
+def overlap(check: Check) -> Iterator[Found]:
+    """A search whose maps are scored after each batch, and beside the next; how much of the shorter part is hidden."""
+    method, search = _search(check)
+    arguments = method, readouts.readout("topk"), Rows(check), protocol("wsol-v1", check.side, check.side)
+
+    def maps_alone() -> None:
+        for step in evaluate.walk(*arguments, device=check.device):
+            for part in evaluate.parts(step.maps, evaluate.PART_BYTES):
+                evaluate.together(step.ranks_B, *(of for _, of in part))()
+
+    alone, beside = (1 / check.per_second(1, work) for work in (maps_alone, search))
+    with mock.patch.object(evaluate, "_open_parts", return_value=0):
+        in_turn = 1 / check.per_second(1, search)
+    hidden = (in_turn - beside) / max(1e-9, min(alone, in_turn - alone))
+    yield {"maps alone s": alone, "scored in turn s": in_turn, "scored beside s": beside, "hidden": hidden}
 
 
 @section(20)
-def checkpoint(check: Check) -> Found:
+def checkpoint(check: Check) -> Iterator[Found]:
     """Seconds of a checkpoint, and of the copy to pinned memory that is a part of it."""
     run = a_run("bas", check.backbone, check.side, check.classes, check.device)
     steps(run, 1, 4, check.classes, check.side)
@@ -556,7 +545,7 @@ def checkpoint(check: Check) -> Found:
     with tempfile.TemporaryDirectory() as folder:
         store = CheckpointStore(Store.at(folder), 1)
         save = 1 / check.per_second(1, lambda: store.save(Position(1), state, []))
-        return {"save s": save, "load s": 1 / check.per_second(1, lambda: store.newest(check.device))}
+        yield {"save s": save, "load s": 1 / check.per_second(1, lambda: store.newest(check.device))}
 
 
 def _steps_for(seconds: float, check: Check, rates: Any) -> None:
@@ -573,36 +562,31 @@ def _steps_for(seconds: float, check: Check, rates: Any) -> None:
 
 
 @section(60)
-def two_trials(check: Check) -> Found:
+def two_trials(check: Check) -> Iterator[Found]:
     """Images a second of a small network's trial alone on the device, and of two together."""
-    spawn, found = multiprocessing.get_context("spawn"), {}
     for trials in (1, 2):
-        rates = spawn.Queue()
-        processes = [
-            spawn.Process(target=_steps_for, args=(1 if check.quick else 8, check, rates)) for _ in range(trials)
-        ]
+        rates = SPAWN.Queue()
+        seconds = 1 if check.quick else 8
+        processes = [SPAWN.Process(target=_steps_for, args=(seconds, check, rates)) for _ in range(trials)]
         for process in processes:
             process.start()
+        yield {f"{trials} at once": [rates.get(timeout=check.left) for _ in processes]}
         for process in processes:
             process.join()
-        found[f"{trials} at once"] = [rates.get(timeout=5) for process in processes if process.exitcode == 0]
-    return found
 
 
 @section(120)
-def ranking(check: Check) -> Found:
+def ranking(check: Check) -> Iterator[Found]:
     """CAM and BAS on real photographs from ImageNet weights, three seeds each: needs --data and --weights."""
-    if not (check.data and check.weights):
-        return {"left out": "no --data or no --weights"}
-    found: Found = {}
-    for seed in range(3):
+    if not check.quick and not (check.data and check.weights):
+        yield {"left out": "no --data or no --weights"}
+        return
+    seeds, epochs = (1, 1) if check.quick else (3, 6)  # from the sixth epoch BAS's generator has long begun
+    for seed in range(seeds):
         for method in ("cam", "bas"):
-            if check.left < 60:
-                return found | {"left out": "the rest: out of time"}
             with tempfile.TemporaryDirectory() as folder:
-                records = _trained(check, _trained_config(check, method, epochs=6, seed=seed), folder)
-            found[f"{method}, seed {seed}"] = {"value": records[-1]["value"], **records[-1]["val"]}
-    return found
+                records = _trained(check, _trained_config(check, method, epochs, seed), folder)
+            yield {f"{method}, seed {seed}": {"value": records[-1]["value"], **records[-1]["val"]}}
 
 
 def rows(name: str, found: Any) -> Iterator[tuple[str, str]]:
@@ -614,26 +598,55 @@ def rows(name: str, found: Any) -> Iterator[tuple[str, str]]:
         yield from rows(f"{name} · {key}" if name else key, value)
 
 
+def found_apart(measure: Measure, check: Check, most: float) -> Found:
+    """What a section finds in a process of its own within `most` seconds; what it had found if it ends otherwise."""
+    receiver, sender = FORK.Pipe(duplex=False)
+    process = FORK.Process(target=_send, args=(measure, check, sender))
+    process.start()
+    sender.close()
+    found: Found = {}
+    until = time.monotonic() + most
+    try:
+        while receiver.poll(max(0.0, until - time.monotonic())):
+            found |= receiver.recv()
+        return found | {"error": f"cut off after {most:.0f} s"}
+    except EOFError:
+        process.join(10)
+        crashed = {"error": f"its process ended with {process.exitcode}"} if process.exitcode else {}
+        return crashed | found
+    finally:
+        process.kill()
+        process.join()
+
+
+def _send(measure: Measure, check: Check, sender: Connection) -> None:
+    try:
+        for found in measure(check):
+            sender.send(found)
+    except Exception as error:  # noqa: BLE001 - one section's failure is a finding, and not the others'
+        sender.send({"error": f"{type(error).__name__}: {error}"})
+
+
 def run(check: Check, only: list[str], out: Path) -> Found:
     """Every section that there is time for, written after each."""
     results: Found = {}
+    whole, last = check.left, list(SECTIONS)[-1]
     for name, (measure, seconds) in SECTIONS.items():
         if only and name not in only:
             continue
         start = time.monotonic()
-        try:
-            enough = check.left >= seconds
-            results[name] = measure(check) if enough else {"left out": f"{check.left:.0f} s were left"}
-        except Exception as error:  # noqa: BLE001 - one section's failure is a finding, and not the others'
-            results[name] = {"error": f"{type(error).__name__}: {error}"}
+        most = check.left if name == last else min(check.left, SHARE * whole)
+        enough = check.left >= seconds
+        results[name] = found_apart(measure, check, most) if enough else {"left out": f"{check.left:.0f} s were left"}
         results[name] |= {"section s": round(time.monotonic() - start, 1)}
         (out / "gpu_check.json").write_text(json.dumps(results, indent=1, default=str))
         for what, value in rows(name, results[name]):
             print(f"{what:70s} {value}", flush=True)
-        gc.collect()
-        if check.is_cuda:
-            torch.cuda.empty_cache()
     return results
+
+
+def _devices(check: Check) -> Iterator[Found]:
+    yield {"gpus": torch.cuda.device_count()}
 
 
 def main(args: list[str] | None = None) -> int:
@@ -649,10 +662,11 @@ def main(args: list[str] | None = None) -> int:
     only = [name for name in options.only.split(",") if name]
     if unknown := [name for name in only if name not in SECTIONS]:
         parser.error(f"--only knows {', '.join(SECTIONS)} but got {unknown[0]!r}")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda needs a GPU but this machine has none; --device cpu --quick tries the program")
     until = time.monotonic() + options.seconds
     check = Check(torch.device(options.device), options.quick, options.data, options.weights, until)
+    # asked in another process: one that has looked at a GPU cannot fork others that use it
+    if options.device == "cuda" and not found_apart(_devices, check, 60).get("gpus"):
+        parser.error("--device cuda needs a GPU but this machine has none; --device cpu --quick tries the program")
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     results = run(check, only, out)

@@ -47,7 +47,8 @@ def main(args: list[str] | None = None) -> int:
          f"--name seg-cam --method cam --epochs 8 --learning-rate 0.02 {study}")  # fmt: skip
     weights = shlex.quote(start_weights(options.storage))
     step("BAS for seeds", train.main, "train",
-         f"--name seg-bas --method bas --options segmentation true --epochs 6 --weights {weights} {study}")  # fmt: skip
+         "--name seg-bas --method bas --options segmentation true --epochs 6 --backbone tiny "
+         f"--weights {weights} {study}")  # fmt: skip
     step("Seeds of both", seeds.main, "seeds", f"--study seg-cam --field none {where}")
     step("", seeds.main, "seeds", f"--study seg-bas --field none {where}")
     step("Pseudo masks", refine.main, "refine", f"--seeds seg-bas-seeds --by pamr {where}")

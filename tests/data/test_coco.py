@@ -7,11 +7,16 @@ import numpy as np
 import pytest
 from pycocotools import mask as oracle
 
+from wsol_pipeline.data.audit import open_audit, write_audit
+from wsol_pipeline.data.dataset import open_dataset
+from wsol_pipeline.data.images import label_mask
 from wsol_pipeline.data.importers import coco
+from wsol_pipeline.data.ingest import import_dataset
 from wsol_pipeline.data.reader import ReadConfig, eval_rows
 from wsol_pipeline.data.schema import Note
 from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.protocol import Role
+from wsol_pipeline.storage import Store
 
 CATEGORIES = [{"id": 18, "name": "dog"}, {"id": 3, "name": "car"}, {"id": 90, "name": "toothbrush"}]
 WIDTH, HEIGHT = 40, 30
@@ -120,6 +125,24 @@ def test_a_set_of_your_own_is_val(mini, put):
     rows = by_id(coco.read(mini, coco.Options(val="own")))
     assert [name for name, row in rows.items() if row.role is Role.VAL] == ["21"]
     assert all(rows[name].role is Role.TRAIN for name in "124")
+
+
+def test_masks_of_training_images_are_for_the_audit_alone(mini, put, tmp_path):
+    """A crowd counts neither way there too; no shard, and no fingerprint, knows of them."""
+    put("own", 21, [note(1, 21, 3, [1, 2, 4, 4], square(1, 2, 4))], number=1)
+    source = coco.read(mini, coco.Options(val="own"))
+    out = Store.at(tmp_path / "out")
+    import_dataset(source, out, name="coco", origin={}, max_bad=1)
+    dataset = open_dataset(out.uri)
+    assert write_audit(source.rows, source.rules, out, dataset.fingerprint) == (3, 0)
+    found = open_audit(dataset).masks()
+    drawn = {name: label_mask(mask, ignore, (WIDTH, HEIGHT), True) for name, mask, ignore in found}
+    dog, crowd = (drawn[f"train2017/{number:012d}.jpg"] for number in (1, 2))
+    assert (dog[2:6, 1:5] == 2).all()
+    assert int((dog > 0).sum()) == 16
+    assert (crowd[2:6, 1:5] == 1).all()
+    assert int((crowd == 255).sum()) == WIDTH * HEIGHT - 16
+    assert "mask" not in dataset.train.shard_set().read(np.arange(1), ["id", "image", "labels"]).schema.names
 
 
 def test_images_may_lie_below_images(mini):

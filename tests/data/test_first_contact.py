@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 import unicodedata
 import zipfile
@@ -616,3 +617,25 @@ def test_the_example_of_the_help_is_a_table_that_is_read(tmp_path, put):
     put("boxes.csv", "\n".join(table[: table.index("")]) + "\n")
     findings, _ = examine(folder.read(tmp_path / "in", folder.Options()))
     assert findings == []
+
+
+def ascii_terminal(tmp_path: Path, *arguments: str) -> tuple[int, str]:
+    """Exit code and output of an import where Python knows no sign but those of ASCII."""
+    plain = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    command = [sys.executable, job.__file__, "--dataset", "folder", *arguments]
+    ended = subprocess.run(command, cwd=tmp_path, env=os.environ | plain, capture_output=True, text=True)
+    return ended.returncode, ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_locale_of_ascii_reads_names_and_prints_what_it_can(cats, tmp_path, form):
+    cats(names=("ant", unicodedata.normalize(form, CAFE)))
+    code, told = ascii_terminal(tmp_path, "--source", "in", "--out", "out")
+    assert code == 0, told
+    assert r"caf\xe9 3" in told
+    assert open_dataset(str(tmp_path / "out")).manifest.classes == ("ant", CAFE)
+
+
+def test_help_on_an_ascii_terminal(tmp_path):
+    code, told = ascii_terminal(tmp_path, "--help")
+    assert (code, r"\u" in told, "--val-share" in told) == (0, False, True)

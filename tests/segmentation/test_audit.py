@@ -1,16 +1,20 @@
 """Masks of training images: apart from the dataset, opened for sealed stations alone."""
 
+import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from wsol_pipeline.data.audit import AUDIT, open_audit, write_audit
 from wsol_pipeline.data.dataset import open_dataset
 from wsol_pipeline.data.importers import synthetic
 from wsol_pipeline.data.ingest import import_dataset
 from wsol_pipeline.errors import DataError, ProtocolError
+from wsol_pipeline.evaluation.baseline import centred_map
 from wsol_pipeline.protocol import Role, require_searchable
 from wsol_pipeline.segmentation import audit, make_seeds, masks, refine, scores
 from wsol_pipeline.segmentation.options import RefineOptions, SeedOptions
@@ -73,3 +77,42 @@ def test_seeds_and_masks_are_judged_once_they_are_sealed(audited, storage):
         matrix = sum(scores.confusion(truths[row["id"]], masks.decode(row[column]), 3) for row in table)
         assert found.figures["miou"] == pytest.approx(100 * scores.mean_iou(scores.class_iou(matrix)))
         assert audit.judge(storage.store, name) == found
+
+
+def test_images_of_one_class_have_the_mask_of_its_object(tmp_path, storage):
+    """As in VOC's layout with a class an image, or CUB: what the mask marks is of the image's class."""
+    source = synthetic.read(Path(), OPTIONS)
+    rows = [row for row in source.rows if len(row.labels) == 1]
+    single = replace(source, rows=rows, multilabel=False)
+    place = Store.at(tmp_path / "single")
+    import_dataset(single, place, name="single", origin={})
+    dataset = open_dataset(place.uri)
+    write_audit(single.rows, single.rules, place, dataset.fingerprint)
+    drawn = {row.id: np.array(Image.open(io.BytesIO(row.masks[0]))) for row in rows}
+    part = make_seeds.Part("val", 0, 0, dataset.val.num_rows)
+    for image in make_seeds.read_images(dataset.val, part):
+        assert np.array_equal(image.mask_HW, drawn[image.id])
+        assert set(np.unique(image.mask_HW)) == {0, image.labels[0] + 1}
+
+    winner = json.loads(storage.store.read("bas/winner.json")) | {"data": dataset.uri}
+    (storage.store / "single").write("winner.json", json.dumps(winner).encode())
+    told = SeedOptions(storage=storage.uri, study="single", scales=(1.0,), field="none")
+    found = make_seeds.make_seeds(told, "cpu")
+    train = found.read("train", np.arange(dataset.train.num_rows), ["id", "seed"]).to_pylist()
+    matrix = sum(scores.confusion(drawn[row["id"]], masks.decode(row["seed"]), 3) for row in train)
+    judged = audit.judge(storage.store, "single-seeds").figures
+    assert judged["miou"] == pytest.approx(100 * scores.mean_iou(scores.class_iou(matrix)))
+
+
+def test_the_centred_box_is_cut_where_validation_says(audited, storage):
+    """Beside each station's figures: what known labels and no look at the image would give."""
+    found = make_seeds.make_seeds(SeedOptions(storage=storage.uri, scales=(1.0,), field="none"), "cpu")
+    val, truths = found.manifest["val"], {name: masks.decode(mask) for name, mask, _ in open_audit(audited).masks()}
+    inside_HW = centred_map((40, 40)).astype(np.float32) > np.float32(val["centred_threshold"])
+    rows = audited.train.shard_set().read(np.arange(36), ["id", "labels"]).to_pylist()
+    boxes = {row["id"]: np.where(inside_HW, min(row["labels"]) + 1, 0).astype(np.uint8) for row in rows}
+    matrix = sum(scores.confusion(truths[name], boxes[name], 3) for name in truths)
+    judged = audit.judge(storage.store, "bas-seeds").figures
+    assert judged["centred"] == pytest.approx(100 * scores.mean_iou(scores.class_iou(matrix)))
+    assert judged["centred"] <= judged["centred_oracle"] + 1e-9
+    assert 0 < val["centred"] < 100

@@ -8,7 +8,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayjobs import evaluate, refine, seeds, segment
-from wsol_pipeline.errors import UsageError
 from wsol_pipeline.segmentation import masks
 from wsol_pipeline.segmentation.station import finished
 
@@ -78,10 +77,3 @@ def test_networks_that_options_name_are_those_there_are():
     from wsol_pipeline.segmentation import options
 
     assert set(options.NETWORKS) == set(NETWORKS)
-
-
-def test_a_study_of_one_class_an_image_is_refused(dataset, storage, alone):
-    winner = json.loads(storage.store.read("bas/winner.json")) | {"data": dataset.uri}
-    (storage.store / "single").write("winner.json", json.dumps(winner).encode())
-    with pytest.raises(UsageError, match="has one class an image; segmentation needs class masks"):
-        seeds.main(["--study", "single", "--storage", storage.uri])

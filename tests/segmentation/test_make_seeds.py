@@ -1,11 +1,19 @@
 """Seeds of a finished study: what is kept, what validation chooses, what a kill leaves, what is refused."""
 
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from wsol_models.readouts import readout
 from wsol_pipeline.data.images import decode
+from wsol_pipeline.data.importers import synthetic
+from wsol_pipeline.data.ingest import import_dataset
 from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.images import normalize
 from wsol_pipeline.segmentation import make_seeds, masks, station
@@ -92,6 +100,24 @@ def test_thresholds_without_a_mask(seeds_of):
         seeds_of("cams", study="cam", threshold="image")
 
 
+def test_labels_alone_choose_where_there_is_no_mask(seeds_of, storage, several, tmp_path):
+    """The same cut as beside masks, of a set without any; each image's own falls back on it."""
+    source = synthetic.read(Path(), synthetic.Options(train=36, val=12, test=12, classes=3, objects=3, size=40))
+    rows = [replace(row, masks=()) for row in source.rows]
+    place = str(tmp_path / "bare")
+    import_dataset(replace(source, rows=rows), Store.at(place), name="bare", origin={})
+    winner = json.loads(storage.store.read("bas/winner.json")) | {"data": place}
+    (storage.store / "bare").write("winner.json", json.dumps(winner).encode())
+    beside = seeds_of("beside").manifest["val"]
+    found = seeds_of("bare-seeds", study="bare", threshold="labels").manifest
+    assert found["chosen"]["constant"] == beside["labels_threshold"] > 0
+    assert found["val"] == {}
+    own = seeds_of("bare-own", study="bare", threshold="image").manifest
+    assert own["chosen"] == {"constant": beside["labels_threshold"], "per": "image"}
+    with pytest.raises(DataError, match="has no masks on validation: choose by --threshold labels"):
+        seeds_of("bare-val", study="bare")
+
+
 def test_what_was_killed_goes_on_bit_for_bit(seeds_of, storage, monkeypatch):
     monkeypatch.setattr(station, "ROWS", 8)
     monkeypatch.setattr(station.parts_of, "__defaults__", (8,))
@@ -130,6 +156,43 @@ def test_two_workers_make_the_same(seeds_of, local_ray, monkeypatch):
 
     ray.shutdown()
     assert contents(seeds_of("one")) == two
+
+
+@pytest.mark.slow
+def test_an_actor_that_dies_costs_its_shard(seeds_of, storage, local_ray, monkeypatch, tmp_path):
+    """Killed by the system before its second shard is written: it starts anew and makes that one, none twice."""
+    monkeypatch.setattr(station.parts_of, "__defaults__", (12,))
+    once, log = tmp_path / "died", tmp_path / "log"
+
+    class Mortal:
+        def __init__(self, maker):
+            self.maker = maker
+
+        def __call__(self):
+            work = self.maker()
+
+            def worker(part):
+                with log.open("a") as file:
+                    file.write(f"{part.name}\n")
+                if part.name == "train/00001" and not once.exists():
+                    once.touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return work(part)
+
+            return worker
+
+    def mortal(place, make, parts, *rest, run=station.run_parts):
+        return run(place, Mortal(make), parts, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(station, "run_parts", mortal)
+        shaken = seeds_of("shaken", workers=2)
+    assert once.exists()
+    assert sorted(log.read_text().split()) == ["train/00000", "train/00001", "train/00001", "train/00002", "val/00000"]
+    import ray
+
+    ray.shutdown()
+    assert contents(seeds_of("quiet")) == contents(shaken)
 
 
 def test_fused_maps_come_from_studies_and_from_files(seeds_of, storage):

@@ -14,7 +14,7 @@ import torch
 from wsol_models.segmentation import crf, pamr
 from wsol_pipeline.data.images import decode, resize_to
 from wsol_pipeline.errors import DataError, MismatchError, UsageError
-from wsol_pipeline.segmentation import fit, make_seeds, masks, refine, segment, station
+from wsol_pipeline.segmentation import fit, make_seeds, masks, network, refine, segment, station
 from wsol_pipeline.segmentation.make_seeds import unpack_strided
 from wsol_pipeline.segmentation.options import RefineOptions, SeedOptions, SegmentOptions, WalkOptions
 from wsol_pipeline.segmentation.seeds import strided
@@ -100,6 +100,51 @@ def test_irn_killed_in_its_training_goes_on_bit_for_bit(walk, monkeypatch):
     killed, whole = refine.refine(options("killed"), "cpu"), refine.refine(options("whole"), "cpu")
     for name in ("train/00000.parquet", "val/00000.parquet"):
         assert killed.place.read(name) == whole.place.read(name)
+
+
+def test_masks_killed_between_shards_go_on_bit_for_bit(masked, walk, monkeypatch):
+    """Validation's shards and training's are made once: what was there is only read."""
+    monkeypatch.setattr(station.parts_of, "__defaults__", (12,))
+
+    class Death(BaseException):
+        pass
+
+    def mortal(place, part, worker, write=station.write):
+        if part.name == "train/00001":
+            raise Death
+        return write(place, part, worker)
+
+    def made(name):
+        return refine.refine(RefineOptions(storage=walk.uri, seeds="bas-seeds", by=("pamr",), name=name), "cpu")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(station, "write", mortal)
+        with pytest.raises(Death):
+            made("killed-masks")
+    again = []
+    monkeypatch.setattr(station, "write", lambda *args, write=station.write: again.append(args[1].name) or write(*args))
+    killed = made("killed-masks")
+    assert again == ["train/00001", "train/00002"]
+    assert killed.seal == made("whole-masks").seal
+    assert killed.seal != masked.seal  # of one shard
+
+
+def test_an_evaluation_killed_on_its_way_leaves_nothing(masked, walk, monkeypatch):
+    """What it finds is written whole at its end; the same command judges anew."""
+    segment.train_network(training(walk, "looked"), "cpu")
+    whole = segment.judge_network(walk, "looked")
+    (walk / "looked").remove(segment.EVALUATION)
+
+    def mortal(*args):
+        yield next(network.judged(*args))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(segment, "judged", mortal)
+        with pytest.raises(KeyboardInterrupt):
+            segment.judge_network(walk, "looked")
+    assert not (walk / "looked").exists(segment.EVALUATION)
+    assert segment.judge_network(walk, "looked") == whole
 
 
 def weights(found):

@@ -1,5 +1,6 @@
 """The searcher over a real ledger and real checkpoints, its driver dying at every step. Workers are faked: no Ray."""
 
+import dataclasses
 import errno
 import itertools
 import json
@@ -198,7 +199,8 @@ def test_a_trial_of_several_objectives_is_told_with_all_of_them(study):
 def test_an_objective_that_is_not_defined_fails_its_trial_only(study):
     driver = Driver(study, trials=1, rule=RULE)
     trial_id, job = driver.start()
-    record = {"value": 50.0, "val": {"cls_top1": float("nan")}, "choice": None, "device_seconds": 1.0}
+    record = {"epoch": 1, "searched": True, "final": True, "value": 50.0, "choice": None, "device_seconds": 1.0}
+    record["val"] = {"cls_top1": float("nan")}
     CheckpointStore(Store.at(job.trial), 1).finish(model(job), [record])
     driver.searcher.on_trial_complete(trial_id)
     assert driver.states() == ["FAIL"]
@@ -250,6 +252,18 @@ def test_a_finished_model_is_told_complete_without_a_run(study):
     assert heir.states() == ["COMPLETE"]
     assert heir.ledger.get(0).value == 50.0
     assert heir.start() is None
+
+
+def test_a_database_of_before_the_rungs_learns_them_from_the_finished_model(study):
+    """Later trials are compared with them; the one that is finished is not pruned any more."""
+    run = {"trials": 3, "pruning": "successive-halving"}
+    whole = Driver(study, **run)
+    whole.run()
+    assert whole.states() == ["COMPLETE", "PRUNED", "COMPLETE"]
+    study.database = optuna.storages.InMemoryStorage()  # as it was when the first trial had begun
+    with pytest.raises(Death):
+        Driver(study, attempt=2, die_at=1, **run).run()
+    assert Driver(study, attempt=3, trials=1).ledger.get(0).intermediate_values == {RUNG: 50.0}
 
 
 def test_a_failure_that_a_dead_driver_did_not_tell_is_told(study):
@@ -454,6 +468,19 @@ def test_what_the_database_said_comes_through_ray_and_optuna(study, monkeypatch)
         run_trials(Driver(study).searcher, lambda config: None, 1, {"CPU": 1}, study.folder)
 
 
+def test_memory_that_others_have_filled_is_no_traceback(study, monkeypatch):
+    def fit(self):  # as Ray's actor manager does it where its monitor has killed a trial's process
+        killed = ray.exceptions.OutOfMemoryError(
+            "1 worker(s) were killed due to the node running low.\nMemory usage: ..."
+        )
+        raise RuntimeError(f"Caught unexpected exception: {killed}") from killed
+
+    monkeypatch.setattr(ray.tune.Tuner, "fit", fit)
+    with pytest.raises(ResourceError, match=r"memory was full: 1 worker\(s\) were killed.*The same") as told:
+        run_trials(Driver(study).searcher, lambda config: None, 1, {"CPU": 1}, study.folder)
+    assert "\n" not in str(told.value)
+
+
 def test_rays_own_way_to_continue_is_refused(study):
     with pytest.raises(WsolError, match="same command"):
         Driver(study).searcher.restore("somewhere")
@@ -527,6 +554,25 @@ def test_a_trial_that_comes_back_is_started_though_nothing_else_was_left(study):
     driver.searcher.on_trial_complete(trial_id)
     driver.run()
     assert driver.states() == ["COMPLETE"]
+
+
+def test_a_trial_that_found_its_share_of_a_gpu_too_small_has_one_of_its_own(study):
+    """However many do: it is the share that was too small, and no fault of the environment."""
+    driver = Driver(study, trials=5)
+    driver.searcher.make_job = shared(driver.searcher.make_job)
+    for _ in range(5):
+        trial_id, job = driver.start()
+        assert job.gpus == 0.25
+        CheckpointStore(Store.at(job.trial), job.attempt).note_fault("crowded", "CUDA out of memory")
+        driver.searcher.on_trial_complete(trial_id)
+        again_id, again = driver.start()
+        assert (again.trial, again.gpus) == (job.trial, 1.0)
+        driver.train(again_id, again)
+    assert driver.states() == ["COMPLETE"] * 5
+
+
+def shared(make_job):
+    return lambda *arguments: dataclasses.replace(make_job(*arguments), gpus=0.25)
 
 
 def test_data_that_was_replaced_stops_the_study_at_once(study):

@@ -106,6 +106,19 @@ def test_a_second_driver_writes_the_same_again(connected):
     assert runs["1"].data.tags["mlflow.parentRunId"] == runs["study"].info.run_id
 
 
+def test_of_an_epoch_that_was_trained_again_the_first_values_stay(connected):
+    """Its record has another time, by which MLflow would take it for another one."""
+    client, experiment = connected
+    assert project(client, experiment, [view(0, 2)]).flush()
+    again = view(0, 3)
+    for record in again.records:
+        record["time"] += 60
+    assert project(client, experiment, [again]).flush()
+    run = next(run for run in client.search_runs([experiment]) if run.data.tags["wsol.trial"] == "0")
+    history = client.get_metric_history(run.info.run_id, "train/loss")
+    assert [(metric.step, metric.timestamp % 100_000) for metric in history] == [(1, 1_000), (2, 2_000), (3, 63_000)]
+
+
 def test_what_has_ended_is_not_asked_for_again_even_by_a_second_driver(connected):
     """Its files are drawn once, and its records are not read."""
     client, experiment = connected

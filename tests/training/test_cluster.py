@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import ray
 
+from wsol_pipeline.errors import ResourceError
 from wsol_pipeline.training import cluster
 
 SOCKET = "/session_2026-11-28_22-25-46_556454_4194304/sockets/plasma_store"  # the longest that Ray 2.60 makes
@@ -34,3 +35,19 @@ def test_a_local_ray_lies_in_a_folder_of_its_own_that_nobody_else_enters(tmp_pat
     assert list(folder.iterdir()) == []
     assert len(f"{place}{SOCKET}") <= 107
     folder.rmdir()
+
+
+def test_a_ray_that_does_not_start_is_one_line_that_says_where_to_look(tmp_path, monkeypatch):
+    def slow(**_):
+        raise Exception("The current node timed out during startup.\nThis could happen if it is busy.")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", slow)
+    monkeypatch.setattr(cluster, "_stay_private", lambda: None)
+    with pytest.raises(
+        ResourceError, match="Ray cannot be started on this machine: The current node timed out"
+    ) as told:
+        cluster.connect(nested=False)
+    assert "\n" not in str(told.value)

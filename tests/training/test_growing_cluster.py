@@ -51,6 +51,16 @@ def test_nodes_that_will_come_need_storage_that_they_see(tmp_path):
 def test_a_worker_with_a_gpu_has_its_share_of_the_nodes_cores(monkeypatch, nodes, share, streaming):
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
     assert (cluster.gpu_share(), cluster.gpu_share(streams=True)) == (share, streaming)
+    assert cluster.gpu_share(gpus=0.5) == max(1, share // 2)
+
+
+@pytest.mark.parametrize(("gpus", "fits"), [(1.0, 2), (0.25, 8), (0.1, 20), (0.4, 4)])  # 0.4 of one and 0.4 of another
+def test_trials_that_share_gpus_lie_on_one_each(monkeypatch, gpus, fits):
+    node = {"CPU": 64.0, "GPU": 2.0}
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node}])
+    monkeypatch.setattr(ray, "cluster_resources", lambda: node)
+    job = Job(TrainConfig(), "data", "trial", 1, device="cuda", gpus=gpus)
+    assert cluster.check_placement(job, None, may_grow=False) == fits
 
 
 @pytest.mark.parametrize(

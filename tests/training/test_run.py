@@ -1,5 +1,6 @@
 """The adapters to Ray: which failures belong to the trial, and what a reused process must not carry over."""
 
+import dataclasses
 import errno
 import json
 import subprocess
@@ -224,6 +225,29 @@ def test_a_trial_after_another_gives_what_it_gives_alone(make_job, reports, outc
 def test_each_worker_reserves_its_cores_and_device(make_job, device, expected):
     job = Job(**{**vars(make_job()), "device": device, "cpus_per_worker": 2})
     assert run.resources_per_worker(job) == expected
+
+
+def test_a_trial_that_shares_a_gpu_reserves_its_part_and_takes_as_much_of_its_memory(make_job, monkeypatch):
+    taken = []
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", taken.append)
+    job = Job(**{**vars(make_job()), "device": "cuda", "gpus": 0.25})
+    assert run.resources_per_worker(job) == {"CPU": 1, "GPU": 0.25}
+    run.share_memory(job)
+    run.share_memory(dataclasses.replace(job, gpus=1.0))  # in the same process, which is used again
+    run.share_memory(make_job())
+    assert taken == [0.25, 1.0]
+
+
+@pytest.mark.parametrize(("gpus", "fault"), [(0.25, "crowded"), (1.0, None)])
+def test_too_little_memory_is_the_trials_own_failure_only_if_it_had_a_gpu(make_job, reports, monkeypatch, gpus, fault):
+    def losses(output, config):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(cam, "losses", losses)
+    job = make_job()
+    run.run_on_one_device(to_dict(job) | {"gpus": gpus})
+    assert (store_of(job).failure() or {}).get("kind") == (None if fault else "out_of_memory")
+    assert (store_of(job).take_fault() or {}).get("kind") == fault
 
 
 @pytest.mark.parametrize(("workers", "expected"), [(1, run.run_on_one_device), (2, run.run_on_workers)])

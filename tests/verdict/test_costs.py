@@ -16,14 +16,15 @@ from wsol_pipeline.verdict.options import EvaluateOptions
 def test_each_selector_stands_beside_what_boxes_choose(dataset, reading, make_config, fit):
     model = load_model(fit(make_config("cam", epochs=1)).final)
     options = EvaluateOptions(batch_size=12, cache_dir=reading.cache_dir)
-    first, *others = costs(options, model, dataset, ("otsu", "area:0.3", "evidence+otsu"))
+    first, *others = costs(options, model, dataset, ("otsu", "area:0.3", "evidence+otsu", "boxes+area:0.3"))
     assert (first.name, first.cost, first.threshold) == (
         "boxes",
         {"max_box_acc_v2": 0, "gt_known_loc": 0},
         model.threshold,
     )
     assert set(first.intervals.values()) == {(0.0, 0.0)}
-    assert [other.name for other in others] == ["otsu", "area:0.3", "evidence+otsu"]
+    assert [other.name for other in others] == ["otsu", "area:0.3", "evidence+otsu", "boxes+area:0.3"]
+    assert others[3].transferred == others[1].transferred  # the objective too takes the second one's
     assert (others[0].threshold, others[2].threshold) == ("otsu", "otsu")
     assert others[0].transferred == others[2].transferred  # the same rule at the only setting
     for other in others:
@@ -32,6 +33,8 @@ def test_each_selector_stands_beside_what_boxes_choose(dataset, reading, make_co
         assert low <= other.cost["gt_known_loc"] + 1e-9
         assert high >= other.cost["gt_known_loc"] - 1e-9
         assert np.isfinite([low, high]).all()
+    assert first.oracle["max_box_acc_v2"] >= first.transferred["max_box_acc_v2"]  # the thresholds that test likes best
+    assert others[0].oracle == others[0].transferred  # a rule has no threshold to pick anew
 
 
 def test_without_boxes_there_is_nothing_to_compare_with(dataset, reading, make_config, fit, tmp_path):

@@ -145,7 +145,8 @@ def _wrapped(text: str) -> str:
         part if part.startswith(" ") else textwrap.fill(part, width, initial_indent=" ", subsequent_indent=" ")
         for part in parts
     )
-    return "\n\u200b\n".join(filled)
+    blank = "\u200b" if (sys.stdout.encoding or "").lower().startswith("utf") else "."
+    return f"\n{blank}\n".join(filled)
 
 
 def _one_line(box: str) -> str:

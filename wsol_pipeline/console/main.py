@@ -1,5 +1,6 @@
 """The one place that turns a failure into a line and an exit code."""
 
+import io
 import os
 import signal
 import sys
@@ -16,6 +17,11 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
     Ctrl+C becomes 130, SIGTERM 143; a second one ends everything at once.
     """
     interrupts.listen()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # a terminal that lacks a sign, as ASCII ones do, ends nothing
     redaction.install()
     try:
         code = main()

@@ -22,6 +22,12 @@ NOTES = {
 }
 
 
+BESIDE = {
+    "image": "a threshold for each image", "labels": "one threshold, from labels alone",
+    "centred": "the centred box of the best size",
+}  # fmt: skip
+
+
 def place_work(options: PlaceOptions) -> str:
     """Connect to Ray where the work is shared or this is a job of a cluster; the device for it."""
     if options.workers > 1 or "RAY_ADDRESS" in os.environ:
@@ -45,7 +51,7 @@ def print_station(found: Station) -> None:
         best = f"; best possible {val['oracle']:.1f} %" if "oracle" in val else ""
         print(f"{kind}: {val['miou']:.1f} % mIoU on validation{note}{best}")
         _print_classes(val)
-    for name, label in (("image", "a threshold for each image"), ("labels", "one threshold, from labels alone")):
+    for name, label in BESIDE.items():
         if name in val:
             print(f"  {label}: {val[name]:.1f} %")
     for name, number in found.manifest.get("notes", {}).items():
@@ -62,6 +68,8 @@ def print_judgement(judged: Judgement) -> None:
     if "oracle" in judged.figures:
         best = f"{judged.figures['oracle']:.1f} % at {judged.figures['oracle_threshold']:.3f}"
         print(f"  with the best threshold on these images, an upper bound as papers print it: {best}")
+        chosen = f"{judged.figures['centred']:.1f} %, " if "centred" in judged.figures else ""
+        print(f"  the centred box: {chosen}of the best size {judged.figures['centred_oracle']:.1f} %")
     _print_classes(judged.figures)
 
 

@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -208,8 +208,12 @@ def _is_whole(out: Store, shard: Shard) -> bool:
 
 
 def _by_role(rows: list[Row]) -> dict[Role, list[Row]]:
-    """Rows of each split in the order they are stored: training rows shuffled by a hash of the id, others by id."""
+    """Rows of each split in the order they are stored: training rows shuffled by a hash of the id, others by id.
+
+    Class masks of training rows, which no shard holds, are not sent to who writes shards.
+    """
     splits = {role: [row for row in rows if row.role is role] for role in Role}
+    splits[Role.TRAIN] = [replace(row, class_mask=None) for row in splits[Role.TRAIN]]
     hashes = hash_ids(row.id for row in splits[Role.TRAIN])
     shuffled = [splits[Role.TRAIN][at] for at in np.argsort(hashes, kind="stable")]
     held_out = {role: sorted(splits[role], key=lambda row: row.id) for role in (Role.VAL, Role.TEST)}

@@ -1,7 +1,7 @@
 """Seeds and pseudo masks against the true masks of training images, once their station is sealed."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,11 +9,10 @@ import torch
 
 from wsol_pipeline.data.audit import open_audit
 from wsol_pipeline.data.dataset import Dataset, open_dataset
-from wsol_pipeline.data.images import label_mask
 from wsol_pipeline.errors import DataError, ProtocolError
 from wsol_pipeline.evaluation.segmentation import count_classes
 from wsol_pipeline.segmentation import make_seeds, masks, refine, scores, segment, station
-from wsol_pipeline.segmentation.make_seeds import THRESHOLDS, Image, SeedMaker, read_images
+from wsol_pipeline.segmentation.make_seeds import THRESHOLDS, Image, SeedMaker, read_images, true_labels
 from wsol_pipeline.segmentation.options import RefineOptions, SeedOptions
 from wsol_pipeline.segmentation.segment import EVALUATION, Judgement
 from wsol_pipeline.segmentation.station import Station
@@ -43,14 +42,16 @@ def judge_masks(store: Store, name: str, device: str = "cpu", progress: Progress
 def _judged(found: Station, device: str, progress: Progress) -> dict[str, Any]:
     dataset = open_dataset(found.uri("data"))
     refine.require_same(found, dataset.fingerprint)
-    matrices, pixels = [], np.zeros((3, len(dataset.classes) + 1, len(THRESHOLDS) + 1), np.int64)
+    num_classes, matrices = len(dataset.classes), []
+    pixels, centred = np.zeros((2, 3, num_classes + 1, len(THRESHOLDS) + 1), np.int64)
     maps_of = _seed_maps(found, device) if found.manifest["kind"] == make_seeds.KIND else _refined_maps(found, device)
     with progress(f"{found.place.uri.rpartition('/')[2]} on training images", dataset.train.num_rows) as add:
         for image, row, truth_HW in _images(found, dataset):
             labels_HW = masks.decode(row[COLUMN[found.manifest["kind"]]])
-            matrices.append(scores.confusion(truth_HW, labels_HW, len(dataset.classes)))
+            matrices.append(scores.confusion(truth_HW, labels_HW, num_classes))
             maps_CHW = maps_of(image, row).numpy()
-            pixels += count_classes(maps_CHW, np.array(image.labels), truth_HW, THRESHOLDS, len(dataset.classes))
+            pixels += count_classes(maps_CHW, np.array(image.labels), truth_HW, THRESHOLDS, num_classes)
+            centred += make_seeds.count_centred(image.labels, truth_HW, num_classes)
             add(1)
     if not matrices:
         raise DataError(f"No training image of {dataset.uri} has a mask: nothing can be judged.")
@@ -58,14 +59,29 @@ def _judged(found: Station, device: str, progress: Progress) -> dict[str, Any]:
     best, value = scores.best_threshold(pixels)
     figures = scores.figures(matrices_NLL.sum(0), dataset.classes)
     figures |= {"oracle": 100 * value, "oracle_threshold": float(THRESHOLDS[best])}
+    figures |= _centred(centred, _seeds(found).manifest["val"])
     return {"seal": found.seal, "images": len(matrices), "figures": figures, "interval": scores.bootstrap(matrices_NLL)}
+
+
+def _centred(pixels_3LT: np.ndarray, val: Mapping[str, Any]) -> dict[str, float]:
+    """mIoU of the centred box of the size that validation chose, if it has masks, and of the best size."""
+    figures = {"centred_oracle": 100 * scores.best_threshold(pixels_3LT)[1]}
+    if "centred_threshold" in val:
+        number = int(np.searchsorted(THRESHOLDS, np.float32(val["centred_threshold"])))
+        figures["centred"] = 100 * scores.mean_iou(scores.iou_at(pixels_3LT, number))
+    return figures
+
+
+def _seeds(found: Station) -> Station:
+    """The seeds that a station holds, or is made of."""
+    return found if found.manifest["kind"] == make_seeds.KIND else station.finished(Store.at(found.uri("seeds")), "")
 
 
 def _images(found: Station, dataset: Dataset) -> Iterator[tuple[Image, dict[str, Any], np.ndarray]]:
     """Training images that have a true mask, with what the station holds of them."""
     truths = {name: (mask, ignore) for name, mask, ignore in open_audit(dataset).masks()}
     columns = ["id", "classes", COLUMN[found.manifest["kind"]]]
-    seeds = found if found.manifest["kind"] == make_seeds.KIND else station.finished(Store.at(found.uri("seeds")), "")
+    seeds = _seeds(found)
     for part in station.parts_of("train", dataset.train.num_rows):
         rows = np.arange(part.begin, part.end)
         held = found.read("train", rows, columns).to_pylist()
@@ -73,7 +89,7 @@ def _images(found: Station, dataset: Dataset) -> Iterator[tuple[Image, dict[str,
         for image, row, packed in zip(read_images(dataset.train, part), held, maps, strict=True):
             if image.id in truths:
                 size_wh = image.pixels_HW3.shape[1], image.pixels_HW3.shape[0]
-                truth_HW = label_mask(*truths[image.id], size_wh, dataset.multilabel)
+                truth_HW = true_labels(*truths[image.id], size_wh, image.labels, dataset.multilabel)
                 yield image, row | {"maps": packed}, truth_HW
 
 

@@ -20,6 +20,7 @@ from wsol_models.segmentation import crf
 from wsol_pipeline.data.dataset import Dataset, Split, open_dataset
 from wsol_pipeline.data.images import decode, label_mask
 from wsol_pipeline.errors import DataError, UsageError
+from wsol_pipeline.evaluation.baseline import centred_map
 from wsol_pipeline.evaluation.segmentation import count_classes
 from wsol_pipeline.protocol import Role
 from wsol_pipeline.segmentation import cuts, masks, scores, station
@@ -39,6 +40,7 @@ from wsol_pipeline.verdict.score import Progress, silent
 KIND = "seeds"
 THRESHOLDS: NDArray[Any] = np.linspace(0, 1, 1000, endpoint=False, dtype=np.float32)  # compared as the maps are
 COLUMNS = ["id", "image", "labels"]
+COUNTED = ("pixels", "centred", "unseen", "own", "cut_scores", "cut_classes")  # on validation, by a `Tally`
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class SeedWorker:
             judged = self._judge(image, maps)
             notes["map_of_nothing"] += int((maps.full_CHW.amax((1, 2)) <= 0).sum())
             row = self._row(image, maps)
-            if image.mask_HW is not None:
+            if self.maker.chosen is None:
                 counts.add(image, maps, judged, self.options.per)
             if self.maker.chosen:
                 row |= self._labels(image, maps, judged)
@@ -153,10 +155,12 @@ class SeedWorker:
         return Maps(*(with_foreground(m / views, w[0] / views, how) for m, w in zip(maps, whole, strict=True)))
 
     def _judge(self, image: "Image", maps: Maps) -> cuts.Cuts | None:
-        if self.options.threshold not in ("image", "labels"):
+        """On validation always, where BAS can: what no mask has chosen stands beside what masks choose."""
+        chosen, method = self.maker.chosen, self.models[0].method
+        if "background suppression" not in method.offers or (chosen and not chosen.per):
             return None
         classes_C = torch.tensor(image.labels)
-        return cuts.judged(self.models[0].method, image.pixels_HW3, maps.strided_CHW, classes_C, self.options.steps)
+        return cuts.judged(method, image.pixels_HW3, maps.strided_CHW, classes_C, self.options.steps)
 
     def _row(self, image: "Image", maps: Maps) -> dict[str, Any]:
         height, width = image.pixels_HW3.shape[:2]
@@ -201,8 +205,19 @@ def read_images(split: Split, part: Part, masked: bool = True) -> Iterator[Image
     for row in table.to_pylist():
         pixels_HW3 = decode(row["image"]).permute(1, 2, 0).numpy()
         size_wh = pixels_HW3.shape[1], pixels_HW3.shape[0]
-        mask_HW = label_mask(row["mask"], row["ignore"], size_wh, split.multilabel) if with_masks else None
-        yield Image(row["id"], pixels_HW3, sorted(row["labels"]), mask_HW)
+        labels = sorted(row["labels"])
+        mask_HW = true_labels(row["mask"], row["ignore"], size_wh, labels, split.multilabel) if with_masks else None
+        yield Image(row["id"], pixels_HW3, labels, mask_HW)
+
+
+def true_labels(
+    mask: bytes | None, ignore: bytes | None, size_wh: tuple[int, int], labels: Sequence[int], multilabel: bool
+) -> np.ndarray:
+    """uint8 [H, W] of labels; the mask of an image of one class is of that class's object. All 255 without a mask."""
+    labels_HW = label_mask(mask, ignore, size_wh, multilabel)
+    if not multilabel:
+        labels_HW[labels_HW == 1] = labels[0] + 1
+    return labels_HW
 
 
 class Tally:
@@ -211,19 +226,23 @@ class Tally:
     def __init__(self, num_classes: int, steps: int) -> None:
         self.num_classes, shape = num_classes, (3, num_classes + 1, len(THRESHOLDS) + 1)
         self.pixels = np.zeros(shape, np.int64)
+        self.centred = np.zeros(shape, np.int64)  # of the centred box, which costs no look at the image
         self.unseen = np.zeros(shape, np.int64)  # of images in which BAS sees no class
         self.own = np.zeros((num_classes + 1, num_classes + 1), np.int64)
         self.cut_scores, self.cut_classes = np.zeros(steps), 0
 
     def add(self, image: Image, maps: Maps, judged: cuts.Cuts | None, per: str) -> None:
-        assert image.mask_HW is not None
+        if judged is not None:
+            self.cut_scores += judged.scores_CT[judged.seen_C].sum(0).double().numpy()
+            self.cut_classes += int(judged.seen_C.sum())
+        if image.mask_HW is None:
+            return
         classes_C = np.array(image.labels)
         found = count_classes(maps.full_CHW.numpy(), classes_C, image.mask_HW, THRESHOLDS, self.num_classes)
         self.pixels += found
+        self.centred += count_centred(image.labels, image.mask_HW, self.num_classes)
         if judged is None:
             return
-        self.cut_scores += judged.scores_CT[judged.seen_C].sum(0).double().numpy()
-        self.cut_classes += int(judged.seen_C.sum())
         if not judged.seen_C.any():
             self.unseen += found
             return
@@ -233,10 +252,14 @@ class Tally:
 
     def plain(self) -> dict[str, Any]:
         """As JSON holds it."""
-        if not self.pixels.any():
-            return {}
-        return {"pixels": self.pixels.tolist(), "unseen": self.unseen.tolist(), "own": self.own.tolist(),
-                "cut_scores": self.cut_scores.tolist(), "cut_classes": self.cut_classes}  # fmt: skip
+        return {name: np.asarray(getattr(self, name)).tolist() for name in COUNTED}
+
+
+def count_centred(labels: Sequence[int], mask_HW: np.ndarray, num_classes: int) -> np.ndarray:
+    """The histogram of all centred boxes, of the first of an image's classes."""
+    height, width = mask_HW.shape
+    maps_1HW = centred_map((width, height)).astype(np.float32)[None]
+    return count_classes(maps_1HW, np.array(labels[:1]), mask_HW, THRESHOLDS, num_classes)
 
 
 def make_seeds(options: SeedOptions, device: str, progress: Progress = silent) -> Station:
@@ -323,8 +346,6 @@ def _partners(options: SeedOptions, data: str) -> tuple[list[str], list[str]]:
 def require_classes(dataset: Dataset, by_masks: bool) -> None:
     """Raise unless the dataset has class masks to choose by, and few enough classes for masks of 8 bits."""
     masks.check_classes(len(dataset.classes))
-    if not dataset.multilabel:
-        raise UsageError(f"{dataset.uri} has one class an image; segmentation needs class masks, of images of several.")
     if by_masks and not dataset.val.has_masks:
         raise DataError(f"{dataset.uri} has no masks on validation: choose by --threshold labels, or give a number.")
 
@@ -333,25 +354,30 @@ def choose(
     options: SeedOptions, reports: Sequence[Mapping[str, Any]], classes: tuple[str, ...]
 ) -> tuple[Chosen, dict[str, Any]]:
     """Where the background ends, and how good seeds are on validation there, percent."""
-    summed = {name: np.sum([np.array(report[name]) for report in reports], axis=0)
-              for name in ("pixels", "unseen", "own", "cut_scores", "cut_classes") if name in reports[0]}  # fmt: skip
-    if "pixels" not in summed:
-        return Chosen(options.constant or 0.0), {}
-    best, value = scores.best_threshold(summed["pixels"])
-    number = best
-    if options.constant is not None:
-        number = int(np.searchsorted(THRESHOLDS, options.constant))
-    elif options.threshold == "labels":
-        number = int(np.argmin(summed["cut_scores"])) * len(THRESHOLDS) // options.steps
+    summed = {name: np.sum([np.array(report[name]) for report in reports], axis=0) for name in COUNTED}
+    judged = bool(summed["cut_classes"])
+    of_labels = int(np.argmin(summed["cut_scores"])) * len(THRESHOLDS) // options.steps
+    if options.threshold in ("labels", "image") and not judged:
+        raise DataError(f"--threshold {options.threshold}: BAS recognises no class of any validation image.")
+    masked = bool(summed["pixels"].any())
+    best, value = scores.best_threshold(summed["pixels"]) if masked or options.threshold == "val" else (of_labels, 0.0)
+    number = {"labels": of_labels, "val": best, "image": best}.get(options.threshold)
+    if number is None:
+        number = int(np.searchsorted(THRESHOLDS, np.float32(options.constant)))
+    constant = float(THRESHOLDS[number]) if options.constant is None else float(np.float32(options.constant))
+    chosen = Chosen(constant, options.per if options.threshold == "image" else "")
+    if not masked:
+        return chosen, {}
+    at, centred = scores.best_threshold(summed["centred"])
     figures = {"oracle": 100 * value, "oracle_threshold": float(THRESHOLDS[best]),
+               "centred": 100 * centred, "centred_threshold": float(THRESHOLDS[at]),
                **iou_figures(summed["pixels"], number, classes)}  # fmt: skip
-    if summed["cut_classes"]:
-        of_labels = int(np.argmin(summed["cut_scores"])) * len(THRESHOLDS) // options.steps
+    if judged:
         figures["labels"] = 100 * scores.mean_iou(scores.iou_at(summed["pixels"], of_labels))
         figures["labels_threshold"] = float(THRESHOLDS[of_labels])
+        figures["labels_score"] = float(summed["cut_scores"].min() / summed["cut_classes"])
         figures["image"] = 100 * scores.mean_iou(_own_iou(summed, number))
-    constant = float(THRESHOLDS[number]) if options.constant is None else float(np.float32(options.constant))
-    return Chosen(constant, options.per if options.threshold == "image" else ""), figures
+    return chosen, figures
 
 
 def iou_figures(pixels_3LT: np.ndarray, number: int, classes: tuple[str, ...]) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from ray.tune import PlacementGroupFactory
+
 from wsol_pipeline import interrupts
 from wsol_pipeline.errors import DataError, PartialError, ResourceError, WsolError
 from wsol_pipeline.storage import Store, storage_needed
@@ -17,13 +19,13 @@ from wsol_pipeline.study.identity import WINNER, check_folders_are_known, home, 
 from wsol_pipeline.study.lease import Lease, acquire
 from wsol_pipeline.study.ledger import FAILURE, PUBLISHED, Ledger, open_ledger
 from wsol_pipeline.study.outcome import Outcome, winner_record
-from wsol_pipeline.study.plan import Plan
+from wsol_pipeline.study.plan import Plan, check_device
 from wsol_pipeline.study.samplers import pruner, sampler
 from wsol_pipeline.study.streak import ABSTAINED
 from wsol_pipeline.study.tuner import LedgerSearcher, Point, run_trials, trial_folder
 from wsol_pipeline.training import cluster
 from wsol_pipeline.training.checkpoint import CheckpointStore
-from wsol_pipeline.training.config import Job, require
+from wsol_pipeline.training.config import Job, from_dict
 from wsol_pipeline.training.run import resources_per_worker, trainable
 
 
@@ -77,7 +79,7 @@ def _run(plan: Plan, ledger: Ledger, lease: Lease, tell: Telling, point: Point) 
     cluster.connect(nested=options.workers > 1)
     cluster.check_storage_reaches_all(plan.folder, options.storage_is_shared, options.cluster_may_grow)
     device = cluster.pick_device(options.device, options.cluster_may_grow)
-    require(not options.sync_batch_norm or device == "cuda", "sync_batch_norm needs GPUs", device)
+    check_device(options, device)
 
     cpus = plan.cpus(device)
 
@@ -86,7 +88,9 @@ def _run(plan: Plan, ledger: Ledger, lease: Lease, tell: Telling, point: Point) 
 
     sample = trial_job({}, 0, plan.folder)
     concurrent = cluster.check_placement(sample, options.concurrent, options.cluster_may_grow)
-    resources = resources_per_worker(sample) if options.workers == 1 else {"CPU": cluster.TUNE_ACTOR_CPU}
+    resources: Any = resources_per_worker(sample) if options.workers == 1 else {"CPU": cluster.TUNE_ACTOR_CPU}
+    if options.gpus_per_trial < 1:
+        resources = placed
     searcher = LedgerSearcher(
         ledger, lease, trial_job, options.trials, plan.folder, tell, point, options.budget(), confirm,
         options.stuck_minutes,
@@ -109,6 +113,11 @@ def _run(plan: Plan, ledger: Ledger, lease: Lease, tell: Telling, point: Point) 
     tell("over", None, {})
     lease.check()
     return searcher.stopped
+
+
+def placed(payload: dict[str, Any]) -> PlacementGroupFactory:
+    """What Ray reserves for a trial that shares a GPU, or has one of its own since it found its share too small."""
+    return PlacementGroupFactory([resources_per_worker(from_dict(Job, payload))])
 
 
 def _finish(plan: Plan, ledger: Ledger, lease: Lease, point: Point, stopped: str) -> Outcome:

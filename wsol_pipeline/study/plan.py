@@ -117,7 +117,7 @@ class Plan:
 
     def cpus(self, device: str) -> int:
         """Cores of each worker on the cluster that was joined, where the options say none."""
-        return cluster.gpu_share(self.streamed) if device == "cuda" else 1
+        return cluster.gpu_share(self.streamed, self.options.gpus_per_trial) if device == "cuda" else 1
 
     def job(
         self,
@@ -143,6 +143,7 @@ class Plan:
             sources=dict(self.choosers.sources),
             workers=self.options.workers,
             cpus_per_worker=self.options.cpus_per_worker or cpus,
+            gpus=self.options.gpus_per_trial,
             device=device,
             reading=reading(self.options),
             checkpoint_batches=self.options.checkpoint_batches,
@@ -348,6 +349,12 @@ def check_also(also: tuple[str, ...], config: TrainConfig, dataset: Dataset, fou
             raise unknown(f"further objective under {config.protocol}", name, known)
     names = (config.objective, *also)
     require(len(set(names)) == len(names), "--also must differ from --objective and name each once", names)
+
+
+def check_device(options: StudyOptions, device: str) -> None:
+    """Raise `UsageError` for what GPUs alone can do."""
+    require(not options.sync_batch_norm or device == "cuda", "sync_batch_norm needs GPUs", device)
+    require(options.gpus_per_trial == 1 or device == "cuda", "gpus_per_trial below 1 needs GPUs", device)
 
 
 def check_image_size(method: wsol_models.LocalizationMethod, config: TrainConfig) -> None:

@@ -25,13 +25,13 @@ from wsol_pipeline.data.reader import Batch
 from wsol_pipeline.errors import WsolError
 from wsol_pipeline.redaction import redact
 from wsol_pipeline.storage import Store
-from wsol_pipeline.study.plan import Plan
+from wsol_pipeline.study.plan import Plan, check_device
 from wsol_pipeline.tracking.connect import Connect, ServerAway, connect_mlflow
 from wsol_pipeline.training import cluster
 from wsol_pipeline.training.checkpoint import KEEP, CheckpointStore
 from wsol_pipeline.training.config import Job, Reading
 from wsol_pipeline.training.loop import World, set_up, train_step, validate
-from wsol_pipeline.training.run import resources_per_worker
+from wsol_pipeline.training.run import resources_per_worker, share_memory
 
 STEPS, VAL_BATCHES = 6, 2
 
@@ -81,6 +81,7 @@ def rehearse(plan: Plan) -> Rehearsal:
     cluster.connect(nested=False)
     cluster.check_storage_reaches_all(plan.folder, options.storage_is_shared, options.cluster_may_grow)
     device = cluster.pick_device(options.device, options.cluster_may_grow)
+    check_device(options, device)
     sample = plan.job({}, 0, plan.folder, attempt=0, device=device, cpus=plan.cpus(device))
     concurrent = cluster.check_placement(sample, options.concurrent, options.cluster_may_grow)
     measured = measure_there(sample)
@@ -118,6 +119,7 @@ def measure_there(job: Job) -> Measured:
 def measure(job: Job) -> Measured:
     """Train and validate a few batches of a job's share, in this process."""
     torch.set_num_threads(job.cpus_per_worker)
+    share_memory(job)
     dataset, world = open_dataset(job.data), World(device=torch.device(job.device))
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = CheckpointStore(Store.at(folder), 0)

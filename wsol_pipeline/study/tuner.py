@@ -4,6 +4,7 @@ Ray Tune only executes; its own state is disposable. The searcher hands out the 
 scheduler is FIFO and stops what the ledger's pruner says; a trial is COMPLETE only when a worker's final record exists.
 """
 
+import dataclasses
 import logging
 import math
 import re
@@ -32,7 +33,7 @@ from wsol_pipeline.training import signals
 from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.cluster import check_alive
 from wsol_pipeline.training.config import Job, to_dict
-from wsol_pipeline.training.run import RAY_RETRIES
+from wsol_pipeline.training.run import CROWDED, RAY_RETRIES
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ class LedgerSearcher(Searcher):
         self.heard: dict[int, tuple[str | None, float]] = {}  # a trial's newest heartbeat, and when it was first seen
         self.ended_at_request: set[int] = set()  # trials that wrote a checkpoint and ended when they were asked to
         self.stop_by = self.asked_at = 0.0  # by when to end, once interrupted; when positions were asked for last
+        self.alone: set[int] = set()  # trials that found their share of a GPU too small
         self.orphans = settle_orphans(ledger, self.job, self.checkpoints, on_event)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # Ray's FINISHED: a str
@@ -109,7 +111,8 @@ class LedgerSearcher(Searcher):
     def job(self, number: int) -> Job:
         """What trial `number` runs."""
         folder = trial_folder(self.folder, number)
-        return self.make_job(self.ledger.parameters(number), self._attrs(number).get(SEED, 0), folder)
+        job = self.make_job(self.ledger.parameters(number), self._attrs(number).get(SEED, 0), folder)
+        return dataclasses.replace(job, gpus=1.0) if number in self.alone else job
 
     def _attrs(self, number: int) -> dict[str, Any]:
         return self.ledger.get(number).user_attrs
@@ -191,7 +194,9 @@ class LedgerSearcher(Searcher):
         """Let a trial that could not go on go on, which the ledger has RUNNING. Raises `DataError` or `ResourceError`
         once the fault shows to last."""
         self.on_event("died", number, fault)
-        if told := self.streak.add(number, fault):
+        if fault["kind"] == CROWDED:
+            self.alone.add(number)
+        elif told := self.streak.add(number, fault):
             raise FAULT_ERRORS[fault["kind"]](f"{told} The same command continues: no trial is lost.")
         self.orphans.append(number)
 
@@ -315,13 +320,26 @@ def report(ledger: Ledger, number: int, record: dict[str, Any], on_event: Listen
 
     It is told before Ray stops the trial: a driver killed in between leaves no trial that was half pruned.
     """
-    if not record["searched"] or record["final"]:  # values of one readout setting don't compare with searched ones
+    if not is_rung(record):
         return False
     stop = ledger.report(number, record["epoch"], record["value"])
     if stop:
         ledger.prune(number)
         on_event("pruned", number, {})
     return stop
+
+
+def is_rung(record: dict[str, Any]) -> bool:
+    """Whether the pruner compares this record: values of one readout setting don't compare with searched ones."""
+    return bool(record["searched"] and not record["final"])
+
+
+def _complete_curve(ledger: Ledger, number: int, records: list[dict[str, Any]]) -> None:
+    """Note what a database brought back from an older copy lacks of a finished trial; the pruner's word is too late."""
+    told = ledger.get(number).intermediate_values
+    for record in records:
+        if is_rung(record) and record["epoch"] not in told:
+            ledger.report(number, record["epoch"], record["value"])
 
 
 def settle(
@@ -334,6 +352,7 @@ def settle(
     if final := checkpoints.final():
         require_made_for(job(number), final)
         records = checkpoints.records()
+        _complete_curve(ledger, number, records)
         if reason := (records[-1]["choice"] or {}).get("reason"):  # its score is no match for others'
             ledger.fail(number, ABSTAINED, reason)
             on_event("failed", number, {"kind": ABSTAINED, "message": reason})
@@ -393,7 +412,8 @@ def settle_orphans(
 def run_trials(searcher: LedgerSearcher, trainable: Any, concurrent: int, resources: Any, folder: Store) -> None:
     """Run until the searcher is finished. Ray Tune's own files go below `folder` and may be deleted any time.
 
-    Raises what the searcher raised, and `ResourceError` when storage is away; Ray wraps both in a traceback of its own.
+    Raises what the searcher raised, and `ResourceError` when storage is away or a machine's memory is full; Ray wraps
+    each in a traceback of its own.
     """
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(trainable, resources),
@@ -421,3 +441,11 @@ def run_trials(searcher: LedgerSearcher, trainable: Any, concurrent: int, resour
         if isinstance(cause, STORAGE_ERRORS):
             raise ResourceError(f"{describe_storage_error(folder.uri, cause)} The same command continues.") from error
         raise
+    except RuntimeError as error:  # so Ray Tune ends at what it does not expect of a trial's process
+        if not isinstance(error.__cause__, ray.exceptions.OutOfMemoryError):
+            raise
+        told = str(error.__cause__).splitlines()[0][:200]
+        raise ResourceError(
+            f"Ray ended a trial's process because its machine's memory was full: {told} Free some, or let fewer trials "
+            "run at once (--concurrent). The same command continues."
+        ) from error

@@ -1,9 +1,10 @@
 """MLflow as a projection of ledger and records: written by the driver alone, idempotent, never waited for.
 
-A parent run per study, a child run per trial. Runs are found by their tags, metrics carry the time of their record, so
-writing the same thing again changes nothing: a projection that was interrupted, or whose server was away, is simply
-written again. A thread does it every few seconds; what it could not deliver waits for the next turn, and from the end
-of the work on for `PATIENCE` at most. A server that is away when a study begins is connected to at a later turn.
+A parent run per study, a child run per trial. Runs are found by their tags, metrics carry the time of their record, of
+an epoch that was trained again the first stay: writing the same thing again changes nothing. A projection that was
+interrupted, or whose server was away, is simply written again. A thread does it every few seconds; what it could not
+deliver waits for the next turn, and from the end of the work on for `PATIENCE` at most. A server that is away when a
+study begins is connected to at a later turn.
 """
 
 import json
@@ -140,6 +141,8 @@ class Projection:
         metrics = [metric for record in trial.records[delivered:] for metric in record_metrics(record)]
         if trial.readout and trial.state != "RUNNING":
             metrics += self._add_readout(run_id, trial.readout, trial.records)
+        if not state:
+            metrics = self.runs.missing(run_id, metrics)
         tags = {**self.runs.tags, **trial.tags, "wsol.state": trial.state}
         self.runs.log(run_id, metrics, {} if state else trial.parameters, tags)
         if trial.state != "RUNNING":

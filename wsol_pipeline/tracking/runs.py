@@ -67,6 +67,12 @@ class StudyRuns:
         self._orphans.clear()
         self.ended.clear()
 
+    def missing(self, run_id: str, metrics: list[Metric]) -> list[Metric]:
+        """Those of `metrics` of whose step the run has no value yet."""
+        names = self.client.get_run(run_id).data.metrics
+        have = {(name, metric.step) for name in names for metric in self.client.get_metric_history(run_id, name)}
+        return [metric for metric in metrics if (metric.key, metric.step) not in have]
+
     def log(self, run_id: str, metrics: list[Metric], parameters: Mapping[str, Any], tags: Mapping[str, str]) -> None:
         """Metrics in as many requests as they need, the rest with the first."""
         given = redact({key: str(value) for key, value in parameters.items()})

@@ -38,26 +38,40 @@ def connect(nested: bool) -> None:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the study prints its own lines
     logging.getLogger("ray").setLevel(logging.ERROR)
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
-        try:
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0][:200]
-            raise ResourceError(f"The Ray cluster at RAY_ADDRESS={address} cannot be joined: {reason}") from error
+    if address := os.environ.get("RAY_ADDRESS"):
+        _join(address)
     else:
-        # Ray ends task workers that were idle for a second; one that streams rows imports for seconds when it is needed
-        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
-        # glibc keeps freed images, a heap for each of Ray's threads
-        os.environ.setdefault("MALLOC_ARENA_MAX", "2")
-        _stay_private()
+        _start(nested)
+    interrupts.listen()  # `ray.init` has taken SIGTERM
+
+
+def _join(address: str) -> None:
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise ResourceError(f"The Ray cluster at RAY_ADDRESS={address} cannot be joined: {reason}") from error
+
+
+def _start(nested: bool) -> None:
+    # Ray ends task workers that were idle for a second; one that streams rows imports for seconds when it is needed
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
+    os.environ.setdefault("MALLOC_ARENA_MAX", "2")  # glibc keeps freed images, a heap for each of Ray's threads
+    _stay_private()
+    place = private_folder()
+    try:
         ray.init(
             address="local", _node_ip_address="127.0.0.1", logging_level=logging.ERROR, log_to_driver=False,
             include_dashboard=nested, object_store_memory=500_000_000,
             num_cpus=ray_internals.cores() + nested,  # else as many workers as cores lack TUNE_ACTOR_CPU
-            _temp_dir=private_folder(),
+            _temp_dir=place,
         )  # fmt: skip
-    interrupts.listen()  # `ray.init` has taken SIGTERM
+    except Exception as error:  # Ray raises Exception itself for a process of its own that was not up within 30 s
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ResourceError(
+            f"Ray cannot be started on this machine: {reason} Is it very busy, or out of memory or room in /dev/shm? "
+            f"Ray's logs are in {place}. The same command continues."
+        ) from error
 
 
 def private_folder() -> str:
@@ -98,14 +112,15 @@ def pick_device(wanted: str, may_grow: bool = False) -> Literal["cpu", "cuda"]:
     return "cuda" if wanted == "cuda" or (wanted == "auto" and has_gpu) else "cpu"
 
 
-def gpu_share(streams: bool = False) -> int:
+def gpu_share(streams: bool = False, gpus: float = 1.0) -> int:
     """Cores of a worker with a GPU, unless told: the GPU's share of its node's, the poorest node's; 1 without a node.
 
-    A core stays free for Ray's own; of those that stream, half, for the processes that decode.
+    One that has a part of a GPU (`gpus`) has that part of them. A core stays free for Ray's own; of those that stream,
+    half, for the processes that decode.
     """
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     shares = [(node["CPU"] - 1) / node["GPU"] for node in alive if node.get("GPU", 0) >= 1 and "CPU" in node]
-    return max(1, int(min(shares, default=1) / (2 if streams else 1)))
+    return max(1, int(gpus * min(shares, default=1) / (2 if streams else 1)))
 
 
 def check_placement(job: Job, concurrent: int | None, may_grow: bool) -> int:
@@ -135,8 +150,11 @@ def check_placement(job: Job, concurrent: int | None, may_grow: bool) -> int:
 
 
 def _workers_on(node: Mapping[str, float], need: Mapping[str, float]) -> int:
-    """How many workers that `need` these resources one node holds: a worker lies on one node."""
-    return int(min((node.get(name, 0) + 1e-9) // amount for name, amount in need.items()))
+    """How many workers that `need` these resources one node holds: a worker lies on one node, a share on one GPU."""
+    held = {name: node.get(name, 0) / amount for name, amount in need.items()}
+    if 0 < need.get("GPU", 0) < 1:
+        held["GPU"] = node.get("GPU", 0) * ((1 + 1e-9) // need["GPU"])
+    return int(min(held.values()) + 1e-9)
 
 
 def check_storage_stays(place: Path, option: str) -> None:

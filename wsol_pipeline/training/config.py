@@ -183,6 +183,7 @@ class Job:
     sources: dict[str, Any] = field(default_factory=dict)  # what the selectors bring, by their names
     workers: int = 1
     cpus_per_worker: int = 1
+    gpus: float = 1.0  # of each worker, where device is cuda; below 1 it shares one, and has as much of its memory
     device: Literal["cpu", "cuda"] = "cpu"
     reading: Reading = field(default_factory=Reading)
     checkpoint_batches: int = 0  # also write a checkpoint every so many batches; 0: at the end of epochs only

@@ -160,6 +160,9 @@ class MachineOptions:
     """CPU cores reserved for each worker: they crop images and score maps. By default 1 without GPUs; with them a GPU's
     share of its node's cores but one, or half of it where images are streamed, which other processes decode (and 1
     where an autoscaler has added no node yet)."""
+    gpus_per_trial: float = 1.0
+    """Share of a GPU, and of its memory, that a trial of one worker has: with 0.25 four small ones train on one. A
+    trial for which that is too little memory is tried again with a GPU of its own."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the cluster's GPUs if it has any, else CPUs; with --cluster-may-grow say cuda or cpu."""
     precision: Precision = "auto"
@@ -194,6 +197,10 @@ class RunOptions(MachineOptions, ReadingOptions, SelectionOptions, ReadoutOption
         require(self.workers >= 1, "workers must be at least 1", self.workers)
         cpus = self.cpus_per_worker
         require(cpus is None or cpus >= 1, "cpus_per_worker must be at least 1", cpus)
+        share = self.gpus_per_trial
+        require(0 < share <= 1, "gpus_per_trial must be above 0 and at most 1 (more GPUs are more --workers)", share)
+        require(share == 1 or self.workers == 1, "gpus_per_trial below 1 needs --workers 1", self.workers)
+        require(share == 1 or self.device != "cpu", "gpus_per_trial below 1 needs GPUs", self.device)
         require(self.cache_budget_gb > 0, "cache_budget_gb must be positive", self.cache_budget_gb)
         require(self.shard_cache_gb >= 0, "shard_cache_gb cannot be negative", self.shard_cache_gb)
         require(self.checkpoint_batches >= 0, "checkpoint_batches cannot be negative", self.checkpoint_batches)

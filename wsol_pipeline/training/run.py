@@ -62,6 +62,7 @@ FAULTS: dict[str, tuple[type[BaseException], ...]] = {
     "data": (DataError,),
     "storage": (OutageError, PermissionError, FileNotFoundError, NotADirectoryError),
 }
+CROWDED = "crowded"  # kind of the fault of a trial whose share of a GPU was too small
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _NO_MEMORY = re.compile("out of memory|can't allocate memory", re.IGNORECASE)  # of torch, in a plain RuntimeError
 _UNREPEATABLE = re.compile("does not have a deterministic implementation")  # torch, under --deterministic
@@ -133,8 +134,14 @@ def resources_per_worker(job: Job) -> dict[str, float]:
     """What Ray reserves for each worker of `job`."""
     resources: dict[str, float] = {"CPU": job.cpus_per_worker}
     if job.device == "cuda":
-        resources["GPU"] = 1
+        resources["GPU"] = job.gpus
     return resources
+
+
+def share_memory(job: Job) -> None:
+    """Let this process take no more of its GPU's memory than the job's share: others train on the rest."""
+    if job.device == "cuda":
+        torch.cuda.set_per_process_memory_fraction(job.gpus)
 
 
 def epochs(job: Job, world: World) -> Iterator[Record]:
@@ -253,6 +260,7 @@ def _reset_process(job: Job) -> None:
     if job.device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+    share_memory(job)
 
 
 def _return_memory() -> None:
@@ -270,7 +278,7 @@ def _own_failures(job: Job, end_quietly: bool = True) -> Iterator[None]:
         yield
     except Exception as error:
         redaction.redact_error(error)  # Ray prints what it gets, and keeps it in files
-        if kind := fault_of(error):
+        if kind := fault_of(error, job.gpus < 1):
             checkpoints.note_fault(kind, _told(error))
         elif kind := failure_of(error):
             checkpoints.fail(kind, _told(error))
@@ -289,8 +297,10 @@ def failure_of(error: BaseException) -> str:
     return next((kind for kind, errors in OWN_FAILURES.items() if isinstance(error, errors)), "")
 
 
-def fault_of(error: BaseException) -> str:
-    """The kind of a fault that no trial can help; "" of anything else."""
+def fault_of(error: BaseException, shares: bool = False) -> str:
+    """The kind of a fault that no trial can help; "" of anything else. `shares`: it had a part of a GPU alone."""
+    if shares and failure_of(error) == "out_of_memory":
+        return CROWDED
     if isinstance(error, OSError) and error.errno in _FULL:
         return "storage"
     if type(error) is ValueError and _raised_in(error, _READING):  # of NumPy, Arrow, OpenCV, about what they read

@@ -104,10 +104,11 @@ class Choosing:
         return sum(of.rows.num_rows for of in looks if of)
 
     def with_thresholds(self, chosen: Choice, counts: Counts) -> Choice:
-        """A choice with the thresholds that `counts` of the second selector at its setting give."""
+        """A choice with the thresholds that `counts` of the second selector at its setting give; a score that only the
+        first one has keeps its own."""
         assert self.threshold
         found = self.threshold.choose(counts)
-        thresholds = {**chosen.thresholds, **found.thresholds, chosen.metric: chosen.thresholds[chosen.metric]}
+        thresholds = {**chosen.thresholds, **found.thresholds}
         reason = chosen.reason or found.reason
         return dataclasses.replace(chosen, thresholds=thresholds, rule=found.rule, selector=self.name, reason=reason)
 

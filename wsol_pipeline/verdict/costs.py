@@ -40,7 +40,8 @@ SAMPLES = 1000
 @dataclass(frozen=True)
 class Cost:
     """What a selector's choice reaches on test, percent by metric, and what it costs: the difference to what the boxes
-    of validation choose, with its 95 % interval. `reason`: why it abstains, if it does."""
+    of validation choose, with its 95 % interval. `oracle`: at this readout with the thresholds that are best on test.
+    `reason`: why it abstains, if it does."""
 
     name: str
     readout: Any
@@ -48,6 +49,7 @@ class Cost:
     transferred: dict[str, float]
     cost: dict[str, float]
     intervals: dict[str, tuple[float, float]]
+    oracle: dict[str, float]
     reason: str = ""
 
 
@@ -84,24 +86,29 @@ def costs(
     rules = model.protocol
     if not (rules.ious and is_judged(rules, dataset.val) and is_judged(rules, dataset.test())):
         raise UsageError("--selectors compares with what boxes choose: val and test need boxes, and the protocol too.")
-    found: list[tuple[Choice, NDArray[np.float64], dict[str, float]]] = []
+    found: list[tuple[Choice, NDArray[np.float64], dict[str, float], dict[str, float]]] = []
     published = None
     for name in (BOXES, *names):
         choice = choose_by(name, options, model, dataset, published, device, progress)
         published = choice.readout if name == BOXES else published
-        test = _counted(options, model, dataset, choice, device, progress)
-        values = selection.transferred(test, choice)
+        test = counted(options, model, dataset, choice, device, progress)
         redrawn_MR = np.stack([selection.redrawn(test, choice, metric, SAMPLES) for metric in METRICS])
-        found.append((choice, redrawn_MR, {metric: values[metric] for metric in METRICS}))
-    _, by_boxes_MR, at_boxes = found[0]
+        values, bounds = _judged(selection.transferred(test, choice)), _judged(selection.oracle(test, choice))
+        found.append((choice, redrawn_MR, values, bounds))
+    _, by_boxes_MR, at_boxes, _ = found[0]
     return [
         Cost(
             name, choice.readout, choice.threshold, values,
             {metric: values[metric] - at_boxes[metric] for metric in METRICS},
-            {metric: _interval(redrawn_MR[m] - by_boxes_MR[m]) for m, metric in enumerate(METRICS)}, choice.reason,
+            {metric: _interval(redrawn_MR[m] - by_boxes_MR[m]) for m, metric in enumerate(METRICS)}, bounds,
+            choice.reason,
         )
-        for name, (choice, redrawn_MR, values) in zip((BOXES, *names), found, strict=True)
+        for name, (choice, redrawn_MR, values, bounds) in zip((BOXES, *names), found, strict=True)
     ]  # fmt: skip
+
+
+def _judged(figures: dict[str, float]) -> dict[str, float]:
+    return {metric: figures[metric] for metric in METRICS}
 
 
 def choose_by(
@@ -126,7 +133,7 @@ def choose_by(
         return solve(by, model.method, model.readout, published, device=device, on_batch=add)[0]
 
 
-def _counted(
+def counted(
     options: EvaluateOptions, model: Model, dataset: Dataset, choice: Choice, device: str, progress: Progress
 ) -> Counts:
     """Test at a choice, every image by its rule if it has one."""

@@ -81,8 +81,11 @@ def is_hidden(name: str) -> bool:
 
 
 def nfc(name: str) -> str:
-    """A name in one Unicode form: disks that macOS has written spell é as e and an accent, lists and tables do not."""
-    return normalize("NFC", name)
+    """A name in one Unicode form: disks that macOS has written spell é as e and an accent, lists and tables do not.
+
+    Where the locale is ASCII, Python keeps a name's other bytes as surrogates: they are UTF-8 there as elsewhere.
+    """
+    return normalize("NFC", name.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape"))
 
 
 def _as_on_disk(root: Path, name: str) -> Path:

@@ -185,7 +185,9 @@ def _row(role: Role, part: Set, image: dict[str, Any], named: Mapping[int, str],
         size = _pixels(image["width"]), _pixels(image["height"])
         if role is Role.TRAIN:
             known = {labels[note["category_id"]] for note in notes}
-            return Row(role, name, tuple(sorted(known)), path, size, frame=Frame.SIZED)
+            drawn = _mask(notes, [_without_lines(note.get("segmentation")) for note in notes], size, labels)
+            # its mask is for `data/audit.py` alone
+            return Row(role, name, tuple(sorted(known)), path, size, class_mask=drawn, frame=Frame.SIZED)
         return _held_out(role, name, path, size, notes, labels)
     except RowError as error:
         fault = error.fault
