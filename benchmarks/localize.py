@@ -1,6 +1,7 @@
 """Throughput of `wsol localize` beside the bare forward, in one interleaved run; memory over the length of a listing.
 
     python benchmarks/localize.py --images 400 --backbone resnet50
+    python benchmarks/localize.py --memory 1000 20000
 
 The bare forward has its batches in memory and makes nothing of what comes out. Both have the same network, threads and
 batch size, and take turns, so that a busy machine slows both. The ratio is the claim, not the images a second.
@@ -8,6 +9,7 @@ batch size, and take turns, so that a busy machine slows both. The ratio is the 
 
 import argparse
 import json
+import resource
 import tempfile
 import time
 from pathlib import Path
@@ -19,12 +21,16 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
+from wsol_pipeline.console.using import pace
 from wsol_pipeline.images import normalize
+from wsol_pipeline.storage import Store
 from wsol_pipeline.training.build import build_method
+from wsol_pipeline.training.checkpoint import write_sealed
 from wsol_pipeline.training.config import TrainConfig, to_dict
-from wsol_pipeline.training.model import ModelFiles, batched
+from wsol_pipeline.training.model import DESCRIPTION, WEIGHTS, ModelFiles, batched
 from wsol_pipeline.use.localizer import Localizer
 from wsol_pipeline.use.options import LocalizeOptions
+from wsol_pipeline.use.run import localize
 from wsol_pipeline.use.sources import Item, listed
 
 WIDTH, HEIGHT = 500, 375
@@ -43,13 +49,13 @@ def untrained(backbone: str, image_size: int) -> ModelFiles:
     return ModelFiles(save(dict(weights)), json.dumps(description).encode())
 
 
-def photographs(folder: Path, count: int) -> None:
+def photographs(folder: Path, count: int, size_wh: tuple[int, int] = (WIDTH, HEIGHT)) -> None:
     """JPEGs of half a megapixel at most, each another crop of blurred noise: they decode as photographs do."""
     rng = np.random.default_rng(0)
     whole = Image.fromarray(rng.integers(0, 256, (120, 160, 3), np.uint8)).resize((4 * WIDTH, 4 * HEIGHT))
     for number in range(count):
         x, y = rng.integers(0, 3 * WIDTH), rng.integers(0, 3 * HEIGHT)
-        whole.crop((x, y, x + WIDTH, y + HEIGHT)).save(folder / f"{number:06d}.jpg", quality=90)
+        whole.crop((x, y, x + size_wh[0], y + size_wh[1])).save(folder / f"{number:06d}.jpg", quality=90)
 
 
 def clocks() -> np.ndarray:
@@ -67,6 +73,21 @@ def turns(localizer: Localizer, items: list[Item], batch_BCHW: torch.Tensor) -> 
     return np.stack([between - started, clocks() - between])
 
 
+def flat(lengths: list[int]) -> None:
+    """The job's own process on ever longer listings: its peak so far after each. Images and network are tiny, so that
+    what grows with the listing is not hidden by what does not."""
+    for length in lengths:
+        with tempfile.TemporaryDirectory() as temporary:
+            source, model = Path(temporary) / "images", Store.at(f"{temporary}/model")
+            source.mkdir()
+            photographs(source, length, (32, 24))
+            files = untrained("tiny", 32)
+            write_sealed(model, {WEIGHTS: files.weights, DESCRIPTION: files.description})
+            outcome = localize(LocalizeOptions(source=str(source), model=model.uri, out=f"{temporary}/out"), pace)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        print(f"{outcome.images} images, {outcome.boxes} boxes: peak {peak:.0f} MiB", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=256)
@@ -74,7 +95,11 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--memory", type=int, nargs="+", help="measure memory alone, on listings of so many images")
     args = parser.parse_args()
+    if args.memory:
+        flat(args.memory)
+        return
     with tempfile.TemporaryDirectory() as temporary:
         photographs(Path(temporary), args.images)
         options = LocalizeOptions(source=temporary, model="-", batch_size=args.batch_size, device="cpu")

@@ -79,3 +79,15 @@ def stay_on_loopback() -> None:
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
+
+
+def serve_on_loopback() -> None:
+    """Let a replica of Ray Serve listen on this machine alone, for what its cluster's own processes ask of it.
+
+    To be called by the replica's constructor. Ray binds that port to all interfaces, and unpickles what comes in
+    there.
+    """
+    from ray.serve._private import replica
+
+    bind = replica.add_port_to_grpc_server
+    replica.add_port_to_grpc_server = lambda server, address: bind(server, address.replace("[::]", "127.0.0.1"))

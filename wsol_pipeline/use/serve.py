@@ -31,9 +31,10 @@ class Replica:
     """A model and its site. Images that wait while the network works make the next batch."""
 
     def __init__(self, files: Any, device: str, limits: Limits, batch_size: int) -> None:
+        ray_internals.serve_on_loopback()
         self.model = assemble(ray.get(files), device)
         self.site = Site(self.model, limits, self.localize)
-        self.localize.set_max_batch_size(batch_size)
+        self.localize.set_max_batch_size(batch_size)  # type: ignore[attr-defined]  # `serve.batch` adds it
 
     async def __call__(self, request: Request) -> Response:
         return await self.site(request)
@@ -66,8 +67,9 @@ def serving(options: ServeOptions) -> Iterator[str]:
         serve.run(_application(options, files), name=NAME, route_prefix="/", logging_config={"log_level": "ERROR"})
         interrupts.listen()
         yield f"http://{options.host}:{options.port}"
+        serve.delete(NAME)  # `serve.shutdown` would kill its controller, which Ray then reports as a failure
     finally:
-        serve.shutdown()
+        ray.shutdown()
 
 
 def _application(options: ServeOptions, files: ModelFiles) -> Any:
@@ -77,12 +79,12 @@ def _application(options: ServeOptions, files: ModelFiles) -> Any:
     if options.replicas > (have := int(ray.cluster_resources().get(kind, 0))):
         raise ResourceError(f"--replicas {options.replicas} need a {kind} each but this machine has {have}.")
     limits = Limits(int(options.max_mib * 2**20), int(options.max_megapixels * 1e6), options.token, options.is_loopback)
-    made = serve.deployment(Replica).options(
+    made = serve.deployment(
         num_replicas=options.replicas,
         max_ongoing_requests=BATCHES * options.batch_size,
         max_queued_requests=options.queue,
         ray_actor_options={"num_gpus": 1} if device == "cuda" else {"num_cpus": share},
-    )
+    )(Replica)
     return made.bind(ray.put(files), device, limits, options.batch_size)
 
 
