@@ -104,3 +104,14 @@ def test_an_actor_that_was_stopped_is_ended_by_its_id(local_ray):
         ray.get(sleeping, timeout=120)
     psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=120)
     assert not psutil.pid_exists(pid), "core_worker.kill_actor no longer ends a process that does not answer"
+
+
+def test_a_replica_of_serve_binds_loopback_alone(monkeypatch):
+    from ray.serve._private import replica
+
+    bound = []
+    monkeypatch.setattr(replica, "add_port_to_grpc_server", lambda server, address: bound.append(address))
+    ray_internals.serve_on_loopback()
+    replica.add_port_to_grpc_server(None, "[::]:0")
+    assert bound == ["127.0.0.1:0"]
+    assert 'add_port_to_grpc_server(self._server, "[::]:0")' in inspect.getsource(replica)
