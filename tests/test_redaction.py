@@ -302,6 +302,8 @@ def test_dry_run(shape, monkeypatch):
             device="cpu",
             concurrent=1,
             cache_budget_gb=1,
+            sync_batch_norm=False,
+            gpus_per_trial=1.0,
         ),
         config=TrainConfig(),
         job=lambda *_, **__: None,

@@ -275,7 +275,7 @@ def _results(
         localizer = Localizer(files, options)
         yield from map(localizer.run, slices)
         return
-    actors = _actors(options, files)
+    actors, kept = _actors(options, files)
     waiting: deque[Any] = deque()
     try:
         for number, own in enumerate(slices):
@@ -287,9 +287,11 @@ def _results(
     finally:  # what holds a failure's frames would hold them, and their CPUs
         for actor in actors:
             ray.kill(actor)
+        del kept  # not before: an actor that is started again reads its model anew
 
 
-def _actors(options: LocalizeOptions, files: ModelFiles) -> list[Any]:
+def _actors(options: LocalizeOptions, files: ModelFiles) -> tuple[list[Any], Any]:
+    """The actors, and what they are made of, in Ray's store for as long as somebody holds it."""
     cluster.connect(nested=False)
     if options.source:
         cluster.check_storage_reaches_all(Store.at(options.source), options.storage_is_shared)
@@ -300,7 +302,7 @@ def _actors(options: LocalizeOptions, files: ModelFiles) -> list[Any]:
     resources = {"num_gpus" if device == "cuda" else "num_cpus": 1}
     made = ray.remote(Localizer).options(max_restarts=RETRIES, max_task_retries=RETRIES, **resources)
     kept = ray.put(files)
-    return [made.remote(kept, own) for _ in range(options.workers)]
+    return [made.remote(kept, own) for _ in range(options.workers)], kept
 
 
 def _got(result: Any) -> tuple[list[Row], list[Problem]]:
