@@ -17,11 +17,9 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
     Ctrl+C becomes 130, SIGTERM 143; a second one ends everything at once.
     """
     interrupts.listen()
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a sign, as ASCII ones do, ends nothing
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(
-                errors="backslashreplace"
-            )  # a terminal that lacks a sign, as ASCII ones do, ends nothing
+            stream.reconfigure(errors="backslashreplace")
     redaction.install()
     try:
         code = main()

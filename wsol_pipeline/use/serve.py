@@ -18,7 +18,7 @@ from wsol_pipeline import interrupts
 from wsol_pipeline.errors import ResourceError, UsageError
 from wsol_pipeline.training import cluster, ray_internals
 from wsol_pipeline.training.localization import Localization
-from wsol_pipeline.training.model import ModelFiles, assemble
+from wsol_pipeline.training.model import assemble
 from wsol_pipeline.use.models import named
 from wsol_pipeline.use.options import ServeOptions
 from wsol_pipeline.use.site import Asked, Limits, Site, together
@@ -61,10 +61,11 @@ def serving(options: ServeOptions) -> Iterator[str]:
     _require_free(options)
     cluster.connect(nested=False)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    kept = ray.put(files)  # held as long as a replica may be started again
     try:
         http = HTTPOptions(host=options.host, port=options.port)
         serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=http, logging_config={"log_level": "ERROR"})
-        serve.run(_application(options, files), name=NAME, route_prefix="/", logging_config={"log_level": "ERROR"})
+        serve.run(_application(options, kept), name=NAME, route_prefix="/", logging_config={"log_level": "ERROR"})
         interrupts.listen()
         yield f"http://{options.host}:{options.port}"
         serve.delete(NAME)  # `serve.shutdown` would kill its controller, which Ray then reports as a failure
@@ -72,7 +73,7 @@ def serving(options: ServeOptions) -> Iterator[str]:
         ray.shutdown()
 
 
-def _application(options: ServeOptions, files: ModelFiles) -> Any:
+def _application(options: ServeOptions, files: Any) -> Any:
     device = cluster.pick_device(options.device)
     share = max(1, ray_internals.cores() // options.replicas)
     kind = "GPU" if device == "cuda" else "CPU"
@@ -85,7 +86,7 @@ def _application(options: ServeOptions, files: ModelFiles) -> Any:
         max_queued_requests=options.queue,
         ray_actor_options={"num_gpus": 1} if device == "cuda" else {"num_cpus": share},
     )(Replica)
-    return made.bind(ray.put(files), device, limits, options.batch_size)
+    return made.bind(files, device, limits, options.batch_size)
 
 
 def _require_free(options: ServeOptions) -> None:
