@@ -198,12 +198,12 @@ class _Forward(BaseHTTPRequestHandler):
                 self.send_header(name, value)
         length = next((value for name, value in headers if name.lower() == "content-length"), str(len(data)))
         self.send_header("Content-Length", length)  # of a HEAD: what a GET would send
-        self.end_headers()
         if fault == "wrong":
             data = data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :]
         if fault == "cut":
             data = data[: len(data) // 2]
-        self.server.requests.append((self.command, self.path, len(data)))
+        self.server.requests.append((self.command, self.path, len(data)))  # before the client can have its answer
+        self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)
 

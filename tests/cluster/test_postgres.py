@@ -106,7 +106,7 @@ def server(free_port) -> Iterator[Server]:
         yield found
     finally:
         process.send_signal(signal.SIGINT)  # PostgreSQL's fast shutdown: it waits for no client
-        process.wait(timeout=60)
+        process.wait(timeout=300)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -151,7 +151,7 @@ def tracking_url(server: Server, free_port) -> Iterator[str]:
             yield url
     finally:
         process.terminate()
-        process.wait(timeout=60)
+        process.wait(timeout=300)
 
 
 def answer(url: str, user: str = "", host: str = "") -> int:
