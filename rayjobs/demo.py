@@ -3,8 +3,8 @@
     make demo        (or: python rayjobs/demo.py)
 
 Each step is a job that also runs alone, by the line shown. Ray runs locally; Optuna and MLflow use SQLite files.
-The table is the same on other CPUs and beside other work, to a point or so: what is proposed depends on a trial's number
-and not on which trial ended first, nothing is pruned, and all trials begin with a start of which no bit is left to chance.
+The table is the same on other CPUs and beside other work, to a point or so: what is proposed depends on a trial's
+number and not on which trial ended first, nothing is pruned, and all trials begin with the very same weights.
 """
 
 import itertools

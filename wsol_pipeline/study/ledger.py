@@ -18,15 +18,16 @@ import logging
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
-from optuna.trial import BaseTrial, FixedTrial, FrozenTrial, Trial, TrialState
+from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 
+from search_spaces import Space
 from wsol_pipeline.errors import LeaseLostError, MismatchError, UsageError
 from wsol_pipeline.redaction import redact
 from wsol_pipeline.storage import Store
@@ -41,7 +42,6 @@ logger = logging.getLogger(__name__)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # of the constraints file's version
 
-Space = Callable[[BaseTrial], dict[str, Any]]
 CONTRACT = "contract"
 FAILURE = "failure"
 SPENT = "device_seconds"
