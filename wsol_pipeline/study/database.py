@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import sqlite3
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -123,7 +124,7 @@ def open_storage(store: Store, database: str | None, check: Callable[[], None] =
 
 def warn_of_password(url: str | None) -> None:
     """Say that a password on a command line is everybody's: `ps` shows it to all users of the machine."""
-    if url and re.search("://[^/@]*:[^/@]", url):
+    if url and re.search("://[^/@]*:[^/@]", url) and any(url in word for word in sys.argv):  # not from a --config
         logger.warning(
             "The password in --study-db is seen by every user of this machine (ps): leave it out of the URL, and put "
             "it into PGPASSWORD or ~/.pgpass."
@@ -206,14 +207,16 @@ def _open_database(url: str) -> RDBStorage:
 
 def _wait_to_connect(dialect: sqlalchemy.Dialect, record: object, args: Any, options: Any) -> Any:
     """A connection to a server that may be failing over: whoever asks for one while it is away waits."""
-    deadline = time.monotonic() + FAILOVER_SECONDS
+    deadline, told = time.monotonic() + FAILOVER_SECONDS, False
     while True:
         try:
             return dialect.connect(*args, **options)
         except dialect.loaded_dbapi.OperationalError as error:
             if time.monotonic() > deadline or interrupts.asked():
                 raise
-            logger.warning("the study's database is away, and waited for: %s", str(error).partition("\n")[0][:200])
+            if not told:
+                logger.warning("the study's database is away, and waited for: %s", str(error).partition("\n")[0][:200])
+            told = True
             time.sleep(1)
 
 
