@@ -90,6 +90,14 @@ class Ledger:
             self._reconnected.clear()
             self._check_nothing_is_lost()
 
+    def confirm_driver(self) -> None:
+        """`fence`, and ask the storage too: before what others see and nobody writes again.
+
+        Storage alone does not do: a share may show late that another driver took over; the database says it at once.
+        """
+        self.lease.confirm()
+        self.fence()
+
     def _check_nothing_is_lost(self) -> None:
         """Raise `MismatchError` if the database knows less than it did: a standby that lagged, or an older copy.
 
