@@ -40,7 +40,9 @@ def finished(tmp_path, monkeypatch):
     )  # fmt: skip
     monkeypatch.setattr(execute, "doubts", lambda *_, **__: None)
     monkeypatch.setattr(outcome, "is_paper_data", lambda manifest, name: False)
-    return SimpleNamespace(plan=plan, ledger=ledger, lease=Lease(folder / "lease", 1), folder=folder, rankings=rankings)
+    lease = Lease(folder / "lease", 1)
+    ledger.confirm_driver = lease.confirm
+    return SimpleNamespace(plan=plan, ledger=ledger, lease=lease, folder=folder, rankings=rankings)
 
 
 def finish(study, point=lambda name: None):
