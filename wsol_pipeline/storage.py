@@ -275,6 +275,18 @@ class Store:
             raise ResourceError(f"{self.uri} cannot keep two drivers apart: {_NO_CREATE}.")
         return self
 
+    def check_spelling(self) -> None:
+        """Raise `UsageError` if this folder is another's: disks that fold case (macOS, Windows) give both for one."""
+        if not self.is_local or not self.exists():
+            return
+        names = [path.name for path in Path(self.uri).parent.iterdir()]
+        other = next((name for name in names if name.casefold() == self.name.casefold()), "")
+        if other and self.name not in names:
+            raise UsageError(
+                f"{self.uri} is the folder {other!r}: this disk does not tell names apart that differ by case alone. "
+                "Write it so to mean that one, or choose another name."
+            )
+
     @contextlib.contextmanager
     def _aside(self, name: str, data: bytes) -> Iterator[Path]:
         """`data` in a file beside `name`, under a name that no list shows; gone at the end unless it was moved."""
