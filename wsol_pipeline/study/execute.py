@@ -122,6 +122,7 @@ def placed(payload: dict[str, Any]) -> PlacementGroupFactory:
 
 def _finish(plan: Plan, ledger: Ledger, lease: Lease, point: Point, stopped: str) -> Outcome:
     """Pick the winner, and say how sure that is; close the books."""
+    ledger.fence()  # what is read is Optuna's memory in part
     balance = ledger.balance()
     if balance["running"]:
         raise ResourceError(f"{balance['running']} trials are still running: the same command continues.")
@@ -150,7 +151,7 @@ def _finish(plan: Plan, ledger: Ledger, lease: Lease, point: Point, stopped: str
     except DataError as error:  # what was found stands all the same
         damaged = str(error)
     record = winner_record(plan, ledger, ranking, final, doubt) | ({"certainty": sure} if sure else {})
-    plan.folder.write(WINNER, json.dumps(record).encode(), lease.confirm)
+    plan.folder.write(WINNER, json.dumps(record).encode(), ledger.confirm_driver)
     told, rule = (record.get(name, "") for name in ("doubt", "rule"))
     told = f"{told} {sure}".strip()
     return Outcome(balance, ranked, final, failures, device_hours, doubt=told, rule=rule, damaged=damaged)
