@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from botocore.exceptions import NoCredentialsError
+from pyarrow.fs import FileSystem
 
 from wsol_pipeline import storage
 from wsol_pipeline.errors import DataError, ResourceError, UsageError
@@ -49,6 +50,14 @@ def test_of_many_writers_one_creates(store):
     assert won.count(True) == 1
     assert store.read("lease") == f"writer {won.index(True)}".encode()
     assert not store.create("lease", b"late")
+
+
+@pytest.mark.parametrize("name", ["a b", "läufe 1+1", "r#1%20"])
+def test_ray_takes_the_place_that_is_meant(s3_bucket, tmp_path, name):
+    """It takes a local path as it is, and what begins with s3:// for a URL."""
+    there, here = Store.at(f"{s3_bucket}/{name}"), Store.at(tmp_path / name)
+    assert FileSystem.from_uri(there.url("ray"))[1] == f"bucket/{name}/ray"
+    assert FileSystem.from_uri(here.url("ray"))[1] == here.path("ray")
 
 
 def test_check_writable_leaves_nothing_behind(store):

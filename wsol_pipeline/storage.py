@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import fsspec
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
@@ -125,6 +126,11 @@ class Store:
     def path(self, name: str = "") -> str:
         """The full path or URI of `name`."""
         return f"{self.uri}/{name}" if name else self.uri
+
+    def url(self, name: str = "") -> str:
+        """`path` for Ray, which takes what begins with s3:// for a URL: blanks and the like in a URL's code."""
+        path = self.path(name)
+        return path if self.is_local else f"s3://{quote(path.removeprefix('s3://'))}"
 
     def relative(self, uri: str) -> str:
         """`uri` as it is kept below this store: without this store's place if it lies in it, so that both can move."""

@@ -120,6 +120,13 @@ def test_a_storage_that_urls_cut_is_refused(tune, tmp_path, name):
     assert not (tmp_path / name).exists()
 
 
+@pytest.mark.parametrize("name", ["a?b=1", "100%25 runs", "{x}", "r#1"])
+def test_so_is_one_in_a_bucket_before_that_is_asked(tune, use_s3, unused_port, name):
+    use_s3(unused_port)
+    code, line = tune("--storage", f"s3://bucket/{name}")
+    assert (code, "--storage cannot have " in line) == (USAGE, True), line
+
+
 def test_a_name_or_place_that_holds_a_secret_is_refused_by_its_variable(tune, tmp_path, monkeypatch):
     monkeypatch.setenv("POSTGRES_PASSWORD", "mobilenet")
     for arguments in (("--name", "cam-mobilenet"), ("--storage", tmp_path / "mobilenet")):
@@ -328,14 +335,27 @@ def test_an_object_store_that_does_not_answer(tune, use_s3, unused_port):
     assert (code, "s3://bucket/place cannot be reached" in line) == (RESOURCE, True), line
 
 
-def test_a_cluster_that_cannot_be_joined(tune, monkeypatch, unused_port):
-    def no_cluster(**_):
-        raise ConnectionError(f"Could not connect\nto 127.0.0.1:{unused_port}")
-
-    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{unused_port}")
-    monkeypatch.setattr(ray, "init", no_cluster)
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_a_cluster_that_has_ended(tune, monkeypatch, unused_port, scheme):
+    """Ray, which would ask for minutes whether it is back, is not called."""
+    address = f"{scheme}127.0.0.1:{unused_port}"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray was asked"))
     code, line = tune()
-    assert (code, f"RAY_ADDRESS=127.0.0.1:{unused_port} cannot be joined" in line) == (RESOURCE, True), line
+    assert (code, f"RAY_ADDRESS={address} cannot be joined: " in line) == (RESOURCE, True), line
+    assert "refused" in line
+
+
+def test_a_cluster_that_cannot_be_joined(tune, monkeypatch):
+    def no_cluster(**_):
+        raise ConnectionError("Could not connect\nto it")
+
+    monkeypatch.setattr(ray, "init", no_cluster)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        code, line = tune()
+    assert (code, f"RAY_ADDRESS={address} cannot be joined: Could not connect" in line) == (RESOURCE, True), line
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """The page as a browser reads it: whole, closed to the network, and deaf to names that are markup."""
 
+import re
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -102,6 +103,14 @@ def test_figures_of_test_are_those_of_the_evaluation(page):
     assert "A centred box has 40.0 %." in page.text
     assert "+19.3 from training" in page.text
     assert "Not evaluated on test yet" not in page.text
+
+
+def test_a_narrow_page_has_room_for_figures(facts):
+    """Readouts stand below the models' names there: in a column of their own they leave no room for a figure."""
+    first, second = r'<small class="narrow">([^<]+)</small></td>', r'<td class="wide">([^<]+)</td>'
+    readouts = re.findall(first + second, render(facts, "runs"))
+    assert len(readouts) >= 2
+    assert all(narrow == wide for narrow, wide in readouts)
 
 
 def test_a_model_that_was_not_evaluated_is_told_how(facts, make_subject, make_row):

@@ -147,6 +147,16 @@ def test_an_address_that_can_be_none_is_refused(monkeypatch, tmp_path, uri, erro
     assert "secret" not in str(refused.value)
 
 
+def test_an_experiment_that_was_deleted_is_refused_with_the_way_back(tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client, experiment = connect_to(uri, "wsol", str(tmp_path / "artifacts"))
+    client.delete_experiment(experiment)
+    with pytest.raises(UsageError, match=f"restore --experiment-id {experiment}.*or name another by --experiment"):
+        connect_to(uri, "wsol", str(tmp_path / "artifacts"))
+    client.restore_experiment(experiment)
+    assert connect_to(uri, "wsol", str(tmp_path / "artifacts"))[1] == experiment
+
+
 def test_what_a_file_of_another_kind_is_taken_for(monkeypatch, tmp_path):
     (tmp_path / "mlflow.db").write_text("no database, but longer than the header of one, which has a hundred bytes" * 9)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")

@@ -1,13 +1,18 @@
 """MLflow's file in a storage that was moved: what it names lies beside it again, and nothing else is touched."""
 
 import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import pytest
 from mlflow.tracking._tracking_service import utils
 
+from wsol_pipeline.errors import UsageError
 from wsol_pipeline.tracking import moved
 from wsol_pipeline.tracking.connect import connect
+from wsol_pipeline.tracking.runs import PARENT, STORAGE_TAG, STUDY_TAG, TRIAL_TAG, StudyRuns
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +63,47 @@ def test_files_that_are_kept_elsewhere_on_purpose_stay_there(tmp_path):
     client, _ = connect(f"sqlite:///{tmp_path}/team.db", "wsol", str(storage / "mlflow-artifacts"))
     moved.follow(tmp_path / "team.db")
     assert client.get_experiment_by_name("wsol").artifact_location == str(storage / "mlflow-artifacts")
+
+
+@pytest.fixture
+def team(tmp_path):
+    """A database that is no storage's own, whose files lie in the storage `old`."""
+    old, new, database = (
+        str(tmp_path / "old/mlflow-artifacts"),
+        str(tmp_path / "new/mlflow-artifacts"),
+        tmp_path / "team.db",
+    )
+    client, experiment = connect(f"sqlite:///{database}", "wsol", old)
+    run = client.create_run(experiment, tags={STUDY_TAG: "s", TRIAL_TAG: PARENT, STORAGE_TAG: f"{tmp_path}/old/s"})
+    client.log_text(run.info.run_id, "hello", "note.txt")
+    return SimpleNamespace(
+        database=database, old=old, new=new, run=run.info.run_id, client=client, experiment=experiment
+    )
+
+
+def test_who_goes_on_elsewhere_hears_what_to_tell_a_database_of_its_own(team, tmp_path, caplog):
+    runs = StudyRuns(
+        lambda: (team.client, team.experiment), "s", {STORAGE_TAG: f"{tmp_path}/new/s"}, "", (f"{tmp_path}/old/s",)
+    )
+    assert runs.parent() == team.run
+    command = f"python -m wsol_pipeline.tracking.moved DATABASE {team.old} {team.new}"
+    assert [line for line in caplog.messages if line.endswith(command)]
+
+
+def test_the_command_lets_a_database_look_elsewhere(team, monkeypatch, capsys):
+    Path(team.old).rename(Path(team.new).parent.mkdir() or team.new)
+    monkeypatch.setattr(sys, "argv", ["moved", f"sqlite:///{team.database}", team.old, f"{team.new}/"])
+    moved.main()
+    assert capsys.readouterr().out.startswith("2 places below")
+    utils._artifact_repos_cache.clear()
+    assert team.client.get_experiment(team.experiment).artifact_location == team.new
+    assert mlflow.artifacts.load_text(f"{team.client.get_run(team.run).info.artifact_uri}/note.txt") == "hello"
+
+
+def test_the_command_makes_no_database(tmp_path):
+    with pytest.raises(UsageError, match="no SQLite file"):
+        moved.rename(tmp_path / "other.db", "a", "b")
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_no_database_of_mlflow_s_is_left_alone(tmp_path):

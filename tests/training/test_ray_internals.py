@@ -61,6 +61,13 @@ def test_no_node_of_a_new_cluster_is_about_to_leave(local_ray):
     )
 
 
+def test_auto_is_a_cluster_of_this_machine(local_ray, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    host, _, port = ray_internals.any_cluster().rpartition(":")
+    assert host
+    assert port.isdigit()
+
+
 def test_the_processes_of_a_new_cluster_live(local_ray):
     node = worker._global_node
     assert node is not None, "ray._private.worker._global_node moved: the end of a local Ray would not be noticed"

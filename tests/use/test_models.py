@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mlflow
 import pytest
+from mlflow.tracking._tracking_service import utils
 from PIL import Image
 
 import wsol
@@ -17,7 +19,7 @@ from wsol_pipeline.errors import DataError
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study.ledger import SCHEMA
 from wsol_pipeline.study.outcome import model_named
-from wsol_pipeline.tracking import registry
+from wsol_pipeline.tracking import moved, registry
 from wsol_pipeline.tracking.connect import connect
 from wsol_pipeline.tracking.runs import StudyRuns
 
@@ -28,12 +30,17 @@ def label_of(model):
     return model.predict(Image.new("RGB", (50, 40), "navy"))[0].label
 
 
-def test_a_model_of_the_registry_is_loaded_by_its_uri(final, tmp_path, monkeypatch):
-    connection = connect(f"sqlite:///{tmp_path}/mlflow.db", "tests", str(tmp_path / "artifacts"))
+def test_a_model_of_the_registry_is_loaded_by_its_uri_where_the_storage_is_today(final, tmp_path, monkeypatch):
+    made, here = tmp_path / "made", tmp_path / "moved"
+    made.mkdir()
+    connection = connect(f"sqlite:///{made}/mlflow.db", "tests", str(made / moved.ARTIFACTS))
     registry.register(StudyRuns(lambda: connection, "bas-tiny", {}), "bas-tiny", 0, final)
     connection[0].set_registered_model_alias("bas-tiny", registry.CHAMPION, "1")
     expected = label_of(wsol.load_model(final.uri))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    made.rename(here)
+    utils._artifact_repos_cache.clear()  # as in the process of another job
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{here}/mlflow.db")
+    mlflow.set_tracking_uri(os.environ["MLFLOW_TRACKING_URI"])
     assert label_of(wsol.load_model("models:/bas-tiny@champion")) == expected
     assert label_of(wsol.load_model("models:/bas-tiny/1")) == expected
     with pytest.raises(DataError, match="has no models:/other@champion"):

@@ -23,8 +23,8 @@ KINDS = {
         "Get the images that were annotated: boxes of another size are wrong.",
     ),
     Kind.LABEL: ("images have a label that is no class", "Correct these, or the list of classes."),
-    Kind.BOX: ("images have a wrong box", "Boxes are x0, y0, x1, y1 in pixels of the image: correct these."),
-    Kind.MASK: ("images have a wrong mask", "Masks are PNGs of the image's size: correct or remove these."),
+    Kind.BOX: ("images have a wrong box", "Correct these: in pixels of the image, as the layout writes boxes."),
+    Kind.MASK: ("images have a wrong mask", "Correct or remove these: a mask covers its whole image."),
 }
 
 BESIDE = "faults beside single images"

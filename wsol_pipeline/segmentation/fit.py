@@ -214,7 +214,7 @@ def _on_workers(task: Task, checkpoints: CheckpointStore, workers: int, device: 
         scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=device == "cuda"),
         run_config=ray.train.RunConfig(
             name=f"fit-{checkpoints.attempt:04d}",
-            storage_path=checkpoints.trial.path("ray"),
+            storage_path=checkpoints.trial.url("ray"),
             failure_config=ray.train.FailureConfig(max_failures=LIVES),
         ),
     ).fit()

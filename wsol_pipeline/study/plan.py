@@ -281,7 +281,7 @@ def first_trials(config: TrainConfig, space: Space, count: int, preset: str | No
 
 def check_place_is_plain(store: Store) -> None:
     """Raise `UsageError` for a place that databases and MLflow, which know it as a URL, would take for another."""
-    if odd := [letter for letter in "?%{}" if letter in store.uri]:
+    if odd := [letter for letter in ("?%{}" if store.is_local else "?%{}#") if letter in store.uri]:
         raise UsageError(f"--storage cannot have {odd[0]!r} in its path, which ends or changes a URL, but got {store}.")
 
 

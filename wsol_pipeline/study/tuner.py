@@ -425,7 +425,7 @@ def run_trials(searcher: LedgerSearcher, trainable: Any, concurrent: int, resour
         ),
         run_config=ray.tune.RunConfig(
             name=f"tune-{searcher.lease.attempt:04d}",
-            storage_path=folder.path("ray"),
+            storage_path=folder.url("ray"),
             failure_config=ray.tune.FailureConfig(max_failures=RAY_RETRIES),
             callbacks=[Steps(searcher)],
             verbose=0,

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import logging
 import os
+import shlex
 import sqlite3
 import threading
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 import mlflow
 from filelock import FileLock
 from google.protobuf.json_format import ParseError
+from mlflow.entities import LifecycleStage
 from mlflow.exceptions import MlflowException
 from mlflow.store.db.db_types import DATABASE_ENGINES
 from sqlalchemy.exc import SQLAlchemyError
@@ -93,6 +95,12 @@ def _experiment(uri: str, experiment: str, artifacts: str | None) -> tuple[mlflo
         moved.follow(file)
         tags = EXPERIMENT_TAGS | moved.BESIDE_TAG
     known = client.get_experiment_by_name(experiment)
+    if known and known.lifecycle_stage == LifecycleStage.DELETED:
+        back = f"mlflow experiments restore --experiment-id {known.experiment_id}"
+        raise UsageError(
+            f"MLflow's experiment {experiment!r} was deleted: bring it back (MLFLOW_TRACKING_URI="
+            f"{shlex.quote(redact(uri))} {back}), or name another by --experiment."
+        )
     return client, known.experiment_id if known else client.create_experiment(experiment, artifacts, tags)
 
 

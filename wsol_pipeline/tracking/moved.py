@@ -1,7 +1,10 @@
 """MLflow's SQLite file in a storage that was moved or copied: its files lie beside it, wherever that is today.
 
 MLflow keeps absolute places, of an experiment and of everything in it. Those that were made beside the database bear a
-tag, so they are told from files that somebody keeps elsewhere on purpose.
+tag, so they are told from files that somebody keeps elsewhere on purpose. Of a database that is no storage's own its
+owner alone knows what went where:
+
+    python -m wsol_pipeline.tracking.moved team.db s3://old/runs/mlflow-artifacts s3://new/runs/mlflow-artifacts
 """
 
 import contextlib
@@ -9,6 +12,8 @@ import logging
 import sqlite3
 import sys
 from pathlib import Path
+
+from wsol_pipeline.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -35,16 +40,38 @@ def follow(database: Path) -> None:
         (tag,) = BESIDE_TAG.items()
         for before in {place for (place,) in connection.execute(_TAGGED, tag)} - {here}:
             logger.warning("MLflow's files were moved: %s is %s now", before, here)
-            for table, column in _PLACES.items():
-                _rename(connection, table, column, before, here)
+            _rename_all(connection, before, here)
 
 
-def _rename(connection: sqlite3.Connection, table: str, column: str, before: str, here: str) -> None:
-    """Put `here` for `before` where a column begins with that."""
+def rename(database: Path, before: str, here: str) -> int:
+    """Let what `database` looks for below the place `before` be looked for below `here`; how many places that were."""
+    if not database.exists():
+        raise UsageError(f"There is no SQLite file {database}.")
+    with contextlib.closing(sqlite3.connect(database, timeout=60)) as connection, connection:
+        return _rename_all(connection, before.rstrip("/"), here.rstrip("/"))
+
+
+def _rename_all(connection: sqlite3.Connection, before: str, here: str) -> int:
+    return sum(_rename(connection, table, column, before, here) for table, column in _PLACES.items())
+
+
+def _rename(connection: sqlite3.Connection, table: str, column: str, before: str, here: str) -> int:
+    """Put `here` for `before` where a column begins with that; in how many rows."""
     within = f"{column} = :before OR substr({column}, 1, length(:before) + 1) = :before || '/'"
     renamed = f"UPDATE {table} SET {column} = :here || substr({column}, length(:before) + 1) WHERE {within}"
-    connection.execute(renamed, {"before": before, "here": here})
+    return connection.execute(renamed, {"before": before, "here": here}).rowcount
+
+
+def main() -> None:
+    match sys.argv[1:]:
+        case [database]:
+            follow(Path(database))
+        case [database, before, here]:
+            renamed = rename(Path(database.removeprefix("sqlite:///")), before, here)
+            print(f"{renamed} places below {before} are below {here} now")
+        case _:
+            sys.exit(__doc__)
 
 
 if __name__ == "__main__":
-    follow(Path(sys.argv[1]))
+    main()

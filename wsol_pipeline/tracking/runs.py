@@ -1,5 +1,6 @@
 """A study's runs in MLflow: a parent for the study, a child for each trial; found by their tags, kept once."""
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,10 @@ from mlflow.entities import Metric, Param, Run, RunTag
 
 from wsol_pipeline.errors import LeaseLostError, ResourceError, UsageError
 from wsol_pipeline.redaction import redact
+from wsol_pipeline.tracking import moved
 from wsol_pipeline.tracking.connect import AWAY, Connect, ServerAway, reason, within
+
+logger = logging.getLogger(__name__)
 
 STUDY_TAG, TRIAL_TAG, PARENT_TAG = "wsol.study", "wsol.trial", "mlflow.parentRunId"
 ID_TAG, STORAGE_TAG = "wsol.study_id", "wsol.storage"
@@ -153,7 +157,18 @@ class StudyRuns:
                     f"MLflow's runs of study {self.study!r} are those of its copy at {there}, which has gone on: go on "
                     f"there, or give {here} another MLFLOW_TRACKING_URI."
                 )
+            self._check_files(there, here)
             self.client.set_tag(run.info.run_id, STORAGE_TAG, here)
+
+    def _check_files(self, there: str, here: str) -> None:
+        """Say so if MLflow still keeps files in the storage that was left, where it writes further ones too."""
+        before, now = (f"{folder.rpartition('/')[0]}/{moved.ARTIFACTS}" for folder in (there, here))
+        if self.client.get_experiment(self.experiment_id).artifact_location.rstrip("/") == before:
+            logger.warning(
+                "MLflow looks for its files at %s still. Once they are copied: "
+                "python -m wsol_pipeline.tracking.moved DATABASE %s %s",
+                before, before, now,
+            )  # fmt: skip
 
     def _named(self) -> Iterator[Run]:
         token = None

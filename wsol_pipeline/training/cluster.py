@@ -4,6 +4,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from wsol_pipeline.training.run import resources_per_worker
 
 # Paths of Unix sockets have 107 characters; below a session's folder Ray takes up to 66, ours `/wsol-`, 8 and `/ray`.
 MOST_BASE = 23
+ANSWER_SECONDS = 10  # that a cluster to be joined may take to answer
 TUNE_ACTOR_CPU = 0.01  # what the trial's own small actor reserves when its workers are a group of their own
 
 
@@ -47,10 +49,21 @@ def connect(nested: bool) -> None:
 
 def _join(address: str) -> None:
     try:
+        _check_somebody_listens(ray_internals.any_cluster() if address == "auto" else address)
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0][:200]
-        raise ResourceError(f"The Ray cluster at RAY_ADDRESS={address} cannot be joined: {reason}") from error
+        raise ResourceError(
+            f"The Ray cluster at RAY_ADDRESS={address} cannot be joined: {reason}. Has it ended? Without that variable "
+            "the same command starts a Ray of its own here."
+        ) from error
+
+
+def _check_somebody_listens(address: str) -> None:
+    """Raise `OSError` if nobody does at "host:port" or "ray://host:port": Ray itself would ask on for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
 
 
 def _start(nested: bool) -> None:

@@ -12,6 +12,7 @@ import ray._private.state
 import ray._private.worker
 from ray._private import ray_constants
 from ray._private.ray_constants import PROCESS_TYPE_GCS_SERVER, PROCESS_TYPE_RAYLET
+from ray._private.services import canonicalize_bootstrap_address
 from ray._private.utils import get_num_cpus
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_exists, _internal_kv_get, _internal_kv_put
 
@@ -63,6 +64,11 @@ def ended_process() -> str:
     node = ray._private.worker._global_node
     ended: list[str] = [name for name, _ in node.dead_processes()] if node else []
     return next((name for name in ended if name in (PROCESS_TYPE_RAYLET, PROCESS_TYPE_GCS_SERVER)), "")
+
+
+def any_cluster() -> str:
+    """The "host:port" that Ray takes "auto" for: of a cluster on this machine. Raises `ConnectionError` without one."""
+    return str(canonicalize_bootstrap_address("auto"))
 
 
 def cores() -> int:

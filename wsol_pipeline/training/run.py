@@ -101,7 +101,7 @@ def fit_trainer(job: Job, payload: dict[str, Any], callbacks: list[Any] | None =
         ),
         run_config=ray.train.RunConfig(
             name=f"train-{job.attempt:04d}",
-            storage_path=store.path("ray"),
+            storage_path=store.url("ray"),
             failure_config=ray.train.FailureConfig(
                 max_failures=LIVES,  # then this trial's own process begins anew: only that tells the driver
                 controller_failure_limit=RAY_RETRIES,  # type: ignore[call-arg]  # Train V2's own class has it
