@@ -94,6 +94,7 @@ def print_outcome(outcome: Outcome, plan: Plan, model_version: str) -> None:
     lines = {
         "spent": f"{format_hours(outcome.device_hours)} of device time in all (each worker's training and validation), "
         f"{format_hours(outcome.hours)} on the clock just now",
+        "used": outcome.used or "nothing is known",
         "model": outcome.best.uri if outcome.best else "damaged (below)",
         "study": plan.folder.uri,
         "MLflow": f"models:/{name}/{model_version}" if model_version else "not written in full",

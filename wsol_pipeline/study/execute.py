@@ -23,7 +23,7 @@ from wsol_pipeline.study.plan import Plan, check_device
 from wsol_pipeline.study.samplers import pruner, sampler
 from wsol_pipeline.study.streak import ABSTAINED
 from wsol_pipeline.study.tuner import LedgerSearcher, Point, run_trials, trial_folder
-from wsol_pipeline.training import cluster
+from wsol_pipeline.training import cluster, used
 from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.config import Job, from_dict
 from wsol_pipeline.training.run import resources_per_worker, trainable
@@ -138,7 +138,8 @@ def _finish(plan: Plan, ledger: Ledger, lease: Lease, point: Point, stopped: str
         for standing in ranking
     ]
     device_hours = ledger.device_seconds() / 3600
-    final = CheckpointStore(trial_folder(plan.folder, best.number), 0).final()
+    checkpoints = CheckpointStore(trial_folder(plan.folder, best.number), 0)
+    final = checkpoints.final()
     if final is None:
         damaged = f"The model of trial {best.number} in {plan.folder.uri} is gone or altered."
         return Outcome(balance, ranked, None, failures, device_hours, damaged=damaged)
@@ -154,4 +155,5 @@ def _finish(plan: Plan, ledger: Ledger, lease: Lease, point: Point, stopped: str
     plan.folder.write(WINNER, json.dumps(record).encode(), ledger.confirm_driver)
     told, rule = (record.get(name, "") for name in ("doubt", "rule"))
     told = f"{told} {sure}".strip()
-    return Outcome(balance, ranked, final, failures, device_hours, doubt=told, rule=rule, damaged=damaged)
+    went = used.told(checkpoints.records())
+    return Outcome(balance, ranked, final, failures, device_hours, doubt=told, rule=rule, damaged=damaged, used=went)
