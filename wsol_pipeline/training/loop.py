@@ -355,8 +355,29 @@ def _finish_epoch(run: Run, epoch: int, started: float, rows: int) -> Record:
     elif config.keep == "best" and kept == epoch + 1:
         run.progress.best = {name: tensor.cpu().clone() for name, tensor in run.method.state_dict().items()}
     choice, images = settle(run, choice) if last else (choice, None)
+    judged = {
+        "val": {**selection.transferred(counts, choice), choice.metric: choice.value},
+        "value": choice.value,
+        "searched": searched,
+        "choice": choice.to_dict() if searched else None,
+        "final": last,
+        "kept_epoch": kept if last else None,
+    }
+    record = _trained(run, epoch, started, seconds, rows) | judged
+    run.progress = Progress(Position(epoch + 1), [*run.progress.records, record], {}, best=run.progress.best)
+    if last:
+        _finish(run, counts, choice, images)
+        return record
+    if searched and run.world.rank == 0:
+        run.checkpoints.keep_rung(VAL_COUNTS, json.dumps(counts.to_dict()).encode())
+    _save(run)
+    return record
+
+
+def _trained(run: Run, epoch: int, started: float, seconds: float, rows: int) -> Record:
+    """What a record says of an epoch's training, which took `seconds` of the time since `started`."""
     sums, all_rows = run.progress.over_ranks(run.world)
-    record = {
+    return {
         "epoch": epoch + 1,
         "step": (epoch + 1) * run.plan.num_batches,
         "time": time.time(),
@@ -366,21 +387,7 @@ def _finish_epoch(run: Run, epoch: int, started: float, rows: int) -> Record:
         "used": run.used.take(),
         "learning_rate": learning_rate(run.config.recipe, epoch, run.progress.records),
         "train": {name: total / all_rows for name, total in sums.items()},
-        "val": {**selection.transferred(counts, choice), choice.metric: choice.value},
-        "value": choice.value,
-        "searched": searched,
-        "choice": choice.to_dict() if searched else None,
-        "final": last,
-        "kept_epoch": kept if last else None,
     }
-    run.progress = Progress(Position(epoch + 1), [*run.progress.records, record], {}, best=run.progress.best)
-    if last:
-        _finish(run, counts, choice, images)
-        return record
-    if searched and run.world.rank == 0:
-        run.checkpoints.keep_rung(VAL_COUNTS, json.dumps(counts.to_dict()).encode())
-    _save(run)
-    return record
 
 
 def best_epoch(values: list[float]) -> int:
