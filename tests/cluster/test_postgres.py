@@ -244,4 +244,6 @@ def test_twenty_trials_at_once_lose_nothing(server, tracking_url, tmp_path, monk
             history = client.get_metric_history(run.info.run_id, "objective")
             assert {metric.step: metric.value for metric in history} == expected
             assert len(history) == EPOCHS
-            assert {name: str(value) for name, value in trial.params.items()}.items() <= run.data.params.items()
+            assert {
+                name: study_runs.short(value) for name, value in trial.params.items()
+            }.items() <= run.data.params.items()

@@ -106,6 +106,18 @@ def test_a_second_driver_writes_the_same_again(connected):
     assert runs["1"].data.tags["mlflow.parentRunId"] == runs["study"].info.run_id
 
 
+def test_numbers_fit_the_columns_of_mlflow_s_pages(connected):
+    client, experiment = connected
+    trial = view(0, 1, "COMPLETE")
+    trial.records[0]["val"]["gt_known_loc"] = 85.88888888888889
+    assert project(
+        client, experiment, [replace(trial, parameters={"alpha": 1.4453161234, "beta": 1.0, "k": 3})]
+    ).flush()
+    (run,) = [run for run in client.search_runs([experiment]) if run.data.tags["wsol.trial"] == "0"]
+    assert run.data.params == {"alpha": "1.44532", "beta": "1.0", "k": "3"}
+    assert run.data.metrics["val/gt_known_loc"] == 85.8889
+
+
 def test_of_an_epoch_that_was_trained_again_the_first_values_stay(connected):
     """Its record has another time, by which MLflow would take it for another one."""
     client, experiment = connected

@@ -55,7 +55,10 @@ def test_the_first_champion_is_named(client, name, version, holder):
     assert crown(client, name, "a", TUNED, FIGURES) == f"models:/{name}@champion is version 1"
     assert crown(client, name, "a", TUNED, FIGURES) == f"models:/{name}@champion is version 1"
     assert str(holder()) == "1"
-    assert client.get_model_version(name, "1").tags["wsol.test.max_box_acc_v2"] == "71.25"
+    found = client.get_model_version(name, "1")
+    assert found.tags["wsol.test.max_box_acc_v2"] == "71.25"
+    assert found.description.count("| MaxBoxAccV2 | 71.2 |") == 1  # told again it replaces what was told
+    assert f'wsol.load_model("models:/{name}/1")' in found.description
 
 
 @pytest.mark.parametrize(

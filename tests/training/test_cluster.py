@@ -1,5 +1,6 @@
 """A local Ray keeps to itself."""
 
+import logging
 import os
 import stat
 from pathlib import Path
@@ -51,3 +52,4 @@ def test_a_ray_that_does_not_start_is_one_line_that_says_where_to_look(tmp_path,
     ) as told:
         cluster.connect(nested=False)
     assert "\n" not in str(told.value)
+    assert not logging.getLogger("ray._private.services").isEnabledFor(logging.ERROR)  # which has lines of its own

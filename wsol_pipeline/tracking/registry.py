@@ -35,8 +35,32 @@ FINGERPRINT_TAG, SELECTED_TAG = "wsol.model", "wsol.selected_on"
 JUDGED_ALIKE = ("wsol.protocol", "wsol.image_size", "wsol.data_fingerprint", SELECTED_TAG)
 _ABOUT = """Winners of study `{name}`: where an object is in an image, by a network that learned from labels alone.
 
+    import wsol
+
+    model = wsol.load_model("models:/{name}@champion")
+    for found in model.predict(["a.jpg", "b.png"]):
+        print(found.label, found.score, found.box)  # x0, y0, x1, y1
+
+Where this project is not installed:
+
+    import mlflow
+
     model = mlflow.pyfunc.load_model("models:/{name}@champion")
-    model.predict(images)  # uint8 [images, height, width, 3] -> for each: label, score, box (x0, y0, x1, y1), map
+    model.predict(images)  # uint8 RGB, [images, height, width, 3]
+"""
+_ON_TEST = """
+
+**On test**, by the readout and the thresholds that validation chose:
+
+| | % |
+|---|---:|
+{rows}
+
+    import wsol
+
+    model = wsol.load_model("models:/{name}/{version}")
+    for found in model.predict(["a.jpg", "b.png"]):
+        print(found.label, found.score, found.box)  # x0, y0, x1, y1
 """
 CHAMPION = "champion"
 REQUIREMENTS = (
@@ -95,9 +119,16 @@ def _told(description: dict[str, Any], trial: int) -> str:
         f"the best by {metric_name(choice['metric'])} on validation ({choice['value']:.1f} %, protocol "
         f"{train['protocol']}; selected on {selected_on(train)}).\n\n"
         f"Maps are read by {train['readout']} (setting {choice['readout']}); readout and thresholds were chosen "
-        "on validation and are part of the model. The alias *champion* says that "
-        "`rayjobs/evaluate.py` has judged it on test; figures are on the study's run."
+        "on validation and are part of the model. Test is opened by `rayjobs/evaluate.py` alone, which writes its "
+        "figures here and makes the model the *champion*."
     )
+
+
+def _told_of_test(before: str, name: str, version: str, figures: Mapping[str, float]) -> str:
+    """What a version is, as its page said `before`, with its figures on test and the lines that use it."""
+    rows = "\n".join(f"| {metric_name(metric)} | {value:.1f} |" for metric, value in figures.items())
+    head = before.partition(_ON_TEST.partition("{")[0])[0]
+    return head + _ON_TEST.format(rows=rows, name=name, version=version)
 
 
 def find_version(client: mlflow.MlflowClient, name: str, fingerprint: str) -> ModelVersion | None:
@@ -162,6 +193,8 @@ def crown(
         )
     for metric, value in figures.items():
         client.set_model_version_tag(name, version.version, f"wsol.test.{metric}", f"{value:.2f}")
+    told = _told_of_test(version.description or "", name, str(version.version), figures)
+    client.update_model_version(name, version.version, told)
     client.set_registered_model_alias(name, CHAMPION, version.version)
     if before is None or before.version == version.version:
         return f"models:/{name}@{CHAMPION} is version {version.version}"

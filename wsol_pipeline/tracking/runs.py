@@ -24,6 +24,7 @@ PARENT = "study"  # the value of TRIAL_TAG on a study's own run
 RUNNING = "RUNNING"  # MLflow's status of a run that is not over
 PATIENCE = 30.0  # seconds that the end of the work waits for MLflow
 TRICKLE = 60.0  # seconds more, for a call that is on its way
+COLUMN = 8  # signs that a column of MLflow's page of runs shows
 MAX_PARAM = 6000  # characters MLflow keeps of a parameter
 
 
@@ -78,8 +79,9 @@ class StudyRuns:
         return [metric for metric in metrics if (metric.key, metric.step) not in have]
 
     def log(self, run_id: str, metrics: list[Metric], parameters: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-        """Metrics in as many requests as they need, the rest with the first."""
-        given = redact({key: str(value) for key, value in parameters.items()})
+        """Metrics in as many requests as they need, the rest with the first. Numbers are rounded for MLflow's pages."""
+        metrics = [Metric(each.key, float(short(each.value)), each.timestamp, each.step) for each in metrics]
+        given = redact({key: short(value) for key, value in parameters.items()})
         params = [Param(key, value[:MAX_PARAM]) for key, value in given.items()]
         run_tags = [RunTag(key, value) for key, value in redact(dict(tags)).items()]
         for start in range(0, max(len(metrics), 1), 500):
@@ -194,6 +196,11 @@ class StudyRuns:
                     f"{self.id[:12]}, kept at {self.tags.get(STORAGE_TAG, 'unknown')}): give this one another --name, "
                     f"or delete run {run.info.run_id} there."
                 )
+
+
+def short(value: Any) -> str:
+    """A value in signs; long floats to six digits that count, since a column of MLflow's pages is narrow."""
+    return f"{value:.6g}" if isinstance(value, float) and len(str(value)) > COLUMN else str(value)
 
 
 def deliver(steps: Mapping[str, Callable[[], object]]) -> str:

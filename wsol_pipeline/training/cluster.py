@@ -72,6 +72,7 @@ def _start(nested: bool) -> None:
     os.environ.setdefault("MALLOC_ARENA_MAX", "2")  # glibc keeps freed images, a heap for each of Ray's threads
     _stay_private()
     place = private_folder()
+    logging.getLogger("ray._private.services").setLevel(logging.CRITICAL)  # it looks for logs of what did not start
     try:
         ray.init(
             address="local", _node_ip_address="127.0.0.1", logging_level=logging.ERROR, log_to_driver=False,

@@ -163,7 +163,7 @@ def _add_metrics(runs: StudyRuns, winner: Row) -> None:
         for kind, values in (("transferred", winner.transferred), ("oracle", winner.oracle))
         for metric, value in values.items()
     ]
-    runs.client.log_batch(run.run_id, metrics)
+    runs.log(run.run_id, metrics, {}, {})
 
 
 def _add_gallery(runs: StudyRuns, verdict: Verdict) -> None:
