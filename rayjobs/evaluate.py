@@ -22,12 +22,17 @@ def judge_networks(options: Options) -> None:
     """A network's one look at test, or seeds and masks on training images whose masks were kept apart."""
     from wsol_pipeline.console.progress import progress
     from wsol_pipeline.console.walk import local_device, print_judgement, print_published
-    from wsol_pipeline.segmentation.audit import judge
+    from wsol_pipeline.segmentation.audit import has_truth, judge
+    from wsol_pipeline.segmentation.pictures import draw_stations
     from wsol_pipeline.segmentation.station import finished
 
+    device = local_device(options.device)
     for name in options.segmentation:
-        print_judgement(judge(options.store, name, local_device(options.device), progress))
+        print_judgement(judge(options.store, name, device, progress))
         print_published(finished(options.store, name).identity["options"].get("preset", ""))
+    if has_truth(options.store, options.segmentation):
+        place = draw_stations(options.store, options.segmentation, device)
+        print(f"the same training images through all of them: {place}")
 
 
 def main(args: list[str] | None = None) -> int:

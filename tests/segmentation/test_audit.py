@@ -16,8 +16,10 @@ from wsol_pipeline.data.ingest import import_dataset
 from wsol_pipeline.errors import DataError, ProtocolError
 from wsol_pipeline.evaluation.baseline import centred_map
 from wsol_pipeline.protocol import Role, require_searchable
-from wsol_pipeline.segmentation import audit, make_seeds, masks, refine, scores
+from wsol_pipeline.segmentation import audit, make_seeds, masks, pictures, refine, scores
+from wsol_pipeline.segmentation.make_seeds import read_images
 from wsol_pipeline.segmentation.options import RefineOptions, SeedOptions
+from wsol_pipeline.segmentation.station import Part
 from wsol_pipeline.storage import Store
 
 OPTIONS = synthetic.Options(train=36, val=12, test=12, classes=3, objects=3, size=40)
@@ -116,3 +118,25 @@ def test_the_centred_box_is_cut_where_validation_says(audited, storage):
     assert judged["centred"] == pytest.approx(100 * scores.mean_iou(scores.class_iou(matrix)))
     assert judged["centred"] <= judged["centred_oracle"] + 1e-9
     assert 0 < val["centred"] < 100
+
+
+def test_the_same_images_are_drawn_through_every_station(audited, storage):
+    made = [
+        make_seeds.make_seeds(SeedOptions(storage=storage.uri, scales=(1.0,), threshold="0.3", field="none"), "cpu")
+    ]
+    made.append(refine.refine(RefineOptions(storage=storage.uri, seeds="bas-seeds", by=("pamr",)), "cpu"))
+    assert audit.has_truth(storage.store, ["bas-seeds", "bas-pamr"])
+    place = pictures.draw_stations(storage.store, ["bas-seeds", "bas-pamr"])
+    assert place == last.place.path(pictures.STATIONS)
+    sheet = np.asarray(Image.open(place))
+    step = pictures.HEIGHT + pictures.GAP
+    assert sheet.shape == (4 * step, pictures.NAMES + pictures.IMAGES * step, 3)  # image, true mask, both stations
+    (first,) = read_images(audited.train, Part("train", 0, 0, 1))
+    true_HW = masks.decode(next(mask for name, mask, _ in open_audit(audited).masks() if name == first.id))
+    red_HW = true_HW == 1  # of the first class: the palette's (128, 0, 0), of which six tenths lie over the image
+    expected = (0.4 * first.pixels_HW3[red_HW] + 0.6 * np.array([128, 0, 0])).mean(0)
+    tile = sheet[step : step + pictures.HEIGHT, pictures.NAMES : pictures.NAMES + pictures.HEIGHT]
+    shown_HW = np.asarray(Image.fromarray(red_HW).resize((pictures.HEIGHT, pictures.HEIGHT), Image.Resampling.NEAREST))
+    assert np.abs(tile[shown_HW].mean(0) - expected).max() < 8  # the tile is enlarged smoothly
+    Store.at(audited.uri).remove("audit/manifest.json")
+    assert not audit.has_truth(storage.store, ["bas-seeds", "bas-pamr"])

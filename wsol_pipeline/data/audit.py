@@ -88,10 +88,15 @@ def _write(out: Store, number: int, held: list[dict[str, object]]) -> Shard:
     return describe_shard(name, len(held), data)
 
 
+def is_kept(dataset: Dataset) -> bool:
+    """Whether the masks of a dataset's training images were imported."""
+    return Store(dataset.uri).exists(MANIFEST)
+
+
 def open_audit(dataset: Dataset) -> Audit:
     """The masks of a dataset's training images. Raises `DataError` if they were not imported, or are of other data."""
     place = Store(dataset.uri)
-    if not place.exists(MANIFEST):
+    if not is_kept(dataset):
         raise DataError(f"{dataset.uri} has no masks of training images: import it with --audit.")
     told = json.loads(place.read(MANIFEST))
     if told["dataset"] != dataset.fingerprint:

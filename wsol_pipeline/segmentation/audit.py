@@ -1,13 +1,13 @@
 """Seeds and pseudo masks against the true masks of training images, once their station is sealed."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from wsol_pipeline.data.audit import open_audit
+from wsol_pipeline.data.audit import is_kept, open_audit
 from wsol_pipeline.data.dataset import Dataset, open_dataset
 from wsol_pipeline.errors import DataError, ProtocolError
 from wsol_pipeline.evaluation.segmentation import count_classes
@@ -113,6 +113,13 @@ def _refined_maps(found: Station, device: str) -> MapsOf:
 def _told(found: Station) -> dict[str, Any]:
     """The options that a station was made with."""
     return {name: tuple(v) if isinstance(v, list) else v for name, v in found.identity["options"].items()}
+
+
+def has_truth(store: Store, names: Sequence[str]) -> bool:
+    """Whether stations are of one dataset, whose masks of training images were kept."""
+    found = [station.finished(store, name) for name in names]
+    same = len({one.identity["dataset"] for one in found}) == 1
+    return same and is_kept(open_dataset(found[0].uri("data")))
 
 
 def judge(store: Store, name: str, device: str = "cpu", progress: Progress = silent) -> Judgement:
