@@ -31,8 +31,9 @@ demo-segmentation: $(READY)
 cluster-demo: $(READY)
 	$(BIN)/python cluster/demo.py --storage $(RUNS) $(if $(KEEP),--keep)
 
+# Two files at a time: half of the suite's time is waiting, for processes that start and for servers.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 2 --dist loadfile
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m 'slow or chaos' --timeout 1800

@@ -13,8 +13,8 @@ from wsol_pipeline.console.main import run_main
 from wsol_pipeline.use.options import ExportOptions as Options
 
 
-def main(args: list[str] | None = None) -> int:
-    options = command_line(Options, args, __doc__)
+def export(options: Options) -> list[str]:
+    """Write what `options` ask for; what to say of it, in lines."""
     from wsol_pipeline.storage import Store
     from wsol_pipeline.tracking.registry import save_pyfunc
     from wsol_pipeline.use.folder import write_folder
@@ -22,12 +22,14 @@ def main(args: list[str] | None = None) -> int:
     from wsol_pipeline.use.models import named
 
     if options.format == "folder":
-        print("\n".join(write_folder(options, Store.at(options.out))))
-    elif options.format == "mlflow":
-        print(save_pyfunc(named(options), options.out))
-    else:
-        print(export_graph(options))
-        print(options.out)
+        return write_folder(options, Store.at(options.out))
+    if options.format == "mlflow":
+        return [save_pyfunc(named(options), options.out)]
+    return [str(export_graph(options)), options.out]
+
+
+def main(args: list[str] | None = None) -> int:
+    print("\n".join(export(command_line(Options, args, __doc__))))
     return 0
 
 

@@ -11,6 +11,7 @@ The finished model, its backbone (`--weights` of another run) and its validation
 
 from dataclasses import dataclass
 
+from search_spaces import Space
 from wsol_pipeline.console.command_line import parse
 from wsol_pipeline.console.main import run_main
 from wsol_pipeline.console.tune import run_study
@@ -28,9 +29,14 @@ class Options(StudyOptions):
     pruner: str = "none"
 
 
+def space(options: Options) -> Space:
+    """What each trial proposes."""
+    return lambda trial: {}
+
+
 def main(args: list[str] | None = None) -> int:
     options = parse(Options, args)
-    return run_study(options, options.method, lambda trial: {})
+    return run_study(options, options.method, space(options))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ The same command again continues: finished trials stay, those that a dead driver
 
 from dataclasses import dataclass
 
-from search_spaces import adl
+from search_spaces import Space, adl
 from wsol_pipeline.console.command_line import parse
 from wsol_pipeline.console.main import run_main
 from wsol_pipeline.console.tune import run_study
@@ -25,8 +25,14 @@ class Options(StudyOptions):
     name: str = "adl"
 
 
+def space(options: Options) -> Space:
+    """What each trial proposes."""
+    return adl.space
+
+
 def main(args: list[str] | None = None) -> int:
-    return run_study(parse(Options, args), "adl", adl.space)
+    options = parse(Options, args)
+    return run_study(options, "adl", space(options))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import functools
 from dataclasses import dataclass
 from typing import Literal
 
-from search_spaces import bas
+from search_spaces import Space, bas
 from wsol_pipeline.console.command_line import parse
 from wsol_pipeline.console.main import run_main
 from wsol_pipeline.console.tune import run_study
@@ -30,9 +30,14 @@ class Options(StudyOptions):
     """β (weight of the area term): searched, or tied to α + λ (the extension's rule)."""
 
 
+def space(options: Options) -> Space:
+    """What each trial proposes."""
+    return functools.partial(bas.space, beta=options.beta)
+
+
 def main(args: list[str] | None = None) -> int:
     options = parse(Options, args)
-    return run_study(options, "bas", functools.partial(bas.space, beta=options.beta))
+    return run_study(options, "bas", space(options))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import functools
 from dataclasses import dataclass
 from typing import Literal
 
-from search_spaces import bcam
+from search_spaces import Space, bcam
 from wsol_pipeline.console.command_line import parse
 from wsol_pipeline.console.main import run_main
 from wsol_pipeline.console.tune import run_study
@@ -29,9 +29,14 @@ class Options(StudyOptions):
     """Start of the M heads: zero, as the code, which keeps them equal, or xavier, so that they differ."""
 
 
+def space(options: Options) -> Space:
+    """What each trial proposes."""
+    return functools.partial(bcam.space, aggregator_init=options.aggregator_init)
+
+
 def main(args: list[str] | None = None) -> int:
     options = parse(Options, args)
-    return run_study(options, "bcam", functools.partial(bcam.space, aggregator_init=options.aggregator_init))
+    return run_study(options, "bcam", space(options))
 
 
 if __name__ == "__main__":

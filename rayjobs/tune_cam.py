@@ -13,7 +13,7 @@ Give it trials, epochs and --protocol of the method it is compared with: `evalua
 import functools
 from dataclasses import dataclass
 
-from search_spaces import cam
+from search_spaces import Space, cam
 from wsol_pipeline.console.command_line import parse
 from wsol_pipeline.console.main import run_main
 from wsol_pipeline.console.tune import run_study
@@ -35,9 +35,14 @@ class Options(StudyOptions):
         require(0 < self.rates[0] < self.rates[1], "rates must be two positive numbers, the lower first,", self.rates)
 
 
+def space(options: Options) -> Space:
+    """What each trial proposes."""
+    return functools.partial(cam.space, rates=options.rates)
+
+
 def main(args: list[str] | None = None) -> int:
     options = parse(Options, args)
-    return run_study(options, "cam", functools.partial(cam.space, rates=options.rates))
+    return run_study(options, "cam", space(options))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ The same command again continues: finished trials stay, those that a dead driver
 import functools
 from dataclasses import dataclass
 
-from search_spaces import mldfr
+from search_spaces import Space, mldfr
 from wsol_pipeline.console.command_line import parse
 from wsol_pipeline.console.main import run_main
 from wsol_pipeline.console.tune import run_study
@@ -35,9 +35,14 @@ class Options(StudyOptions):
         require(2 <= low <= high, "batch_sizes must be two rising numbers from 2 on", self.batch_sizes)
 
 
+def space(options: Options) -> Space:
+    """What each trial proposes."""
+    return functools.partial(mldfr.space, batch_sizes=options.batch_sizes)
+
+
 def main(args: list[str] | None = None) -> int:
     options = parse(Options, args)
-    return run_study(options, "mldfr", functools.partial(mldfr.space, batch_sizes=options.batch_sizes))
+    return run_study(options, "mldfr", space(options))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ The same command again continues: finished trials stay, those that a dead driver
 
 from dataclasses import dataclass
 
-from search_spaces import spg
+from search_spaces import Space, spg
 from wsol_pipeline.console.command_line import parse
 from wsol_pipeline.console.main import run_main
 from wsol_pipeline.console.tune import run_study
@@ -25,8 +25,14 @@ class Options(StudyOptions):
     name: str = "spg"
 
 
+def space(options: Options) -> Space:
+    """What each trial proposes."""
+    return spg.space
+
+
 def main(args: list[str] | None = None) -> int:
-    return run_study(parse(Options, args), "spg", spg.space)
+    options = parse(Options, args)
+    return run_study(options, "spg", space(options))
 
 
 if __name__ == "__main__":

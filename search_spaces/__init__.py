@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+Space = Callable[[Any], dict[str, Any]]  # what a trial of Optuna proposes, by parameter
+
 
 @dataclass(frozen=True)
 class Preset:

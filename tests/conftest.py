@@ -12,11 +12,23 @@ import pytest
 import ray
 from tenacity import stop_after_attempt, wait_none
 
+from tests import postgres
 from tests.servers import FaultProxy, free_port, running_mlflow, running_s3, serving
 from wsol_pipeline import storage
 
 pytest_plugins = ["tests.trained"]
 sessions: list[pytest.Session] = []
+without_postgres: list[int] = []
+
+
+@pytest.hookimpl(trylast=True)  # of what is selected otherwise
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    without_postgres.append(postgres.deselect(config, items))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if any(without_postgres):
+        terminalreporter.write_line(f"{sum(without_postgres)} {postgres.MISSING}", yellow=True)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -112,6 +113,7 @@ class FaultProxy(ThreadingHTTPServer):
         self.behind = urlsplit(behind).netloc
         self.requests: list[tuple[str, str, int]] = []  # method, path, bytes of the answer's body
         self.injected = 0
+        self.told: list[bytes] = []  # what pages of a list have said
         self._plan: tuple[str, int, str, str, int] = ("", 0, "", "", 0)
         self._lock = threading.Lock()
 
@@ -122,7 +124,8 @@ class FaultProxy(ThreadingHTTPServer):
     def harm(self, fault: str, times: int = 10**9, method: str = "GET", path: str = "", after: int = 0) -> None:
         """Of the next requests of this `method` ("": any) whose path has `path` in it the first `after` are let be, and
         the next `times` meet `fault`: a status, "timeout" (no answer), "closed" (nor a wait for it), "slow" (an answer,
-        late), "cut" (half of the body; no answer where it is empty) or "wrong" (one byte of it)."""
+        late), "cut" (half of the body; no answer where it is empty), "wrong" (one byte of it), "etag" (another ETag
+        than the body's) or "pages" (a list in pages of two, each of which tells those before once more)."""
         self.injected, self._plan = 0, (fault, times, method, path, after)
 
     def heal(self) -> None:
@@ -156,10 +159,13 @@ class _Forward(BaseHTTPRequestHandler):
         if fault in ("timeout", "closed"):
             self.close_connection = True
         elif fault.isdigit():
-            codes = {"403": "InvalidAccessKeyId", "404": "NoSuchKey", "500": "InternalError", "503": "SlowDown"}
+            codes = {"403": "InvalidAccessKeyId", "404": "NoSuchKey", "500": "InternalError", "503": "SlowDown",
+                     "307": "TemporaryRedirect"}  # fmt: skip
             text = f"<Error><Code>{codes.get(fault)}</Code><Message>injected</Message></Error>"
-            self.reply(int(fault), [], text.encode())
+            elsewhere = [("Location", f"http://127.0.0.1:1{self.path}")] if fault == "307" else []
+            self.reply(int(fault), elsewhere, text.encode())
         else:
+            self.path += "&max-keys=2" * (fault == "pages")
             status, headers, data = self.ask(body)
             self.close_connection = fault == "cut"
             if data or fault != "cut":
@@ -192,18 +198,25 @@ class _Forward(BaseHTTPRequestHandler):
         return answer.status, answer.getheaders(), data
 
     def reply(self, status: int, headers: list[tuple[str, str]], data: bytes, fault: str = "") -> None:
+        if fault == "pages":
+            own = re.findall(rb"<Contents>.*?</Contents>", data, re.DOTALL)
+            data = data.replace(b"<Contents>", b"".join(self.server.told) + b"<Contents>", 1)
+            headers = [(name, value) for name, value in headers if name.lower() != "content-length"]
+            self.server.told += own
+        if fault == "etag":
+            headers = [(name, f'"{"0" * 32}"' if name.lower() == "etag" else value) for name, value in headers]
         self.send_response_only(status)
         for name, value in headers:
             if name.lower() not in ("connection", "transfer-encoding", "content-length"):
                 self.send_header(name, value)
         length = next((value for name, value in headers if name.lower() == "content-length"), str(len(data)))
         self.send_header("Content-Length", length)  # of a HEAD: what a GET would send
-        self.end_headers()
         if fault == "wrong":
             data = data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :]
         if fault == "cut":
             data = data[: len(data) // 2]
-        self.server.requests.append((self.command, self.path, len(data)))
+        self.server.requests.append((self.command, self.path, len(data)))  # before the client can have its answer
+        self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)
 

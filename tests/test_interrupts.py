@@ -52,7 +52,7 @@ def start():
 def gone(pid):
     """Whether a process ends by itself soon: the one that is meant would sleep for longer."""
     try:
-        psutil.Process(pid).wait(timeout=100)
+        psutil.Process(pid).wait(timeout=400)
     except psutil.NoSuchProcess:
         return True
     except psutil.TimeoutExpired:
@@ -65,7 +65,7 @@ def gone(pid):
 def test_the_first_signal_ends_a_job_with_the_shells_code_and_one_line(start, kind, number, code):
     job, _ = start(kind, "0.1")
     job.send_signal(number)
-    out, err = job.communicate(timeout=200)
+    out, err = job.communicate(timeout=400)
     assert job.returncode == code
     assert err == "interrupted: the same command continues\n"
     assert ("cleaned up" in out) == (kind == "gentle")
@@ -76,7 +76,7 @@ def test_the_second_signal_ends_everything_at_once(start):
     job.send_signal(signal.SIGINT)
     assert job.stdout.readline() == "asked\n"
     job.send_signal(signal.SIGINT)
-    out, err = job.communicate(timeout=200)
+    out, err = job.communicate(timeout=400)
     assert (job.returncode, out) == (130, "")
     assert err.endswith("interrupted twice: out at once\n")
     assert gone(int(child))

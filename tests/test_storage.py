@@ -14,7 +14,7 @@ from wsol_pipeline.errors import DataError, ResourceError, UsageError
 from wsol_pipeline.storage import STORAGE_ERRORS, Store, describe_storage_error
 from wsol_pipeline.training.checkpoint import read_sealed, write_sealed
 
-PASSING = ("500", "503", "timeout", "cut")  # faults that a later attempt may not meet
+PASSING = ("307", "500", "503", "timeout", "cut")  # faults that a later attempt may not meet
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -204,6 +204,29 @@ def test_wrong_bytes_are_read_again_or_told(s3_proxy):
     s3_proxy.harm("wrong", path="state.pt")
     with pytest.raises((DataError, *STORAGE_ERRORS)):
         read_sealed(store)
+
+
+def test_a_list_in_pages_that_repeat_themselves_names_each_file_once(s3_proxy):
+    store = Store("s3://bucket/pages")
+    for name in "abcde":
+        store.write(f"x/{name}", name.encode() * 3)
+    s3_proxy.harm("pages", path="list-type")
+    assert store.list() == store.list("x") == [f"x/{name}" for name in "abcde"]
+    assert s3_proxy.injected == 6  # three pages each
+    assert store.sizes() == {f"x/{name}": 3 for name in "abcde"}
+    assert {name: size for name, (size, _) in store.facts().items()} == store.sizes()
+
+
+def test_an_etag_that_is_not_the_bodys_changes_nothing(s3_proxy):
+    """Some stores and encryptions have such: what was written is known by its own digest, and nothing else counts."""
+    store, files = Store("s3://bucket/etags"), {"state.pt": bytes(range(256)), "records.json": b"[]"}
+    for method in ("PUT", "GET", "HEAD"):
+        s3_proxy.harm("etag", method=method)
+        write_sealed(store, files)
+        assert read_sealed(store) == files
+        assert store.create(f"lease of {method}", b"one")
+        assert not store.create(f"lease of {method}", b"another")
+        assert s3_proxy.injected > 0
 
 
 def test_a_creation_whose_answer_is_lost_has_succeeded(s3_proxy):

@@ -19,7 +19,7 @@ from wsol_pipeline.training.config import Reading, Recipe, TrainConfig
 from wsol_pipeline.training.loop import train
 
 READOUTS = {"bas": "topk"}  # else: cam
-MEASURED = ("time", "seconds", "device_seconds", "images_per_second")  # what two equal runs may differ in
+MEASURED = ("time", "seconds", "device_seconds", "images_per_second", "used")  # what two equal runs may differ in
 
 
 class Killed(BaseException):

@@ -4,12 +4,19 @@ import wsol
 model = wsol.load_model("models:/bas-cub@champion")
 for found in model.predict(["a.jpg", "b.png"]):
     print(found.label, found.score, found.box)
+
+The jobs are functions too: `wsol.tune("bas", data="runs/data/photos", trials=8)` (`wsol.jobs`).
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from wsol.jobs import evaluate as evaluate
+    from wsol.jobs import export as export
+    from wsol.jobs import localize as localize
+    from wsol.jobs import train as train
+    from wsol.jobs import tune as tune
     from wsol_pipeline.training.localization import Localization as Localization
     from wsol_pipeline.training.model import Model as Model
     from wsol_pipeline.use.models import load_model as load_model
@@ -19,6 +26,7 @@ _PLACES = {
     "Model": "wsol_pipeline.training.model",
     "Localization": "wsol_pipeline.training.localization",
     "WsolError": "wsol_pipeline.errors",
+    **dict.fromkeys(("train", "tune", "evaluate", "localize", "export"), "wsol.jobs"),
 }
 __all__ = sorted(_PLACES)
 

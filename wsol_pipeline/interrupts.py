@@ -49,6 +49,19 @@ def gently() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
+@contextmanager
+def borrowed() -> Iterator[None]:
+    """Within, signals may be taken over, and are given back at the end with what they asked for: in a notebook."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        _asked.clear()
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
 def _on_signal(number: int, frame: FrameType | None) -> None:
     if _asked:
         _leave_at_once()

@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,6 +30,7 @@ STORAGE_ERRORS = (OSError, BotoCoreError, ClientError)  # what a read or write r
 
 _TAKEN = ("PreconditionFailed", "ConditionalRequestConflict")  # S3's words for "somebody else was first"
 _NO_CREATE = "it has no hard links, or not S3's conditional writes; use a file system or a bucket that has them"
+SHOWS_WITHIN = 60.0  # seconds after which NFS shows every file to every machine, unless told otherwise
 _CONNECT_SECONDS, _SILENT_SECONDS = 5, 12  # how long a server may take to answer, and to say its next byte
 
 
@@ -171,7 +173,8 @@ class Store:
             aside.replace(self.path(name))
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write `name` if nothing is there; False if it exists. Of several writers exactly one gets True.
+        """Write `name` if nothing is there; False if it exists, and can be read. Of several writers exactly one gets
+        True.
 
         The writers' data must differ: a client whose answer was lost asks again and knows its write by its bytes.
         """
@@ -187,8 +190,15 @@ class Store:
             try:
                 os.link(aside, self.path(name))  # fails if the name exists, and shows the content whole
             except FileExistsError:
+                self._wait_until_shown(name)
                 return False
         return True
+
+    def _wait_until_shown(self, name: str) -> None:
+        """Wait for what another machine has made: a share may know that it is there before this one sees it."""
+        deadline = time.monotonic() + SHOWS_WITHIN
+        while not self.exists(name) and time.monotonic() < deadline:
+            time.sleep(0.5)
 
     def exists(self, name: str = "") -> bool:
         if self.is_local:
@@ -270,6 +280,18 @@ class Store:
         if not apart:
             raise ResourceError(f"{self.uri} cannot keep two drivers apart: {_NO_CREATE}.")
         return self
+
+    def check_spelling(self) -> None:
+        """Raise `UsageError` if this folder is another's: disks that fold case (macOS, Windows) give both for one."""
+        if not self.is_local or not self.exists():
+            return
+        names = [path.name for path in Path(self.uri).parent.iterdir()]
+        other = next((name for name in names if name.casefold() == self.name.casefold()), "")
+        if other and self.name not in names:
+            raise UsageError(
+                f"{self.uri} is the folder {other!r}: this disk does not tell names apart that differ by case alone. "
+                "Write it so to mean that one, or choose another name."
+            )
 
     @contextlib.contextmanager
     def _aside(self, name: str, data: bytes) -> Iterator[Path]:

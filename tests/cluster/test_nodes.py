@@ -38,7 +38,7 @@ def test_nodes_die_leave_and_come_and_all_are_ended():
         assert "CPUs: 2.0" in ended.stdout, ended.stdout + ended.stderr
         strangers = cluster.environment | {"RAY_AUTH_TOKEN": "0" * 64}
         refused_job = subprocess.run(
-            cluster.submission("true"), env=strangers, text=True, capture_output=True, timeout=300
+            cluster.submission("true"), env=strangers, text=True, capture_output=True, timeout=800
         )
         assert refused_job.returncode != 0
         processes = [process for node in cluster.nodes for process in node.processes()]

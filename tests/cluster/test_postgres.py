@@ -1,6 +1,6 @@
 """A real PostgreSQL under both at once, the studies' ledgers and MLflow as cluster/mlflow starts it: nothing is lost.
 
-Needs PostgreSQL's server programs (Debian: `apt-get install postgresql`) and the extra `server`.
+Needs PostgreSQL's server programs, as tests/postgres.py says.
 """
 
 import functools
@@ -25,10 +25,12 @@ from typing import Any
 
 import mlflow
 import optuna
+import psutil
 import pytest
 
 from search_spaces import bas
 from tests.cluster.manifests import CLUSTER
+from tests.postgres import programs, unprivileged
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study.database import open_storage
 from wsol_pipeline.study.identity import Home
@@ -45,19 +47,7 @@ STUDIES, TRIALS, EPOCHS = 4, 5, 6  # drivers at once, trials that each of them r
 SUPERUSER = "postgres"
 
 
-def programs() -> Path | None:
-    """The folder of PostgreSQL's server programs, which Debian keeps off the PATH."""
-    folders = [*Path("/usr/lib/postgresql").glob("*/bin"), *map(Path, os.environ["PATH"].split(":"))]
-    return next((folder for folder in folders if (folder / "initdb").exists() and (folder / "psql").exists()), None)
-
-
-pytest.importorskip("psycopg", reason="the extra `postgres` is not installed")
-pytest.importorskip("flask_wtf", reason="the extra `server` is not installed")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(1200),
-    pytest.mark.skipif(programs() is None, reason="no initdb: PostgreSQL's server programs are not installed"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.postgres, pytest.mark.timeout(1200)]
 
 
 @dataclass(frozen=True)
@@ -87,11 +77,7 @@ def server(free_port) -> Iterator[Server]:
         (folder / name).write_text(password)
         (folder / name).chmod(0o644)
     folder.chmod(0o755)
-    who = {}
-    if os.geteuid() == 0:  # which PostgreSQL refuses to run as
-        who = {"user": "nobody", "group": "nogroup", "extra_groups": []}
-        shutil.chown(folder, "nobody", "nogroup")
-    bin_folder = programs()
+    who, bin_folder = unprivileged(folder), programs()
     assert bin_folder
     make = [bin_folder / "initdb", "-D", folder / "data", "-U", SUPERUSER, "--auth=scram-sha-256", "--no-sync"]
     subprocess.run([*make, "--pwfile", folder / "postgres-password"], check=True, capture_output=True, cwd="/", **who)
@@ -106,7 +92,7 @@ def server(free_port) -> Iterator[Server]:
         yield found
     finally:
         process.send_signal(signal.SIGINT)  # PostgreSQL's fast shutdown: it waits for no client
-        process.wait(timeout=60)
+        process.wait(timeout=300)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -151,7 +137,7 @@ def tracking_url(server: Server, free_port) -> Iterator[str]:
             yield url
     finally:
         process.terminate()
-        process.wait(timeout=60)
+        process.wait(timeout=300)
 
 
 def answer(url: str, user: str = "", host: str = "") -> int:
@@ -220,6 +206,12 @@ def test_nobody_gets_in_without_the_password_or_under_another_host(server, track
     assert answer(api) == 401
     assert answer(api, user="admin:password1234") == 401  # what older versions of MLflow came with
     assert answer(api, host="evil.example") == 403
+
+
+def test_no_password_is_in_a_command_line(server, tracking_url):
+    lines = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
+    assert any(f"--port {tracking_url.rpartition(':')[2]}" in line for line in lines)
+    assert [line for line in lines if any(password in line for password in server.passwords.values())] == []
 
 
 def test_twenty_trials_at_once_lose_nothing(server, tracking_url, tmp_path, monkeypatch):

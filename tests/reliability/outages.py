@@ -65,7 +65,7 @@ def out_of_service(where: Path, data: Path, outage: Outage) -> Injection:
         running.wait(lambda lines: len(lines) > 10)
         began = time.time()
         with outage.happens(running):
-            code = running.driver.wait(timeout=300)
+            code = running.driver.wait(timeout=800)
         seconds = time.time() - began
         said = [line for line in (where / "log").read_text().splitlines() if line.startswith("error: ")]
     if code != outage.code or len(said) != 1:

@@ -34,8 +34,8 @@ def inject(times: int, folder: Path) -> Iterator[Injection]:
             used.append((family.memory_info().rss / 2**20, family.num_fds()))
         processes = family.children(recursive=True)
         running.driver.terminate()
-        code = running.driver.wait(timeout=120)
-        left = psutil.wait_procs(processes, timeout=60)[1]
+        code = running.driver.wait(timeout=800)
+        left = psutil.wait_procs(processes, timeout=150)[1]
         grown = psutil.disk_usage("/dev/shm").used - shared
         wrong = "; ".join(
             [

@@ -116,7 +116,7 @@ def set_twice(paper, folder):
     (folder / "paper.tex").write_text(paper)
     line = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
     for _ in range(2):
-        done = subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=600, check=False)
         assert done.returncode == 0, done.stdout[-2000:]
     assert "Overfull" not in done.stdout
     assert "undefined" not in done.stdout

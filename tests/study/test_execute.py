@@ -31,7 +31,7 @@ def finished(tmp_path, monkeypatch):
 
     ledger = SimpleNamespace(
         balance=lambda: {"running": 0, "complete": 1}, trials=list, proposals=list, ranking=ranking,
-        get=lambda number: SimpleNamespace(user_attrs={}), parameters=lambda number: {},
+        get=lambda number: SimpleNamespace(user_attrs={}), parameters=lambda number: {}, fence=lambda: None,
         device_seconds=lambda: 3600.0, home=Home(JOB.study, folder.uri),
     )  # fmt: skip
     plan = SimpleNamespace(
@@ -40,7 +40,9 @@ def finished(tmp_path, monkeypatch):
     )  # fmt: skip
     monkeypatch.setattr(execute, "doubts", lambda *_, **__: None)
     monkeypatch.setattr(outcome, "is_paper_data", lambda manifest, name: False)
-    return SimpleNamespace(plan=plan, ledger=ledger, lease=Lease(folder / "lease", 1), folder=folder, rankings=rankings)
+    lease = Lease(folder / "lease", 1)
+    ledger.confirm_driver = lease.confirm
+    return SimpleNamespace(plan=plan, ledger=ledger, lease=lease, folder=folder, rankings=rankings)
 
 
 def finish(study, point=lambda name: None):
@@ -68,6 +70,16 @@ def test_a_winner_whose_model_is_of_another_setting_is_not_named(finished):
     other = dataclasses.replace(JOB, train=TrainConfig(seed=7))
     finished.plan.job = lambda *_: other
     with pytest.raises(MismatchError, match="train.seed was 0, now 7"):
+        finish(finished)
+    assert not finished.folder.exists("winner.json")
+
+
+def test_of_a_database_that_lost_what_it_was_told_no_winner_is_named(finished):
+    def older():
+        raise MismatchError("The study's database was replaced by an older state")
+
+    finished.ledger.fence = older
+    with pytest.raises(MismatchError, match="an older state"):
         finish(finished)
     assert not finished.folder.exists("winner.json")
 

@@ -4,10 +4,11 @@ import contextlib
 import json
 import multiprocessing
 import time
+from pathlib import Path
 
 import pytest
 
-from wsol_pipeline.errors import ResourceError
+from wsol_pipeline.errors import ResourceError, UsageError
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study import lease
 
@@ -55,6 +56,22 @@ def test_a_released_lease_is_taken_at_once_with_the_next_number(store):
         assert first.attempt == 1
     with lease.acquire(store) as second:
         assert second.attempt == 2
+
+
+def test_on_a_disk_that_folds_case_two_names_are_told_apart(tmp_path, monkeypatch):
+    """`Cam` and `cam` are one folder there: the second study would go on in the first one's."""
+    with lease.acquire(Store.at(tmp_path / "Cam/lease")):
+        pass
+    real = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda self: real(self) or real(self.with_name(self.name.capitalize())))
+    with pytest.raises(UsageError, match=r"/cam is the folder 'Cam'.*does not tell names apart"):
+        lease.acquire(Store.at(tmp_path / "cam/lease"))
+    assert lease.acquire(Store.at(tmp_path / "Cam/lease")).attempt == 2
+
+
+def test_on_a_disk_that_does_not_fold_case_both_names_are_folders(tmp_path):
+    for name in ("Cam", "cam"):
+        assert lease.acquire(Store.at(tmp_path / name / "lease")).attempt == 1
 
 
 def test_a_living_driver_on_this_host_keeps_others_out(store):

@@ -4,13 +4,17 @@ import contextlib
 import json
 import shutil
 import sqlite3
+from types import SimpleNamespace
 
 import optuna
 import pytest
+import sqlalchemy
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from wsol_pipeline.errors import DataError, LeaseLostError, MismatchError, ResourceError, UsageError
 from wsol_pipeline.storage import Store
+from wsol_pipeline.study import database
 from wsol_pipeline.study import ledger as ledger_module
 from wsol_pipeline.study.database import ObjectJournal, database_needed, open_storage, warn_of_password
 from wsol_pipeline.study.identity import Home, home
@@ -399,6 +403,110 @@ def test_a_database_that_knows_a_trial_no_more_was_replaced(tmp_path):
         book.complete(number, 1.0)
 
 
+@pytest.mark.parametrize(("end", "now"), [("complete", "RUNNING"), ("ask", "not there")])
+def test_a_server_that_comes_back_with_less_than_it_was_told_is_named(tmp_path, end, now):
+    """As a standby does that lagged behind, or a database that was restored: Optuna remembers what it has read."""
+    storage = open_storage(Store.at(tmp_path), None)
+    book = ledger(storage)
+    book.ask()
+    shutil.copy(tmp_path / "study.db", tmp_path / "older.db")
+    book.complete(0, 1.0) if end == "complete" else book.ask()
+    book.trials()
+    storage.engine.dispose()
+    shutil.copy(tmp_path / "older.db", tmp_path / "study.db")
+    number, was = (0, "COMPLETE") if end == "complete" else (1, "RUNNING")
+    with pytest.raises(MismatchError, match=f"older state: trial {number} was {was} and now is {now}"):
+        book.ask()
+
+
+def test_a_server_that_comes_back_with_all_that_it_was_told_is_no_fault(tmp_path):
+    storage = open_storage(Store.at(tmp_path), None)
+    book = ledger(storage)
+    book.complete(book.ask().number, 1.0)
+    storage.engine.dispose()
+    assert book.ask().number == 1
+
+
+class Server:
+    """A database's server that is away for the first `away` times that it is asked for a connection."""
+
+    loaded_dbapi = SimpleNamespace(OperationalError=sqlite3.OperationalError)
+
+    def __init__(self, away):
+        self.away = away
+
+    def connect(self, *args, **options):
+        self.away -= 1
+        if self.away >= 0:
+            raise sqlite3.OperationalError("connection refused")
+        return "connection", args, options
+
+
+@pytest.fixture
+def no_sleep(monkeypatch):
+    """Waiting takes no time, and a second of it is one."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(database, "time", clock)
+    clock.monotonic, clock.sleep = lambda: clock.now, lambda seconds: setattr(clock, "now", clock.now + seconds)
+    return clock
+
+
+def test_a_server_that_is_away_for_a_while_is_waited_for(no_sleep, caplog):
+    assert database._wait_to_connect(Server(5), None, ("a",), {"b": 1}) == ("connection", ("a",), {"b": 1})
+    assert no_sleep.now == 5
+    assert caplog.text.count("is away, and waited for: connection refused") == 1
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_server_that_stays_away_is_waited_for_within_limits(no_sleep, monkeypatch, asked):
+    monkeypatch.setattr(database.interrupts, "asked", lambda: asked)
+    with pytest.raises(sqlite3.OperationalError, match="connection refused"):
+        database._wait_to_connect(Server(10**6), None, (), {})
+    assert no_sleep.now == (0 if asked else database.FAILOVER_SECONDS + 1)
+
+
+def test_what_may_be_asked_again_is_once_its_connection_broke(tmp_path, monkeypatch):
+    """A new trial is not: there would be two of it. Optuna asks for it again by itself."""
+    asked = []
+
+    def break_once(name):
+        original = getattr(RDBStorage, name)
+
+        def broken(*args, **options):
+            asked.append(name)
+            if asked.count(name) == 1:
+                raise optuna.exceptions.StorageInternalError("server closed the connection unexpectedly")
+            return original(*args, **options)
+
+        monkeypatch.setattr(RDBStorage, name, broken)
+
+    for name in ("get_study_user_attrs", "set_trial_user_attr", "_get_trials", "set_trial_state_values"):
+        break_once(name)
+    monkeypatch.setattr(database, "wait_fixed", lambda _: database.wait_random(0, 0))
+    storage = database._open_database(f"sqlite:///{tmp_path}/study.db")
+    book = ledger(storage, published={})
+    book.spend(book.ask().number, 2.0)
+    assert book.device_seconds() == 2.0
+    with pytest.raises(optuna.exceptions.StorageInternalError):
+        book.complete(0, 1.0)
+    assert asked.count("set_trial_state_values") == 1
+
+
+def test_a_client_of_postgresql_wants_a_server_to_write_to_and_no_lasting_silence(monkeypatch):
+    engines = []
+
+    def no_storage(url, engine_kwargs):
+        engines.append(engine_kwargs["connect_args"])
+        engine = sqlalchemy.create_engine("sqlite://")
+        return SimpleNamespace(engine=engine, **dict.fromkeys(database._ASKED_AGAIN, len))
+
+    monkeypatch.setattr(database, "RDBStorage", no_storage)
+    database._open_database("postgresql+psycopg://wsol@a/studies?connect_timeout=3")
+    assert engines[0] == {name: value for name, value in database._CLIENT.items() if name != "connect_timeout"}
+    database._open_database("sqlite://")
+    assert engines[1] == {}
+
+
 @pytest.mark.parametrize("values", [{"alpha": "x"}, {"alpha": 0.5, "beta": [1]}, {"alpha": None}])
 def test_what_somebody_enqueued_with_wrong_values_fails_alone(storage, values):
     book = ledger(storage(), published={})
@@ -475,10 +583,16 @@ def test_a_database_that_somebody_has_locked_is_a_resource_error(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
-    [("postgresql://me:q7Wz3kT9vX2m@db/studies", True), ("postgresql://me@db/studies", False), (None, False)],
+    ("url", "given", "told"),
+    [
+        ("postgresql://me:q7Wz3kT9vX2m@db/studies", "--study-db={}", True),
+        ("postgresql://me:q7Wz3kT9vX2m@db/studies", "--config=file.yaml", False),
+        ("postgresql://me@db/studies", "{}", False),
+        (None, "--trials=2", False),
+    ],
 )
-def test_a_password_that_ps_shows_is_told_of_without_it(caplog, url, told):
+def test_a_password_that_ps_shows_is_told_of_without_it(caplog, monkeypatch, url, given, told):
+    monkeypatch.setattr("sys.argv", ["tune", given.format(url)])
     warn_of_password(url)
     assert ("PGPASSWORD or ~/.pgpass" in caplog.text) is told
     assert "q7Wz" not in caplog.text

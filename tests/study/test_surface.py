@@ -40,6 +40,11 @@ def test_what_solving_was_worth(tmp_path):
     assert (tmp_path / surface.PICTURE).read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_published_choice_is_worth_what_its_own_threshold_gives():
+    choice = surface.published_choice(counts(), "max_box_acc_v2", (200, 0.1))
+    assert choice.value == pytest.approx((50 + 60 + 30) / 3)  # and not the 60 of the best thresholds
+
+
 def test_a_published_setting_without_a_threshold_is_read_at_the_best(tmp_path):
     """B-CAM names how its maps are read, and takes the best of all thresholds: here those of the first setting."""
     config = TrainConfig(method="bcam", readout="bcam")

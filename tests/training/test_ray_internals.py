@@ -108,8 +108,8 @@ def test_an_actor_that_was_stopped_is_ended_by_its_id(local_ray):
     os.kill(pid, signal.SIGSTOP)
     ray_internals.kill_actor(name)
     with pytest.raises(ray.exceptions.RayActorError):
-        ray.get(sleeping, timeout=120)
-    psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=120)
+        ray.get(sleeping, timeout=600)
+    psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=600)
     assert not psutil.pid_exists(pid), "core_worker.kill_actor no longer ends a process that does not answer"
 
 

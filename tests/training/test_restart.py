@@ -50,7 +50,7 @@ def story(request, dataset, reading, config, tmp_path_factory) -> SimpleNamespac
         lives.append({"job": to_dict(job), "dies": dies, "ray": cluster, **files})
     (root / "lives.json").write_text(json.dumps(lives))
     command = [sys.executable, "-m", "tests.training.lives", str(root / "lives.json")]
-    subprocess.run(command, check=True, timeout=280, cwd=Path(__file__).parents[2])
+    subprocess.run(command, check=True, timeout=800, cwd=Path(__file__).parents[2])
     logs = read_logs(lives)
     checkpoints = CheckpointStore(Store.at(root / "trial"), len(LIVES))
     return SimpleNamespace(logs=logs, checkpoints=checkpoints, share_gradients=meet is not None)

@@ -75,7 +75,7 @@ def folders(dataset, reading, make_config, mortal_store, tmp_path_factory) -> di
     ]
     (root / "cases.json").write_text(json.dumps(cases))
     command = [sys.executable, str(Path(__file__).with_name("ranks.py")), str(RANKS), str(root / "cases.json")]
-    subprocess.run(command, check=True, timeout=240)
+    subprocess.run(command, check=True, timeout=800)
     return {name: root / name for name in CASES}
 
 

@@ -29,7 +29,7 @@ def free_port() -> int:
 def ask(address, path, body=None):
     request = urllib.request.Request(f"{address}{path}", body, {"Content-Type": "image/png"})
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=300) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
@@ -68,9 +68,9 @@ def test_it_answers_as_predict_does_and_ends_by_ctrl_c_with_all_that_it_started(
         assert listening(server.pid) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
         started = psutil.Process(server.pid).children(recursive=True)
         server.send_signal(signal.SIGINT)
-        assert server.wait(timeout=60) == 0
+        assert server.wait(timeout=300) == 0
         assert server.stdout.read() == "ended\n"
-        assert psutil.wait_procs(started, timeout=30)[1] == []
+        assert psutil.wait_procs(started, timeout=150)[1] == []
     finally:
         for process in [*psutil.Process(server.pid).children(recursive=True), server] if server.poll() is None else []:
             process.kill()

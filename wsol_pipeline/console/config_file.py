@@ -98,13 +98,18 @@ def arguments(file: str, options: type, given: Sequence[str] = ()) -> list[str]:
     job = tree.pop(JOB, job_of(options))
     if job != job_of(options):
         raise UsageError(f"{file} is of another job ({job!r}, not {job_of(options)!r}).")
+    return words(file, options, tree, given)
+
+
+def words(where: str, options: type, tree: Mapping[str, Any], given: Sequence[str] = ()) -> list[str]:
+    """Values of `options` by name, or by group and name, as a command line. `where`: whose they are, for errors."""
     hints = typing.get_type_hints(options)
     there = {word.partition("=")[0].replace("_", "-") for word in given if word.startswith("--")}
     return [
         word
-        for name, value in _flat(file, tree, options)
+        for name, value in _flat(where, tree, options)
         if not (GONE in str(value) and _flag(name) in there)
-        for word in _words(file, name, value, hints[name])
+        for word in _words(where, name, value, hints[name])
     ]
 
 

@@ -59,9 +59,7 @@ def print_interrupted(
 
 def print_outcome(outcome: Outcome, plan: Plan, model_version: str) -> None:
     """The last screen of a study. `model_version` of MLflow's registry, if that has it."""
-    console = _console(110)
-    name, where = plan.options.name, plan.options.storage
-    balance, objective = outcome.balance, plan.config.objective
+    console, balance = _console(110), outcome.balance
     console.print(
         f"\n{balance['started']} trials started = {balance['complete']} complete + {balance['pruned']} pruned + "
         f"{balance['fail']} failed"
@@ -70,17 +68,7 @@ def print_outcome(outcome: Outcome, plan: Plan, model_version: str) -> None:
         is_limit = not outcome.stopped.endswith(".")
         way_on = ": the same command with a larger limit continues" if is_limit else " The same command goes on."
         console.print(f"{outcome.stopped}{way_on}", soft_wrap=True)
-    objectives = plan.rule.objectives if plan.rule else (objective,)
-    what, shown = objective, outcome.ranking[:8]
-    if plan.rule:
-        found = on_front(outcome.ranking, plan.rule)
-        what, shown = f"the Pareto front ({len(found)} settings)", found[:FRONT_ROWS]
-    table = Table(title=f"Study {plan.options.name}: {what} on validation ({plan.config.protocol})")
-    for column in ("trial", "", "parameters", *objectives):
-        table.add_column(column, justify="right" if column in objectives else "left")
-    for standing, note, parameters in shown:
-        table.add_row(str(standing.number), note, format_parameters(parameters), *standing.cells(objectives))
-    console.print(table)
+    console.print(_ranking(outcome, plan))
     if outcome.rule:
         console.print(outcome.rule)
     if outcome.doubt:
@@ -91,21 +79,43 @@ def print_outcome(outcome: Outcome, plan: Plan, model_version: str) -> None:
     for number, failure in outcome.failures.items():
         how = "abstained" if failure["kind"] == ABSTAINED else f"failed: {failure['kind']}"
         console.print(f"trial {number} {how}: {failure['message'][:200]}")
+    for title, line in _way_on(outcome, plan, model_version).items():
+        console.print(f"{title:<7} {line}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _ranking(outcome: Outcome, plan: Plan) -> Table:
+    """The best settings of a study; of several objectives those that no other beats."""
+    objectives = plan.rule.objectives if plan.rule else (plan.config.objective,)
+    what, shown = plan.config.objective, outcome.ranking[:8]
+    if plan.rule:
+        found = on_front(outcome.ranking, plan.rule)
+        what, shown = f"the Pareto front ({len(found)} settings)", found[:FRONT_ROWS]
+    table = Table(title=f"Study {plan.options.name}: {what} on validation ({plan.config.protocol})")
+    for column in ("trial", "", "parameters", *objectives):
+        table.add_column(column, justify="right" if column in objectives else "left")
+    for standing, note, parameters in shown:
+        table.add_row(str(standing.number), note, format_parameters(parameters), *standing.cells(objectives))
+    return table
+
+
+def _way_on(outcome: Outcome, plan: Plan, model_version: str) -> dict[str, str]:
+    """What a study took, where its things are and what to type next, by title."""
+    name, where = plan.options.name, shlex.quote(plan.options.storage)
     lines = {
         "spent": f"{format_hours(outcome.device_hours)} of device time in all (each worker's training and validation), "
         f"{format_hours(outcome.hours)} on the clock just now",
+        "used": outcome.used or "nothing is known",
         "model": outcome.best.uri if outcome.best else "damaged (below)",
         "study": plan.folder.uri,
         "MLflow": f"models:/{name}/{model_version}" if model_version else "not written in full",
-        "": how_to_open_mlflow(where),
-        "next": f"{how_to_run('evaluate')} --study {name} --storage {shlex.quote(where)}",
+        "": how_to_open_mlflow(plan.options.storage),
+        "next": f"{how_to_run('evaluate')} --study {name} --storage {where}",
         "more": "the same command with a larger --trials continues this study",
     }
     if outcome.best and plan.dataset.val.num_rows <= QUICK_ROWS:
-        bagcams = f"{how_to_run('tune_bagcams')} --study {name} --storage {shlex.quote(where)}"
+        bagcams = f"{how_to_run('tune_bagcams')} --study {name} --storage {where}"
         lines["or"] = f"{bagcams}  # other maps of this very model, nothing is trained"
-    for title, line in lines.items():
-        console.print(f"{title:<7} {line}", soft_wrap=True, highlight=False, markup=False)
+    return lines
 
 
 def how_to_open_mlflow(storage: str) -> str:
@@ -125,36 +135,10 @@ UNMEASURED = (
 
 
 def print_verdict(verdict: Verdict) -> None:
-    """A table per metric of a final evaluation: validation, test transferred with its interval, test oracle; beside
-    rows of a preset what its paper reports."""
-    console, rows, storage = _console(126), verdict.rows, verdict.options.storage
-    named = (name for row in rows for name in row.published)
-    first = (verdict.objective, verdict.measure, "gt_known_loc", "top1_loc", "map_50")
-    metrics = dict.fromkeys((*first, *(("piou",) if verdict.measure == "pxap" else ()), *named))
-    for metric in (name for name in metrics if any(name in row.oracle or name in row.transferred for row in rows)):
-        beside = [row for row in rows if metric in row.published]
-        flag = f"{OTHER_DATA}: " if any(row.other_data for row in beside) else ""
-        table = Table(
-            title=f"{flag}{metric} (%), protocol {verdict.protocol}, {verdict.images} test images",
-            title_justify="left",
-            caption_justify="left",
-        )
-        table.add_column("model", overflow="fold")  # names give way, numbers never do
-        table.add_column("readout > threshold", overflow="fold")
-        for name in ("validation", "test transferred", "95 % interval", "test oracle (upper bound)"):
-            table.add_column(name, justify="right", width=13 if "interval" in name else 11)
-        if beside:
-            table.add_column("paper", justify="right", min_width=5)
-            table.caption = f"paper: {beside[0].preset}, on its own data{', which these are not' if flag else ''}"
-        for row in (row for row in rows if metric in row.oracle or metric in row.transferred):
-            low_high = row.intervals.get("transferred", {}).get(metric)
-            val, test, oracle = (
-                f"{values[metric]:.1f}" if metric in values else "" for values in (row.val, row.transferred, row.oracle)
-            )
-            interval = f"{low_high[0]:.1f} to {low_high[1]:.1f}" if low_high else ""
-            paper = [f"{row.published[metric]:.1f}"] if metric in row.published else []
-            table.add_row(row.label, row.readout, val, test, interval, oracle, *paper)
-        console.print(table)
+    """A table per metric of a final evaluation, what its words mean, where things are and what to type next."""
+    console, rows, options = _console(126), verdict.rows, verdict.options
+    for metric in _metrics(verdict):
+        console.print(_judged(verdict, metric))
     if rows[0].label == BASELINE:
         console.print(_standing(verdict), soft_wrap=True, highlight=False)
     for line in _words(rows):
@@ -163,14 +147,54 @@ def print_verdict(verdict: Verdict) -> None:
         print_shrunk(verdict.shrunk, verdict.images)
     if not verdict.is_measured:
         console.print(UNMEASURED, soft_wrap=True)
-    studies, place = verdict.options.study, shlex.quote(storage)
     for title, line in {
         "gallery:": verdict.picture,
-        "results:": (verdict.options.store / studies[0]).path(EVALUATIONS),
-        "MLflow:": how_to_open_mlflow(storage),
-        "next:": f"{how_to_run('report')} --study {' '.join(studies)} --storage {place}",
+        "results:": (options.store / options.study[0]).path(EVALUATIONS),
+        "MLflow:": how_to_open_mlflow(options.storage),
+        "next:": f"{how_to_run('report')} --study {' '.join(options.study)} --storage {shlex.quote(options.storage)}",
     }.items():
         console.print(f"{title:<8} {line}", soft_wrap=True)
+
+
+def _metrics(verdict: Verdict) -> list[str]:
+    """The metrics that get a table: what was maximised and judged by, the field's usual ones, a paper's own."""
+    rows = verdict.rows
+    named = (name for row in rows for name in row.published)
+    first = (verdict.objective, verdict.measure, "gt_known_loc", "top1_loc", "map_50")
+    metrics = dict.fromkeys((*first, *(("piou",) if verdict.measure == "pxap" else ()), *named))
+    return [name for name in metrics if any(name in row.oracle or name in row.transferred for row in rows)]
+
+
+def _judged(verdict: Verdict, metric: str) -> Table:
+    """Validation, test transferred with its interval, test oracle; beside rows of a preset what its paper reports."""
+    beside = [row for row in verdict.rows if metric in row.published]
+    flag = f"{OTHER_DATA}: " if any(row.other_data for row in beside) else ""
+    table = Table(
+        title=f"{flag}{metric} (%), protocol {verdict.protocol}, {verdict.images} test images",
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("model", overflow="fold")  # names give way, numbers never do
+    table.add_column("readout > threshold", overflow="fold")
+    for name in ("validation", "test transferred", "95 % interval", "test oracle (upper bound)"):
+        table.add_column(name, justify="right", width=13 if "interval" in name else 11)
+    if beside:
+        table.add_column("paper", justify="right", min_width=5)
+        table.caption = f"paper: {beside[0].preset}, on its own data{', which these are not' if flag else ''}"
+    for row in verdict.rows:
+        if metric in row.oracle or metric in row.transferred:
+            table.add_row(row.label, row.readout, *_figures(row, metric))
+    return table
+
+
+def _figures(row: Row, metric: str) -> list[str]:
+    val, test, oracle = (
+        f"{values[metric]:.1f}" if metric in values else "" for values in (row.val, row.transferred, row.oracle)
+    )
+    low_high = row.intervals.get("transferred", {}).get(metric)
+    interval = f"{low_high[0]:.1f} to {low_high[1]:.1f}" if low_high else ""
+    paper = [f"{row.published[metric]:.1f}"] if metric in row.published else []
+    return [val, test, interval, oracle, *paper]
 
 
 def _words(rows: Sequence[Row]) -> list[str]:

@@ -6,17 +6,17 @@ What runs imports torch, ray and mlflow, for seconds; so it is imported here whe
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from search_spaces import Space
 from wsol_pipeline.errors import DataError, PartialError
 from wsol_pipeline.study.options import StudyOptions
 
 if TYPE_CHECKING:
-    from wsol_pipeline.study.ledger import Space
     from wsol_pipeline.study.outcome import Outcome
     from wsol_pipeline.study.plan import Plan
 
 
 def run_study(
-    options: StudyOptions, method: str, space: "Space", point: Callable[[str], None] = lambda name: None
+    options: StudyOptions, method: str, space: Space, point: Callable[[str], None] = lambda name: None
 ) -> int:
     """Run or continue the study of `options` and print what it found. Returns the exit code."""
     from wsol_pipeline.console.screens import print_outcome

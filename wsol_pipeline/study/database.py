@@ -6,6 +6,8 @@ import logging
 import os
 import re
 import sqlite3
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ import sqlalchemy
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import BaseJournalBackend
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
-from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_fixed, wait_random
 
+from wsol_pipeline import interrupts
 from wsol_pipeline.errors import DataError, MismatchError, ResourceError
 from wsol_pipeline.redaction import redact
 from wsol_pipeline.storage import Store
@@ -27,6 +30,19 @@ DATABASE_ERRORS = (optuna.exceptions.StorageInternalError, SQLAlchemyError, sqli
 
 
 LOCK_SECONDS = 5.0  # how long another process may hold the database when a study begins
+FAILOVER_SECONDS = 120.0  # how long a study that runs waits for its database's server to come back
+# Of PostgreSQL's client, where the URL says nothing else: a standby is no server to write to, and one whose machine is
+# gone says nothing at all, so silence has to end.
+_CLIENT = {
+    "target_session_attrs": "read-write", "connect_timeout": 10, "tcp_user_timeout": 30_000,
+    "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3,
+}  # fmt: skip
+# What writes the same when it is asked again, though the answer to the first time was lost.
+_ASKED_AGAIN = (
+    "_get_trials", "get_trial", "get_all_trials", "get_study_user_attrs", "get_study_system_attrs",
+    "set_study_user_attr", "set_study_system_attr", "_set_trial_param", "set_trial_user_attr", "set_trial_system_attr",
+    "set_trial_intermediate_value",
+)  # fmt: skip
 
 
 class ObjectJournal(BaseJournalBackend):
@@ -108,7 +124,7 @@ def open_storage(store: Store, database: str | None, check: Callable[[], None] =
 
 def warn_of_password(url: str | None) -> None:
     """Say that a password on a command line is everybody's: `ps` shows it to all users of the machine."""
-    if url and re.search("://[^/@]*:[^/@]", url):
+    if url and re.search("://[^/@]*:[^/@]", url) and any(url in word for word in sys.argv):  # not from a --config
         logger.warning(
             "The password in --study-db is seen by every user of this machine (ps): leave it out of the URL, and put "
             "it into PGPASSWORD or ~/.pgpass."
@@ -176,4 +192,35 @@ def check_trials_are_known(storage: BaseStorage, name: str, folder: Store) -> No
     reraise=True,
 )
 def _open_database(url: str) -> RDBStorage:
-    return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+    known = sqlalchemy.make_url(url)
+    client = _CLIENT if known.get_dialect().driver.startswith("psycopg") else {}
+    arguments = {name: value for name, value in client.items() if name not in known.query}
+    storage = RDBStorage(url, engine_kwargs={"pool_pre_ping": True, "connect_args": arguments})
+    sqlalchemy.event.listen(storage.engine, "do_connect", _wait_to_connect)
+    again = retry(
+        retry=retry_if_exception_type(DATABASE_ERRORS), stop=stop_after_attempt(3), wait=wait_fixed(1), reraise=True
+    )
+    for name in _ASKED_AGAIN:
+        setattr(storage, name, again(getattr(storage, name)))
+    return storage
+
+
+def _wait_to_connect(dialect: sqlalchemy.Dialect, record: object, args: Any, options: Any) -> Any:
+    """A connection to a server that may be failing over: whoever asks for one while it is away waits."""
+    deadline, told = time.monotonic() + FAILOVER_SECONDS, False
+    while True:
+        try:
+            return dialect.connect(*args, **options)
+        except dialect.loaded_dbapi.OperationalError as error:
+            if time.monotonic() > deadline or interrupts.asked():
+                raise
+            if not told:
+                logger.warning("the study's database is away, and waited for: %s", str(error).partition("\n")[0][:200])
+            told = True
+            time.sleep(1)
+
+
+def on_new_connection(storage: BaseStorage, tell: Callable[[], None]) -> None:
+    """Call `tell` whenever a server is connected to: it may be another one than before, that knows less."""
+    if isinstance(storage, RDBStorage):
+        sqlalchemy.event.listen(storage.engine, "connect", lambda *_: tell())

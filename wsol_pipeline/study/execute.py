@@ -23,7 +23,7 @@ from wsol_pipeline.study.plan import Plan, check_device
 from wsol_pipeline.study.samplers import pruner, sampler
 from wsol_pipeline.study.streak import ABSTAINED
 from wsol_pipeline.study.tuner import LedgerSearcher, Point, run_trials, trial_folder
-from wsol_pipeline.training import cluster
+from wsol_pipeline.training import cluster, used
 from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.config import Job, from_dict
 from wsol_pipeline.training.run import resources_per_worker, trainable
@@ -122,6 +122,7 @@ def placed(payload: dict[str, Any]) -> PlacementGroupFactory:
 
 def _finish(plan: Plan, ledger: Ledger, lease: Lease, point: Point, stopped: str) -> Outcome:
     """Pick the winner, and say how sure that is; close the books."""
+    ledger.fence()  # what is read is Optuna's memory in part
     balance = ledger.balance()
     if balance["running"]:
         raise ResourceError(f"{balance['running']} trials are still running: the same command continues.")
@@ -137,7 +138,8 @@ def _finish(plan: Plan, ledger: Ledger, lease: Lease, point: Point, stopped: str
         for standing in ranking
     ]
     device_hours = ledger.device_seconds() / 3600
-    final = CheckpointStore(trial_folder(plan.folder, best.number), 0).final()
+    checkpoints = CheckpointStore(trial_folder(plan.folder, best.number), 0)
+    final = checkpoints.final()
     if final is None:
         damaged = f"The model of trial {best.number} in {plan.folder.uri} is gone or altered."
         return Outcome(balance, ranked, None, failures, device_hours, damaged=damaged)
@@ -150,7 +152,8 @@ def _finish(plan: Plan, ledger: Ledger, lease: Lease, point: Point, stopped: str
     except DataError as error:  # what was found stands all the same
         damaged = str(error)
     record = winner_record(plan, ledger, ranking, final, doubt) | ({"certainty": sure} if sure else {})
-    plan.folder.write(WINNER, json.dumps(record).encode(), lease.confirm)
+    plan.folder.write(WINNER, json.dumps(record).encode(), ledger.confirm_driver)
     told, rule = (record.get(name, "") for name in ("doubt", "rule"))
     told = f"{told} {sure}".strip()
-    return Outcome(balance, ranked, final, failures, device_hours, doubt=told, rule=rule, damaged=damaged)
+    went = used.told(checkpoints.records())
+    return Outcome(balance, ranked, final, failures, device_hours, doubt=told, rule=rule, damaged=damaged, used=went)

@@ -112,8 +112,10 @@ class Lease:
 def acquire(store: Store, doing: str = "driving this study") -> Lease:
     """Take the lease kept in `store`, at once if its holder ended or died on this machine, else after its beat stopped.
 
-    `doing` says what its holder does. Raises `ResourceError` when a living one holds it.
+    `doing` says what its holder does. Raises `ResourceError` when a living one holds it, `UsageError` if the folder
+    that it lies in is another's.
     """
+    Store(store.uri.rpartition("/")[0]).check_spelling()
     attempt = latest_attempt(store)
     if holder := _living(store, attempt):
         raise ResourceError(f"{holder} is {doing} ({store.uri}); wait for it or stop it.")

@@ -18,18 +18,20 @@ import logging
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
-from optuna.trial import BaseTrial, FixedTrial, FrozenTrial, Trial, TrialState
+from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 
+from search_spaces import Space
 from wsol_pipeline.errors import LeaseLostError, MismatchError, UsageError
 from wsol_pipeline.redaction import redact
 from wsol_pipeline.storage import Store
+from wsol_pipeline.study.database import on_new_connection
 from wsol_pipeline.study.identity import Home, check_move
 from wsol_pipeline.study.lease import Lease
 from wsol_pipeline.study.pareto import Rule
@@ -41,7 +43,6 @@ logger = logging.getLogger(__name__)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # of the constraints file's version
 
-Space = Callable[[BaseTrial], dict[str, Any]]
 CONTRACT = "contract"
 FAILURE = "failure"
 SPENT = "device_seconds"
@@ -57,12 +58,14 @@ class Ledger:
     """One study's ledger, held by the driver. Numbers are Optuna's trial numbers, from 0."""
 
     study: optuna.Study
+    storage: BaseStorage  # as it is, without what Optuna remembers of it
     space: Space
     sampler: Sampler
     home: Home
     lease: Lease
     rule: Rule | None = None  # of a study of several objectives
     _proposing: threading.Lock = field(default_factory=threading.Lock)  # MLflow's thread reads parameters meanwhile
+    _reconnected: threading.Event = field(default_factory=threading.Event)
 
     def fence(self) -> None:
         """Raise `LeaseLostError` if another driver writes here, `MismatchError` if it is another study than was opened.
@@ -83,6 +86,33 @@ class Ledger:
                 f"Attempt {self.lease.attempt} no longer writes study {self.study.study_name!r}: its database says "
                 f"attempt {attrs.get(DRIVER)} does (another driver took over, or an older copy was brought back)."
             )
+        if self._reconnected.is_set():
+            self._reconnected.clear()
+            self._check_nothing_is_lost()
+
+    def confirm_driver(self) -> None:
+        """`fence`, and ask the storage too: before what others see and nobody writes again.
+
+        Storage alone does not do: a share may show late that another driver took over; the database says it at once.
+        """
+        self.lease.confirm()
+        self.fence()
+
+    def _check_nothing_is_lost(self) -> None:
+        """Raise `MismatchError` if the database knows less than it did: a standby that lagged, or an older copy.
+
+        Optuna remembers the trials that have ended, and would not notice.
+        """
+        known, study = self.trials(waiting=True), self.study
+        told = {trial.number: trial.state for trial in self.storage.get_all_trials(study._study_id, deepcopy=False)}
+        for trial in known:
+            now = told.get(trial.number)
+            if now is None or (trial.state.is_finished() and now is not trial.state):
+                raise MismatchError(
+                    f"The study's database was replaced by an older state: trial {trial.number} was "
+                    f"{trial.state.name} and now is {now.name if now is not None else 'not there'}. Bring the newer "
+                    "one back, or let the same command continue from this one as far as its files allow."
+                )
 
     def ask(self) -> FrozenTrial:
         """Start the next trial: an enqueued one, else the sampler's proposal. It is RUNNING when this returns.
@@ -268,7 +298,9 @@ def open_ledger(
         for preset, parameters in published.items():  # a driver killed in here enqueues the rest
             study.enqueue_trial(dict(parameters), user_attrs={PUBLISHED: preset}, skip_if_exists=True)
         study.set_user_attr(CONTRACT, contract)
-    return Ledger(study, space, sampler, home, lease, rule)
+    ledger = Ledger(study, storage, space, sampler, home, lease, rule)
+    on_new_connection(storage, ledger._reconnected.set)
+    return ledger
 
 
 def _create_or_load(

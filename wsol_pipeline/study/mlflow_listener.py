@@ -32,7 +32,6 @@ class MlflowListener:
         self.plan, self.version, self.missing = plan, "", ""
         self._connect: Connect | None = None
         self._answered = False
-        self._lease: Lease | None = None
         self._ledger: Ledger | None = None
         self._projection: Projection | None = None
 
@@ -44,7 +43,7 @@ class MlflowListener:
     def __call__(self, event: str, trial: int | None, details: Mapping[str, Any]) -> None:
         match event:
             case "leased":
-                self._connect, self._lease = self._connected(), details["lease"]
+                self._connect = self._connected()
             case "opened":
                 self._begin(details["ledger"], details["lease"])
             case "found":
@@ -85,12 +84,11 @@ class MlflowListener:
 
     def _deliver(self, outcome: Outcome) -> None:
         """Write what is missing, the study's pictures and table, and register the winner, unless that is damaged."""
-        projection, ledger, lease, plan = self._projection, self._ledger, self._lease, self.plan
+        projection, ledger, plan = self._projection, self._ledger, self.plan
         assert projection
         assert ledger
-        assert lease
         projection.stop()
-        lease.confirm()
+        ledger.confirm_driver()
         if outcome.best is None:
             return
         runs, best, final = projection.runs, outcome.ranking[0][0].number, outcome.best
@@ -99,12 +97,12 @@ class MlflowListener:
         table = ranking_markdown(outcome.ranking, names, published_figures(outcome.ranking), sure)
 
         def register() -> None:
-            lease.confirm()
+            ledger.confirm_driver()
             runs.forget()  # a copy may have taken them over meanwhile
             self.version = registry.register(runs, plan.options.name, best, final)
 
         def close() -> None:
-            lease.confirm()
+            ledger.confirm_driver()
             runs.close_parent()
 
         with tempfile.TemporaryDirectory() as folder:

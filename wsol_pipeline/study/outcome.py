@@ -59,7 +59,7 @@ class Outcome:
 
     `ranking`: the completed proposals, best first; `doubt`: how sure the first is, in a sentence or none; `stopped`:
     the limit it ran into, if any; `rule`: of several objectives, how the first was picked, in a sentence;
-    `damaged`: what kept `doubt` from being known.
+    `damaged`: what kept `doubt` from being known; `used`: what the first one's time went to, in a sentence or none.
     """
 
     balance: dict[str, int]
@@ -72,6 +72,7 @@ class Outcome:
     rule: str = ""
     stopped: str = ""
     damaged: str = ""
+    used: str = ""
 
 
 def winner_record(

@@ -14,6 +14,7 @@ import torch
 
 import search_spaces
 import wsol_models
+from search_spaces import Space
 from wsol_pipeline.data.dataset import Dataset, open_dataset
 from wsol_pipeline.data.pixels import pixel_bytes
 from wsol_pipeline.errors import UsageError, unknown
@@ -26,7 +27,6 @@ from wsol_pipeline.selectors import TARGETS
 from wsol_pipeline.storage import Store, check_no_secret
 from wsol_pipeline.study.choosers import TRUE, Choosers, check_consensus, choosers
 from wsol_pipeline.study.database import warn_of_password
-from wsol_pipeline.study.ledger import Space
 from wsol_pipeline.study.options import StudyOptions
 from wsol_pipeline.study.pareto import COST, Rule
 from wsol_pipeline.tracking.connect import sqlite_file

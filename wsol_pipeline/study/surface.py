@@ -78,7 +78,8 @@ def published_choice(counts_val: Counts, objective: str, reading: tuple[Any, flo
     if threshold is None:
         return choice
     thresholds = {name: (threshold,) * len(values) for name, values in choice.thresholds.items()}
-    return dataclasses.replace(choice, thresholds=thresholds)
+    fixed = dataclasses.replace(choice, thresholds=thresholds)
+    return dataclasses.replace(fixed, value=selection.transferred(counts_val, fixed)[objective])
 
 
 def write_surface(counts: Counts, config: TrainConfig, preset: str | None, folder: Path) -> dict[str, float]:

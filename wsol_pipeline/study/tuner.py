@@ -19,7 +19,7 @@ from ray.tune.search import Searcher
 
 from wsol_pipeline import interrupts
 from wsol_pipeline.errors import DataError, MismatchError, ResourceError, WsolError
-from wsol_pipeline.storage import STORAGE_ERRORS, Store, describe_storage_error
+from wsol_pipeline.storage import SHOWS_WITHIN, STORAGE_ERRORS, Store, describe_storage_error
 from wsol_pipeline.study.budget import Budget
 from wsol_pipeline.study.database import DATABASE_ERRORS
 from wsol_pipeline.study.events import Listener
@@ -42,7 +42,6 @@ Point = Callable[[str], None]  # called with the name of each step passed; tests
 
 OWN_WATCH_FIRST = 10.0  # seconds that a trial's own watch is given to say where it stands still
 FAULT_ERRORS = {"mismatch": MismatchError, "data": DataError, "storage": ResourceError}
-SHOWS_WITHIN = 60.0  # seconds after which NFS shows every file to every machine, unless told otherwise
 STOP_WITHIN = 30.0  # seconds that trials have to write a checkpoint and end, once the study is interrupted
 
 

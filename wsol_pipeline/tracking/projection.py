@@ -177,6 +177,7 @@ def record_metrics(record: dict[str, Any]) -> list[Metric]:
     values = {f"train/{name}": value for name, value in record["train"].items()}
     values |= {f"val/{name}": value for name, value in record["val"].items()}
     values |= {name: record[name] for name in ("learning_rate", "images_per_second", "seconds") if name in record}
+    values |= {f"used/{what}": amount for what, amount in record.get("used", {}).items()}
     if record["searched"]:
         values["objective"] = record["value"]
     when = int(record["time"] * 1000)

@@ -31,8 +31,6 @@ def connect(nested: bool) -> None:
     Args:
         nested: trials have workers of their own; Ray then needs its dashboard's state API to clean up after them.
     """
-    if ray.is_initialized():
-        return
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")  # a report waits for it; polling costs the workers
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")  # an autoscaler adds nodes meanwhile
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -40,6 +38,8 @@ def connect(nested: bool) -> None:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the study prints its own lines
     logging.getLogger("ray").setLevel(logging.ERROR)
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    if ray.is_initialized():
+        return
     if address := os.environ.get("RAY_ADDRESS"):
         _join(address)
     else:

@@ -43,6 +43,7 @@ from wsol_pipeline.training.guard import Guard
 from wsol_pipeline.training.model import BACKBONE, DESCRIPTION, FORMAT, VAL_COUNTS, VAL_IMAGES, WEIGHTS
 from wsol_pipeline.training.optim import build_optimizer, learning_rate, set_learning_rate
 from wsol_pipeline.training.selecting import Choosing, Selection, Sources, finer, make_choosing
+from wsol_pipeline.training.used import CHECKPOINTS, STEPS, VALIDATION, Used
 
 Record = dict[str, Any]
 AHEAD = 2  # batches that are made while one is trained on
@@ -151,6 +152,7 @@ class Run:
     choosing: Choosing
     readout: Any
     arithmetic: Arithmetic
+    used: Used
     study: str = ""
 
 
@@ -169,11 +171,12 @@ def train(
     `study` is the id of the study that the finished model belongs to, `sources` what its selectors bring.
 
     A record holds `epoch` (1-based), `step`, `time` (Unix seconds), `seconds` of training, `device_seconds` (with
-    validation, over all ranks), `images_per_second`, `learning_rate`, `train` (mean loss and terms), `val` (metrics,
-    percent), `value` (the objective), `searched` (whether `value` is the best of all readout settings) and, when
-    searched, `choice`. The last record, marked `final`, comes after the finished model was written; what it has of
-    validation is of `kept_epoch`. Ends without it when the world is asked to stop, after a checkpoint at the batch it
-    was at. Raises `NonFiniteError` before the optimizer would move on a NaN.
+    validation, over all ranks), `images_per_second`, `used` (what rank 0's time went to, checkpoints since the record
+    before), `learning_rate`, `train` (mean loss and terms), `val` (metrics, percent), `value` (the objective),
+    `searched` (whether `value` is the best of all readout settings) and, when searched, `choice`. The last record,
+    marked `final`, comes after the finished model was written; what it has of validation is of `kept_epoch`. Ends
+    without it when the world is asked to stop, after a checkpoint at the batch it was at. Raises `NonFiniteError`
+    before the optimizer would move on a NaN.
     """
     world = world or World()
     run = replace(set_up(config, dataset, checkpoints, world, reading or Reading(), sources or {}), study=study)
@@ -214,7 +217,7 @@ def set_up(
     )  # fmt: skip
     return Run(
         config, dataset, checkpoints, world, method, world.wrap(method), optimizer, Guard(optimizer), progress,
-        plan, choosing, build_readout(config), computes,
+        plan, choosing, build_readout(config), computes, Used(world.device),
     )  # fmt: skip
 
 
@@ -267,8 +270,9 @@ def _pinned(batch: Batch, device: torch.device) -> Batch:
 def _train_batches(run: Run, batches: Iterator[Batch], epoch: int, checkpoint_batches: int) -> bool:
     run.method.train()
     since_checkpoint = 0
-    for batch in batches:
-        train_step(run, epoch, batch)
+    for batch in run.used.waiting(batches):
+        with run.used.timing(STEPS):
+            train_step(run, epoch, batch)
         run.world.beat()
         run.progress.position = Position(epoch, run.progress.position.samples + batch.global_size)
         since_checkpoint += 1
@@ -351,16 +355,7 @@ def _finish_epoch(run: Run, epoch: int, started: float, rows: int) -> Record:
     elif config.keep == "best" and kept == epoch + 1:
         run.progress.best = {name: tensor.cpu().clone() for name, tensor in run.method.state_dict().items()}
     choice, images = settle(run, choice) if last else (choice, None)
-    sums, all_rows = run.progress.over_ranks(run.world)
-    record = {
-        "epoch": epoch + 1,
-        "step": (epoch + 1) * run.plan.num_batches,
-        "time": time.time(),
-        "seconds": round(seconds, 3),
-        "device_seconds": round((time.monotonic() - started) * run.world.size, 3),
-        "images_per_second": round(rows * run.world.size / max(seconds, 1e-9), 1),
-        "learning_rate": learning_rate(run.config.recipe, epoch, run.progress.records),
-        "train": {name: total / all_rows for name, total in sums.items()},
+    judged = {
         "val": {**selection.transferred(counts, choice), choice.metric: choice.value},
         "value": choice.value,
         "searched": searched,
@@ -368,6 +363,7 @@ def _finish_epoch(run: Run, epoch: int, started: float, rows: int) -> Record:
         "final": last,
         "kept_epoch": kept if last else None,
     }
+    record = _trained(run, epoch, started, seconds, rows) | judged
     run.progress = Progress(Position(epoch + 1), [*run.progress.records, record], {}, best=run.progress.best)
     if last:
         _finish(run, counts, choice, images)
@@ -376,6 +372,22 @@ def _finish_epoch(run: Run, epoch: int, started: float, rows: int) -> Record:
         run.checkpoints.keep_rung(VAL_COUNTS, json.dumps(counts.to_dict()).encode())
     _save(run)
     return record
+
+
+def _trained(run: Run, epoch: int, started: float, seconds: float, rows: int) -> Record:
+    """What a record says of an epoch's training, which took `seconds` of the time since `started`."""
+    sums, all_rows = run.progress.over_ranks(run.world)
+    return {
+        "epoch": epoch + 1,
+        "step": (epoch + 1) * run.plan.num_batches,
+        "time": time.time(),
+        "seconds": round(seconds, 3),
+        "device_seconds": round((time.monotonic() - started) * run.world.size, 3),
+        "images_per_second": round(rows * run.world.size / max(seconds, 1e-9), 1),
+        "used": run.used.take(),
+        "learning_rate": learning_rate(run.config.recipe, epoch, run.progress.records),
+        "train": {name: total / all_rows for name, total in sums.items()},
+    }
 
 
 def best_epoch(values: list[float]) -> int:
@@ -432,11 +444,12 @@ def _look(run: Run, by: Selection, settings: list[Any], fine: bool = False) -> C
         if run.world.size == 1 and run.world.order(run.progress.position) is Order.SAVE:
             _save(run)
 
-    seen = by.look(run.method, run.readout, settings, fine=fine, device=run.world.device, on_batch=on_batch)
-    if not isinstance(seen, Counts):
-        return by.counts(run.world.gather(seen), settings, fine)
-    images = None if seen.image_hits is None else reduce(operator.add, run.world.gather(seen.image_hits))
-    return replace(seen.summed(run.world.total), image_hits=images)
+    with run.used.timing(VALIDATION):
+        seen = by.look(run.method, run.readout, settings, fine=fine, device=run.world.device, on_batch=on_batch)
+        if not isinstance(seen, Counts):
+            return by.counts(run.world.gather(seen), settings, fine)
+        images = None if seen.image_hits is None else reduce(operator.add, run.world.gather(seen.image_hits))
+        return replace(seen.summed(run.world.total), image_hits=images)
 
 
 def _origin(config: TrainConfig, dataset: Dataset, device: torch.device) -> str:
@@ -465,7 +478,8 @@ def _save(run: Run) -> None:
             "rows": rows,
             "best": run.progress.best,
         }
-        run.checkpoints.save(run.progress.position, state, run.progress.records)
+        with run.used.timing(CHECKPOINTS):
+            run.checkpoints.save(run.progress.position, state, run.progress.records)
 
 
 def _finish(run: Run, counts: Counts, choice: selection.Choice, images: ImageHits | None) -> None:
