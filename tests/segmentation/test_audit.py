@@ -121,10 +121,8 @@ def test_the_centred_box_is_cut_where_validation_says(audited, storage):
 
 
 def test_the_same_images_are_drawn_through_every_station(audited, storage):
-    made = [
-        make_seeds.make_seeds(SeedOptions(storage=storage.uri, scales=(1.0,), threshold="0.3", field="none"), "cpu")
-    ]
-    made.append(refine.refine(RefineOptions(storage=storage.uri, seeds="bas-seeds", by=("pamr",)), "cpu"))
+    make_seeds.make_seeds(SeedOptions(storage=storage.uri, scales=(1.0,), threshold="0.3", field="none"), "cpu")
+    last = refine.refine(RefineOptions(storage=storage.uri, seeds="bas-seeds", by=("pamr",)), "cpu")
     assert audit.has_truth(storage.store, ["bas-seeds", "bas-pamr"])
     place = pictures.draw_stations(storage.store, ["bas-seeds", "bas-pamr"])
     assert place == last.place.path(pictures.STATIONS)

@@ -90,11 +90,11 @@ def test_who_goes_on_elsewhere_hears_what_to_tell_a_database_of_its_own(team, tm
     assert [line for line in caplog.messages if line.endswith(command)]
 
 
-def test_the_command_lets_a_database_look_elsewhere(team, monkeypatch, capsys):
+def test_the_command_lets_a_database_look_elsewhere(team, monkeypatch, caplog):
     Path(team.old).rename(Path(team.new).parent.mkdir() or team.new)
     monkeypatch.setattr(sys, "argv", ["moved", f"sqlite:///{team.database}", team.old, f"{team.new}/"])
     moved.main()
-    assert capsys.readouterr().out.startswith("2 places below")
+    assert caplog.messages[-1].startswith("2 places below")
     utils._artifact_repos_cache.clear()
     assert team.client.get_experiment(team.experiment).artifact_location == team.new
     assert mlflow.artifacts.load_text(f"{team.client.get_run(team.run).info.artifact_uri}/note.txt") == "hello"

@@ -204,6 +204,7 @@ def test_mlflow_serves_the_winner_without_pickle(trained, tmp_path):
         assert answer["box"] == pytest.approx(list(found.box))
         assert np.array(answer["map"]) == pytest.approx(found.map_HW)
         assert answer["window"] == [0, 0, 80, 40]
+    assert served.predict(images_BHW3[:0]) == []
     assert len(store.list()) > 50
     assert not [name for name in store.list() if is_pickle(store.read(name))]
     assert f"torch=={version('torch')}" in next(

@@ -68,7 +68,7 @@ def main() -> None:
             follow(Path(database))
         case [database, before, here]:
             renamed = rename(Path(database.removeprefix("sqlite:///")), before, here)
-            print(f"{renamed} places below {before} are below {here} now")
+            logger.warning("%d places below %s are below %s now", renamed, before, here)
         case _:
             sys.exit(__doc__)
 
