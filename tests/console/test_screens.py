@@ -187,6 +187,21 @@ def test_a_line_every_half_minute_tells_how_far_epochs_are(capsys, clock):
     assert len(told) == 2
 
 
+@pytest.mark.parametrize(("seconds", "told"), [(100, ": 0.30 images/s in all"), (10, ": 3 images/s in all")])
+def test_a_pace_that_is_not_known_is_not_told_and_a_slow_one_is_no_zero(capsys, clock, seconds, told):
+    log = TrialLog(plan(trials=1))
+    log.begin({**PLANNED, "trials": 1})
+    log("started", 1, {"parameters": {}})
+    clock.now += 31
+    log("position", 1, {"position": Position(0, 30)})
+    assert "images/s" not in capsys.readouterr().out.splitlines()[-1]
+    clock.now += seconds
+    log("position", 1, {"position": Position(0, 60)})
+    clock.now += 31
+    log("position", 1, {"position": Position(0, 60)})
+    assert told in capsys.readouterr().out
+
+
 PLANNED = {
     "trials": 3, "done": 0, "adopted": [], "concurrent": 1, "workers": 1, "device": "cpu", "recipe": "recipe: a",
     "pruning": "nothing is pruned", "measures": ("validation: chooses by pxap", "test: measures pxap"),

@@ -9,10 +9,20 @@ import pytest
 import wsol
 
 
+@pytest.fixture(scope="module", autouse=True)
+def alone():
+    """Neither a cluster nor an MLflow server that other tests have named."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "RAY_ADDRESS"):
+            patch.delenv(name, raising=False)
+        yield
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, local_ray, dataset):
-    """A storage with a study of one trial."""
+    """A storage with a study of one trial, what it found, what it printed; the signals' handler was Python's."""
     storage = tmp_path_factory.mktemp("jobs")
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with contextlib.redirect_stdout(io.StringIO()) as said:
         outcome = wsol.train(
             "cam", data=dataset.uri, storage=storage, name="s", backbone="tiny", epochs=1, image_size=32, resize_size=36

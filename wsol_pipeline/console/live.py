@@ -153,8 +153,8 @@ class TrialLog:
                 for row in running[:SHOWN_IN_A_LINE]]  # fmt: skip
         if more := len(running) - len(told):
             told.append(f"{more} more")
-        rate = f": {sum(row.rate for row in running):.0f} images/s in all"
-        left = self._seconds_left()
+        pace, left = sum(row.rate for row in running), self._seconds_left()
+        rate = f": {pace:.{0 if pace >= 1 else 2}f} images/s in all" if pace else ""  # none is known at first
         return ", ".join(told) + rate + (f", at most {format_hours(left / 3600)} left" if left else "")
 
     def _where(self, row: _Shown) -> str:
