@@ -31,7 +31,7 @@ demo-segmentation: $(READY)
 cluster-demo: $(READY)
 	$(BIN)/python cluster/demo.py --storage $(RUNS) $(if $(KEEP),--keep)
 
-# Two files at a time: half of the suite's time is waiting, for processes that start and for servers.
+# Two files of tests at a time, each in a process of its own.
 test: $(READY)
 	$(BIN)/python -m pytest -n auto --maxprocesses 2 --dist loadfile
 

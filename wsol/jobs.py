@@ -58,6 +58,8 @@ def evaluate(*studies: str, **options: Any) -> "Verdict":
     from wsol_pipeline.verdict.judge import judge, publish
 
     asked = _options(Options, "evaluate", options | {"study": list(studies)})
+    if asked.segmentation or asked.selectors:
+        raise UsageError("segmentation and selectors print what they find: they are for the command line.")
     with interrupts.borrowed():
         _join()
         verdict = judge(asked)
@@ -85,13 +87,13 @@ def localize(**options: Any) -> "Localized":
     return outcome
 
 
-def export(**options: Any) -> Path:
+def export(**options: Any) -> str:
     """Hand a finished model on, as `wsol export` does; returns where it is."""
     from rayjobs import export as job
 
     asked = _options(job.Options, "export", options)
     job.export(asked)
-    return Path(asked.out)
+    return asked.out
 
 
 def _study(job: ModuleType, method: str, options: Mapping[str, Any]) -> "Outcome":
@@ -101,8 +103,6 @@ def _study(job: ModuleType, method: str, options: Mapping[str, Any]) -> "Outcome
     from wsol_pipeline.study.plan import make_plan
 
     asked = _options(job.Options, job.__name__.partition(".")[2], options)
-    if asked.dry_run or asked.print_config:
-        raise UsageError("dry_run and print_config show something and run nothing: they are for the command line.")
     with interrupts.borrowed():
         plan = make_plan(asked, method, job.space(asked))
         outcome = execute(plan, [keeper(plan), MlflowListener(plan)])

@@ -4,6 +4,7 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from wsol_pipeline.data.ingest import import_dataset
 from wsol_pipeline.errors import DataError, ProtocolError
 from wsol_pipeline.evaluation.baseline import centred_map
 from wsol_pipeline.protocol import Role, require_searchable
-from wsol_pipeline.segmentation import audit, make_seeds, masks, pictures, refine, scores
+from wsol_pipeline.segmentation import audit, make_seeds, masks, pictures, refine, scores, segment
 from wsol_pipeline.segmentation.make_seeds import read_images
 from wsol_pipeline.segmentation.options import RefineOptions, SeedOptions
 from wsol_pipeline.segmentation.station import Part
@@ -138,3 +139,19 @@ def test_the_same_images_are_drawn_through_every_station(audited, storage):
     assert np.abs(tile[shown_HW].mean(0) - expected).max() < 8  # the tile is enlarged smoothly
     Store.at(audited.uri).remove("audit/manifest.json")
     assert not audit.has_truth(storage.store, ["bas-seeds", "bas-pamr"])
+
+
+def test_images_of_test_without_a_mask_are_not_counted(monkeypatch):
+    """As where one class of three has masks: 2 of 5 images say something, and the interval is over these."""
+    right, blank = np.diag([6, 2, 0]), np.zeros((3, 3), int)
+    test = SimpleNamespace(has_masks=True, num_rows=5, fingerprint="f")
+    place = SimpleNamespace(uri="runs/n")
+    found = SimpleNamespace(uri=lambda name: f"runs/{name}", place=place, manifest={"model": "m"})
+    monkeypatch.setattr(segment, "seal_of", lambda final: "m")
+    segmenter = SimpleNamespace(network=None, description={"supervision": "labels"})
+    monkeypatch.setattr(segment, "load_segmenter", lambda *_: segmenter)
+    monkeypatch.setattr(segment, "open_dataset", lambda uri: SimpleNamespace(test=lambda: test, classes=("a", "b")))
+    seen = [("0", right), ("1", blank), ("2", blank), ("3", right), ("4", blank)]
+    monkeypatch.setattr(segment, "judged", lambda *_: iter(seen))
+    judged = segment._on_test(found, "cpu", segment.silent)
+    assert (judged["images"], judged["figures"]["miou"], judged["interval"]) == (2, 100.0, (100.0, 100.0))

@@ -55,6 +55,7 @@ def test_nothing_is_printed_and_the_process_has_its_signals_again(trained):
         (lambda: wsol.tune("bas", trials="many"), "trials"),
         (lambda: wsol.tune("bas", dry_run=True), "unknown option 'dry_run'"),
         (lambda: wsol.evaluate("none", storage="nowhere"), "none"),
+        (lambda: wsol.evaluate("s", selectors=["otsu"]), "they are for the command line"),
     ],
 )
 def test_a_wrong_call_is_told_in_a_line(call, told):

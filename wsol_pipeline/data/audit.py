@@ -89,14 +89,15 @@ def _write(out: Store, number: int, held: list[dict[str, object]]) -> Shard:
 
 
 def is_kept(dataset: Dataset) -> bool:
-    """Whether the masks of a dataset's training images were imported."""
-    return Store(dataset.uri).exists(MANIFEST)
+    """Whether the masks of a dataset's training images were imported, of this very data."""
+    place = Store(dataset.uri)
+    return place.exists(MANIFEST) and json.loads(place.read(MANIFEST))["dataset"] == dataset.fingerprint
 
 
 def open_audit(dataset: Dataset) -> Audit:
     """The masks of a dataset's training images. Raises `DataError` if they were not imported, or are of other data."""
     place = Store(dataset.uri)
-    if not is_kept(dataset):
+    if not place.exists(MANIFEST):
         raise DataError(f"{dataset.uri} has no masks of training images: import it with --audit.")
     told = json.loads(place.read(MANIFEST))
     if told["dataset"] != dataset.fingerprint:

@@ -12,6 +12,7 @@ from wsol_pipeline.data.dataset import Dataset, open_dataset
 from wsol_pipeline.errors import DataError, ProtocolError
 from wsol_pipeline.evaluation.segmentation import count_classes
 from wsol_pipeline.segmentation import make_seeds, masks, refine, scores, segment, station
+from wsol_pipeline.segmentation.exports import COLUMN
 from wsol_pipeline.segmentation.make_seeds import THRESHOLDS, Image, SeedMaker, read_images, true_labels
 from wsol_pipeline.segmentation.options import RefineOptions, SeedOptions
 from wsol_pipeline.segmentation.segment import EVALUATION, Judgement
@@ -19,7 +20,6 @@ from wsol_pipeline.segmentation.station import Station
 from wsol_pipeline.storage import Store
 from wsol_pipeline.verdict.score import Progress, silent
 
-COLUMN = {make_seeds.KIND: "seed", refine.KIND: "pseudo_mask"}
 MapsOf = Callable[[Image, dict[str, Any]], torch.Tensor]
 
 
@@ -116,10 +116,13 @@ def _told(found: Station) -> dict[str, Any]:
 
 
 def has_truth(store: Store, names: Sequence[str]) -> bool:
-    """Whether stations are of one dataset, whose masks of training images were kept."""
+    """Whether stations are of one dataset, some of whose training images have a mask that was kept."""
     found = [station.finished(store, name) for name in names]
-    same = len({one.identity["dataset"] for one in found}) == 1
-    return same and is_kept(open_dataset(found[0].uri("data")))
+    if len({one.identity["dataset"] for one in found}) > 1 or not is_kept(
+        dataset := open_dataset(found[0].uri("data"))
+    ):
+        return False
+    return any(mask is not None for _, mask, _ in open_audit(dataset).masks())
 
 
 def judge(store: Store, name: str, device: str = "cpu", progress: Progress = silent) -> Judgement:

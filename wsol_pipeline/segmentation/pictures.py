@@ -11,7 +11,8 @@ from PIL import ImageDraw
 from wsol_pipeline.data.audit import open_audit
 from wsol_pipeline.data.dataset import open_dataset
 from wsol_pipeline.errors import DataError
-from wsol_pipeline.segmentation import audit, masks, station
+from wsol_pipeline.segmentation import masks, station
+from wsol_pipeline.segmentation.exports import COLUMN
 from wsol_pipeline.segmentation.make_seeds import Image, read_images, true_labels
 from wsol_pipeline.segmentation.segmenter import load_segmenter
 from wsol_pipeline.segmentation.station import Part, Station
@@ -46,11 +47,11 @@ def draw_stations(store: Store, names: Sequence[str], device: str = "cpu") -> st
 
 def _rows(name: str, found: Station, device: str) -> dict[str, Tiles]:
     """What one station adds to the sheet."""
-    if found.manifest["kind"] not in audit.COLUMN:
+    if found.manifest["kind"] not in COLUMN:
         source, segmenter = station.source(found, "masks"), load_segmenter(Store.at(found.uri("model")), device)
         shown = [(image, segmenter.segment(image.pixels_HW3)) for image, _, _ in _spread(source)]
         return {name: [_over(image, labels_HW) for image, labels_HW in shown]}
-    column, images = audit.COLUMN[found.manifest["kind"]], list(_spread(found))
+    column, images = COLUMN[found.manifest["kind"]], list(_spread(found))
     return {
         "image": [_tile(image.pixels_HW3) for image, _, _ in images],
         "true mask": [_over(image, truth_HW) for image, _, truth_HW in images],
@@ -60,7 +61,7 @@ def _rows(name: str, found: Station, device: str) -> dict[str, Tiles]:
 
 def _spread(found: Station) -> Iterator[tuple[Image, dict[str, Any], np.ndarray]]:
     """(image, what the station holds of it, its true labels) of some training images that have a true mask."""
-    dataset, column = open_dataset(found.uri("data")), audit.COLUMN[found.manifest["kind"]]
+    dataset, column = open_dataset(found.uri("data")), COLUMN[found.manifest["kind"]]
     ids = found.read("train", np.arange(dataset.train.num_rows), ["id"])["id"].to_pylist()
     masked = {name for name, mask, _ in open_audit(dataset).masks() if mask is not None}
     rows = [row for row, name in enumerate(ids) if name in masked]

@@ -103,11 +103,12 @@ def _on_test(found: Station, device: str, progress: Progress) -> dict[str, Any]:
     matrices = []
     with progress(f"{found.place.uri.rpartition('/')[2]} on test", test.num_rows) as add:
         for _, matrix in judged(segmenter.network, test, Part("test", 0, 0, test.num_rows), len(dataset.classes)):
-            matrices.append(matrix)
+            if matrix.any():  # an image without a mask says nothing
+                matrices.append(matrix)
             add(1)
     matrices_NLL = np.stack(matrices)
     return {
-        "model": found.manifest["model"], "test": test.fingerprint, "images": test.num_rows,
+        "model": found.manifest["model"], "test": test.fingerprint, "images": len(matrices),
         "supervision": segmenter.description["supervision"], "confusion": matrices_NLL.sum(0).tolist(),
         "figures": scores.figures(matrices_NLL.sum(0), dataset.classes), "interval": scores.bootstrap(matrices_NLL),
     }  # fmt: skip
