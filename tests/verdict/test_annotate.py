@@ -10,7 +10,8 @@ import pytest
 from wsol_pipeline.data.targets import read_targets
 from wsol_pipeline.errors import UsageError
 from wsol_pipeline.evaluation.protocols import protocol
-from wsol_pipeline.verdict.annotate import Picked, annotate, box_of, coco, lines, order
+from wsol_pipeline.training.guesses import box_of
+from wsol_pipeline.verdict.annotate import Picked, annotate, coco, lines, order
 from wsol_pipeline.verdict.options import AnnotateOptions
 
 

@@ -11,7 +11,7 @@ from ray.tune import PlacementGroupFactory
 from wsol_pipeline import interrupts
 from wsol_pipeline.errors import DataError, PartialError, ResourceError, WsolError
 from wsol_pipeline.storage import Store, storage_needed
-from wsol_pipeline.study.certainty import certainty_of
+from wsol_pipeline.study.certainty import certainty_of, sizes_of
 from wsol_pipeline.study.database import check_trials_are_known, database_needed, open_storage
 from wsol_pipeline.study.doubt import doubts
 from wsol_pipeline.study.events import Listener, Telling
@@ -148,7 +148,8 @@ def _finish(plan: Plan, ledger: Ledger, lease: Lease, point: Point, stopped: str
     doubt, sure, damaged = None, "", ""
     try:
         doubt = doubts(plan.folder, ranking, plan.config.objective, rule=plan.rule)
-        sure = certainty_of(final, plan.config)
+        sizes = sizes_of(final, plan.dataset, plan.choosers, plan.options.cache_dir)
+        sure = " ".join(filter(None, (certainty_of(final, plan.config), sizes)))
     except DataError as error:  # what was found stands all the same
         damaged = str(error)
     record = winner_record(plan, ledger, ranking, final, doubt) | ({"certainty": sure} if sure else {})

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from wsol_pipeline.errors import UsageError
+from wsol_pipeline.selectors import said
 from wsol_pipeline.storage import Store
 from wsol_pipeline.text import metric_name
 from wsol_pipeline.tracking.registry import REQUIREMENTS
@@ -65,7 +66,7 @@ def card(description: Mapping[str, Any], test: Judged | None, sha256: str, licen
     train, choice, classes = description["train"], description["choice"], description["classes"]
     shown = ", ".join(classes[:CLASSES_SHOWN])
     more = f" and {len(classes) - CLASSES_SHOWN} more" if len(classes) > CLASSES_SHOWN else ""
-    selected = description.get("selected_on", "val, by boxes or masks")
+    selected = said(description.get("selected_on", "val, by boxes or masks"))
     return textwrap.dedent("""\
         # {method} on {backbone}: where an object is, learned from labels alone
 

@@ -15,25 +15,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from wsol_pipeline.data.dataset import Dataset, LabelledSplit, open_dataset
-from wsol_pipeline.data.reader import ReadConfig, eval_rows
 from wsol_pipeline.data.targets import COLUMNS
 from wsol_pipeline.errors import UsageError
-from wsol_pipeline.evaluation.evaluate import class_pairs, read_maps
-from wsol_pipeline.evaluation.metrics import mask_at
-from wsol_pipeline.evaluation.otsu import OTSU
-from wsol_pipeline.evaluation.protocols import Protocol
 from wsol_pipeline.storage import Store
-from wsol_pipeline.training.model import Model, load_model
+from wsol_pipeline.training.guesses import Box, guesses
+from wsol_pipeline.training.model import load_model
 from wsol_pipeline.verdict.options import AnnotateOptions
 from wsol_pipeline.verdict.rows import dataset_at, finished_study
 
 BOXES, COCO, ABOUT = "boxes.csv", "coco.json", "README.md"
-Box = tuple[float, float, float, float]  # x0, y0, x1, y1, half-open pixels of the stored image
 
 
 class Picked(NamedTuple):
@@ -77,34 +70,6 @@ def order(split: LabelledSplit) -> list[int]:
         by_class.setdefault(int(first[row]), []).append(row)
     turns = itertools.zip_longest(*by_class.values())
     return [row for turn in turns for row in sorted((r for r in turn if r is not None), key=lambda r: hashes[r])]
-
-
-def guesses(model: Model, dataset: Dataset, rows: Sequence[int], cache_dir: str | None) -> dict[tuple[str, int], Box]:
-    """A model's box of each image and class at Otsu's threshold, to be corrected; none where its mask is empty."""
-    rules = model.protocol
-    read = ReadConfig(rules.resize_size, rules.image_size, cache_dir=cache_dir)
-    found: dict[tuple[str, int], Box] = {}
-    for batch in eval_rows(dataset.val_labels, read, rules.geometry, 32, at=tuple(sorted(rows))).batches():
-        pairs = class_pairs(batch, rules)
-        maps = read_maps(model.method, model.readout, pairs, pairs.labels_B, model.choice.readout, rules)
-        for raw, image, label in zip(maps.cpu().numpy(), *(of.tolist() for of in pairs.pairs), strict=True):
-            size_wh = tuple(batch.sizes_B2[image].tolist())
-            if box := box_of(mask_at(raw, OTSU, rules, size_wh), rules, size_wh):
-                found[batch.ids[image], label] = box
-    return found
-
-
-def box_of(mask_HW: NDArray[np.bool_], rules: Protocol, size_wh: tuple[int, ...]) -> Box | None:
-    """The box round the largest part of a mask in half-open pixels of an image of `size_wh`; None of an empty one."""
-    count, _, stats_N5, _ = cv2.connectedComponentsWithStats(mask_HW.astype(np.uint8), connectivity=8)
-    if count < 2:
-        return None
-    x, y, width, height, _ = stats_N5[1 + int(stats_N5[1:, 4].argmax())].tolist()
-    corners = np.array([x, y, x + width, y + height], np.float64)
-    if rules.geometry != "short_side":
-        corners = (corners + rules.margin) * np.tile(size_wh, 2) / rules.read_size
-    x0, y0, x1, y1 = np.clip(corners, 0, np.tile(size_wh, 2)).tolist()
-    return x0, y0, x1, y1
 
 
 def _read(split: LabelledSplit, rows: Sequence[int]) -> list[Picked]:
