@@ -25,6 +25,7 @@ from wsol_pipeline.protocol import Role
 from wsol_pipeline.storage import Store
 
 COLUMNS = ("path", "x0", "y0", "x1", "y1")
+DRAWN_BY, DISAGREEMENT = "drawn_by", "disagreement"  # a column of files of `wsol annotate`, where images are no sample
 MADE_BY = "made_by"  # a column of files of `wsol propose`: the only selector that they may be read as
 SLACK = 1.0  # pixels that a box may lie off its image: it is cut
 LEAST_COVERAGE = 0.9  # share of the validation images that a machine's file has to have boxes of
@@ -39,6 +40,7 @@ class Line(NamedTuple):
     box: Box
     label: str
     made_by: str = ""
+    drawn_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Targets:
     boxes: dict[str, list[Box]]
     labels: dict[str, list[int]]  # class of each box
     sha256: str
+    biased: bool = False  # images that a model finds hard: they choose, and measure nothing
 
     @property
     def truth(self) -> str:
@@ -138,7 +141,8 @@ def read_targets(
             f"{file} has boxes of {len(boxes):,} of {len(rows):,} validation images ({len(boxes) / len(rows):.0%}), "
             f"less than {LEAST_COVERAGE:.0%}: what it lacks may be what is hard. --allow-partial takes it as it is."
         )
-    return Targets(kind, convention, boxes, labels, hashlib.sha256(convention.encode() + data).hexdigest())
+    biased = any(line.drawn_by == DISAGREEMENT for line in own)
+    return Targets(kind, convention, boxes, labels, hashlib.sha256(convention.encode() + data).hexdigest(), biased)
 
 
 def described(targets: Targets, dataset: Dataset) -> str:
@@ -195,8 +199,8 @@ def _csv(file: str, data: bytes) -> Iterator[Line]:
         for row in reader:
             corners = [(row[name] or "").strip() for name in COLUMNS[1:]]
             if any(corners):
-                box, more = _box(file, reader.line_num, corners), (row.get(name) or "" for name in ("label", MADE_BY))
-                yield Line(reader.line_num, row["path"], box, *more)
+                more = (row.get(name) or "" for name in ("label", MADE_BY, DRAWN_BY))
+                yield Line(reader.line_num, row["path"], _box(file, reader.line_num, corners), *more)
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{file} cannot be read as CSV: {error}.") from error
 

@@ -19,10 +19,15 @@ from wsol_pipeline.training.model import DESCRIPTION, VAL_COUNTS, VAL_IMAGES, lo
 MACHINES = tuple(name for name in TARGETS if name != "annotated")
 
 
-def certainty_of(final: Store, config: TrainConfig) -> str:
+def certainty_of(final: Store, config: TrainConfig, by: Choosers) -> str:
     """What the annotated images of a finished model say of its thresholds, in sentences; nothing of other selectors."""
     if config.select_by != "annotated":
         return ""
+    if (targets := Targets.from_dict(by.sources["annotated"])).biased:
+        return (
+            f"{len(targets.boxes)} annotated images, drawn by disagreement: they choose. They are the hard ones, so "
+            "nothing is told by them of how sure the threshold is, or how often this model is right."
+        )
     files = read_sealed(final, DESCRIPTION, VAL_COUNTS, VAL_IMAGES)
     choice = Choice.from_dict(json.loads(files[DESCRIPTION])["choice"])
     counts = Counts.from_dict(json.loads(files[VAL_COUNTS])).at(choice.readout)

@@ -149,7 +149,7 @@ def _finish(plan: Plan, ledger: Ledger, lease: Lease, point: Point, stopped: str
     try:
         doubt = doubts(plan.folder, ranking, plan.config.objective, rule=plan.rule)
         sizes = sizes_of(final, plan.dataset, plan.choosers, plan.options.cache_dir)
-        sure = " ".join(filter(None, (certainty_of(final, plan.config), sizes)))
+        sure = " ".join(filter(None, (certainty_of(final, plan.config, plan.choosers), sizes)))
     except DataError as error:  # what was found stands all the same
         damaged = str(error)
     record = winner_record(plan, ledger, ranking, final, doubt) | ({"certainty": sure} if sure else {})
