@@ -142,7 +142,7 @@ def _finish(plan: Plan, ledger: Ledger, lease: Lease, point: Point, stopped: str
     final = checkpoints.final()
     if final is None:
         damaged = f"The model of trial {best.number} in {plan.folder.uri} is gone or altered."
-        return Outcome(balance, ranked, None, failures, device_hours, damaged=damaged)
+        return Outcome(balance, ranked, None, failures, device_hours, damaged=damaged, notes=plan.choosers.notes)
     require_made_for(plan.job(ranked[0][2], 0, plan.folder, lease.attempt, "cpu", ledger.home.id), final)
     point("registering")
     doubt, sure, damaged = None, "", ""
@@ -157,4 +157,7 @@ def _finish(plan: Plan, ledger: Ledger, lease: Lease, point: Point, stopped: str
     told, rule = (record.get(name, "") for name in ("doubt", "rule"))
     told = f"{told} {sure}".strip()
     went = used.told(checkpoints.records())
-    return Outcome(balance, ranked, final, failures, device_hours, doubt=told, rule=rule, damaged=damaged, used=went)
+    return Outcome(
+        balance, ranked, final, failures, device_hours, doubt=told, rule=rule, damaged=damaged, used=went,
+        notes=plan.choosers.notes,
+    )  # fmt: skip
