@@ -92,6 +92,9 @@ def test_the_card_has_the_figures_of_test_with_their_intervals(final):
     told = folder.card(description, test, "0" * 64, "CC-BY-4.0")
     assert "GT-known Loc 71.25 % (95 % 65.0 to 77.0); MaxBoxAccV2 60.00 %" in told
     assert "CC-BY-4.0" in told
+    assert "--views" not in told
+    cropping = {**description, "train": {**description["train"], "protocol": "bas-ext"}}
+    assert "`--views resize` shows it all of an\nimage, as it was not" in folder.card(cropping, test, "0" * 64, "x")
     assert "ImageNet, whose images are for research" in folder.licenses({"train": {"weights": "imagenet"}}, "x")
 
 

@@ -59,6 +59,9 @@ class WantedOptions:
     """Boxes an image and class, with --boxes all."""
     min_area: float = 0.0
     """Least share of the image that a box takes."""
+    views: Literal["whole", "resize"] = "whole"
+    """Of a model whose protocol crops: whole, the centre as it was judged; resize, all of an image at the crop's size,
+    as it was not."""
 
     def __post_init__(self) -> None:
         require(not (self.labels and self.top), "--labels and --top exclude each other", self.top)
