@@ -66,7 +66,7 @@ def main(args: list[str] | None = None) -> int:
          f"--seeds seg-seeds --by pamr --pamr-size full {where}")  # fmt: skip
     step("A network that sees no label", segment.main, "segment", f"--masks seg-pamr {NETWORK} {where}")
     step("Seeds and masks on training images, the network on test", evaluate.main, "evaluate",
-         f"--segmentation seg-cam-seeds seg-bas-seeds seg-seeds seg-pamr seg-pamr-lraspp {where}")  # fmt: skip
+         f"--segmentation seg-seeds seg-pamr seg-pamr-lraspp {where}")  # fmt: skip
     print_stations(options.storage)
     print(f"\ndemo: {time.monotonic() - started:.0f} s. The same command again continues, or shows this again.")
     return 0
