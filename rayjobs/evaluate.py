@@ -3,6 +3,7 @@ r"""Judge finished studies on the test split, once: the honest number, beside th
     python rayjobs/evaluate.py --study bas cam
     ray job submit --working-dir . -- python rayjobs/evaluate.py \
         --study bas-cub cam-cub --storage s3://bucket/runs
+    python rayjobs/evaluate.py --study bas --training-images    # CorLoc, by boxes that import --audit has kept
     # class masks of a network that segment.py has trained
     python rayjobs/evaluate.py --segmentation bas-voc-irn-deeplabv3
 
@@ -38,15 +39,19 @@ def judge_networks(options: Options) -> None:
 def main(args: list[str] | None = None) -> int:
     options = command_line(Options, args, __doc__)
     from wsol_pipeline.console.progress import progress
-    from wsol_pipeline.console.screens import print_costs, print_verdict
+    from wsol_pipeline.console.screens import print_costs, print_training_images, print_verdict
     from wsol_pipeline.training import cluster
     from wsol_pipeline.verdict.costs import costs_of_winner
     from wsol_pipeline.verdict.judge import judge, publish
+    from wsol_pipeline.verdict.training_images import judge_training_images
 
     if "RAY_ADDRESS" in os.environ:
         cluster.connect(nested=False)
     if options.segmentation:
         judge_networks(options)
+        return 0
+    if options.training_images:
+        print_training_images(judge_training_images(options, progress))
         return 0
     verdict = judge(options, progress)
     print_verdict(verdict)

@@ -56,8 +56,8 @@ class ImportConfig(Generic[OptionsT]):
     """Whether images of val and test must have boxes or masks. "none" leaves those that there are: of such a dataset
     models are chosen by other means (--select-by), and where they localize is not measured."""
     audit: bool = False
-    """Also keep the masks of training images (synthetic with --objects, voc), in shards that only an evaluation of
-    seeds and pseudo masks opens. The dataset is the same without them."""
+    """Also keep masks (synthetic with --objects, voc, coco) and boxes (synthetic, voc) of training images, in shards
+    that only an evaluation on these images opens. The dataset is the same without them."""
     max_bad: Annotated[float | None, tyro.conf.arg(help_behavior_hint="")] = None
     """Share of rows (0 to 1) that may be left out as bad before the import is refused. By default 0.001 of a published
     benchmark; of your own images 2 of them, or 0.01 if that is more."""
@@ -104,13 +104,13 @@ def origin(config: ImportConfig[Any]) -> dict[str, Any]:
 
 
 def audit(config: ImportConfig[Any], out: "Store") -> None:
-    """Keep the masks of training images beside the dataset."""
+    """Keep masks and boxes of training images beside the dataset."""
     from wsol_pipeline.data.audit import write_audit
     from wsol_pipeline.data.dataset import open_dataset
 
     source = read(config)
     kept, without = write_audit(source.rows, source.rules, out, open_dataset(out.uri).fingerprint)
-    print(f"Masks of {kept} training images are kept apart, for evaluations alone; {without} have none.")
+    print(f"Masks or boxes of {kept} training images are kept apart, for evaluations alone; {without} have none.")
 
 
 def main(args: list[str] | None = None) -> int:

@@ -18,6 +18,8 @@ def main(args: list[str] | None = None) -> int:
     options = command_line(Options, args, __doc__)
     from wsol_pipeline.console.progress import progress
     from wsol_pipeline.console.walk import place_work, print_record, print_search, print_tried, print_work
+    from wsol_pipeline.errors import PartialError
+    from wsol_pipeline.segmentation import lineage
     from wsol_pipeline.segmentation.tune import best, tune_masks
     from wsol_pipeline.verdict.rows import finished_study
 
@@ -27,7 +29,10 @@ def main(args: list[str] | None = None) -> int:
         return 0
     trials = tune_masks(options, place_work(options), progress, print_record, print_tried)
     print_search(trials)
+    missing = lineage.publish_search(options.store, options.result, trials, options.experiment)
     print(f"Next: {how_to_run('segment')} --masks {best(trials).masks} --storage {options.storage}")
+    if missing:
+        raise PartialError(f"{missing}: the same command writes it.")
     return 0
 
 

@@ -314,7 +314,10 @@ def voc07(table: str, published: Mapping[str, float]) -> Preset:
 
 
 TABLE_14 = voc07("table14", {"corloc": 47.91})
-CORLOC = "CorLoc: the paper's is of the images that trained the network, the trainval split. Here: of the test split."
+CORLOC = (
+    "CorLoc: the paper's is of the images that trained the network, the trainval split, of which a share is validation "
+    "here. reproduce: of the test split; evaluate --training-images: of the rest of trainval."
+)
 ROWS = [
     *BASE.values(),
     *map(as_the_text_has_it, BASE.values()),

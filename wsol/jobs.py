@@ -58,8 +58,10 @@ def evaluate(*studies: str, **options: Any) -> "Verdict":
     from wsol_pipeline.verdict.judge import judge, publish
 
     asked = _options(Options, "evaluate", options | {"study": list(studies)})
-    if asked.segmentation or asked.selectors:
-        raise UsageError("segmentation and selectors print what they find: they are for the command line.")
+    if asked.segmentation or asked.selectors or asked.training_images:
+        raise UsageError(
+            "segmentation, selectors and training_images print what they find: they are for the command line."
+        )
     with interrupts.borrowed():
         _join()
         verdict = judge(asked)

@@ -59,10 +59,10 @@ def test_no_search_is_handed_them(audited):
 def test_without_them_or_of_other_data_it_is_said(several, audited):
     told = json.loads(Store.at(several.uri).read("audit/manifest.json"))
     Store.at(several.uri).write("audit/manifest.json", json.dumps(told | {"dataset": "another"}).encode())
-    with pytest.raises(DataError, match="are of other data: import them again"):
+    with pytest.raises(DataError, match="training images is of other data: import it again"):
         open_audit(several)
     Store.at(several.uri).remove("audit/manifest.json")
-    with pytest.raises(DataError, match="has no masks of training images: import it with --audit"):
+    with pytest.raises(DataError, match="has no masks or boxes of training images: import it"):
         open_audit(several)
 
 

@@ -3,6 +3,7 @@ beside its tests: masks of 255 and absent classes in test_scores.py, palettes in
 test_make_seeds.py, weights and batches in test_walk.py, networks, walk and fields in tests/models/segmentation."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from wsol_pipeline.segmentation import audit, fields, lineage, make_seeds, masks
 from wsol_pipeline.segmentation.crops import CropReader
 from wsol_pipeline.segmentation.make_seeds import Image, SeedMaker
 from wsol_pipeline.segmentation.options import RefineOptions, SeedOptions, SegmentOptions
+from wsol_pipeline.storage import Store
 from wsol_pipeline.verdict.rows import finished_study
+from wsol_pipeline.verdict.score import silent
 
 
 @pytest.fixture
@@ -96,3 +99,13 @@ def test_a_lineage_follows_seals(walked, storage):
 def test_a_label_that_no_class_has_is_refused_where_it_is_counted():
     with pytest.raises(DataError, match=r"Labels of a class mask must be in 0..3 or 255 but one is 7"):
         make_seeds.count_centred([0], np.full((4, 4), 7, np.uint8), 3)
+
+
+def test_masks_of_test_that_count_nowhere_judge_nothing(several, monkeypatch):
+    """Each is 255 everywhere: that is no score of 0 %."""
+    monkeypatch.setattr(segment, "seal_of", lambda place: "seal")
+    monkeypatch.setattr(segment, "load_segmenter", lambda final, device: SimpleNamespace(network=None))
+    monkeypatch.setattr(segment, "judged", lambda *args: iter([("x", np.zeros((4, 4), np.int64))]))
+    network = SimpleNamespace(uri=lambda name: several.uri, manifest={"model": "seal"}, place=Store.at(several.uri))
+    with pytest.raises(DataError, match="No mask in .* test split has a pixel that counts"):
+        segment._on_test(network, "cpu", silent)

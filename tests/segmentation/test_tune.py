@@ -3,11 +3,12 @@
 import json
 from dataclasses import replace
 
+import mlflow
 import pytest
 
 from rayjobs import tune_masks as job
 from wsol_pipeline.errors import UsageError
-from wsol_pipeline.segmentation import make_seeds, station, tune
+from wsol_pipeline.segmentation import lineage, make_seeds, station, tune
 from wsol_pipeline.segmentation.options import TuneMasksOptions
 from wsol_pipeline.segmentation.tune import Tried, best, by_labels, proposed, tune_masks
 
@@ -76,6 +77,22 @@ def test_a_search_that_was_killed_goes_on_as_if_it_had_not_been(storage, monkeyp
     assert f"--masks {best(killed).masks}" in told
     assert "Labels alone (the least L_bas + L_ac) choose trial" in told
     assert max(map(len, told.splitlines()[2:6])) <= 80
+
+
+def test_a_search_is_a_run_with_one_for_each_trial(storage, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (storage.store / "s").write(station.IDENTITY, json.dumps({"sources": ["seal"]}).encode())
+    trials = [tried(0, 40.0, 0.5), replace(tried(1, None), fault="Each seed is background."), tried(2, 42.0, 0.7)]
+    for _ in range(2):  # the second writes nothing again
+        assert lineage.publish_search(storage.store, "s", trials, "wsol") == ""
+    client = mlflow.MlflowClient(f"sqlite:///{storage.uri}/mlflow.db")
+    runs = {run.info.run_name: run for run in client.search_runs(["1"])}
+    assert set(runs) == {"s", "s 0000", "s 0001", "s 0002"}
+    assert [runs[f"s 000{n}"].info.status for n in range(3)] == ["FINISHED", "FAILED", "FINISHED"]
+    assert runs["s 0002"].data.metrics == {"val/miou": 42.0, "val/labels_score": 0.7}
+    assert runs["s 0001"].data.tags["wsol.fault"] == "Each seed is background."
+    assert runs["s 0000"].data.params["lambda_"] == "1.0"
+    assert (runs["s"].data.tags["wsol.best_trial"], runs["s"].data.metrics["val/miou"]) == ("2", 42.0)
 
 
 def test_a_trial_without_an_object_is_told_and_the_search_goes_on(storage, monkeypatch):

@@ -24,6 +24,7 @@ from wsol_pipeline.verdict.costs import Cost
 from wsol_pipeline.verdict.judge import Verdict
 from wsol_pipeline.verdict.reproduce import Reproduction
 from wsol_pipeline.verdict.rows import BASELINE, EVALUATIONS, OTHER_DATA, Row, against_box
+from wsol_pipeline.verdict.training_images import TrainingVerdict
 
 FRONT_ROWS = 20  # of a Pareto front, the best
 SETTINGS_SHOWN = 10
@@ -156,7 +157,16 @@ def print_verdict(verdict: Verdict) -> None:
         console.print(f"{title:<8} {line}", soft_wrap=True)
 
 
-def _metrics(verdict: Verdict) -> list[str]:
+def print_training_images(verdict: TrainingVerdict) -> None:
+    """The tables of models on the images that trained them."""
+    console = _console(126)
+    for metric in _metrics(verdict):
+        console.print(_judged(verdict, metric, "training"))
+    line = "Labels of these images were known, boxes were not. It is no test: a network has seen its training images."
+    console.print(line, soft_wrap=True)
+
+
+def _metrics(verdict: Verdict | TrainingVerdict) -> list[str]:
     """The metrics that get a table: what was maximised and judged by, the field's usual ones, a paper's own."""
     rows = verdict.rows
     named = (name for row in rows for name in row.published)
@@ -165,18 +175,18 @@ def _metrics(verdict: Verdict) -> list[str]:
     return [name for name in metrics if any(name in row.oracle or name in row.transferred for row in rows)]
 
 
-def _judged(verdict: Verdict, metric: str) -> Table:
+def _judged(verdict: Verdict | TrainingVerdict, metric: str, on: str = "test") -> Table:
     """Validation, test transferred with its interval, test oracle; beside rows of a preset what its paper reports."""
     beside = [row for row in verdict.rows if metric in row.published]
     flag = f"{OTHER_DATA}: " if any(row.other_data for row in beside) else ""
     table = Table(
-        title=f"{flag}{metric} (%), protocol {verdict.protocol}, {verdict.images} test images",
+        title=f"{flag}{metric} (%), protocol {verdict.protocol}, {verdict.images} {on} images",
         title_justify="left",
         caption_justify="left",
     )
     table.add_column("model", overflow="fold")  # names give way, numbers never do
     table.add_column("readout > threshold", overflow="fold")
-    for name in ("validation", "test transferred", "95 % interval", "test oracle (upper bound)"):
+    for name in ("validation", f"{on} transferred", "95 % interval", f"{on} oracle (upper bound)"):
         table.add_column(name, justify="right", width=13 if "interval" in name else 11)
     if beside:
         table.add_column("paper", justify="right", min_width=5)

@@ -95,7 +95,7 @@ class ValSplit(Split):
 
 
 class LabelledSplit(Split):
-    """`val` by its labels alone, for what chooses without boxes: columns of boxes and masks are never read."""
+    """`val` or `train` by its labels alone: columns of boxes and masks are never read."""
 
     @property
     def has_masks(self) -> bool:
@@ -164,6 +164,11 @@ class Dataset:
     def val_labels(self) -> LabelledSplit:
         """The images and labels of `val`."""
         return self._split(LabelledSplit, Role.VAL)
+
+    @cached_property
+    def train_labels(self) -> LabelledSplit:
+        """The images and labels of `train`, to be evaluated on once everything is chosen."""
+        return self._split(LabelledSplit, Role.TRAIN)
 
     def test(self) -> TestSplit:
         """Open the test split. Only the final evaluation does, once everything is chosen."""

@@ -4,7 +4,9 @@ As in `training/loop.py` a step's randomness is a function of (seed, epoch, samp
 recovery, and losses are means over the global batch: each rank hands in sums, with counts that are added over ranks.
 """
 
+import contextlib
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -25,6 +27,7 @@ from wsol_pipeline.training.loop import Order, World, _fold
 from wsol_pipeline.training.run import LIVES
 
 Record = dict[str, Any]
+LOOK = 5.0  # seconds between looks at what workers have recorded
 Sums = Mapping[str, tuple[Tensor, Tensor]]  # name -> a sum over this rank's pixels or pairs, and over how many
 
 
@@ -199,10 +202,37 @@ def run_fit(
         for record in fit(task, checkpoints, World(device=torch.device(device)), checkpoint_batches):
             on_record(record)
     else:
-        _on_workers(task, checkpoints, workers, device, checkpoint_batches)
+        with _telling(checkpoints, on_record):
+            _on_workers(task, checkpoints, workers, device, checkpoint_batches)
     if (final := checkpoints.final()) is None:
         raise ResourceError(f"The training in {trial.uri} ended before its last epoch: the same command continues it.")
     return final
+
+
+@contextlib.contextmanager
+def _telling(checkpoints: CheckpointStore, on_record: Callable[[Record], None]) -> Iterator[None]:
+    """Hand on the records that workers leave in checkpoints, while they train and when they have ended."""
+    over, told = threading.Event(), len(checkpoints.records())
+
+    def tell() -> None:
+        nonlocal told
+        for record in checkpoints.records()[told:]:
+            told += 1
+            on_record(record)
+
+    def watch() -> None:
+        while not over.wait(LOOK):
+            with contextlib.suppress(ResourceError):  # the storage is away: the next look may find it
+                tell()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+    tell()
 
 
 def _on_workers(task: Task, checkpoints: CheckpointStore, workers: int, device: str, checkpoint_batches: int) -> None:

@@ -1,8 +1,13 @@
-"""The walk in MLflow: a run for each station, tagged with the seals of what it is made of; the network registered."""
+"""The walk in MLflow: a run for each station, tagged with the seals of what it is made of; the network registered.
 
+A search of masks is a run with one for each trial below it.
+"""
+
+import hashlib
 import json
 import tempfile
 import warnings
+from collections.abc import Sequence
 from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
@@ -19,6 +24,7 @@ import wsol_pipeline
 from wsol_pipeline.segmentation import station
 from wsol_pipeline.segmentation.segmenter import DESCRIPTION, WEIGHTS
 from wsol_pipeline.segmentation.station import Station
+from wsol_pipeline.segmentation.tune import KIND, Tried, best
 from wsol_pipeline.storage import Store
 from wsol_pipeline.tracking.connect import connect_mlflow
 from wsol_pipeline.tracking.registry import FINGERPRINT_TAG, REQUIREMENTS, find_version
@@ -33,6 +39,45 @@ def publish(store: Store, network: Station, experiment: str) -> str:
     runs = {found.place.uri: _runs(connect, found) for found in walk}
     steps = {f"the run of {name_of(found)}": (lambda f=found: _write(runs[f.place.uri], f)) for found in walk}
     return deliver(steps | {"the model": lambda: register(runs[network.place.uri], network)})
+
+
+def publish_search(store: Store, name: str, trials: Sequence[Tried], experiment: str) -> str:
+    """Write a search of masks to MLflow: each trial's parameters and figures. Returns what MLflow lacks, or ""."""
+    place = store / name
+    identity = place.read(station.IDENTITY)
+    tags = {
+        "wsol.kind": KIND, "wsol.sources": json.dumps(json.loads(identity)["sources"]), STORAGE_TAG: place.uri,
+    }  # fmt: skip
+    runs = StudyRuns(connect_mlflow(store, experiment), name, tags, hashlib.sha256(identity).hexdigest())
+    steps = {f"trial {tried.number}": (lambda one=tried: _write_trial(runs, one)) for tried in trials}
+    return deliver(steps | {f"the run of {name}": lambda: _write_best(runs, trials)})
+
+
+def _write_trial(runs: StudyRuns, tried: Tried) -> None:
+    run_id = runs.trial(tried.number)
+    if tried.number in runs.ended:
+        return
+    runs.log(run_id, _figures(runs, run_id, tried), tried.parameters, {"wsol.masks": tried.masks} | _fault(tried))
+    runs.client.set_terminated(run_id, "FINISHED" if tried.miou is not None else "FAILED")
+
+
+def _fault(tried: Tried) -> dict[str, str]:
+    return {"wsol.fault": tried.fault} if tried.fault else {}
+
+
+def _figures(runs: StudyRuns, run_id: str, tried: Tried) -> list[Metric]:
+    """Percent but for the score of labels; at one time, so that written again they are the same."""
+    named = {"val/miou": tried.miou, "val/seeds_miou": tried.seeds, "val/labels_miou": tried.labels,
+             "val/labels_score": tried.labels_score}  # fmt: skip
+    began = runs.client.get_run(run_id).info.start_time
+    return [Metric(name, value, began, 0) for name, value in named.items() if value is not None]
+
+
+def _write_best(runs: StudyRuns, trials: Sequence[Tried]) -> None:
+    chosen = best(trials)
+    figures = _figures(runs, runs.parent(), chosen)
+    runs.log(runs.parent(), figures, {}, {"wsol.best_trial": str(chosen.number), "wsol.masks": chosen.masks})
+    runs.close_parent()
 
 
 def walk_to(network: Station) -> list[Station]:

@@ -106,6 +106,8 @@ def _on_test(found: Station, device: str, progress: Progress) -> dict[str, Any]:
             if matrix.any():  # an image without a mask says nothing
                 matrices.append(matrix)
             add(1)
+    if not matrices:
+        raise DataError(f"No mask in {dataset.uri}'s test split has a pixel that counts: nothing can be judged.")
     matrices_NLL = np.stack(matrices)
     return {
         "model": found.manifest["model"], "test": test.fingerprint, "images": len(matrices),

@@ -85,7 +85,7 @@ def judge(options: EvaluateOptions, progress: Progress = silent) -> Verdict:
     rules, main = models[0].protocol, models[-1]
     rows = []
     if (is_measured := is_judged(rules, dataset.test())) and is_judged(choosing(rules, dataset.val), dataset.val):
-        rows = [centred_box(options, dataset, rules)]
+        rows = [centred_box(options, dataset, rules, test_rows(options, dataset, rules))]
         for study in options.study:
             (options.store / study).write(CENTRED_BOX, json.dumps(dataclasses.asdict(rows[0])).encode())
     for contender in judged:

@@ -39,12 +39,20 @@ class EvaluateOptions:
     segmentation: tuple[str, ...] = ()
     """Instead: segmentation networks by name, each class on test; or seeds and pseudo masks, on training images whose
     masks were imported with --audit."""
+    training_images: bool = False
+    """Instead of test: on the images that trained the models, by boxes that were imported with --audit (CorLoc). Their
+    labels are known, and nothing is chosen on them."""
 
     def __post_init__(self) -> None:
         require(len(self.study) >= 1, "at least one --study is needed", self.study)
         for name in self.study:
             check_name("study", name)
         require(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size)
+        require(
+            not (self.training_images and self.segmentation),
+            "--training-images is of studies; --segmentation A knows by itself what A is of",
+            self.segmentation,
+        )
         for part in "+".join(self.selectors).split("+") if self.selectors else ():
             selectors.parse(part)
 

@@ -163,23 +163,26 @@ def evaluation_name(contender: Contender) -> str:
     return f"{seal_of(contender.final)[:16]}{'-published' if contender.preset else ''}"
 
 
-def rows_of(contender: Contender, rows: Sequence[Mapping[str, Any]], rules: Protocol) -> list[Row]:
-    """Rows of one model, as they are kept, with its label before theirs and the paper's figures beside them."""
+def rows_of(contender: Contender, rows: Sequence[Mapping[str, Any]], rules: Protocol, split: str = "test") -> list[Row]:
+    """Rows of one model, as they are kept, with its label before theirs; beside them the paper's figures of a split."""
     beside = {
         "preset": contender.preset,
-        "published": paper_figures(contender.preset, rules),
+        "published": paper_figures(contender.preset, rules, split),
         "other_data": contender.other_data,
     }
     return [Row(**{**row, "label": f"{contender.label}{row['label']}", **beside}) for row in rows]
 
 
-def paper_figures(preset: str | None, rules: Protocol) -> Mapping[str, float]:
+def paper_figures(preset: str | None, rules: Protocol, split: str = "test") -> Mapping[str, float]:
     """What the paper reports for a preset, if under these rules; under others the same name is another measure.
 
-    Nor are there any that are of another split than test.
+    Nor are there any that are of another split: `split` is "test", or "train" for the images that trained the models.
     """
     row = search_spaces.presets().get(preset or "")
-    return row.published if row and row.protocol == rules.name and not row.elsewhere else {}
+    if row is None or row.protocol != rules.name:
+        return {}
+    is_there = row.elsewhere.startswith("train") if split == "train" else not row.elsewhere
+    return row.published if is_there else {}
 
 
 def against_box(winner: Row, box: Row | None, metric: str) -> str:

@@ -91,7 +91,7 @@ def score(
             truth = rules.ious or rules.masks
             counts = pass_test(on_batch=add, on_maps=note if rules.masks != "classes" and truth else None)
             ruled = pass_test(rule=choice.rule) if choice.rule else counts
-        row = _row(label, choice, val, counts, ruled, rules)
+        row = row_of(label, choice, val, counts, ruled, rules)
         if model.multilabel and model.protocol.box_rule == "components":
             row.transferred.update(_average_precisions(model, rows, choice, device))
         results.append(row)
@@ -141,7 +141,7 @@ def scored(rules: Protocol, dataset: Dataset) -> Protocol:
     return rules if is_judged(rules, dataset.test()) else dataclasses.replace(rules, ious=(), masks="")
 
 
-def _row(label: str, choice: Choice, val: Counts, test: Counts, ruled: Counts, rules: Protocol) -> Row:
+def row_of(label: str, choice: Choice, val: Counts, test: Counts, ruled: Counts, rules: Protocol) -> Row:
     """`val` is a mean over images, as the choices were; test is what the protocol says. `ruled`: test where each map is
     read by the choice's rule, if it has one: no threshold is then transferred."""
     weights = None
@@ -170,12 +170,12 @@ def _published_choice(contender: Contender, model: Model) -> dict[str, Choice]:
     return {"": published_choice(val, model.config.objective, reading)}
 
 
-def centred_box(options: EvaluateOptions, dataset: Dataset, rules: Protocol) -> Row:
-    """The centred box, its area chosen on validation like every other threshold."""
-    config = _read_config(options, rules)
+def centred_box(options: EvaluateOptions, dataset: Dataset, rules: Protocol, rows: Any) -> Row:
+    """The centred box on `rows`, its area chosen on validation like every other threshold."""
+    config = read_config(options, rules)
     chosen_by = choosing(rules, dataset.val)
     val = count_centred(eval_rows(dataset.val, config, rules.geometry, options.batch_size), chosen_by)
-    test = count_centred(test_rows(options, dataset, rules), rules)
+    test = count_centred(rows, rules)
     choice = selection.choose(val, selection.metrics_of(val)[0])
     threshold = float(choice.threshold)
     area = f"area {threshold if chosen_by.ious else 1 - threshold:.2f}"
@@ -189,10 +189,10 @@ def _boxes_only(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if not name.startswith(("top", "cls"))}
 
 
-def _read_config(options: EvaluateOptions, rules: Protocol) -> ReadConfig:
+def read_config(options: EvaluateOptions, rules: Protocol) -> ReadConfig:
     return ReadConfig(resize_size=rules.resize_size, image_size=rules.image_size, cache_dir=options.cache_dir)
 
 
 def test_rows(options: EvaluateOptions, dataset: Dataset, rules: Protocol) -> EvalRows:
     """The test split, as `rules` cut its images."""
-    return eval_rows(dataset.test(), _read_config(options, rules), rules.geometry, options.batch_size)
+    return eval_rows(dataset.test(), read_config(options, rules), rules.geometry, options.batch_size)

@@ -311,11 +311,8 @@ def _row(images: Images, role: Role, name: str, found: Annotation | Fault, class
     except RowError as error:
         return faulty(role, name, error.fault)
     labels = _labels(found, classes, role)
-    drawn = LabelImage(mask) if mask.exists() else None
-    if role is Role.TRAIN:  # its mask is for `data/audit.py` alone
-        return Row(role, name, labels, image, found.size, class_mask=drawn, frame=Frame.SIZED)
     scored = [thing for thing in found.objects if not thing.difficult]
-    return Row(
+    return Row(  # a training row's boxes and mask are for `data/audit.py` alone
         role,
         name,
         labels,
@@ -323,6 +320,6 @@ def _row(images: Images, role: Role, name: str, found: Annotation | Fault, class
         found.size,
         tuple(thing.box for thing in scored),
         tuple(classes.index(thing.name) for thing in scored),
-        class_mask=drawn,
+        class_mask=LabelImage(mask) if mask.exists() else None,
         frame=Frame.SIZED,
     )
