@@ -29,7 +29,7 @@ from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.loop import train
 from wsol_pipeline.verdict.options import EvaluateOptions
 from wsol_pipeline.verdict.rows import Contender
-from wsol_pipeline.verdict.score import centred_box, score
+from wsol_pipeline.verdict.score import centred_box, score, test_rows
 
 KINDS = ("boxes", "masks", "both", "none")
 # protocol -> the pairs of val and test that it can choose on and judge, of one class an image
@@ -102,7 +102,8 @@ def judged(make_config, reading, tmp_path):
         *_, record = train(config, dataset, checkpoints, reading=reading)
         options = EvaluateOptions(cache_dir=reading.cache_dir, batch_size=6)
         result, _ = score(Contender("x", "x", checkpoints.final()), dataset, options, "cpu")
-        return promised, record, result["rows"][0], centred_box(options, dataset, rules)
+        centred = centred_box(options, dataset, rules, test_rows(options, dataset, rules))
+        return promised, record, result["rows"][0], centred
 
     return run
 
