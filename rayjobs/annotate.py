@@ -3,6 +3,8 @@ r"""Say which validation images to draw boxes on, and lay them out for that: 30 
     python rayjobs/annotate.py --data my-images --images 50 --out todo
     # with a first model's boxes to correct
     python rayjobs/annotate.py --study first --images 50 --out todo --prefill
+    # those that the model's readings dispute: they choose, and measure nothing
+    python rayjobs/annotate.py --study first --images 50 --out hard --by disagreement
 
 Fill todo/boxes.csv by hand, or load todo/images and todo/coco.json into a tool (CVAT takes both); todo/README.md says
 how. Then `--select-by annotated:todo/boxes.csv`. A larger --images later keeps these and adds others.

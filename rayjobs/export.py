@@ -4,7 +4,8 @@ r"""Hand a finished model on: a folder that needs nothing of where it was made, 
     python rayjobs/export.py --model models:/bas@champion --format onnx --out bas.onnx
     python rayjobs/export.py --study bas --format mlflow --out bas-mlflow
 
-A graph is compared with the model on 64 images before it is kept: logits, maps, boxes. Readouts that need gradients
+A graph is compared with the model on 64 images before it is kept: logits, maps, boxes; what makes boxes of its maps, by
+NumPy alone, is written beside it. Readouts that need gradients
 (gradcam, bagcams, ...) have no graph; the folder reads them all.
 """
 
@@ -18,14 +19,15 @@ def export(options: Options) -> list[str]:
     from wsol_pipeline.storage import Store
     from wsol_pipeline.tracking.registry import save_pyfunc
     from wsol_pipeline.use.folder import write_folder
-    from wsol_pipeline.use.graph import export_graph
+    from wsol_pipeline.use.graph import export_graph, reader_name
     from wsol_pipeline.use.models import named
 
     if options.format == "folder":
         return write_folder(options, Store.at(options.out))
     if options.format == "mlflow":
         return [save_pyfunc(named(options), options.out)]
-    return [str(export_graph(options)), options.out]
+    parity, (folder, slash, name) = export_graph(options), options.out.rpartition("/")
+    return [str(parity), options.out, f"{folder}{slash}{reader_name(name)}"]
 
 
 def main(args: list[str] | None = None) -> int:

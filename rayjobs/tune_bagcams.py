@@ -29,6 +29,8 @@ def main(args: list[str] | None = None) -> int:
     from wsol_pipeline.verdict.solve import solve_readout
 
     solved = solve_readout(options, progress)
+    for note in solved.notes:
+        print(note)
     if solved.counts:
         print_settings(solved.counts, solved.objective)
     studies, place = f"{options.result} {options.study}", shlex.quote(options.storage)

@@ -38,7 +38,7 @@ def tune(method: str, **options: Any) -> "Outcome":
 
     Returns:
         What the study found: `ranking`, best first; `best`, the folder of the best model, which `wsol.load_model`
-        reads; `failures` by trial; `doubt`, how sure the first is.
+        reads; `failures` by trial; `doubt`, how sure the first is; `notes`, what files of boxes are like that chose.
     """
     import wsol_models
 

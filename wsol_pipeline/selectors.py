@@ -20,12 +20,15 @@ class Kind:
     argument: str  # what stands behind its colon, "" if nothing does
     score: str = ""
     ranks: bool = True  # else it finds thresholds alone: trials and settings are not its to choose
+    hides: str = ""  # the supervision behind it that its name does not say
 
 
 KINDS = {
     "boxes": Kind(""),
     "annotated": Kind("FILE"),
     "pseudo": Kind("FILE"),
+    "proposals": Kind("FILE"),
+    "detector": Kind("FILE", hides="uses boxes of COCO"),
     "evidence": Kind("", "evidence_gain"),
     "consensus": Kind("STUDY", "consensus_kappa"),
     "otsu": Kind("", "separability", ranks=False),
@@ -33,14 +36,14 @@ KINDS = {
     "vote": Kind("NAMES", "vote_agreement", ranks=False),
     "own-mask": Kind("", "masked_images", ranks=False),
 }
-TARGETS = ("annotated", "pseudo")  # bring boxes of their own, which are counted as true ones are
+TARGETS = ("annotated", "pseudo", "proposals", "detector")  # bring boxes, which are counted as true ones are
 ADVICE = (
     "These data have labels alone, so --select-by must name what chooses in the place of boxes, in this order: "
     "(1) annotated:FILE, 30 to 50 boxes drawn by hand on images of val (wsol annotate says which): nothing else was "
-    "within 2.5 points everywhere; (2) pseudo:FILE, boxes of a detector, where the objects resemble what made it; "
-    "(3) without any box: --select-by evidence for trials and settings, and --threshold-by consensus:STUDY (another "
-    "method's finished study), else vote:evidence,otsu, for the threshold. No rule without boxes finds thresholds "
-    "reliably: docs/labels-only.md."
+    "within 2.5 points everywhere; (2) detector:FILE (wsol propose makes it) or pseudo:FILE, boxes of a machine, where "
+    "the objects resemble what made it; (3) without any box: --select-by evidence for trials and settings, and "
+    "--threshold-by consensus:STUDY (another method's finished study), else vote:evidence,otsu, for the threshold. No "
+    "rule without boxes finds thresholds reliably: docs/labels-only.md."
 )
 
 
@@ -94,6 +97,13 @@ def parse(text: str) -> Selector:
     if name == "vote":
         _check_voters(found)
     return found
+
+
+def said(recorded: str) -> str:
+    """Selectors as they are recorded ("val/detector+otsu") as people read them: with the supervision that is hidden."""
+    names = (part.partition(":")[0] for part in recorded.removeprefix("val/").split("+"))
+    hidden = sorted({kind.hides for name in names if (kind := KINDS.get(name)) and kind.hides})
+    return f"{recorded} ({'; '.join(hidden)})" if hidden else recorded
 
 
 def parse_name(recorded: str) -> Selector:

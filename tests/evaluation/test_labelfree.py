@@ -24,7 +24,7 @@ from wsol_pipeline.evaluation.labelfree import (
 )
 from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.evaluation.selection import choose
-from wsol_pipeline.selectors import parse
+from wsol_pipeline.selectors import parse, said
 
 RULES = protocol("wsol-v1", 32, 36)
 
@@ -191,3 +191,11 @@ def test_selectors_are_recorded_without_places():
     assert parse("annotated:todo/boxes.csv").recorded == "annotated"
     assert parse("consensus:cam").recorded == "consensus:cam"
     assert [str(member) for member in parse("vote:otsu,area:0.3").members] == ["otsu", "area:0.3"]
+
+
+def test_the_boxes_that_a_detector_hides_are_said_wherever_it_is():
+    assert said("detector") == "detector (uses boxes of COCO)"
+    assert said("val/detector+otsu") == "val/detector+otsu (uses boxes of COCO)"
+    assert said("val/evidence+detector") == "val/evidence+detector (uses boxes of COCO)"
+    assert said("val/proposals") == "val/proposals"
+    assert said("consensus:cam") == "consensus:cam"

@@ -45,16 +45,17 @@ def test_a_study_that_is_not_there_is_refused_by_name(dataset, tmp_path):
         choosers(BY_CAM, dataset, Store.at(tmp_path))
 
 
-def test_what_is_brought_is_part_of_what_was_chosen_by(dataset, tmp_path):
+@pytest.mark.parametrize("kind", ["pseudo", "proposals", "detector"])
+def test_what_is_brought_is_part_of_what_was_chosen_by(dataset, tmp_path, kind):
     def read(corner):
         file = tmp_path / "boxes.csv"
         lines = [f"{id},0,0,{corner},20\n" for id in dataset.val_labels.ids]
         file.write_text("path,x0,y0,x1,y1\n" + "".join(lines))
-        return choosers(SelectionOptions(f"pseudo:{file}"), dataset, Store.at(tmp_path))
+        return choosers(SelectionOptions(f"{kind}:{file}"), dataset, Store.at(tmp_path))
 
     one, other = read(20), read(21)
-    assert one.rank.recorded == "pseudo"  # no place
+    assert one.rank.recorded == kind  # no place
     assert one.truth != other.truth
     assert one.of_val(Truth(25, 0, 0, False)) == Truth(25, 25, 0, False)
-    assert "pseudo: boxes of 25 of 25 validation images (100%)" in one.notes[0]
+    assert f"{kind}: boxes of 25 of 25 validation images (100%)" in one.notes[0]
     assert choosers(SelectionOptions(), dataset, Store.at(tmp_path)).truth == ""

@@ -7,8 +7,10 @@ from types import SimpleNamespace
 import pytest
 
 from wsol_pipeline.errors import LeaseLostError, MismatchError, ResourceError
+from wsol_pipeline.evaluation.measures import TRUE_BOXES
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study import execute, outcome
+from wsol_pipeline.study.choosers import Choosers
 from wsol_pipeline.study.identity import Home
 from wsol_pipeline.study.lease import Lease
 from wsol_pipeline.study.standings import Standing
@@ -36,7 +38,8 @@ def finished(tmp_path, monkeypatch):
     )  # fmt: skip
     plan = SimpleNamespace(
         folder=folder, config=TrainConfig(), rule=None, dataset=SimpleNamespace(uri="data", manifest=None),
-        job=lambda *_: JOB, options=SimpleNamespace(name="s", store=Store.at(tmp_path)),
+        job=lambda *_: JOB, options=SimpleNamespace(name="s", store=Store.at(tmp_path), cache_dir=None),
+        choosers=Choosers(TRUE_BOXES, notes=("pseudo: boxes of 9 of 10 ...",)),
     )  # fmt: skip
     monkeypatch.setattr(execute, "doubts", lambda *_, **__: None)
     monkeypatch.setattr(outcome, "is_paper_data", lambda manifest, name: False)
@@ -54,6 +57,7 @@ def test_the_winner_is_named_by_study_and_seal_and_ranked_once(finished):
     record = json.loads(finished.folder.read("winner.json"))
     assert (record["study"], record["seal"]) == (JOB.study, seal_of(found.best))
     assert finished.rankings == [1]
+    assert found.notes == ("pseudo: boxes of 9 of 10 ...",)  # of files of boxes: who calls a study has no other
 
 
 def test_a_driver_that_was_frozen_before_it_named_the_winner_names_none(finished):

@@ -1,6 +1,7 @@
 """`Model.predict`: whatever somebody calls an image, any sizes together, and what is refused in a line."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,6 +25,22 @@ class Spots:
 
     def maps(self, method, images_BCHW, classes_B, setting, output=None):
         return (images_BCHW[:, 0] - images_BCHW[:, 1]).clamp(min=0)
+
+
+def test_all_of_an_image_is_seen_where_a_crop_would_leave_its_margin_out(model):
+    """32 of 36 pixels: of 360 the outer 20 are not seen, unless all is resized to 32."""
+    cropping = replace(model, config=replace(model.config, protocol="bas-ext"))
+    image = red(360, 360, (0, 90, 180, 270))
+    (judged,) = cropping.predict(image, threshold=0.5)
+    assert judged.window == (20, 20, 340, 340)
+    assert judged.box[0] == 20
+    whole = cropping.seeing("resize")
+    (seen,) = whole.predict(image, threshold=0.5)
+    assert seen.window == (0, 0, 360, 360)
+    assert seen.box == pytest.approx((0, 90, 180, 270), abs=360 / 32)
+    assert cropping.seeing("whole") == cropping
+    with pytest.raises(UsageError, match=r"--views resize is for protocols that crop; this model \(wsol-v1\) sees all"):
+        model.seeing("resize")
 
 
 class Flat:

@@ -1,5 +1,6 @@
 """A model that is handed on: a folder that goes anywhere and says nothing of where it was, and equal graphs."""
 
+import importlib.util
 import json
 import os
 import re
@@ -91,6 +92,9 @@ def test_the_card_has_the_figures_of_test_with_their_intervals(final):
     told = folder.card(description, test, "0" * 64, "CC-BY-4.0")
     assert "GT-known Loc 71.25 % (95 % 65.0 to 77.0); MaxBoxAccV2 60.00 %" in told
     assert "CC-BY-4.0" in told
+    assert "--views" not in told
+    cropping = {**description, "train": {**description["train"], "protocol": "bas-ext"}}
+    assert "`--views resize` shows it all of an\nimage, as it was not" in folder.card(cropping, test, "0" * 64, "x")
     assert "ImageNet, whose images are for research" in folder.licenses({"train": {"weights": "imagenet"}}, "x")
 
 
@@ -155,10 +159,17 @@ def test_torch_export_is_the_model_on_real_images(final, dataset, tmp_path, caps
     torch.testing.assert_close(scores.sum(1), torch.ones(5))
 
 
-def test_onnx_is_the_model_on_real_images_in_batches_of_any_size(final, on_val, tmp_path):
-    place = tmp_path / "model.onnx"
-    assert export.main(["--model", final.uri, *on_val, "--format", "onnx", "--out", str(place)]) == 0
-    session = onnxruntime.InferenceSession(place.read_bytes())
+@pytest.fixture(scope="module")
+def as_onnx(final, dataset, tmp_path_factory):
+    """The graph as ONNX, made once: its exporter takes seconds."""
+    place = tmp_path_factory.mktemp("onnx") / "my-model.onnx"
+    where = ["--model", final.uri, "--images", f"{dataset.uri}:val", "--out", str(place)]
+    assert export.main([*where, "--format", "onnx"]) == 0
+    return place
+
+
+def test_onnx_is_the_model_on_real_images_in_batches_of_any_size(final, as_onnx):
+    session = onnxruntime.InferenceSession(as_onnx.read_bytes())
     model = wsol.load_model(final.uri)
     facts = session.get_modelmeta().custom_metadata_map
     assert json.loads(facts["threshold"]) == model.threshold
@@ -169,6 +180,22 @@ def test_onnx_is_the_model_on_real_images_in_batches_of_any_size(final, on_val, 
             expected = graph.Graph(model)(torch.from_numpy(images), torch.full((many,), -1))
         np.testing.assert_allclose(logits, expected[0].numpy(), atol=1e-3, rtol=1e-3)
         np.testing.assert_allclose(maps, expected[2].numpy(), atol=1e-4 * np.ptp(expected[2].numpy()))
+
+
+def test_the_reader_beside_a_graph_makes_the_models_boxes_of_its_maps(final, as_onnx):
+    spec = importlib.util.spec_from_file_location("reader", as_onnx.parent / "my_model_reader.py")
+    reader = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reader)
+    session = onnxruntime.InferenceSession(as_onnx.read_bytes())
+    facts = {key: json.loads(text) for key, text in session.get_modelmeta().custom_metadata_map.items()}
+    model = wsol.load_model(final.uri, "cpu")
+    for image in IMAGES:
+        (expected,) = model.predict(image)
+        shown = model.prepare(torch.from_numpy(image).permute(2, 0, 1)).image_CHW.numpy()
+        assert np.abs(reader.shown(image, facts).astype(int) - shown).max() <= 1
+        logits, _, maps = session.run(None, {"images": shown[None], "classes": np.array([-1])})
+        assert facts["classes"][logits[0].argmax()] == expected.label
+        assert reader.box(maps[0], image.shape[1::-1], facts) == expected.box
 
 
 def test_an_opset_that_lacks_an_op_and_missing_onnx_are_said(final, on_val, tmp_path, monkeypatch):

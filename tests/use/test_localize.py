@@ -279,6 +279,7 @@ def test_an_archive_with_a_password_or_that_leads_out_is_refused(job, tmp_path, 
         (["--study", "bas"], "give --model or --study, not both"),
         (["--chunk", "0"], "chunk must be at least 1"),
         (["--max-bad", "2"], "max_bad is a share"),
+        (["--views", "resize"], "for protocols that crop"),
         (["--model", ""], "a model is needed"),
     ],
 )

@@ -10,7 +10,14 @@ import pytest
 from wsol_pipeline.data.targets import read_targets
 from wsol_pipeline.errors import UsageError
 from wsol_pipeline.evaluation.protocols import protocol
-from wsol_pipeline.verdict.annotate import Picked, annotate, box_of, coco, lines, order
+from wsol_pipeline.storage import Store
+from wsol_pipeline.study.certainty import certainty_of
+from wsol_pipeline.study.choosers import Choosers
+from wsol_pipeline.study.ledger import SCHEMA
+from wsol_pipeline.study.outcome import model_named
+from wsol_pipeline.training.guesses import agreement, box_of, guesses, readings
+from wsol_pipeline.training.model import load_model
+from wsol_pipeline.verdict.annotate import Picked, annotate, coco, disputed, lines, order
 from wsol_pipeline.verdict.options import AnnotateOptions
 
 
@@ -89,9 +96,45 @@ def test_boxes_of_masks_are_half_open_pixels_of_the_image(name, size_wh, columns
     assert box_of(np.zeros((8, 8), bool), rules, size_wh) is None
 
 
+def test_images_on_which_readings_differ_say_that_they_are_no_sample(dataset, fit, make_config, reading, tmp_path):
+    final = fit(make_config("bas", epochs=1)).final
+    record = {"schema": SCHEMA, "published": None, "data": dataset.uri, **model_named(final, Store.at(tmp_path))}
+    Store.at(tmp_path).write("bas/winner.json", json.dumps(record).encode())
+    out, where = tmp_path / "hard", {"study": "bas", "storage": str(tmp_path), "cache_dir": reading.cache_dir}
+    annotate(AnnotateOptions(**where, images=6, by="disagreement", prefill=True, out=str(out)))
+    model = load_model(final)
+    least = disputed(model, dataset, reading.cache_dir)
+    assert sorted(least) == list(range(25))
+    assert paths(out) == [dataset.val_labels.ids[row] for row in least[:6]]
+    found = [guesses(model, dataset, range(25), reading.cache_dir, one) for one in readings(model)]
+    assert len(found) == 4  # three k, and Grad-CAM++
+    labels = zip(dataset.val_labels.ids, dataset.val_labels.labels.tolist(), strict=True)
+    agreed = [agreement([boxes.get(key) for boxes in found]) for key in labels]
+    assert [agreed[row] for row in least] == sorted(agreed)
+    assert len(set(agreed)) > 1
+    targets = read_targets(str(out / "boxes.csv"), dataset, "annotated")
+    assert targets.biased
+    assert "a biased sample" in (out / "README.md").read_text()
+    told = certainty_of(final, make_config(select_by="annotated"), Choosers(None, None, {"annotated": vars(targets)}))
+    assert "drawn by disagreement: they choose." in told
+    assert "±" not in told
+    assert "redraws" not in told
+
+
+def test_boxes_of_readings_agree_by_their_mean_iou():
+    """IoU 1 of the same, 1/3 of halves that overlap by half, 0 with one that is missing."""
+    one, half = (0.0, 0.0, 10.0, 10.0), (5.0, 0.0, 15.0, 10.0)
+    assert agreement([one, one]) == 1
+    assert agreement([one, half]) == pytest.approx(1 / 3)
+    assert agreement([one, one, half]) == pytest.approx((1 + 1 / 3 + 1 / 3) / 3)
+    assert agreement([one, None, one]) == pytest.approx(1 / 3)
+    assert agreement([None, None]) == 0
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
+        ({"data": "d", "by": "disagreement"}, "--by disagreement needs a --study"),
         ({}, "--study or --data is needed"),
         ({"data": "d", "images": 0}, "images must be at least 1"),
         ({"data": "d", "prefill": True}, "--prefill needs a --study"),

@@ -88,6 +88,17 @@ def test_the_final_evaluation_judges_it_beside_its_source(solve, tmp_path, readi
     assert "bas: winner" in printed
 
 
+def test_a_file_of_boxes_that_solves_says_what_it_is_like(solve, tmp_path, dataset, capsys):
+    file = tmp_path / "ss.csv"
+    lines = [f"{id},5,5,30,30,proposals\n" for id in dataset.val_labels.ids]
+    file.write_text("path,x0,y0,x1,y1,made_by\n" + "".join(lines))
+    assert solve("--readout", "cam", "--select-by", f"proposals:{file}") == 0
+    assert "proposals: boxes of 25 of 25 validation images (100%)" in capsys.readouterr().out
+    assert result(tmp_path, "bas-cam")["selected_on"] == "val/proposals"
+    with pytest.raises(UsageError, match="was made by proposals"):
+        solve("--readout", "cam", "--select-by", f"detector:{file}", "--name", "other")
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

@@ -15,6 +15,7 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wsol_pipeline.data.dataset import Dataset
 from wsol_pipeline.data.reader import Batch, ReadConfig, RowsShown, eval_rows
@@ -24,6 +25,8 @@ from wsol_pipeline.protocol import Role
 from wsol_pipeline.storage import Store
 
 COLUMNS = ("path", "x0", "y0", "x1", "y1")
+DRAWN_BY, DISAGREEMENT = "drawn_by", "disagreement"  # a column of files of `wsol annotate`, where images are no sample
+MADE_BY = "made_by"  # a column of files of `wsol propose`: the only selector that they may be read as
 SLACK = 1.0  # pixels that a box may lie off its image: it is cut
 LEAST_COVERAGE = 0.9  # share of the validation images that a machine's file has to have boxes of
 MOST_LINES = 5  # that an error names
@@ -36,6 +39,8 @@ class Line(NamedTuple):
     id: str
     box: Box
     label: str
+    made_by: str = ""
+    drawn_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class Targets:
     boxes: dict[str, list[Box]]
     labels: dict[str, list[int]]  # class of each box
     sha256: str
+    biased: bool = False  # images that a model finds hard: they choose, and measure nothing
 
     @property
     def truth(self) -> str:
@@ -95,14 +101,18 @@ def read_targets(
 ) -> Targets:
     """The boxes of `file` for validation images; those of training images are left out.
 
-    A `kind` of "pseudo" has one box an image, and boxes of nine in ten images unless `allow_partial`. Raises
-    `UsageError` for a convention or a coverage, `DataError` with its lines for a file that is not to be trusted: of
-    unknown images, of test images (they would leak into a choice), with boxes that are none.
+    A `kind` but "annotated" has one box an image, and boxes of nine in ten images unless `allow_partial`.
+
+    Raises:
+        UsageError: an unknown convention, or a file that was made by something else than `kind`.
+        DataError: a file that is not to be trusted, with its lines: it is of unknown images, of test images (they would
+            leak into a choice), of too few, or has boxes that are none.
     """
     if convention not in BOX_CONVENTIONS:
         raise unknown("box convention", convention, BOX_CONVENTIONS)
     data = _bytes(file)
     lines = list(_coco(file, data) if file.endswith(".json") else _csv(file, data))
+    _check_maker(file, lines, kind)
     split = dataset.val_labels
     rows = {id: row for row, id in enumerate(split.ids)}
     _check_images(file, lines, rows, dataset)
@@ -131,23 +141,39 @@ def read_targets(
             f"{file} has boxes of {len(boxes):,} of {len(rows):,} validation images ({len(boxes) / len(rows):.0%}), "
             f"less than {LEAST_COVERAGE:.0%}: what it lacks may be what is hard. --allow-partial takes it as it is."
         )
-    return Targets(kind, convention, boxes, labels, hashlib.sha256(convention.encode() + data).hexdigest())
+    biased = any(line.drawn_by == DISAGREEMENT for line in own)
+    return Targets(kind, convention, boxes, labels, hashlib.sha256(convention.encode() + data).hexdigest(), biased)
 
 
 def described(targets: Targets, dataset: Dataset) -> str:
     """What a file of boxes is like, in a line: coverage, and how large its boxes are."""
-    split = dataset.val_labels
-    sizes = dict(zip(split.ids, split.sizes_N2.tolist(), strict=True))
-    boxes = [(id, edges(box, targets.convention)) for id, of in targets.boxes.items() for box in of]
-    x0, y0, x1, y1, width, height = np.array([(*box, *sizes[id]) for id, box in boxes]).T
-    areas_N = (x1 - x0) * (y1 - y0) / (width * height)
+    x0, y0, x1, y1, width, height = _with_sizes(targets, dataset).T
     touching_N = (x0 <= 0).astype(int) + (y0 <= 0) + (x1 >= width) + (y1 >= height)
-    quartiles = ", ".join(f"{value:.2f}" for value in np.quantile(areas_N, [0.25, 0.5, 0.75]))
+    areas_N, images = shares(targets, dataset), dataset.val_labels.num_rows
     return (
-        f"{targets.kind}: boxes of {len(targets.boxes):,} of {split.num_rows:,} validation images "
-        f"({len(targets.boxes) / split.num_rows:.0%}); share of the image, quartiles {quartiles}; the whole image "
+        f"{targets.kind}: boxes of {len(targets.boxes):,} of {images:,} validation images "
+        f"({len(targets.boxes) / images:.0%}); share of the image, quartiles {quartiles(areas_N)}; the whole image "
         f"{(areas_N >= 1).mean():.0%}; three borders or more {(touching_N >= 3).mean():.0%}"
     )
+
+
+def shares(targets: Targets, dataset: Dataset) -> NDArray[np.float64]:
+    """The share of its image that each box takes, [N]."""
+    x0, y0, x1, y1, width, height = _with_sizes(targets, dataset).T
+    found: NDArray[np.float64] = (x1 - x0) * (y1 - y0) / (width * height)
+    return found
+
+
+def quartiles(shares_N: NDArray[np.float64]) -> str:
+    """`0.21, 0.34, 0.50`."""
+    return ", ".join(f"{value:.2f}" for value in np.quantile(shares_N, [0.25, 0.5, 0.75]))
+
+
+def _with_sizes(targets: Targets, dataset: Dataset) -> NDArray[np.float64]:
+    """Each box as half-open pixels, with width and height of its image, [N, 6]."""
+    sizes = dict(zip(dataset.val_labels.ids, dataset.val_labels.sizes_N2.tolist(), strict=True))
+    boxes = ((id, edges(box, targets.convention)) for id, of in targets.boxes.items() for box in of)
+    return np.array([(*box, *sizes[id]) for id, box in boxes], np.float64)
 
 
 def edges(box: Box, convention: str) -> Box:
@@ -173,7 +199,8 @@ def _csv(file: str, data: bytes) -> Iterator[Line]:
         for row in reader:
             corners = [(row[name] or "").strip() for name in COLUMNS[1:]]
             if any(corners):
-                yield Line(reader.line_num, row["path"], _box(file, reader.line_num, corners), row.get("label") or "")
+                more = (row.get(name) or "" for name in ("label", MADE_BY, DRAWN_BY))
+                yield Line(reader.line_num, row["path"], _box(file, reader.line_num, corners), *more)
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{file} cannot be read as CSV: {error}.") from error
 
@@ -194,6 +221,12 @@ def _box(file: str, number: int, corners: Any) -> Box:
     except (ValueError, TypeError):
         raise DataError(f"{file}, line {number}: {list(corners)} are not four numbers.") from None
     return x0, y0, x1, y1
+
+
+def _check_maker(file: str, lines: list[Line], kind: str) -> None:
+    """Raise `UsageError` for boxes that would be recorded as made by something else."""
+    if made := next((line.made_by for line in lines if line.made_by not in ("", kind)), ""):
+        raise UsageError(f"{file} was made by {made}: it is read as {made}:{file} alone, so that this is recorded.")
 
 
 def _check_images(file: str, lines: list[Line], rows: dict[str, int], dataset: Dataset) -> None:

@@ -23,7 +23,7 @@ from wsol_pipeline.evaluation.selection import (
     measured,
     objectives,
 )
-from wsol_pipeline.selectors import ADVICE, Selector
+from wsol_pipeline.selectors import ADVICE, Selector, said
 
 MANY_BOXES = 30  # drawn by hand, from which on the protocol's own hits choose better than the mean IoU
 TRUE_BOXES = Selector("boxes")
@@ -126,7 +126,7 @@ def _otherwise(rules: Protocol, val: Truth, test: Truth, objective: str | None, 
     what = "trial, readout and thresholds" if by.ranks else "thresholds alone"
     unseen = "" if is_judged else f"; localization is not measured, for {rules.name} {_lack(rules, 'test', test)}"
     told = (
-        f"validation: {val.images:,} images by {by.recorded}; chooses {what} by {objective}",
+        f"validation: {val.images:,} images by {said(by.recorded)}; chooses {what} by {objective}",
         f"test: {test.images:,} images, {test.kinds}; measures {honest}{unseen}",
     )
     return Promise(objective, (*boxes, *CLASSIFICATION), on_test, oracle, told)

@@ -11,7 +11,7 @@ from ray.tune import PlacementGroupFactory
 from wsol_pipeline import interrupts
 from wsol_pipeline.errors import DataError, PartialError, ResourceError, WsolError
 from wsol_pipeline.storage import Store, storage_needed
-from wsol_pipeline.study.certainty import certainty_of
+from wsol_pipeline.study.certainty import certainty_of, sizes_of
 from wsol_pipeline.study.database import check_trials_are_known, database_needed, open_storage
 from wsol_pipeline.study.doubt import doubts
 from wsol_pipeline.study.events import Listener, Telling
@@ -142,13 +142,14 @@ def _finish(plan: Plan, ledger: Ledger, lease: Lease, point: Point, stopped: str
     final = checkpoints.final()
     if final is None:
         damaged = f"The model of trial {best.number} in {plan.folder.uri} is gone or altered."
-        return Outcome(balance, ranked, None, failures, device_hours, damaged=damaged)
+        return Outcome(balance, ranked, None, failures, device_hours, damaged=damaged, notes=plan.choosers.notes)
     require_made_for(plan.job(ranked[0][2], 0, plan.folder, lease.attempt, "cpu", ledger.home.id), final)
     point("registering")
     doubt, sure, damaged = None, "", ""
     try:
         doubt = doubts(plan.folder, ranking, plan.config.objective, rule=plan.rule)
-        sure = certainty_of(final, plan.config)
+        sizes = sizes_of(final, plan.dataset, plan.choosers, plan.options.cache_dir)
+        sure = " ".join(filter(None, (certainty_of(final, plan.config, plan.choosers), sizes)))
     except DataError as error:  # what was found stands all the same
         damaged = str(error)
     record = winner_record(plan, ledger, ranking, final, doubt) | ({"certainty": sure} if sure else {})
@@ -156,4 +157,7 @@ def _finish(plan: Plan, ledger: Ledger, lease: Lease, point: Point, stopped: str
     told, rule = (record.get(name, "") for name in ("doubt", "rule"))
     told = f"{told} {sure}".strip()
     went = used.told(checkpoints.records())
-    return Outcome(balance, ranked, final, failures, device_hours, doubt=told, rule=rule, damaged=damaged, used=went)
+    return Outcome(
+        balance, ranked, final, failures, device_hours, doubt=told, rule=rule, damaged=damaged, used=went,
+        notes=plan.choosers.notes,
+    )  # fmt: skip

@@ -59,7 +59,8 @@ class Outcome:
 
     `ranking`: the completed proposals, best first; `doubt`: how sure the first is, in a sentence or none; `stopped`:
     the limit it ran into, if any; `rule`: of several objectives, how the first was picked, in a sentence;
-    `damaged`: what kept `doubt` from being known; `used`: what the first one's time went to, in a sentence or none.
+    `damaged`: what kept `doubt` from being known; `used`: what the first one's time went to, in a sentence or none;
+    `notes`: what files of boxes are like that have chosen, a line each.
     """
 
     balance: dict[str, int]
@@ -73,6 +74,7 @@ class Outcome:
     stopped: str = ""
     damaged: str = ""
     used: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def winner_record(

@@ -24,6 +24,7 @@ from mlflow.types import Schema, TensorSpec
 import wsol_models
 import wsol_pipeline
 from wsol_pipeline.errors import DataError, MismatchError, UsageError
+from wsol_pipeline.selectors import said
 from wsol_pipeline.storage import Store
 from wsol_pipeline.text import metric_name
 from wsol_pipeline.tracking.runs import ID_TAG, StudyRuns
@@ -117,7 +118,7 @@ def _told(description: dict[str, Any], trial: int) -> str:
     return (
         f"{train['method']} on {train['backbone']}, {len(description['classes'])} classes: trial {trial} of its study, "
         f"the best by {metric_name(choice['metric'])} on validation ({choice['value']:.1f} %, protocol "
-        f"{train['protocol']}; selected on {selected_on(train)}).\n\n"
+        f"{train['protocol']}; selected on {said(selected_on(train))}).\n\n"
         f"Maps are read by {train['readout']} (setting {choice['readout']}); readout and thresholds were chosen "
         "on validation and are part of the model. Test is opened by `rayjobs/evaluate.py` alone, which writes its "
         "figures here and makes the model the *champion*."

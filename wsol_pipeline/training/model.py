@@ -42,6 +42,7 @@ from wsol_pipeline.training.inputs import PATHS, Prepared, as_list, pixels_of, p
 from wsol_pipeline.training.localization import Localization, Wanted
 
 T = TypeVar("T")
+Views = Literal["whole", "resize"]
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 BACKBONE = "backbone.safetensors"  # --weights of another run
 FORMAT = 1  # of DESCRIPTION
@@ -69,10 +70,21 @@ class Model:
     multilabel: bool  # whether images it was trained on can be of several classes
     choice: Choice
     description: dict[str, Any]
+    views: Views = "whole"
 
     @property
     def protocol(self) -> Protocol:
-        return protocol(self.config.protocol, self.config.image_size, self.config.resize_size)
+        rules = protocol(self.config.protocol, self.config.image_size, self.config.resize_size)
+        return dataclasses.replace(rules, geometry="resize") if self.views == "resize" else rules
+
+    def seeing(self, views: Views) -> "Model":
+        """The same model, shown images as its protocol does ("whole"), or all of an image at the size of the crop where
+        that would leave a margin out ("resize"): which is not how it was judged. Raises `UsageError` without a crop."""
+        if views == "resize" and self.protocol.geometry != "resize_crop":
+            raise UsageError(
+                f"--views resize is for protocols that crop; this model ({self.config.protocol}) sees all of an image."
+            )
+        return dataclasses.replace(self, views=views)
 
     @property
     def readout(self) -> Any:

@@ -122,14 +122,15 @@ class SelectionOptions:
 
     select_by: str | None = None
     """boxes (the default where val has any), annotated:FILE (boxes of some of its images: see wsol annotate),
-    pseudo:FILE (boxes made by a machine), or without any box: evidence, consensus:STUDY (agreement with another
-    method's finished study); of one trial also otsu, vote:NAMES, area:SHARE, own-mask. See docs/labels-only.md."""
+    pseudo:FILE (boxes made by a machine; proposals:FILE or detector:FILE where wsol propose made them), or without any
+    box: evidence, consensus:STUDY (agreement with another method's finished study); of one trial also otsu, vote:NAMES,
+    area:SHARE, own-mask. See docs/labels-only.md."""
     threshold_by: str | None = None
     """What finds the threshold where --select-by chose trial and setting: any of these. By default the same."""
     convention: Literal["inclusive0", "inclusive1", "exclusive0"] = "exclusive0"
     """What the corners in a FILE mean: is (x1, y1) the last pixel inside the box, is the first pixel 0 or 1."""
     allow_partial: bool = False
-    """Take a pseudo:FILE that lacks boxes of more than a tenth of the validation images."""
+    """Take a FILE of a machine's boxes that lacks boxes of more than a tenth of the validation images."""
 
     def __post_init__(self) -> None:
         for text in filter(None, (self.select_by, self.threshold_by)):

@@ -8,6 +8,8 @@ from importlib.metadata import version
 from typing import Any
 
 from wsol_pipeline.errors import UsageError
+from wsol_pipeline.evaluation.protocols import protocol
+from wsol_pipeline.selectors import said
 from wsol_pipeline.storage import Store
 from wsol_pipeline.text import metric_name
 from wsol_pipeline.tracking.registry import REQUIREMENTS
@@ -65,7 +67,7 @@ def card(description: Mapping[str, Any], test: Judged | None, sha256: str, licen
     train, choice, classes = description["train"], description["choice"], description["classes"]
     shown = ", ".join(classes[:CLASSES_SHOWN])
     more = f" and {len(classes) - CLASSES_SHOWN} more" if len(classes) > CLASSES_SHOWN else ""
-    selected = description.get("selected_on", "val, by boxes or masks")
+    selected = said(description.get("selected_on", "val, by boxes or masks"))
     return textwrap.dedent("""\
         # {method} on {backbone}: where an object is, learned from labels alone
 
@@ -89,15 +91,22 @@ def card(description: Mapping[str, Any], test: Judged | None, sha256: str, licen
         Boxes are cut from a map that learned from labels: they hold what tells classes apart, which can be a part of an
         object, or what is always beside it. An image without any of the classes gets one of them all the same: use
         `conf`. Not measured: other kinds of images than the data's, small objects, several objects of a class in an
-        image, and the probability as a measure of how good a box is.
+        image, and the probability as a measure of how good a box is.{views}
         """).format(
         method=train["method"], backbone=train["backbone"], count=len(classes), classes=shown + more,
         name=description["data"], data=description["dataset"][:16], val=description["val_split"][:16],
         protocol=train["protocol"],
         geometry=f"images of {train['image_size']} px ({train['resize_size']} before a crop)", selected=selected,
         metric=metric_name(choice["metric"]), value=choice["value"], readout=train["readout"],
+        views=_VIEWS if protocol(train["protocol"]).geometry == "resize_crop" else "",
         setting=choice["readout"], figures=_figures(test), license=license, sha256=sha256,
     )  # fmt: skip
+
+
+_VIEWS = """
+
+Its protocol crops: the network sees the centre of an image, as it was judged. `--views resize` shows it all of an
+image, as it was not."""
 
 
 def _figures(test: Judged | None) -> str:

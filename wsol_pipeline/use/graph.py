@@ -1,6 +1,7 @@
 """A model as one graph that other runtimes take: bytes in, scores and a raw map out, compared before it is kept.
 
-Enlarging the map, its threshold and the box are outside: the graph's metadata says how.
+Enlarging the map, its threshold and the box are outside: the graph's metadata says how, and `graph_reader`, which is
+written beside it, does it by NumPy alone.
 """
 
 import io
@@ -20,10 +21,11 @@ from torch import Tensor, nn
 from wsol_pipeline.data.photographs import photograph
 from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.evaluation.metrics import in_threads
-from wsol_pipeline.evaluation.objects import extent, is_flat, largest, object_mask
+from wsol_pipeline.evaluation.objects import Box, Frame, Size, extent, is_flat, largest, object_mask
 from wsol_pipeline.images import normalize
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training.model import Model, assemble, batched
+from wsol_pipeline.use import graph_reader
 from wsol_pipeline.use.models import named
 from wsol_pipeline.use.options import ExportOptions, LocalizeOptions
 from wsol_pipeline.use.sources import listed, read
@@ -76,7 +78,7 @@ class Parity:
 
 
 def export_graph(options: ExportOptions) -> Parity:
-    """Write the graph to --out once it has given what the model gives.
+    """Write the graph to --out, and its reader beside it, once both have given what the model gives.
 
     Raises:
         UsageError: the model's readout needs gradients, or ONNX cannot be had here.
@@ -95,7 +97,13 @@ def export_graph(options: ExportOptions) -> Parity:
         raise DataError(f"The graph is not the model, and was not written: {parity}.")
     folder, _, name = Store.at(options.out).uri.rpartition("/")
     Store(folder).write(name, data)
+    Store(folder).write(reader_name(name), Path(graph_reader.__file__).read_bytes())
     return parity
+
+
+def reader_name(graph: str) -> str:
+    """What the reader beside a graph is called, so that Python can import it: `bas-cub.onnx` has bas_cub_reader.py."""
+    return re.sub(r"\W", "_", graph.rpartition(".")[0] or graph) + "_reader.py"
 
 
 def metadata(model: Model) -> dict[str, str]:
@@ -105,6 +113,7 @@ def metadata(model: Model) -> dict[str, str]:
         "classes": list(model.classes), "multilabel": model.multilabel, "threshold": model.threshold,
         "protocol": rules.name, "geometry": rules.geometry, "box_rule": rules.box_rule, "normalise": rules.normalise,
         "epsilon": rules.epsilon, "read_size": rules.read_size, "image_size": rules.image_size, "margin": rules.margin,
+        "masks": rules.masks, "counts_boxes": bool(rules.ious), "num_thresholds": rules.num_thresholds,
     }  # fmt: skip
     return {name: json.dumps(value) for name, value in facts.items()}
 
@@ -124,8 +133,9 @@ def comparison_images(model: Model, options: ExportOptions) -> tuple[Tensor, str
 
 
 def compare(model: Model, run: Run, images_BCHW: Tensor, source: str) -> Parity:
-    """The largest differences between a graph and the model, in batches of two sizes."""
-    graph = Graph(model).eval()
+    """The largest differences between a graph with its reader and the model, in batches of two sizes."""
+    graph, facts = Graph(model).eval(), {name: json.loads(text) for name, text in metadata(model).items()}
+    size_wh = (model.protocol.image_size,) * 2
     logit = of_map = 0.0
     boxes = 0
     for at in batched(range(len(images_BCHW)), 24):
@@ -136,17 +146,19 @@ def compare(model: Model, run: Run, images_BCHW: Tensor, source: str) -> Parity:
         logit = max(logit, float((np.abs(found - expected) / np.maximum(1, np.abs(expected))).max()))
         span_B = np.maximum(np.ptp(raw_BHW, axis=(1, 2)), 1e-12)
         of_map = max(of_map, float((np.abs(maps_BHW - raw_BHW).max((1, 2)) / span_B).max()))
-        pairs = in_threads(lambda one, two: _box(one, model) != _box(two, model), raw_BHW, maps_BHW)
+        pairs = in_threads(
+            lambda one, two: _box(one, size_wh, model) != graph_reader.box(two, size_wh, facts), raw_BHW, maps_BHW
+        )
         boxes += sum(pairs)
     return Parity(len(images_BCHW), logit, of_map, boxes, source)
 
 
-def _box(raw_HW: NDArray[Any], model: Model) -> tuple[int, int, int, int] | None:
+def _box(raw_HW: NDArray[Any], size_wh: Size, model: Model) -> Box | None:
     if is_flat(raw_HW):
         return None
-    size_wh = (model.protocol.image_size,) * 2
-    mask_HW, _ = object_mask(raw_HW, model.threshold, model.protocol, size_wh)
-    return extent(largest(mask_HW, model.protocol)) if mask_HW.any() else None
+    rules = model.protocol
+    mask_HW, _ = object_mask(raw_HW, model.threshold, rules, size_wh)
+    return Frame.of(size_wh, rules).box(extent(largest(mask_HW, rules))) if mask_HW.any() else None
 
 
 def _example(images_BCHW: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Any, Any]]:

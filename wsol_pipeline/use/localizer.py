@@ -47,7 +47,8 @@ class Localizer:
     """A loaded model that localizes rows of a listing; a Ray actor, or an object of this process."""
 
     def __init__(self, files: ModelFiles, options: LocalizeOptions) -> None:
-        self.model, self.sha256 = assemble(files, pick(options.device)), files.sha256
+        self.model = assemble(files, pick(options.device)).seeing(options.views)
+        self.sha256 = files.sha256
         self.options, self.wanted = options, options.wanted()
         self.threads = options.decoders or ray_internals.cores()
         self.model.check(self.wanted)

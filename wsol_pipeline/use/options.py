@@ -59,6 +59,9 @@ class WantedOptions:
     """Boxes an image and class, with --boxes all."""
     min_area: float = 0.0
     """Least share of the image that a box takes."""
+    views: Literal["whole", "resize"] = "whole"
+    """Of a model whose protocol crops: whole, the centre as it was judged; resize, all of an image at the crop's size,
+    as it was not."""
 
     def __post_init__(self) -> None:
         require(not (self.labels and self.top), "--labels and --top exclude each other", self.top)
@@ -174,6 +177,49 @@ class LocalizeOptions(RunningOptions, WantedOptions, SourceOptions, ModelOptions
     def store(self) -> "Store":
         """Where results go."""
         return store_at(self.out)
+
+
+@dataclass(frozen=True)
+class ProposeOptions:
+    """Options of boxes that a machine makes for the images of validation."""
+
+    by: Literal["proposals", "detector"] = "proposals"
+    """proposals: Selective Search, which knows no box; detector: one of torchvision's, which uses boxes of COCO."""
+    reference: str = ""
+    """The classifier that points: models:/NAME@champion or a model's folder. By default the winner of --study."""
+    study: str = ""
+    """A finished study on the data, in place of --reference."""
+    data: str | None = None
+    """The dataset. By default the study's."""
+    storage: str = "runs"
+    """The --storage of the study."""
+    out: str = "boxes.csv"
+    """The file that is written, for --select-by proposals:FILE or detector:FILE."""
+    proposals_python: str = ""
+    """A Python that has opencv-contrib-python-headless, in an environment of its own."""
+    children: int = 0
+    """Such Pythons at once. By default one a core."""
+    arch: str = "fasterrcnn_resnet50_fpn_v2"
+    """The detector: one of torchvision's."""
+    weights: str = ""
+    """Its weights, trained on COCO: a file that you have downloaded."""
+    mode: Literal["rpn", "boxes"] = "rpn"
+    """rpn: what it proposes before it classifies, chosen as proposals are; boxes: its surest detection at the peak."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU if there is one."""
+    cache_dir: str | None = None
+    """Where a node keeps decoded pixels; by default below the user's cache folder."""
+
+    def __post_init__(self) -> None:
+        if self.study:
+            check_name("study", self.study)
+        require(bool(self.reference or self.study), "a classifier is needed: --reference or --study", self.reference)
+        require(bool(self.study or self.data), "--data is needed where no --study says which", self.study)
+        require(self.children >= 0, "children cannot be negative", self.children)
+        needs = "--by proposals needs --proposals-python, a Python with opencv-contrib-python-headless"
+        require(bool(self.proposals_python) or self.by != "proposals", needs, self.proposals_python)
+        needs = "--by detector needs --weights, a file of the detector's weights that you have downloaded"
+        require(bool(self.weights) or self.by != "detector", needs, self.weights)
 
 
 @dataclass(frozen=True)

@@ -15,25 +15,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from wsol_pipeline.data.dataset import Dataset, LabelledSplit, open_dataset
-from wsol_pipeline.data.reader import ReadConfig, eval_rows
-from wsol_pipeline.data.targets import COLUMNS
+from wsol_pipeline.data.targets import COLUMNS, DISAGREEMENT, DRAWN_BY
 from wsol_pipeline.errors import UsageError
-from wsol_pipeline.evaluation.evaluate import class_pairs, read_maps
-from wsol_pipeline.evaluation.metrics import mask_at
-from wsol_pipeline.evaluation.otsu import OTSU
-from wsol_pipeline.evaluation.protocols import Protocol
 from wsol_pipeline.storage import Store
+from wsol_pipeline.training.guesses import Box, agreement, guesses, readings
 from wsol_pipeline.training.model import Model, load_model
 from wsol_pipeline.verdict.options import AnnotateOptions
 from wsol_pipeline.verdict.rows import dataset_at, finished_study
 
 BOXES, COCO, ABOUT = "boxes.csv", "coco.json", "README.md"
-Box = tuple[float, float, float, float]  # x0, y0, x1, y1, half-open pixels of the stored image
 
 
 class Picked(NamedTuple):
@@ -53,17 +46,18 @@ def annotate(options: AnnotateOptions) -> int:
         raise UsageError(f"{out / BOXES} is there already, maybe filled: give another --out, or move it away.")
     winner = finished_study(options.store, options.study) if options.study else None
     dataset = dataset_at(options.data or winner["data"]) if winner else open_dataset(options.data or "")
-    rows = order(dataset.val_labels)[: options.images]
+    model = load_model(Store(winner["model"])) if winner and (options.prefill or options.by == DISAGREEMENT) else None
+    disagree = model if options.by == DISAGREEMENT else None
+    rows = disputed(disagree, dataset, options.cache_dir) if disagree else order(dataset.val_labels)
+    rows = rows[: options.images]
     picked = _read(dataset.val_labels, rows)
-    boxes = {}
-    if options.prefill and winner:
-        boxes = guesses(load_model(Store(winner["model"])), dataset, rows, options.cache_dir)
+    boxes = guesses(model, dataset, rows, options.cache_dir) if options.prefill and model else {}
     (out / "images").mkdir(parents=True, exist_ok=True)
     for image in picked:
         (out / "images" / image.name).write_bytes(image.data)
     (out / COCO).write_text(json.dumps(coco(picked, dataset.classes, boxes), indent=1))
-    (out / ABOUT).write_text(_about(dataset, picked, bool(boxes)))
-    (out / BOXES).write_text(lines(picked, dataset.classes, boxes), encoding="utf-8")
+    (out / ABOUT).write_text(_about(dataset, picked, bool(boxes), options.by))
+    (out / BOXES).write_text(lines(picked, dataset.classes, boxes, options.by), encoding="utf-8")
     return len(picked)
 
 
@@ -79,32 +73,17 @@ def order(split: LabelledSplit) -> list[int]:
     return [row for turn in turns for row in sorted((r for r in turn if r is not None), key=lambda r: hashes[r])]
 
 
-def guesses(model: Model, dataset: Dataset, rows: Sequence[int], cache_dir: str | None) -> dict[tuple[str, int], Box]:
-    """A model's box of each image and class at Otsu's threshold, to be corrected; none where its mask is empty."""
-    rules = model.protocol
-    read = ReadConfig(rules.resize_size, rules.image_size, cache_dir=cache_dir)
-    found: dict[tuple[str, int], Box] = {}
-    for batch in eval_rows(dataset.val_labels, read, rules.geometry, 32, at=tuple(sorted(rows))).batches():
-        pairs = class_pairs(batch, rules)
-        maps = read_maps(model.method, model.readout, pairs, pairs.labels_B, model.choice.readout, rules)
-        for raw, image, label in zip(maps.cpu().numpy(), *(of.tolist() for of in pairs.pairs), strict=True):
-            size_wh = tuple(batch.sizes_B2[image].tolist())
-            if box := box_of(mask_at(raw, OTSU, rules, size_wh), rules, size_wh):
-                found[batch.ids[image], label] = box
-    return found
-
-
-def box_of(mask_HW: NDArray[np.bool_], rules: Protocol, size_wh: tuple[int, ...]) -> Box | None:
-    """The box round the largest part of a mask in half-open pixels of an image of `size_wh`; None of an empty one."""
-    count, _, stats_N5, _ = cv2.connectedComponentsWithStats(mask_HW.astype(np.uint8), connectivity=8)
-    if count < 2:
-        return None
-    x, y, width, height, _ = stats_N5[1 + int(stats_N5[1:, 4].argmax())].tolist()
-    corners = np.array([x, y, x + width, y + height], np.float64)
-    if rules.geometry != "short_side":
-        corners = (corners + rules.margin) * np.tile(size_wh, 2) / rules.read_size
-    x0, y0, x1, y1 = np.clip(corners, 0, np.tile(size_wh, 2)).tolist()
-    return x0, y0, x1, y1
+def disputed(model: Model, dataset: Dataset, cache_dir: str | None = None) -> list[int]:
+    """Rows of validation in the order of how little readings of a model agree on their boxes, the least first; an image
+    of several classes stands by the one that they agree least on."""
+    split = dataset.val_labels
+    found = [guesses(model, dataset, range(split.num_rows), cache_dir, reading) for reading in readings(model)]
+    labels = [np.flatnonzero(own).tolist() if split.multilabel else [int(own)] for own in split.labels]
+    agreed = [
+        min(agreement([boxes.get((id, label)) for boxes in found]) for label in own)
+        for id, own in zip(split.ids, labels, strict=True)
+    ]
+    return sorted(range(split.num_rows), key=lambda row: (agreed[row], split.ids[row]))
 
 
 def _read(split: LabelledSplit, rows: Sequence[int]) -> list[Picked]:
@@ -120,15 +99,19 @@ def _picked(row: Mapping[str, Any]) -> Picked:
     return Picked(row["id"], name, row["image"], (row["width"], row["height"]), tuple(row["labels"]))
 
 
-def lines(picked: Sequence[Picked], classes: Sequence[str], boxes: Mapping[tuple[str, int], Box]) -> str:
-    """boxes.csv: a line for each image and class, without corners where there are none to correct."""
+def lines(
+    picked: Sequence[Picked], classes: Sequence[str], boxes: Mapping[tuple[str, int], Box], by: str = "class"
+) -> str:
+    """boxes.csv: a line for each image and class, without corners where there are none to correct. Those drawn `by`
+    disagreement say so, each."""
+    told = [DRAWN_BY] if by == DISAGREEMENT else []
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*COLUMNS, "label"])
+    writer.writerow([*COLUMNS, "label", *told])
     for id, label in [(image.id, label) for image in picked for label in image.labels]:
         corners = boxes.get((id, label))
         written = [""] * 4 if corners is None else [f"{value:.1f}" for value in corners]
-        writer.writerow([id, *written, classes[label]])
+        writer.writerow([id, *written, classes[label], *(by for _ in told)])
     return text.getvalue()
 
 
@@ -155,7 +138,17 @@ def coco(picked: Sequence[Picked], classes: Sequence[str], boxes: Mapping[tuple[
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def _about(dataset: Dataset, picked: Sequence[Picked], prefilled: bool) -> str:
+_DRAWN = {
+    "class": """\
+The images were drawn by class and by a hash of their names, not by what a model does with them: thirty to fifty choose
+a threshold. They measure little: of 50 images a hit rate of 70 % is known to 12.7 points.""",
+    DISAGREEMENT: f"""\
+These are the images on which readings of a first model differ most: a biased sample, which may choose and measures
+nothing. Leave the column {DRAWN_BY} where it is, so that no accuracy is told by them.""",
+}
+
+
+def _about(dataset: Dataset, picked: Sequence[Picked], prefilled: bool, by: str) -> str:
     start = "Correct the boxes of a first model" if prefilled else "Draw a box round each object of the image's class"
     return f"""# {len(picked)} validation images of {dataset.name} to annotate
 
@@ -163,8 +156,7 @@ def _about(dataset: Dataset, picked: Sequence[Picked], prefilled: bool) -> str:
 the first pixel outside; a second object of an image is a second line. Or load `images/` and `coco.json` (COCO 1.0) into
 an annotation tool and write what comes out back into `boxes.csv` by path. A line without corners is not done yet.
 
-The images were drawn by class and by a hash of their names, not by what a model does with them: thirty to fifty choose
-a threshold. They measure little: of 50 images a hit rate of 70 % is known to 12.7 points.
+{_DRAWN[by]}
 
     python rayjobs/tune_bas.py --data {dataset.uri} --select-by annotated:boxes.csv
 """

@@ -119,6 +119,9 @@ class AnnotateOptions:
     """The --storage of the study."""
     images: int = 50
     """How many. A larger number later keeps these: 30 to 50 choose a threshold."""
+    by: Literal["class", "disagreement"] = "class"
+    """class: of each class in turn, whatever a model does with them; disagreement: those on which readings of the
+    study's model differ most, which choose and from which nothing can be measured."""
     out: str = "todo"
     """A folder to lay them out in."""
     prefill: bool = False
@@ -132,6 +135,8 @@ class AnnotateOptions:
         require(self.images >= 1, "images must be at least 1", self.images)
         require(bool(self.study or self.data), "--study or --data is needed to know which images", self.study)
         require(bool(self.study) or not self.prefill, "--prefill needs a --study whose boxes to write", self.study)
+        needs = "--by disagreement needs a --study whose readings to compare"
+        require(bool(self.study) or self.by != "disagreement", needs, self.study)
 
     @property
     def store(self) -> "Store":

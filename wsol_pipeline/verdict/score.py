@@ -25,6 +25,7 @@ from wsol_pipeline.evaluation.evaluate import count, detect
 from wsol_pipeline.evaluation.measures import choosing, is_judged
 from wsol_pipeline.evaluation.protocols import Protocol
 from wsol_pipeline.evaluation.selection import Choice
+from wsol_pipeline.selectors import said
 from wsol_pipeline.study.surface import published_choice, published_reading
 from wsol_pipeline.text import format_threshold
 from wsol_pipeline.tracking.provenance import provenance
@@ -119,7 +120,7 @@ def choices(contender: Contender, model: Model) -> dict[str, Choice]:
 
 def named(choice: Choice) -> str:
     """A readout setting and the threshold of its boxes or masks, as a table shows them."""
-    by = "" if choice.selector == BOXES else f" by {choice.selector}"
+    by = "" if choice.selector == BOXES else f" by {said(choice.selector)}"
     return f"{choice.readout} > {format_threshold(choice.threshold)}{by}"
 
 

@@ -46,12 +46,13 @@ from wsol_pipeline.verdict.score import Progress, silent
 class Solved:
     """Another readout's answer. `counts`: those of all settings on validation, None of an answer that was kept.
 
-    `missing`: what MLflow lacks, in words.
+    `missing`: what MLflow lacks, in words; `notes`: what files of boxes are like that have chosen.
     """
 
     objective: str
     counts: Counts | None
     missing: str
+    notes: tuple[str, ...] = ()
 
 
 def solve_readout(options: SolveOptions, progress: Progress = silent) -> Solved:
@@ -85,7 +86,8 @@ def solve_readout(options: SolveOptions, progress: Progress = silent) -> Solved:
         winner |= {"study": own.id, "trial": 0, "trials": 1, "published": None}
         winner["selected_on"] = registry.selected_on(to_dict(config))
         folder.write(WINNER, json.dumps(redact(winner)).encode(), lease.confirm)
-        return Solved(config.objective, counts, _publish(options, connect, dataset, kept, trial, final, own))
+        missing = _publish(options, connect, dataset, kept, trial, final, own)
+        return Solved(config.objective, counts, missing, found.notes)
 
 
 def _device(options: SolveOptions) -> str:
