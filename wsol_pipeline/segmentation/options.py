@@ -205,6 +205,8 @@ class TuneMasksOptions(IrnOptions, PlaceOptions):
 
     study: str = "bas"
     """The finished study of bas whose winner is trained anew in each trial, with other loss weights."""
+    start_weights: str = ""
+    """The file that the study had as --weights, if it had one: models know it by its SHA-256 alone."""
     trials: int = 10
     """Trainings of BAS, the winner's own settings first. More of them continue the search."""
     by: tuple[str, ...] = ("pamr",)
