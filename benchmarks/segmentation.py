@@ -4,7 +4,7 @@
 
 seeds: maps of four scales and their mirrors, against the bare forwards of these very views. walk: IRN's random walk at
 stride 4, against a plane of affinities a direction, added one after the other; their results are compared. pamr: at
-stride 4 against the image's size. crf: the exact field on every s-th pixel against pydensecrf2 on all, if that is installed.
+stride 4 against the image's size. crf: the exact field on every s-th pixel against pydensecrf2 on all, if there is one.
 crops: photographs decoded, scaled and cut by one thread, against the training step of the network that they feed. Turns
 alternate, so that a busy machine slows both; CPU seconds. Prints a table and one line of JSON.
 """

@@ -3,7 +3,8 @@ r"""Judge finished studies on the test split, once: the honest number, beside th
     python rayjobs/evaluate.py --study bas cam
     ray job submit --working-dir . -- python rayjobs/evaluate.py \
         --study bas-cub cam-cub --storage s3://bucket/runs
-    python rayjobs/evaluate.py --study bas --training-images    # CorLoc, by boxes that import --audit has kept
+    # CorLoc of training images, by boxes that import --audit has kept
+    python rayjobs/evaluate.py --study bas --training-images
     # class masks of a network that segment.py has trained
     python rayjobs/evaluate.py --segmentation bas-voc-irn-deeplabv3
 

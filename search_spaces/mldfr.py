@@ -315,8 +315,8 @@ def voc07(table: str, published: Mapping[str, float]) -> Preset:
 
 TABLE_14 = voc07("table14", {"corloc": 47.91})
 CORLOC = (
-    "CorLoc: the paper's is of the images that trained the network, the trainval split, of which a share is validation "
-    "here. reproduce: of the test split; evaluate --training-images: of the rest of trainval."
+    "CorLoc: the paper's is of the images that trained the network, the trainval split. Here: of the test split; "
+    "evaluate --training-images has that of trainval less what is validation."
 )
 ROWS = [
     *BASE.values(),

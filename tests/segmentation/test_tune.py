@@ -1,5 +1,6 @@
 """A search over BAS and the stations after it: what is proposed, what is kept, what a kill leaves."""
 
+import hashlib
 import json
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ from rayjobs import tune_masks as job
 from wsol_pipeline.errors import UsageError
 from wsol_pipeline.segmentation import lineage, make_seeds, station, tune
 from wsol_pipeline.segmentation.options import TuneMasksOptions
-from wsol_pipeline.segmentation.tune import Tried, best, by_labels, proposed, tune_masks
+from wsol_pipeline.segmentation.tune import Tried, best, by_labels, proposed, start_of, tune_masks
 
 LOSSES = {"lambda_", "alpha", "beta"}
 OWN = {"lambda_": 1.0, "alpha": 0.5, "beta": 9.0}
@@ -106,6 +107,32 @@ def test_a_trial_without_an_object_is_told_and_the_search_goes_on(storage, monke
     assert tune_masks(options(storage, trials=2), "cpu")[1].miou is not None
     kept = json.loads((storage.store / "bas-tuned").read("trials/0000.json"))
     assert kept["fault"]
+
+
+def test_each_trial_begins_with_what_the_study_began_with(storage, tmp_path, monkeypatch):
+    """A model's own configuration has no start, since it has ended elsewhere: a search must look it up."""
+    file = tmp_path / "start.safetensors"
+    file.write_bytes(b"weights")
+    digest = hashlib.sha256(b"weights").hexdigest()
+    assert start_of(None, "") == (None, "")
+    assert start_of("imagenet", "") == ("imagenet", "")
+    assert start_of(f"sha256:{digest}", str(file)) == (str(file), digest)
+    with pytest.raises(UsageError, match="began with a file of weights .* say where it is today .--start-weights"):
+        start_of(f"sha256:{digest}", "")
+    with pytest.raises(UsageError, match="is another file"):
+        start_of(f"sha256:{'0' * 64}", str(file))
+
+    begun = []
+
+    def noted(config, *args):
+        begun.append((config.weights, config.weights_digest))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tune, "train", noted)
+    monkeypatch.setattr(tune, "start_of", lambda kept, given: ("there", digest))
+    with pytest.raises(KeyboardInterrupt):
+        tune_masks(options(storage, trials=1), "cpu")
+    assert begun == [("there", digest)]
 
 
 def test_what_cannot_be_searched_is_refused(storage):

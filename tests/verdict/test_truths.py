@@ -27,9 +27,9 @@ from wsol_pipeline.study.outcome import model_named
 from wsol_pipeline.study.plan import truths
 from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.loop import train
+from wsol_pipeline.verdict import score as scoring
 from wsol_pipeline.verdict.options import EvaluateOptions
 from wsol_pipeline.verdict.rows import Contender
-from wsol_pipeline.verdict.score import centred_box, score
 
 KINDS = ("boxes", "masks", "both", "none")
 # protocol -> the pairs of val and test that it can choose on and judge, of one class an image
@@ -101,8 +101,9 @@ def judged(make_config, reading, tmp_path):
         checkpoints = CheckpointStore(Store.at(tmp_path / f"{name}-{dataset.fingerprint[:12]}"), 1)
         *_, record = train(config, dataset, checkpoints, reading=reading)
         options = EvaluateOptions(cache_dir=reading.cache_dir, batch_size=6)
-        result, _ = score(Contender("x", "x", checkpoints.final()), dataset, options, "cpu")
-        return promised, record, result["rows"][0], centred_box(options, dataset, rules)
+        result, _ = scoring.score(Contender("x", "x", checkpoints.final()), dataset, options, "cpu")
+        centred = scoring.centred_box(options, dataset, rules, scoring.test_rows(options, dataset, rules))
+        return promised, record, result["rows"][0], centred
 
     return run
 

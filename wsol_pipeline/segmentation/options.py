@@ -205,6 +205,8 @@ class TuneMasksOptions(IrnOptions, PlaceOptions):
 
     study: str = "bas"
     """The finished study of bas whose winner is trained anew in each trial, with other loss weights."""
+    start_weights: str = ""
+    """The file that the study had as --weights, if it had one: models know it by its SHA-256 alone."""
     trials: int = 10
     """Trainings of BAS, the winner's own settings first. More of them continue the search."""
     by: tuple[str, ...] = ("pamr",)
@@ -216,6 +218,8 @@ class TuneMasksOptions(IrnOptions, PlaceOptions):
     """Short side in pixels that scale 1 has. 0: the photograph's own."""
     field: Field = "exact"
     """The dense random field of confident labels and of --by crf: exact, library or none."""
+    pamr_size: Literal["strided", "full"] = "strided"
+    """PAMR works at stride 4, or at the image's size."""
     seed: int = 0
     """Seed of the search and of IRN's training."""
 
@@ -234,7 +238,7 @@ class TuneMasksOptions(IrnOptions, PlaceOptions):
             station, _, option = name.partition(".")
             own[station][option] = value
         seeds = SeedOptions(**placed, study=trial, scales=self.scales, base=self.base, **own["seeds"])
-        refinement = {**placed, **walk, "seed": self.seed, **own["refine"]}
+        refinement = {**placed, **walk, "pamr_size": self.pamr_size, "seed": self.seed, **own["refine"]}
         return seeds, RefineOptions(seeds=seeds.result, by=self.by, **refinement)
 
     @property

@@ -16,7 +16,7 @@ from optuna.distributions import FloatDistribution, IntDistribution
 
 from search_spaces.bas import space
 from wsol_pipeline.data.dataset import open_dataset
-from wsol_pipeline.errors import DataError
+from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.segmentation import cuts, make_seeds, refine, station
 from wsol_pipeline.segmentation.fit import Record
 from wsol_pipeline.segmentation.options import SeedOptions, TuneMasksOptions
@@ -24,6 +24,7 @@ from wsol_pipeline.storage import Store
 from wsol_pipeline.study.identity import WINNER
 from wsol_pipeline.study.lease import acquire
 from wsol_pipeline.study.outcome import model_named
+from wsol_pipeline.study.plan import digest_of
 from wsol_pipeline.study.samplers import SAMPLERS
 from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.loop import World, train
@@ -32,6 +33,7 @@ from wsol_pipeline.verdict.rows import finished_study
 from wsol_pipeline.verdict.score import Progress, silent
 
 KIND, STARTUP = "search of masks", 5
+NOT_ASKED = (*make_seeds.NOT_ASKED, "trials", "start_weights")  # change no trial
 Parameters = dict[str, Any]  # of BAS; those of stations have "seeds." or "refine." before the option's name
 READ: dict[str, dict[str, Any]] = {
     "irn": {
@@ -87,9 +89,11 @@ class Search:
         store, dataset = self.options.store, open_dataset(winner["data"])
         checkpoints = CheckpointStore(store / name / "training", attempt)
         if checkpoints.final() is None:
-            config = load_model(Store(winner["model"])).config
+            model = load_model(Store(winner["model"]))
+            weights, digest = start_of(model.description["train"]["weights"], self.options.start_weights)
             losses = {each: value for each, value in parameters.items() if "." not in each}
-            config = replace(config, options={**config.options, **losses})
+            options = {**model.config.options, **losses}
+            config = replace(model.config, options=options, weights=weights, weights_digest=digest)
             for record in train(config, dataset, checkpoints, World(device=torch.device(self.device))):
                 self.on_record(record)
         final = checkpoints.final()
@@ -108,10 +112,11 @@ def tune_masks(
     """All trials in their order, made or continued. The first has what the study's winner was trained with."""
     winner, search = finished_study(options.store, options.study), Search(options, device, progress, on_record)
     dataset, place = open_dataset(winner["data"]), options.store / options.result
-    method = load_model(Store(winner["model"])).method
-    cuts.require_bas(method, "A search of masks")
+    model = load_model(Store(winner["model"]))
+    cuts.require_bas(model.method, "A search of masks")
+    start_of(model.description["train"]["weights"], options.start_weights)
     make_seeds.require_classes(dataset, by_masks=True)
-    told = {name: value for name, value in asdict(options).items() if name not in (*make_seeds.NOT_ASKED, "trials")}
+    told = {name: value for name, value in asdict(options).items() if name not in NOT_ASKED}
     identity = {"kind": KIND, "sources": [winner["seal"]], "dataset": dataset.fingerprint, "options": told}
     trials: list[Tried] = []
     with acquire(place / "lease") as lease:
@@ -119,12 +124,26 @@ def tune_masks(
         for number in range(options.trials):
             file = f"trials/{number:04d}.json"
             if not place.exists(file):
-                parameters = proposed(options, vars(method.config), trials)
+                parameters = proposed(options, vars(model.method.config), trials)
                 found = search.tried(winner, number, parameters, lease.attempt)
                 place.write(file, json.dumps(asdict(found)).encode(), lease.confirm)
             trials.append(Tried(**json.loads(place.read(file))))
             on_trial(trials[-1])
     return trials
+
+
+def start_of(kept: str | None, given: str) -> tuple[str | None, str]:
+    """What a training like the study's begins with, and its SHA-256 if it is a file.
+
+    `kept`: what the winner's description has of it. Raises `UsageError` unless `given` is that file.
+    """
+    if kept is None or not kept.startswith("sha256:"):
+        return kept, ""
+    digest = digest_of(given or None)
+    if kept != f"sha256:{digest}":
+        what = f"{given} is another file" if given else "say where it is today"
+        raise UsageError(f"The study began with a file of weights ({kept[:19]}...): {what} (--start-weights).")
+    return given, digest
 
 
 def best(trials: Sequence[Tried]) -> Tried:
