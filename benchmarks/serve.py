@@ -16,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle, islice
 from pathlib import Path
 
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would let others pass the server, and not the forward
+
 import numpy as np
 import torch
 from localize import photographs, untrained
