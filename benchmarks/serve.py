@@ -4,7 +4,8 @@
 
 The bare forward has its image in memory, one after the other, in a process with as many threads as the replica. Clients
 ask again as soon as they are answered; their own work is on the same cores. Forward and server take turns, so that a
-busy machine slows both: the ratio is the claim.
+busy machine slows both: the ratio is the claim. Where others use the cores too, --threads 1 alone is fair: two threads
+would wait for each other.
 """
 
 import argparse
@@ -74,10 +75,12 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=ray_internals.cores(), help="of forward and replica alike")
     parser.add_argument("--port", type=int, default=8765)
     args = parser.parse_args()
     files = untrained(args.backbone, args.image_size)
-    torch.set_num_threads(ray_internals.cores())
+    torch.set_num_threads(args.threads)
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)  # of the replica
     method = assemble(files).method
     with tempfile.TemporaryDirectory() as temporary:
         photographs(Path(temporary), 32)
