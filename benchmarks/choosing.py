@@ -1,6 +1,6 @@
 """What choosing without boxes costs on test, by selector, method and set, beside what the boxes of validation choose.
 
-    python benchmarks/choosing.py --storage runs --studies cam-imagenette bas-imagenette cam-generated bas-generated
+    python benchmarks/choosing.py --storage runs --studies cam-imagenette bas-imagenette other-runs/cam-generated
 
 Studies need boxes on validation and test. Each is read once and kept as a line of <out>/selectors.jsonl: the same
 command goes on where it was stopped, and adds further studies. `annotated` has the true boxes of those images that
@@ -16,7 +16,7 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ import tyro
 
 from wsol_pipeline.data.dataset import Dataset, open_dataset
 from wsol_pipeline.data.targets import COLUMNS, edges
+from wsol_pipeline.errors import UsageError
 from wsol_pipeline.evaluation import selection
 from wsol_pipeline.storage import Store
 from wsol_pipeline.text import format_threshold
@@ -47,9 +48,11 @@ class Options:
     """Which finished studies are read."""
 
     studies: tuple[str, ...]
-    """Their names."""
+    """Their names, with a storage of their own before them if it is another: other-runs/cam."""
     storage: str = "runs"
-    """Their --storage."""
+    """The --storage of those that have no other. Nothing is written there."""
+    data: dict[str, str] = field(default_factory=dict)
+    """Where a study's dataset is today, by its name, if it was moved: --data cam-imagenette data/imagenette."""
     annotated: int = 30
     """Images whose boxes a person would have drawn."""
     out: Path = Path("runs/selectors")
@@ -58,9 +61,10 @@ class Options:
 
 def line(options: Options, study: str, models: dict[str, Model], dataset: Dataset) -> Line:
     """The costs of a study's winner, its threshold by each voter, and its test curve at the setting of boxes."""
-    model, judging = models[study], EvaluateOptions(study=(study,), storage=options.storage)
+    model, judging = models[study], EvaluateOptions(study=(study,), storage=places(options)[study])
     names = [*ALONE, f"annotated:{drawn(options, study, dataset)}"]
-    if other := partner(study, models):
+    own = places(options)
+    if other := partner(study, {name: of for name, of in models.items() if own[name] == own[study]}):
         names += [f"consensus:{other}", f"boxes+consensus:{other}"]
     found = costs(judging, model, dataset, names)
     by_boxes = choose_by("boxes", judging, model, dataset, None, "cpu")
@@ -73,6 +77,16 @@ def line(options: Options, study: str, models: dict[str, Model], dataset: Datase
         "test": dataset.test().num_rows, "costs": [dataclasses.asdict(cost) for cost in found], "taus": voters,
         "curve": selection.curves(test, V2)[0].mean(0).round(3).tolist(), "grid": test.thresholds.tolist(),
     }  # fmt: skip
+
+
+def places(options: Options) -> dict[str, str]:
+    """The storage of each study by its name. Raises `UsageError` for two of one name."""
+    found: dict[str, str] = {}
+    for place, _, name in (study.rpartition("/") for study in options.studies):
+        if name in found:
+            raise UsageError(f"Two studies are called {name!r}: their lines would be one.")
+        found[name] = place or options.storage
+    return found
 
 
 def drawn(options: Options, study: str, dataset: Dataset) -> Path:
@@ -179,12 +193,12 @@ def combination_table(lines: Sequence[Line]) -> str:
 
 def main(options: Options) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
-    kept, store = options.out / "selectors.jsonl", EvaluateOptions(storage=options.storage).store
-    winners = {study: finished_study(store, study) for study in options.studies}
+    kept = options.out / "selectors.jsonl"
+    winners = {study: finished_study(Store.at(place), study) for study, place in places(options).items()}
     models = {study: load_model(Store(winner["model"])) for study, winner in winners.items()}
     done = {of["study"] for of in map(json.loads, kept.read_text().splitlines())} if kept.exists() else set()
-    for study in (name for name in options.studies if name not in done):
-        found = line(options, study, models, open_dataset(winners[study]["data"]))
+    for study in (name for name in winners if name not in done):
+        found = line(options, study, models, open_dataset(options.data.get(study, winners[study]["data"])))
         with kept.open("a") as file:
             file.write(json.dumps(found) + "\n")
     lines = [json.loads(text) for text in kept.read_text().splitlines()]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from wsol_pipeline.errors import UsageError
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study.identity import WINNER
 from wsol_pipeline.study.ledger import SCHEMA
@@ -65,6 +66,13 @@ def test_what_is_fit_is_judged_on_the_set_that_it_has_not_seen(choosing):
     assert found["fit factor × otsu"] == pytest.approx([-20, -20])
     assert "| fit factor × otsu | -20.0 | -20.0 | -20.0 | -20.0 |" in choosing.combination_table(lines)
     assert not any(name.startswith("fit") for name in dict(choosing.combinations(lines[:1])))
+
+
+def test_studies_of_other_storages_bear_their_names(choosing):
+    found = choosing.places(choosing.Options(("cam", "other/runs/bas"), storage="runs"))
+    assert found == {"cam": "runs", "bas": "other/runs"}
+    with pytest.raises(UsageError, match="Two studies are called 'cam'"):
+        choosing.places(choosing.Options(("cam", "other/cam")))
 
 
 def test_no_benchmark_stands_in_the_place_of_a_module_of_python():

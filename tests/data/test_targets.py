@@ -82,6 +82,7 @@ def test_lines_of_training_images_stay_behind(written, dataset):
         (["{val},0,0,9,9", "{test},0,0,9,9"], "names test images .*line 3: .*test would leak into a choice"),
         (["{train},0,0,9,9"], "has no box of any of the 25 validation images"),
         ("path,x0,y0\n", "lacks x1, y1"),
+        (["{val},0.1,0.2,0.5,1.0"], "has no corner over 1: shares of an image's sides"),
     ],
 )
 def test_a_file_that_is_not_to_be_trusted_is_refused_by_its_lines(written, dataset, lines, told):

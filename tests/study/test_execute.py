@@ -6,14 +6,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from wsol_pipeline.errors import LeaseLostError, MismatchError, ResourceError
+from wsol_pipeline.errors import LeaseLostError, MismatchError, PartialError, ResourceError, WsolError
 from wsol_pipeline.evaluation.measures import TRUE_BOXES
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study import execute, outcome
 from wsol_pipeline.study.choosers import Choosers
 from wsol_pipeline.study.identity import Home
 from wsol_pipeline.study.lease import Lease
+from wsol_pipeline.study.ledger import FAILURE
 from wsol_pipeline.study.standings import Standing
+from wsol_pipeline.study.streak import ABSTAINED
 from wsol_pipeline.training.checkpoint import CheckpointStore, seal_of
 from wsol_pipeline.training.config import Job, TrainConfig, as_kept
 
@@ -58,6 +60,21 @@ def test_the_winner_is_named_by_study_and_seal_and_ranked_once(finished):
     assert (record["study"], record["seal"]) == (JOB.study, seal_of(found.best))
     assert finished.rankings == [1]
     assert found.notes == ("pseudo: boxes of 9 of 10 ...",)  # of files of boxes: who calls a study has no other
+
+
+def test_a_study_whose_trials_all_abstained_ends_partly_and_says_why(finished):
+    """Their kind is no failure: exit code 5."""
+    told = {"kind": ABSTAINED, "message": "the evidence gain is 0.031, under 0.1"}
+    finished.ledger.trials = lambda: [SimpleNamespace(number=3, user_attrs={FAILURE: told})]
+    finished.ledger.ranking = list
+    with pytest.raises(
+        PartialError, match="No trial of 's' is complete .trial 3: abstained: the evidence gain is 0.031"
+    ):
+        finish(finished)
+    finished.ledger.trials = lambda: [SimpleNamespace(number=3, user_attrs={FAILURE: {**told, "kind": "data"}})]
+    with pytest.raises(WsolError) as other:
+        finish(finished)
+    assert other.value.exit_code == 1
 
 
 def test_a_driver_that_was_frozen_before_it_named_the_winner_names_none(finished):

@@ -12,15 +12,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from pycocotools import mask as rle
 
 import wsol
 from rayjobs import localize
 from tests.use.conftest import paint
+from wsol_pipeline.data import headers
 from wsol_pipeline.errors import DataError, PartialError, ResourceError, UsageError
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study.lease import acquire
-from wsol_pipeline.use import run
+from wsol_pipeline.use import run, sources
 
 ROOT = Path(__file__).parents[2]
 
@@ -76,6 +78,22 @@ def test_broken_images_are_listed_and_the_job_goes_on(job, photographs, tmp_path
     assert len(rows_of(tmp_path / "out")) == 11
     with pytest.raises(DataError, match="3 of 14 images are broken, over --max-bad 0.1"):
         job(photographs, "--max-bad", "0.1", out=tmp_path / "other")
+
+
+def test_images_over_the_limits_are_listed_and_the_job_goes_on(job, photographs, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "MAX_BYTES", 20_000)
+    monkeypatch.setattr(headers, "MAX_PIXELS", 4_000)
+    heavy = paint(photographs / "heavy.png", 3, (20, 20))
+    heavy.write_bytes(heavy.read_bytes() + bytes(20_000))
+    paint(photographs / "large.png", 3, (81, 50))
+    Image.fromarray(np.zeros((20, 20), np.uint16)).save(photographs / "sixteen.png")
+    with pytest.raises(PartialError, match="3 images are broken"):
+        job(photographs)
+    told = {Path(line["uri"]).name: line["reason"] for line in csv.DictReader((tmp_path / "out/problems.csv").open())}
+    assert "bytes, over the limit of 20000" in told["heavy.png"]
+    assert told["large.png"] == "image has 81x50 pixels, over the limit of 4000"
+    assert "16" in told["sixteen.png"]
+    assert len(rows_of(tmp_path / "out")) == 11
 
 
 def test_the_same_command_continues_and_each_image_is_there_once(job, photographs, tmp_path, monkeypatch):
@@ -265,6 +283,13 @@ def test_an_archive_with_a_password_or_that_leads_out_is_refused(job, tmp_path, 
         archive.add(paint(tmp_path / "a.png", 1), "../a.png")
     with pytest.raises(DataError, match="may land outside"):
         job(tmp_path / "bad.tar")
+    with zipfile.ZipFile(tmp_path / "locked.zip", "w") as archive:
+        archive.writestr("a.png", (tmp_path / "a.png").read_bytes())
+    data = (tmp_path / "locked.zip").read_bytes()
+    at = data.index(b"PK\x01\x02") + 8  # a file's flags: the first says that it is encrypted
+    (tmp_path / "locked.zip").write_bytes(data[:at] + b"\x01" + data[at + 1 :])
+    with pytest.raises(DataError, match="locked.zip.*(encrypted|password)"):
+        job(tmp_path / "locked.zip")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,9 @@ import pytest
 
 import wsol
 from tests.use.conftest import paint
+from wsol_pipeline.errors import ResourceError
+from wsol_pipeline.use import serve
+from wsol_pipeline.use.options import ServeOptions
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,6 +43,22 @@ def listening(pid):
     family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
     sockets = [one for process in family for one in process.net_connections("inet")]
     return {one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN}
+
+
+def test_a_busy_machine_may_take_long_to_start_what_listens(final, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv(serve.READY, "")
+    monkeypatch.delenv(serve.READY)
+    seen = []
+
+    def connect(nested):
+        seen.append(os.environ.get("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"))
+        raise ResourceError("enough")
+
+    monkeypatch.setattr(serve.cluster, "connect", connect)
+    with pytest.raises(ResourceError, match="enough"), serve.serving(ServeOptions(model=final.uri, port=free_port())):
+        pass
+    assert seen == ["60"]
 
 
 @pytest.mark.slow

@@ -4,11 +4,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from rich.console import Console
 from rich.progress import Progress, ProgressColumn, Task
+from rich.table import Table
 from rich.text import Text
 
 from wsol_pipeline.console.progress import is_live
-from wsol_pipeline.text import format_hours
+from wsol_pipeline.text import format_hours, metric_name
+from wsol_pipeline.use.judged_student import Judged, verdict
 from wsol_pipeline.use.run import PROBLEMS, Outcome
 
 EVERY_SECONDS = 5
@@ -48,6 +51,25 @@ def pace_line(what: str, done: int, total: int, seconds: float) -> str:
     """`localized: 320/2000 images, 15.3/s, 1.8 min left`."""
     rate = done / max(seconds, 1e-9)
     return f"{what}: {done}/{total} images, {rate:.1f}/s, {format_hours((total - done) / max(rate, 1e-9) / 3600)} left"
+
+
+def print_students(rows: Sequence[Judged], boxes: int) -> None:
+    """Detectors beside their teacher on test."""
+    table = Table(title=f"test (%); students learned from {boxes} boxes; beyond: the difference, paired 95 % interval")
+    table.add_column("")
+    for metric in rows[0].figures:
+        table.add_column(metric_name(metric), justify="right")
+        table.add_column("beyond the teacher", justify="right")
+    table.add_column("AP, IoU 0.50", justify="right")
+    for row in rows:
+        cells = []
+        for metric, value in row.figures.items():
+            difference, low, high = row.beyond[metric]
+            told = "" if row is rows[0] else f"{difference:+.1f} [{low:+.1f}, {high:+.1f}]"
+            cells += [f"{value:.1f}", told]
+        table.add_row(row.name, *cells, f"{row.average_precision:.1f}")
+    Console(width=126, markup=False, emoji=False).print(table)
+    print(verdict(rows))
 
 
 def print_localized(outcome: Outcome, seconds: float, written: Sequence[str]) -> None:

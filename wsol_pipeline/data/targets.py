@@ -119,6 +119,8 @@ def read_targets(
     own = [line for line in lines if line.id in rows]
     if not own:
         raise DataError(f"{file} has no box of any of the {len(rows):,} validation images.")
+    if max(value for line in own for value in line.box) <= 1:
+        raise DataError(f"{file} has no corner over 1: shares of an image's sides, it seems, where pixels are meant.")
     if kind != "annotated":
         _check_single(file, own)
     boxes: dict[str, list[Box]] = {}

@@ -2,7 +2,9 @@
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
 
 from wsol_pipeline.training.config import check_name, require
 from wsol_pipeline.training.options import store_at
@@ -220,6 +222,50 @@ class ProposeOptions:
         require(bool(self.proposals_python) or self.by != "proposals", needs, self.proposals_python)
         needs = "--by detector needs --weights, a file of the detector's weights that you have downloaded"
         require(bool(self.weights) or self.by != "detector", needs, self.weights)
+
+
+@dataclass(frozen=True)
+class DetectorOptions:
+    """Options of a detector that learns from a localizer's boxes."""
+
+    taught: Annotated[str, tyro.conf.arg(name="from")] = ""
+    """Where the teacher's boxes are: an --out of localize.py, of training images with --labels."""
+    study: str = ""
+    """The teacher: the finished study whose winner made them."""
+    storage: str = "runs"
+    """The --storage of that study."""
+    data: str | None = None
+    """The dataset whose test images judge. By default the study's."""
+    out: str = "student"
+    """A folder for the detector and its verdict."""
+    arch: Literal["retinanet_resnet50_fpn_v2", "fasterrcnn_resnet50_fpn_v2", "ssdlite320_mobilenet_v3_large"] = (
+        "retinanet_resnet50_fpn_v2"
+    )
+    """The detector: one of torchvision's."""
+    weights: str = ""
+    """What it starts from: a file of torchvision's weights of its backbone (a classifier), or of a detector, which then
+    stands on true boxes of other data. By default random ones."""
+    steps: int = 5000
+    """Steps of training: the end is fixed before, and nothing is chosen by test."""
+    batch_size: int = 8
+    """Images a step."""
+    learning_rate: float = 0.005
+    """The highest."""
+    seed: int = 0
+    """Of initial weights, order and mirror images."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU if there is one."""
+    cache_dir: str | None = None
+    """Where a node keeps decoded pixels; by default below the user's cache folder."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.taught), "--from must say where the teacher's boxes are", self.taught)
+        require(bool(self.study), "--study must name the teacher", self.study)
+        check_name("study", self.study)
+        for name in ("steps", "batch_size"):
+            require(getattr(self, name) >= 1, f"{name} must be at least 1", getattr(self, name))
+        require(0 < self.learning_rate < float("inf"), "learning_rate must be positive", self.learning_rate)
+        require(self.seed >= 0, "seed cannot be negative", self.seed)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ from wsol_pipeline.use.options import ServeOptions
 from wsol_pipeline.use.site import Asked, Limits, Site, together
 
 NAME = "wsol"  # of the application
+READY = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"
+READY_SECONDS = "60"  # that a proxy may take to start: of a busy machine's Ray kills it after 5, with a traceback
 BATCHES = 4  # of images that a replica has at hand: one at work, others being decoded
 
 
@@ -59,6 +61,7 @@ def serving(options: ServeOptions) -> Iterator[str]:
     files = named(options)
     assemble(files)  # a broken model is told here, in a line
     _require_free(options)
+    os.environ.setdefault(READY, READY_SECONDS)
     cluster.connect(nested=False)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     kept = ray.put(files)  # held as long as a replica may be started again
