@@ -35,7 +35,7 @@ from wsol_pipeline.storage import Store
 from wsol_pipeline.study.lease import acquire
 from wsol_pipeline.training import cluster
 from wsol_pipeline.training.config import differences
-from wsol_pipeline.training.model import ModelFiles
+from wsol_pipeline.training.model import ModelFiles, assemble
 from wsol_pipeline.use.localizer import ROWS, Localizer, Problem, Row
 from wsol_pipeline.use.models import named
 from wsol_pipeline.use.options import LocalizeOptions
@@ -88,6 +88,8 @@ def localize(options: LocalizeOptions, progress: Progress) -> Outcome:
     with acquire(store / "lease"):
         found = listed(options)
         check_names(found, options.format)
+        if not store.exists(CONTRACT):  # which would outlive what the model refuses
+            assemble(files, "cpu").seeing(options.views).check(options.wanted())
         items, contract, notes = _agreed(store, options, files, found)
         todo = [chunk for chunk in chunks(contract) if sealed(store, chunk) is None]
         left = sum(chunk.last - chunk.first for chunk in todo)
