@@ -99,6 +99,7 @@ HOSTILE = hostile()
 HARMLESS = {  # what is odd in them is dropped, or is no harm below one folder
     "tar-sparse",
     "tar-pax-number",
+    "tar-pax-time",
     "tar-setuid",
     "tar-twice",
     "tar-not-utf8",

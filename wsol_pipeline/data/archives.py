@@ -168,8 +168,22 @@ def _tar_members(source: Path) -> Iterator[Member]:
     with tarfile.open(source, tarinfo=_TarInfo) as archive:
         while (member := archive.next()) is not None:
             plain = member.isfile() or member.isdir()
-            yield member.name, member.size, plain, partial(archive.extract, member, filter="data")
+            yield member.name, member.size, plain, partial(_write_tar_member, archive, member)
             archive.members.clear()  # type: ignore[attr-defined]  # it keeps them all: gigabytes for ImageNet
+
+
+def _write_tar_member(archive: tarfile.TarFile, member: tarfile.TarInfo, into: Path) -> None:
+    """Its bytes, or its folder, and nothing else that the archive says of it; `TarFile.extract` has its filter for that
+    since Python 3.11.4 alone."""
+    target = into / member.name
+    if member.isdir():
+        target.mkdir(parents=True, exist_ok=True)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    data = archive.extractfile(member)
+    assert data is not None, member.name  # it is a file
+    with data, target.open("wb") as file:
+        shutil.copyfileobj(data, file)
 
 
 def _zip_members(source: Path) -> Iterator[Member]:

@@ -62,6 +62,15 @@ def connect_mlflow(store: Store, experiment: str) -> Connect:
     return lambda: connected
 
 
+def point_mlflow_at(uri: str) -> None:
+    """As `mlflow.set_tracking_uri`, which also sets MLFLOW_TRACKING_URI: the next study of this process, in another
+    storage, would take that for its user's wish."""
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    if not given:
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
 def connect(uri: str, experiment: str, artifacts: str | None) -> tuple[mlflow.MlflowClient, str]:
     """(client, experiment id). `artifacts` is where a database without a server keeps files.
 
@@ -75,7 +84,7 @@ def connect(uri: str, experiment: str, artifacts: str | None) -> tuple[mlflow.Ml
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
-        mlflow.set_tracking_uri(uri)
+        point_mlflow_at(uri)
         location = None if uri.startswith("http") else artifacts
         with _one_at_a_time(uri):
             ask = functools.partial(_experiment, uri, experiment, location)

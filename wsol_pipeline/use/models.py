@@ -15,7 +15,7 @@ from wsol_pipeline.redaction import redact
 from wsol_pipeline.storage import STORAGE_ERRORS, Store, describe_storage_error
 from wsol_pipeline.study.identity import WINNER
 from wsol_pipeline.tracking import moved
-from wsol_pipeline.tracking.connect import AWAY, sqlite_file
+from wsol_pipeline.tracking.connect import AWAY, point_mlflow_at, sqlite_file
 from wsol_pipeline.training.checkpoint import SEAL
 from wsol_pipeline.training.inputs import file_bytes
 from wsol_pipeline.training.model import DESCRIPTION, WEIGHTS, Model, ModelFiles, assemble, local_files, sealed_files
@@ -76,7 +76,7 @@ def find(where: str, storage: str = "runs") -> ModelFiles:
 
 def _of_registry(uri: str, storage: str) -> ModelFiles:
     if not os.environ.get("MLFLOW_TRACKING_URI"):
-        mlflow.set_tracking_uri(f"sqlite:///{Store.at(storage).path(moved.DATABASE)}")
+        point_mlflow_at(f"sqlite:///{Store.at(storage).path(moved.DATABASE)}")
     if file := sqlite_file(mlflow.get_tracking_uri()):
         moved.follow(file)
     with tempfile.TemporaryDirectory() as temporary:
