@@ -23,10 +23,11 @@ from wsol_pipeline.verdict.options import EvaluateOptions as Options
 def judge_networks(options: Options) -> None:
     """A network's one look at test, or seeds and masks on training images whose masks were kept apart."""
     from wsol_pipeline.console.progress import progress
-    from wsol_pipeline.console.walk import local_device, print_judgement, print_published
+    from wsol_pipeline.console.walk import print_judgement, print_published
     from wsol_pipeline.segmentation.audit import has_truth, judge
     from wsol_pipeline.segmentation.pictures import draw_stations
     from wsol_pipeline.segmentation.station import finished
+    from wsol_pipeline.verdict.score import local_device
 
     device = local_device(options.device)
     for name in options.segmentation:

@@ -4,11 +4,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from wsol_pipeline.errors import ResourceError
 from wsol_pipeline.segmentation import published
 from wsol_pipeline.segmentation.options import PlaceOptions
 from wsol_pipeline.segmentation.segment import Judgement
@@ -16,6 +14,7 @@ from wsol_pipeline.segmentation.station import Station
 from wsol_pipeline.segmentation.tune import Tried, best, by_labels
 from wsol_pipeline.text import format_parameters
 from wsol_pipeline.training import cluster
+from wsol_pipeline.verdict.score import local_device
 
 NOTES = {
     "map_of_nothing": "maps are 0 everywhere",
@@ -36,13 +35,6 @@ def place_work(options: PlaceOptions) -> str:
         cluster.connect(nested=False)
         return cluster.pick_device(options.device)
     return local_device(options.device)
-
-
-def local_device(wanted: str) -> str:
-    """ "cuda" if asked for, or if `wanted` is "auto" and this machine has a GPU; else "cpu". Raises `ResourceError`."""
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ResourceError("--device cuda needs a GPU but this machine has none.")
-    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def print_station(found: Station) -> None:

@@ -93,13 +93,16 @@ def write_audit(rows: Iterable[Row], rules: Rules, out: Store, fingerprint: str)
 
 def _true(row: Row, rules: Rules) -> dict[str, object] | None:
     """Masks and boxes of a training row, checked as those of a held-out one; None for a row without, or a bad one."""
-    if not (row.masks or row.class_mask or row.boxes):
-        return None
-    try:
-        columns, _ = checked(replace(row, role=Role.VAL), rules)
-    except RowError:
-        return None
-    return {name: columns[name] for name in SCHEMA.names if name != "id"}
+    for part in (row, replace(row, boxes=(), box_labels=())):  # a bad box costs no mask
+        if not (part.masks or part.class_mask or part.boxes):
+            return None
+        try:
+            columns, _ = checked(replace(part, role=Role.VAL), rules)
+        except RowError:
+            continue
+        is_known = columns["mask"] is not None or columns["boxes"]
+        return {name: columns[name] for name in SCHEMA.names if name != "id"} if is_known else None
+    return None
 
 
 def _write(out: Store, number: int, held: list[dict[str, object]]) -> Shard:

@@ -28,7 +28,6 @@ from wsol_pipeline.tracking import registry
 from wsol_pipeline.tracking.connect import Connect, connect_mlflow
 from wsol_pipeline.tracking.runs import StudyRuns, deliver
 from wsol_pipeline.training.checkpoint import seal_of
-from wsol_pipeline.training.model import load_model
 from wsol_pipeline.verdict.options import EvaluateOptions
 from wsol_pipeline.verdict.pictures import GALLERY, draw
 from wsol_pipeline.verdict.rows import (
@@ -36,13 +35,9 @@ from wsol_pipeline.verdict.rows import (
     EVALUATIONS,
     Contender,
     Row,
-    contenders,
     evaluation_name,
-    finished_study,
-    require_comparable,
-    require_named,
+    opened,
     rows_of,
-    same_dataset,
 )
 from wsol_pipeline.verdict.score import Progress, centred_box, score_somewhere, silent, test_rows
 
@@ -74,13 +69,7 @@ class Verdict:
 
 def judge(options: EvaluateOptions, progress: Progress = silent) -> Verdict:
     """Evaluate the studies' winners on test and keep the result."""
-    winners = {name: finished_study(options.store, name) for name in options.study}
-    dataset = same_dataset(winners, options.data)
-    judged = contenders(winners)
-    models = [load_model(contender.final) for contender in judged]
-    for contender, model in zip(judged, models, strict=True):
-        require_named(contender, model.description)
-    require_comparable(dataset, judged, models)
+    dataset, judged, models = opened(options.store, options.study, options.data)
     connect = connect_mlflow(options.store, options.experiment)
     rules, main = models[0].protocol, models[-1]
     rows = []

@@ -15,7 +15,7 @@ from wsol_pipeline.study.identity import WINNER
 from wsol_pipeline.study.ledger import SCHEMA
 from wsol_pipeline.study.pareto import deviation
 from wsol_pipeline.training.checkpoint import seal_of
-from wsol_pipeline.training.model import Model
+from wsol_pipeline.training.model import Model, load_model
 
 EVALUATIONS, CENTRED_BOX = "evaluations", "centred-box.json"
 BASELINE = "centred box"  # the label of its row
@@ -101,6 +101,22 @@ def dataset_at(place: str) -> Dataset:
         return open_dataset(place)
     except DataError as error:
         raise DataError(f"{error} If it was moved, say where to by --data.") from error
+
+
+def opened(
+    store: Store, studies: Sequence[str], place: str | None, device: str = "cpu"
+) -> tuple[Dataset, list[Contender], list[Model]]:
+    """The data of finished studies, their models as they stand in one table, and these models loaded.
+
+    Raises `DataError` or `MismatchError` for what cannot stand there together, or is not what a study has named.
+    """
+    winners = {name: finished_study(store, name) for name in studies}
+    dataset, judged = same_dataset(winners, place), contenders(winners)
+    models = [load_model(contender.final, device) for contender in judged]
+    for contender, model in zip(judged, models, strict=True):
+        require_named(contender, model.description)
+    require_comparable(dataset, judged, models)
+    return dataset, judged, models
 
 
 def contenders(winners: Mapping[str, Mapping[str, Any]]) -> list[Contender]:

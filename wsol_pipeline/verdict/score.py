@@ -50,15 +50,19 @@ def score_somewhere(
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Score here, or on a node with a GPU if this process runs as a job on a cluster that has one."""
     if not ray.is_initialized():
-        device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
-        if options.device == "cuda" and device == "cpu":
-            raise ResourceError("--device cuda needs a GPU but this machine has none.")
-        return score(contender, dataset, options, device, progress)
+        return score(contender, dataset, options, local_device(options.device), progress)
     if cluster.pick_device(options.device) == "cpu":  # a worker would first import for seconds what is here already
         return score(contender, dataset, options, "cpu", progress)
     cpus = cluster.gpu_share()
     remote = ray.remote(_score_on_gpu).options(num_gpus=1, num_cpus=cpus)
     return ray.get(remote.remote(contender, dataset, options, cpus))
+
+
+def local_device(wanted: str) -> str:
+    """ "cuda" if asked for, or if `wanted` is "auto" and this machine has a GPU; else "cpu". Raises `ResourceError`."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ResourceError("--device cuda needs a GPU but this machine has none.")
+    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def _score_on_gpu(

@@ -18,27 +18,16 @@ import torch
 from wsol_pipeline.data.audit import Audit, open_audit
 from wsol_pipeline.data.dataset import Dataset
 from wsol_pipeline.data.reader import Batch, RowsShown, eval_rows
-from wsol_pipeline.errors import DataError
+from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.evaluation.evaluate import count
-from wsol_pipeline.evaluation.measures import judged_by
+from wsol_pipeline.evaluation.measures import choosing, is_judged, judged_by
 from wsol_pipeline.evaluation.protocols import Protocol
 from wsol_pipeline.training.checkpoint import read_sealed
-from wsol_pipeline.training.model import VAL_COUNTS, Model, load_model
+from wsol_pipeline.training.model import VAL_COUNTS, Model
 from wsol_pipeline.verdict.options import EvaluateOptions
-from wsol_pipeline.verdict.rows import (
-    EVALUATIONS,
-    Contender,
-    Row,
-    contenders,
-    evaluation_name,
-    finished_study,
-    require_comparable,
-    require_named,
-    rows_of,
-    same_dataset,
-)
-from wsol_pipeline.verdict.score import Progress, centred_box, choices, read_config, row_of, silent
+from wsol_pipeline.verdict.rows import EVALUATIONS, Contender, Row, evaluation_name, opened, rows_of
+from wsol_pipeline.verdict.score import Progress, centred_box, choices, local_device, read_config, row_of, silent
 
 Truth = Mapping[str, tuple[np.ndarray, np.ndarray]]  # id -> boxes float32 [N, 4], their classes int64 [N]
 
@@ -87,32 +76,24 @@ class TrainingVerdict:
 
 def judge_training_images(options: EvaluateOptions, progress: Progress = silent) -> TrainingVerdict:
     """The studies' winners on the images that trained them. Raises `DataError` where no boxes of these were kept."""
-    winners = {name: finished_study(options.store, name) for name in options.study}
-    dataset = same_dataset(winners, options.data)
-    judged = contenders(winners)
-    models = [load_model(contender.final, _device(options)) for contender in judged]
-    for contender, model in zip(judged, models, strict=True):
-        require_named(contender, model.description)
-    require_comparable(dataset, judged, models)
+    dataset, judged, models = opened(options.store, options.study, options.data, local_device(options.device))
     rules = dataclasses.replace(models[0].protocol, masks="")
     audit = open_audit(dataset)
     rows = boxed_rows(options, dataset, audit, rules)
-    found = [centred_box(options, dataset, rules, rows)]
+    by_val = is_judged(choosing(rules, dataset.val), dataset.val)  # which chooses the size of the centred box
+    found = [centred_box(options, dataset, rules, rows)] if by_val else []
     for contender, model in zip(judged, models, strict=True):
         found += _judged(options, contender, model, audit, rows, rules, progress)
     return TrainingVerdict(found, models[-1].config.objective, rules.name, rows.num_rows)
 
 
-def _device(options: EvaluateOptions) -> str:
-    return "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
-
-
 def boxed_rows(options: EvaluateOptions, dataset: Dataset, audit: Audit, rules: Protocol) -> BoxedRows:
     """The training images whose boxes were kept."""
     truth = {id: (np.array(boxes, np.float32), np.array(labels, np.int64)) for id, boxes, labels in audit.boxes()}
-    if not truth or not rules.ious:
-        why = f"has no boxes of its training images ({len(truth)})" if rules.ious else f"is judged by {rules.name}"
-        raise DataError(f"{dataset.uri} {why}: where models localize on these cannot be measured.")
+    if not rules.ious:
+        raise UsageError(f"--training-images counts boxes, which protocol {rules.name} does not.")
+    if not truth:
+        raise DataError(f"{dataset.uri} has masks of its training images and no boxes: nothing can be counted by them.")
     split = dataset.train_labels
     at = tuple(number for number, id in enumerate(split.ids) if id in truth)
     config = read_config(options, rules)
