@@ -51,6 +51,16 @@ def test_masks_are_those_of_the_drawn_bodies(audited):
     assert all(set(np.unique(found[name])) <= {0, *(label + 1 for label in rows[name].labels)} for name in found)
 
 
+def test_a_bad_box_of_a_training_image_costs_no_mask(several, tmp_path):
+    source = synthetic.read(Path(), OPTIONS)
+    first, *others = (row for row in source.rows if row.role is Role.TRAIN)
+    place = Store.at(tmp_path)
+    bad = replace(first, boxes=tuple((0.0, 0.0, 400.0, 400.0) for _ in first.boxes))
+    assert write_audit([bad, *others], source.rules, place, several.fingerprint) == (36, 0)
+    kept = open_audit(replace(several, uri=str(tmp_path)))
+    assert {name for name, *_ in kept.masks()} - {name for name, *_ in kept.boxes()} == {first.id}
+
+
 def test_no_search_is_handed_them(audited):
     with pytest.raises(ProtocolError, match="needs the 'val' split but was handed 'audit'"):
         require_searchable(open_audit(audited), "A search")
