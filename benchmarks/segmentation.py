@@ -3,8 +3,8 @@
     python benchmarks/segmentation.py
 
 seeds: maps of four scales and their mirrors, against the bare forwards of these very views. walk: IRN's random walk at
-stride 4, against a plane of affinities a direction, added one after the other; their results are compared. pamr: at
-stride 4 against the image's size. crf: the exact field on every s-th pixel against pydensecrf2 on all, if there is one.
+stride 4, against the same matrix, sparse, multiplied by PyTorch as often; their results are compared. pamr: at stride 4
+against the image's size. crf: the exact field on every s-th pixel against pydensecrf2 on all, if that is installed.
 crops: photographs decoded, scaled and cut by one thread, against the training step of the network that they feed. Turns
 alternate, so that a busy machine slows both; CPU seconds. Prints a table and one line of JSON.
 """
@@ -69,30 +69,34 @@ def walk() -> Pair:
     torch.manual_seed(0)
     size = strided((HEIGHT, WIDTH))
     boundary_HW, maps_CHW = torch.rand(size, dtype=torch.float64) ** 4, torch.rand(2, *size, dtype=torch.float64)
-    planes = [(d, affinity(boundary_HW, d) ** 10) for d in directions(5)]
-    sums_HW = _diffused(torch.ones_like(boundary_HW), planes)
 
-    def shifted() -> Tensor:
-        scores_CHW = maps_CHW * (1 - boundary_HW)
+    def sparse() -> Tensor:
+        transition = _transition(boundary_HW)
+        scores_NC = (maps_CHW * (1 - boundary_HW)).flatten(1).T.contiguous()
         for _ in range(2**8):
-            scores_CHW = _diffused(scores_CHW, planes) / sums_HW
-        return scores_CHW
+            scores_NC = transition @ scores_NC
+        return scores_NC.T.view_as(maps_CHW)
 
-    torch.testing.assert_close(random_walk(maps_CHW, boundary_HW), shifted(), rtol=1e-9, atol=1e-12)
-    return lambda: random_walk(maps_CHW, boundary_HW), shifted, 1
+    torch.testing.assert_close(random_walk(maps_CHW, boundary_HW), sparse(), rtol=1e-9, atol=1e-12)
+    return lambda: random_walk(maps_CHW, boundary_HW), sparse, 1
 
 
-def _diffused(values_CHW: Tensor, planes: list[tuple[tuple[int, int], Tensor]]) -> Tensor:
-    """`values` times the symmetric matrix of affinities with 1 on its diagonal, one direction after the other."""
-    total_CHW = values_CHW.clone()
-    height, width = values_CHW.shape[-2:]
-    for (dy, dx), weights_HW in planes:
+def _transition(boundary_HW: Tensor, beta: float = 10) -> Tensor:
+    """The walk's matrix, transposed: rows over the sums of columns, which are those of its symmetric part."""
+    number_HW = torch.arange(boundary_HW.numel()).view(boundary_HW.shape)
+    height, width = boundary_HW.shape
+    rows, columns, values = [number_HW.flatten()], [number_HW.flatten()], [torch.ones_like(boundary_HW).flatten()]
+    for dy, dx in directions(5):
         left, right = max(-dx, 0), max(dx, 0)
-        source = (..., slice(height - dy), slice(left, width - right))
-        end = (..., slice(dy, None), slice(right, width - left))
-        total_CHW[end] += weights_HW * values_CHW[source]
-        total_CHW[source] += weights_HW * values_CHW[end]
-    return total_CHW
+        source = number_HW[: height - dy, left : width - right].flatten()
+        end = number_HW[dy:, right : width - left].flatten()
+        weight = (affinity(boundary_HW, (dy, dx)) ** beta).flatten()
+        rows, columns, values = [*rows, source, end], [*columns, end, source], [*values, weight, weight]
+    places_2E, values_E = torch.stack([torch.cat(rows), torch.cat(columns)]), torch.cat(values)
+    symmetric = torch.sparse_coo_tensor(places_2E, values_E).coalesce()
+    sums_N = symmetric @ torch.ones(boundary_HW.numel(), 1, dtype=boundary_HW.dtype)
+    over = torch.sparse_coo_tensor(symmetric.indices(), symmetric.values() / sums_N[symmetric.indices()[0], 0])
+    return over.coalesce().to_sparse_csr()
 
 
 def adapt(image_HW3: np.ndarray) -> Pair:
@@ -157,7 +161,7 @@ def main(
     torch.set_num_threads(threads)
     image_HW3 = photograph()
     stations = {
-        "seeds / bare forwards": seeds(image_HW3, backbone), "walk / planes": walk(),
+        "seeds / bare forwards": seeds(image_HW3, backbone), "walk / sparse matrix": walk(),
         "pamr at stride 4 / of all pixels": adapt(image_HW3), "crf, exact / pydensecrf2": field(image_HW3),
         f"crops / steps of {network}": crops(image_HW3, network, batch),
     }  # fmt: skip

@@ -2,11 +2,11 @@
 
 Two pixels within a radius are alike unless a boundary lies on the path between them: a = 1 - max e over the path. The
 walk multiplies maps T^(2^exponent) times with these affinities, each column of which sums to 1. The matrix has a row
-for each pixel (552 MB at 94x125) but 69 numbers in it, so it is sparse. Memory: `walk_bytes`.
+for each pixel (552 MB at 94x125), so it is never made: a direction's affinities are one plane, and a step of the walk
+is 2 shifted products for each of the 34 directions. Memory: `walk_numbers`.
 """
 
 import math
-import warnings
 from functools import lru_cache
 
 import torch
@@ -50,35 +50,32 @@ def random_walk(
     """
     if maps_CHW.shape[1:] != boundary_HW.shape:
         raise ValueError(f"Maps of {tuple(maps_CHW.shape[1:])} cannot walk on {tuple(boundary_HW.shape)} boundaries.")
-    step_NN = _transition(boundary_HW, radius, beta)
-    scores_NC = (maps_CHW**power * (1 - boundary_HW)).flatten(1).T.contiguous()
+    near = [d for d in directions(radius) if d[0] < boundary_HW.shape[0] and abs(d[1]) < boundary_HW.shape[1]]
+    steps = [(d, affinity(boundary_HW, d) ** beta) for d in near]
+    sums_HW = _diffused(torch.ones_like(boundary_HW), steps)
+    scores_CHW = maps_CHW**power * (1 - boundary_HW)
     for _ in range(2**exponent):
-        scores_NC = step_NN @ scores_NC
-    return scores_NC.T.reshape(maps_CHW.shape)
+        scores_CHW = _diffused(scores_CHW, steps) / sums_HW
+    return scores_CHW
 
 
-def _transition(boundary_HW: Tensor, radius: int, beta: float) -> Tensor:
-    """T transposed, sparse [HW, HW]: each row of the affinities, which are symmetric, over its sum."""
-    height, width = boundary_HW.shape
-    number_HW = torch.arange(boundary_HW.numel(), device=boundary_HW.device).view(height, width)
-    ends, weights = [torch.stack([number_HW.flatten()] * 2)], [torch.ones_like(boundary_HW).flatten()]
-    for dy, dx in directions(radius):
-        if dy < height and abs(dx) < width:
-            source_hw = number_HW[: height - dy, max(-dx, 0) : width - max(dx, 0)]
-            pair_2E = torch.stack([source_hw.flatten(), source_hw.flatten() + dy * width + dx])
-            ends += [pair_2E, pair_2E.flip(0)]
-            weights += [affinity(boundary_HW, (dy, dx)).flatten() ** beta] * 2
-    places_2E, weights_E = torch.cat(ends, 1), torch.cat(weights)
-    sums_N = torch.zeros_like(weights_E[: number_HW.numel()]).index_add(0, places_2E[0], weights_E)
-    matrix = torch.sparse_coo_tensor(places_2E, weights_E / sums_N[places_2E[0]], check_invariants=False).coalesce()
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # CSR is "in beta state"
-        return matrix.to_sparse_csr()
+def _diffused(values_CHW: Tensor, steps: list[tuple[Direction, Tensor]]) -> Tensor:
+    """`values` times the symmetric matrix of affinities with 1 on its diagonal."""
+    total_CHW = values_CHW.clone()
+    height, width = values_CHW.shape[-2:]
+    for (dy, dx), weights_HW in steps:
+        left, right = max(-dx, 0), max(dx, 0)
+        source = (..., slice(height - dy), slice(left, width - right))
+        end = (..., slice(dy, None), slice(right, width - left))
+        total_CHW[end] += weights_HW * values_CHW[source]
+        total_CHW[source] += weights_HW * values_CHW[end]
+    return total_CHW
 
 
-def walk_bytes(height: int, width: int, radius: int = 5, size: int = 4) -> int:
-    """The most bytes that a walk's matrix takes while it is made: its pairs and their weights of `size` bytes."""
-    pairs = (1 + 2 * len(directions(radius))) * height * width
-    return 4 * pairs * (2 * 8 + size)
+def walk_numbers(classes: int, height: int, width: int, radius: int = 5) -> int:
+    """The most numbers that a walk holds at once: affinities of every direction, the longest path, four maps."""
+    points = max(len(path(direction)) for direction in directions(radius))
+    return (len(directions(radius)) + points + 4 * classes + 4) * height * width
 
 
 def walked_maps(scores_CHW: Tensor, size_HW: tuple[int, int]) -> Tensor:
