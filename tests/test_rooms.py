@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent
 # files that any room may know
 LEAVES = (
     "errors", "redaction", "interrupts", "protocol", "storage", "images", "device", "text", "private", "selectors",
+    "compiled",
 )  # fmt: skip
 ROOMS = (  # in their order
     *("data", "evaluation", "training", "tracking", "study", "verdict", "use", "segmentation", "report", "console"),

@@ -11,6 +11,7 @@ import torch
 
 from rayjobs import report
 from wsol_models._backbones.weights import read_file
+from wsol_pipeline.compiled import may_be_kept
 from wsol_pipeline.console.main import run_main
 from wsol_pipeline.data.dataset import Dataset
 from wsol_pipeline.data.importers import synthetic
@@ -20,7 +21,6 @@ from wsol_pipeline.data.pixels import IMAGES, SEAL, _seal, cached_pixels
 from wsol_pipeline.data.schema import RowError
 from wsol_pipeline.data.shards import MANIFEST, read_manifest
 from wsol_pipeline.errors import DataError, UsageError
-from wsol_pipeline.evaluation.compiled import may_be_kept
 from wsol_pipeline.report import latex
 from wsol_pipeline.report.facts import Line
 from wsol_pipeline.report.tables import comparison_table, markdown

@@ -11,6 +11,7 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SHORT = {
     "evaluation": ["--maps", "4", "--loops", "1"],
+    "crop": ["--images", "32", "--rounds", "1"],
     "readout": ["--classes", "5", "--rounds", "1", "--backbone", "tiny"],
     "dataset": ["--sizes", "64", "128", "--photographs", "20"],
     "shards": ["--images", "100", "--rounds", "1"],

@@ -7,6 +7,7 @@ from torchvision.transforms.v2 import functional
 
 from wsol_pipeline.data.augment import Crops, Regions, crop_flip, cut_resize_flip, draw_crops, draw_regions, uniform
 from wsol_pipeline.data.hashes import hash_ids, splitmix64
+from wsol_pipeline.data.resample import resample
 
 
 def test_splitmix64_gives_the_published_sequence():
@@ -146,3 +147,29 @@ def test_a_region_of_the_stored_image_is_found_in_one_of_another_size():
     want = functional.resized_crop(image, 8, 4, 14, 10, [7, 7], antialias=True)
     assert torch.equal(torch.from_numpy(cut[0]), want)
     assert (cut[1] == image[:, 29:, 29:].numpy()).all()
+
+
+@pytest.mark.parametrize("length", [2, 3, 7, 8, 9, 31, 32, 33, 40, 70, 300])
+def test_every_length_is_resized_as_pytorch_does_it(length):
+    """Enlarged, as it is, and shrunk to less than half; both ways of one image at once, mirrored and not."""
+    image = torch.randint(0, 256, (3, length, 41), dtype=torch.uint8, generator=torch.Generator().manual_seed(length))
+    for turned in (image, image.mT.contiguous()):
+        want = torch.nn.functional.interpolate(turned[None], [32, 17], mode="bilinear", antialias=True)[0]
+        got = np.empty((2, 3, 32, 17), np.uint8)
+        for mirrored in (False, True):
+            resample(turned.numpy(), mirrored, got[int(mirrored)])
+        assert torch.equal(torch.from_numpy(got), torch.stack([want, want.flip(-1)]))
+
+
+def test_an_image_one_pixel_wide_is_resized():
+    """PyTorch mixes the colours of its bytes up, so the oracle are its floats."""
+    image = torch.randint(0, 256, (3, 41, 1), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    got = np.empty((3, 32, 17), np.uint8)
+    resample(image.numpy(), False, got)
+    want = torch.nn.functional.interpolate(image[None].float(), [32, 17], mode="bilinear", antialias=True)[0]
+    assert np.abs(got - want.numpy()).max() <= 1
+
+
+def test_an_image_over_the_kept_memory_is_resized_too(monkeypatch):
+    monkeypatch.setattr("wsol_pipeline.data.resample._KEPT", 0)
+    test_every_length_is_resized_as_pytorch_does_it(33)

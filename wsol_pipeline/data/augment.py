@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from wsol_pipeline.data.hashes import _GOLDEN, splitmix64
-from wsol_pipeline.data.images import resize
+from wsol_pipeline.data.resample import resample
 
 TRAIN_GEOMETRIES = ("crop", "random_resized_crop", "random_resized_crop_stored")
 _TRIES = 10  # regions drawn until one fits, as torchvision does
@@ -147,8 +146,7 @@ def cut_resize_flip(images: Iterable[np.ndarray], regions: Regions, sizes_B2: np
     places = zip(images, sizes_B2.tolist(), *(values.tolist() for values in regions), strict=True)
     for i, (image, (width, height), top, left, tall, wide, flip) in enumerate(places):
         rows, columns = _scaled(top, tall, image.shape[1] / height), _scaled(left, wide, image.shape[2] / width)
-        cut_CHW = resize(torch.from_numpy(image[:, rows, columns].copy()), size).numpy()  # of a read-only file, maybe
-        cut_BCHW[i] = cut_CHW[:, :, ::-1] if flip else cut_CHW
+        resample(image[:, rows, columns], flip, cut_BCHW[i])
     return cut_BCHW
 
 

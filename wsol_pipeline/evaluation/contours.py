@@ -12,7 +12,7 @@ All kernels and their tables stay in this file: numba's cache notices a change o
 import numpy as np
 from numpy.typing import NDArray
 
-from wsol_pipeline.evaluation import compiled
+from wsol_pipeline import compiled
 from wsol_pipeline.evaluation.levels import Levels
 
 BOX_RULES = ("largest_contour", "all_contours", "largest_component", "whole_mask", "components")

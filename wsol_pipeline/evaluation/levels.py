@@ -7,7 +7,7 @@ most 255 different masks, so 1000 thresholds cost no more than its levels do.
 import numpy as np
 from numpy.typing import NDArray
 
-from wsol_pipeline.evaluation.compiled import jit
+from wsol_pipeline.compiled import jit
 from wsol_pipeline.evaluation.protocols import Protocol
 
 Levels = NDArray[np.uint16]

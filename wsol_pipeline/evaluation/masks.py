@@ -7,8 +7,8 @@ benchmark's mask evaluator (Choe et al. 2020), the thresholds τ and 1; the seco
 import numpy as np
 from numpy.typing import NDArray
 
+from wsol_pipeline.compiled import jit
 from wsol_pipeline.errors import DataError
-from wsol_pipeline.evaluation.compiled import jit
 
 IGNORED = 255  # label of pixels that count neither way
 NUM_LEVELS = 256
