@@ -1,5 +1,7 @@
 """What a training's time went to."""
 
+import contextlib
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -34,6 +36,48 @@ def test_seconds_are_those_within_and_begin_anew_when_they_are_taken(clock):
     assert spent.take() == {}
 
 
+@pytest.fixture
+def gpu(monkeypatch):
+    """`gpu(*told)`: what was used of a pretended GPU that its driver says `told` of, and then nothing any more."""
+
+    def use(*told):
+        answers, over = iter(told), threading.Event()
+
+        def utilization(device):
+            assert device == torch.device("cuda", 1)
+            with contextlib.suppress(StopIteration):
+                return next(answers)
+            over.set()
+            raise ModuleNotFoundError("nvidia-ml-py")
+
+        monkeypatch.setattr(used, "_EACH", 0.001)
+        monkeypatch.setattr(torch.cuda, "utilization", utilization)
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 7)
+        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+        spent = Used(torch.device("cuda", 1))
+        with spent.watching():
+            assert over.wait(20)
+        return spent
+
+    return use
+
+
+def test_the_driver_is_asked_how_busy_the_gpu_is(gpu):
+    spent = gpu(40, 80)
+    assert spent.take() == {used.BUSY: 0.6, used.PEAK: 7.0}
+    assert spent.take() == {used.PEAK: 7.0}
+
+
+def test_without_nvml_nothing_is_said_of_it(gpu):
+    assert gpu().take() == {used.PEAK: 7.0}
+
+
+def test_a_cpu_is_not_watched(monkeypatch):
+    monkeypatch.setattr(used.Used, "_watch", None)
+    with Used(torch.device("cpu")).watching():
+        pass
+
+
 def test_a_sentence_says_the_shares():
     first = {STEPS: 10.0, INPUT: 2.0, VALIDATION: 3.0}
     second = {STEPS: 20.0, INPUT: 3.0, VALIDATION: 7.0, CHECKPOINTS: 5.0}
@@ -41,6 +85,8 @@ def test_a_sentence_says_the_shares():
     assert used.told(records) == "Of 50 s of its training: 60 % steps, 10 % input, 20 % validation, 10 % checkpoints."
     records[0]["used"] = first | {used.PEAK: 11.2e9}
     assert used.told(records).endswith("10 % checkpoints; 11.2 GB of a GPU at most.")
+    records[0]["used"][used.BUSY], records[1]["used"][used.BUSY] = 0.5, 0.9  # of 15 and of 35 seconds
+    assert used.told(records).endswith("11.2 GB of a GPU at most; the GPU had work for 78 % of the time.")
     assert used.told([]) == ""
 
 

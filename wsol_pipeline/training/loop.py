@@ -180,7 +180,7 @@ def train(
     """
     world = world or World()
     run = replace(set_up(config, dataset, checkpoints, world, reading or Reading(), sources or {}), study=study)
-    with TrainReader(
+    with run.used.watching(), TrainReader(
         dataset.train, run.plan, _read_config(config, reading or Reading()), epochs=config.recipe.epochs,
         rank=world.rank, world=world.size,
     ) as reader:  # fmt: skip
