@@ -317,7 +317,7 @@ def test_dry_run(shape, monkeypatch):
     )
     monkeypatch.setattr(rehearsal, "connect_mlflow", lambda *_: lambda: (SimpleNamespace(tracking_uri=text), "0"))
     monkeypatch.setattr(rehearsal, "cluster", Mock(check_placement=lambda *_: 1))
-    monkeypatch.setattr(rehearsal, "measure_there", lambda job: rehearsal.Measured(1, 1, 1, 1, 1, 1, 1, 0))
+    monkeypatch.setattr(rehearsal, "measure_there", lambda job: rehearsal.Measured(1, 1, 1, 1, 1, 1, 1, 1, 0))
     monkeypatch.setattr(rehearsal, "estimated", lambda *_: rehearsal.Estimate(1, 1, 1, 1, 1))
     monkeypatch.setattr(screens, "_console", lambda width: console)
     screens.print_rehearsal(plan, rehearsal.rehearse(plan))

@@ -1,5 +1,6 @@
 """The dry run: what it measures, what it makes of that, and that it starts nothing."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -10,19 +11,20 @@ from wsol_pipeline.storage import Store
 from wsol_pipeline.study import rehearsal
 from wsol_pipeline.study.options import StudyOptions
 from wsol_pipeline.study.plan import make_plan
-from wsol_pipeline.study.rehearsal import Measured, estimated, measure, rehearse
+from wsol_pipeline.study.rehearsal import Measured, bound, estimated, measure, rehearse
 from wsol_pipeline.training import cluster
 from wsol_pipeline.training.config import Job
 
 MEASURED = Measured(
-    train_seconds=0.5, decode_seconds=0.001, one_setting_seconds=0.25, search_seconds=1.25, settings=7,
-    checkpoint_bytes=100, model_bytes=10, peak_gpu_bytes=0,
+    train_seconds=0.5, decode_seconds=0.001, crop_seconds=0.0001, one_setting_seconds=0.25, search_seconds=1.25,
+    settings=7, checkpoint_bytes=100, model_bytes=10, peak_gpu_bytes=0,
 )  # fmt: skip
 
 
 def test_a_few_batches_are_measured_and_nothing_is_kept(dataset, make_config, tmp_path):
     found = measure(Job(make_config(), dataset.uri, str(tmp_path / "trial"), attempt=0))
-    assert min(found.train_seconds, found.decode_seconds, found.one_setting_seconds, found.search_seconds) > 0
+    assert min(found.train_seconds, found.decode_seconds, found.crop_seconds) > 0
+    assert min(found.one_setting_seconds, found.search_seconds) > 0
     assert found.settings == 1
     parameters = sum(p.numel() for p in wsol_models.build("cam", backbone="tiny", num_classes=3).parameters())
     assert found.model_bytes >= 4 * parameters
@@ -52,6 +54,37 @@ def test_the_estimate_is_epochs_of_training_and_validation_and_a_search_at_each_
     assert found.storage_bytes == 5 * (2 * 100 + 2 * 10)
 
 
+@pytest.mark.parametrize(
+    ("found", "streamed", "told"),
+    [
+        ({}, False, "steps 64 s (2 images/s) of a trial, beside validation 41 s and input 0 s (10,000 images/s)"),
+        (
+            {"decode_seconds": 1.9999},
+            True,
+            "input 128 s (1 images/s) of a trial, beside steps 64 s (2 images/s) and validation 41 s; "
+            "a --cache-budget-gb of 0.5 would hold its pixels",
+        ),
+        (
+            {"search_seconds": 3.25},
+            False,
+            "validation 91 s of a trial, beside steps 64 s (2 images/s) and input 0 s (10,000 images/s); "
+            "more --cpus-per-worker score maps sooner, fewer --rungs search them less often",
+        ),
+    ],
+)
+def test_what_takes_longest_is_said_beside_the_rest(dataset, found, streamed, told):
+    """Four epochs of 64 images by two workers; input by two cores where it is streamed. Of 25 validation images one
+    setting takes (4 + 1) x 25 x 0.25 s, two searches 2 x 25 x 1 s more (or 3 s): 81.25 (or 181.25) s of two workers."""
+    plan = SimpleNamespace(
+        options=SimpleNamespace(workers=2),
+        config=SimpleNamespace(recipe=SimpleNamespace(epochs=4), rungs=(2,)),
+        dataset=dataset,
+        streamed=streamed,
+        decoded_bytes=2**29,
+    )
+    assert bound(plan, dataclasses.replace(MEASURED, **found), 2 if streamed else 1) == told
+
+
 def test_a_dry_run_says_what_the_study_would_take_and_starts_nothing(dataset, tmp_path, monkeypatch, capsys):
     for name in ("connect", "check_storage_reaches_all"):
         monkeypatch.setattr(cluster, name, lambda *args, **named: None)
@@ -69,6 +102,7 @@ def test_a_dry_run_says_what_the_study_would_take_and_starts_nothing(dataset, tm
         "2 trials at once",
         "2.0 images/s a worker",
         "7 readout",
+        "steps 64 s (2 images/s) of a trial",
     ):
-        assert line in said
+        assert line in " ".join(said.split())
     assert Store.at(tmp_path).list() == []

@@ -270,6 +270,7 @@ def print_rehearsal(plan: Plan, found: Rehearsal) -> None:
             f"{1e3 * measured.one_setting_seconds:.1f} ms an image; {1e3 * measured.search_seconds:.1f} ms where all "
             f"{measured.settings} readout settings and every threshold are searched",
         ),
+        ("longest", found.bound),
         ("a trial", f"{config.recipe.epochs} epochs: {format_hours(estimate.trial_seconds / 3600)}"),
         (
             "the study",

@@ -18,7 +18,9 @@ import numpy as np
 import ray
 import torch
 
+from wsol_pipeline.data.augment import Augmentation
 from wsol_pipeline.data.dataset import TrainSplit, encode_labels, open_dataset
+from wsol_pipeline.data.hashes import hash_ids
 from wsol_pipeline.data.images import decode_resize
 from wsol_pipeline.data.pixels import id_and_image
 from wsol_pipeline.data.reader import Batch
@@ -29,7 +31,7 @@ from wsol_pipeline.study.plan import Plan, check_device
 from wsol_pipeline.tracking.connect import Connect, ServerAway, connect_mlflow
 from wsol_pipeline.training import cluster
 from wsol_pipeline.training.checkpoint import KEEP, CheckpointStore
-from wsol_pipeline.training.config import Job, Reading
+from wsol_pipeline.training.config import Job, Reading, TrainConfig
 from wsol_pipeline.training.loop import World, set_up, train_step, validate
 from wsol_pipeline.training.run import resources_per_worker, share_memory
 
@@ -41,7 +43,8 @@ class Measured:
     """What one worker was seen to do. Seconds per image; bytes; `settings` of the readout."""
 
     train_seconds: float
-    decode_seconds: float
+    decode_seconds: float  # of one core, as are those of a crop
+    crop_seconds: float
     one_setting_seconds: float
     search_seconds: float
     settings: int
@@ -63,7 +66,8 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What a dry run found. `mlflow`: whether it answers, in words; `decoded_bytes`: training images as pixels."""
+    """What a dry run found. `mlflow`: whether it answers; `decoded_bytes`: of training images as pixels; `bound`: which
+    part of a trial takes longest, in words."""
 
     mlflow: str
     device: str
@@ -72,6 +76,7 @@ class Rehearsal:
     streamed: bool
     measured: Measured
     estimate: Estimate
+    bound: str
 
 
 def rehearse(plan: Plan) -> Rehearsal:
@@ -93,6 +98,8 @@ def rehearse(plan: Plan) -> Rehearsal:
         streamed=plan.streamed,
         measured=measured,
         estimate=estimated(plan, measured, concurrent),
+        # of a GPU's share of cores one half decodes what the other's worker trains on
+        bound=bound(plan, measured, sample.cpus_per_worker if plan.streamed else 1),
     )
 
 
@@ -140,6 +147,7 @@ def measure(job: Job) -> Measured:
     return Measured(
         train_seconds=statistics.median(steps[1:]) / len(batch.ids),
         decode_seconds=decode / len(batch.ids),
+        crop_seconds=crop_seconds(job.train, len(batch.ids)),
         one_setting_seconds=one / images,
         search_seconds=searched / images,
         settings=len(run.readout.settings(run.method)),
@@ -159,17 +167,52 @@ def first_rows(split: TrainSplit, count: int, size: int, cache_dir: str | None) 
     return Batch(table["id"].to_pylist(), images, labels, None, sizes_B2, global_size=count)
 
 
+def crop_seconds(config: TrainConfig, count: int) -> float:
+    """Of one image; what is in it makes no difference."""
+    recipe = config.recipe
+    augmentation = Augmentation(recipe.train_geometry, config.resize_size, config.image_size, recipe.crop_scale)
+    images = np.zeros((count, 3, config.resize_size, config.resize_size), np.uint8)
+    hashes, sizes_B2 = hash_ids(map(str, range(count))), np.full((count, 2), config.resize_size)
+    augmentation.apply(images, hashes, sizes_B2, 0, 0)  # compiles
+    start = time.perf_counter()
+    augmentation.apply(images, hashes, sizes_B2, 0, 0)
+    return (time.perf_counter() - start) / count
+
+
+def bound(plan: Plan, measured: Measured, cores: int) -> str:
+    """Which of a trial's parts takes longest, beside the others, and what would make it shorter.
+
+    `cores`: those that make a worker's training images. Cached pixels are cropped by one thread of it.
+    """
+    epochs, images = plan.config.recipe.epochs, plan.dataset.train.num_rows / plan.options.workers
+    made = (measured.crop_seconds + plan.streamed * measured.decode_seconds) / cores
+    seconds = {"steps": epochs * images * measured.train_seconds, "input": epochs * images * made}
+    told = {name: f"{name} {spent:,.0f} s ({epochs * images / spent:,.0f} images/s)" for name, spent in seconds.items()}
+    seconds["validation"] = validation_seconds(plan, measured) / plan.options.workers
+    told["validation"] = f"validation {seconds['validation']:,.0f} s"
+    first, *rest = sorted(seconds, key=lambda name: -seconds[name])
+    helps = {
+        "steps": "",
+        "input": f"; a --cache-budget-gb of {plan.decoded_bytes / 2**30:.1f} would hold its pixels" * plan.streamed,
+        "validation": "; more --cpus-per-worker score maps sooner, fewer --rungs search them less often",
+    }
+    return f"{told[first]} of a trial, beside {' and '.join(told[name] for name in rest)}{helps[first]}"
+
+
+def validation_seconds(plan: Plan, measured: Measured) -> float:
+    """Of a whole trial, by one worker: one setting after each epoch, all at each rung and at the end."""
+    epochs, rungs, rows = plan.config.recipe.epochs, len(plan.config.rungs), plan.dataset.val.num_rows
+    again = rows * measured.one_setting_seconds  # the hits of single images, at the end
+    searches = (rungs + 1) * rows * (measured.search_seconds - measured.one_setting_seconds)
+    return epochs * rows * measured.one_setting_seconds + again + searches
+
+
 def estimated(plan: Plan, measured: Measured, concurrent: int) -> Estimate:
     """The whole study, confirmations included, if no trial is pruned."""
     options, config = plan.options, plan.config
-    train, val = plan.dataset.train.num_rows, plan.dataset.val.num_rows
-    searches = len(config.rungs) + 1
     trials = options.trials + min(options.confirm, options.trials) * options.confirm_seeds
-    seconds = (
-        config.recipe.epochs * (train * measured.train_seconds + val * measured.one_setting_seconds)
-        + val * measured.one_setting_seconds  # the hits of single images, at the end
-        + searches * val * (measured.search_seconds - measured.one_setting_seconds)
-    ) / options.workers
+    trained = config.recipe.epochs * plan.dataset.train.num_rows * measured.train_seconds
+    seconds = (trained + validation_seconds(plan, measured)) / options.workers
     hours = trials * seconds * options.workers / 3600
     rounds = -(-trials // concurrent)
     stored = trials * (KEEP * measured.checkpoint_bytes + 2 * measured.model_bytes)
