@@ -242,9 +242,12 @@ def test_the_last_screen_of_a_study_explains_its_words_and_names_what_is_quick(c
     study.dataset.val = SimpleNamespace(num_rows=rows)
     balance = {"started": 0, "complete": 0, "pruned": 0, "fail": 0}
     best = SimpleNamespace(uri="runs/bas-cub/final")
-    screens.print_outcome(Outcome(balance, [], best, {}, 0.5, doubt="In 1,000 redraws ..."), study, "1")
+    screens.print_outcome(
+        Outcome(balance, [], best, {}, 0.5, doubt="In 1,000 redraws ...", standing="Validation, ..."), study, "1"
+    )
     told = capsys.readouterr().out
     assert "(A redraw: as many images drawn from these" in told
+    assert "\nValidation, ...\n" in told
     assert "30.0 min of device time in all (each worker's training and validation)" in told
     assert ("tune_bagcams.py --study bas-cub --storage runs" in told) is quick
 

@@ -77,6 +77,8 @@ def print_outcome(outcome: Outcome, plan: Plan, model_version: str) -> None:
         console.print(
             "(A redraw: as many images drawn from these, some twice, some not at all, as another set might be.)"
         )
+    if outcome.standing:
+        console.print(outcome.standing, highlight=False)
     for number, failure in outcome.failures.items():
         how = "abstained" if failure["kind"] == ABSTAINED else f"failed: {failure['kind']}"
         console.print(f"trial {number} {how}: {failure['message'][:200]}")

@@ -93,7 +93,7 @@ class MlflowListener:
             return
         runs, best, final = projection.runs, outcome.ranking[0][0].number, outcome.best
         names = plan.rule.objectives if plan.rule else (plan.config.objective,)
-        sure = f"{outcome.rule} {outcome.doubt}".strip()
+        sure = " ".join(filter(None, (outcome.rule, outcome.doubt, outcome.standing)))
         table = ranking_markdown(outcome.ranking, names, published_figures(outcome.ranking), sure)
 
         def register() -> None:

@@ -57,8 +57,9 @@ Ranked = tuple[Standing, str, dict[str, Any]]  # of one setting: how it stands, 
 class Outcome:
     """What a study found.
 
-    `ranking`: the completed proposals, best first; `doubt`: how sure the first is, in a sentence or none; `stopped`:
-    the limit it ran into, if any; `rule`: of several objectives, how the first was picked, in a sentence;
+    `ranking`: the completed proposals, best first; `doubt`: how sure the first is, in a sentence or none; `standing`:
+    the first beside the centred box, likewise; `stopped`: the limit it ran into, if any; `rule`: of several
+    objectives, how the first was picked, in a sentence;
     `damaged`: what kept `doubt` from being known; `used`: what the first one's time went to, in a sentence or none;
     `notes`: what files of boxes are like that have chosen, a line each.
     """
@@ -70,6 +71,7 @@ class Outcome:
     device_hours: float
     hours: float = 0.0  # that this run of the command took
     doubt: str = ""
+    standing: str = ""
     rule: str = ""
     stopped: str = ""
     damaged: str = ""
