@@ -1,8 +1,8 @@
 """What a row is: as an importer finds it (`Row`), and as a shard stores it (`schema`).
 
 Image, boxes and masks of a stored row share one frame: the pixels as they decode. Which frame that is was settled at
-import: an image is turned there if its annotation is for the upright one (`Frame`), and one that is left as stored loses
-what asks viewers to turn it. Nothing turns a stored image again, whether it heeds EXIF or not.
+import: an image is turned there if its annotation is for the upright one (`Frame`), and one that is left as stored
+loses what asks viewers to turn it. Nothing turns a stored image again, whether it heeds EXIF or not.
 """
 
 from dataclasses import dataclass

@@ -225,7 +225,7 @@ def _search(folder: Store, name: str, winner: Mapping[str, Any], study_db: str |
     best = [standing.number for standing in ranking[:SURFACES]]
     files = final_files(folder, VAL_COUNTS)
     counts = {n: _counts(folder / files[n].removesuffix(f"/{VAL_COUNTS}")) for n in best if n in files}
-    doubt = " ".join(filter(None, map(winner.get, ("doubt", "certainty", "standing"))))
+    doubt = " ".join(filter(None, map(winner.get, ("doubt", "certainty", "standing", "kept"))))
     return Search(name, trials, winner["trial"], counts, confirmations, doubt, several)
 
 

@@ -18,7 +18,7 @@ from wsol_pipeline.study.events import Listener, Telling
 from wsol_pipeline.study.identity import WINNER, check_folders_are_known, home, require_made_for, settle
 from wsol_pipeline.study.lease import Lease, acquire
 from wsol_pipeline.study.ledger import FAILURE, PUBLISHED, Ledger, open_ledger
-from wsol_pipeline.study.outcome import Outcome, winner_record
+from wsol_pipeline.study.outcome import Outcome, epochs_told, winner_record
 from wsol_pipeline.study.plan import Plan, check_device
 from wsol_pipeline.study.samplers import pruner, sampler
 from wsol_pipeline.study.standing import beside_box
@@ -155,11 +155,13 @@ def _finish(plan: Plan, ledger: Ledger, lease: Lease, point: Point, stopped: str
     except DataError as error:  # what was found stands all the same
         damaged = str(error)
     record = winner_record(plan, ledger, ranking, final, doubt)
-    record |= {name: text for name, text in (("certainty", sure), ("standing", beside)) if text}
+    records = checkpoints.records()
+    kept = epochs_told(records, plan.config.recipe.epochs)
+    sentences = {"certainty": sure, "standing": beside, "kept": kept}
+    record |= {name: text for name, text in sentences.items() if text}
     plan.folder.write(WINNER, json.dumps(record).encode(), ledger.confirm_driver)
     wins, rule = (record.get(name, "") for name in ("doubt", "rule"))
-    went = used.told(checkpoints.records())
     return Outcome(
-        balance, ranked, final, failures, device_hours, doubt=f"{wins} {sure}".strip(), standing=beside, rule=rule,
-        damaged=damaged, used=went, notes=plan.choosers.notes,
+        balance, ranked, final, failures, device_hours, doubt=f"{wins} {sure}".strip(), rule=rule, damaged=damaged,
+        standing=f"{beside} {kept}".strip(), used=used.told(records), notes=plan.choosers.notes,
     )  # fmt: skip

@@ -29,7 +29,7 @@ class MlflowListener:
     """
 
     def __init__(self, plan: Plan) -> None:
-        self.plan, self.version, self.missing = plan, "", ""
+        self.plan, self.version, self.page, self.missing = plan, "", "", ""
         self._connect: Connect | None = None
         self._answered = False
         self._ledger: Ledger | None = None
@@ -100,6 +100,7 @@ class MlflowListener:
             ledger.confirm_driver()
             runs.forget()  # a copy may have taken them over meanwhile
             self.version = registry.register(runs, plan.options.name, best, final)
+            self.page = f"/#/experiments/{runs.experiment_id}/runs?viewStateShareKey={plan.options.name}"
 
         def close() -> None:
             ledger.confirm_driver()
