@@ -1,4 +1,4 @@
-r"""Print the BibTeX of methods, readouts and stations of the walk to masks: their papers, the benchmark whose evaluation
+r"""Print the BibTeX of methods, readouts and the walk's stations: their papers, the benchmark whose evaluation this is,
 this is, this software.
 
 python rayjobs/cite.py bas
