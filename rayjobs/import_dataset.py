@@ -116,13 +116,13 @@ def audit(config: ImportConfig[Any], out: "Store") -> None:
 def main(args: list[str] | None = None) -> int:
     config = parse(sys.argv[1:] if args is None else args)
     from wsol_pipeline.console.imports import alone, check, reporter, summary, tell
-    from wsol_pipeline.data.findings import Refused, of_rows
+    from wsol_pipeline.data.findings import LEFT_OUT, Refused, of_rows
     from wsol_pipeline.data.ingest import faults_of, import_dataset
     from wsol_pipeline.data.shards import QUARANTINE
     from wsol_pipeline.storage import Store
 
     if config.check:
-        return check(read(config), config.workers)
+        return check(read(config), config.workers, config.max_bad)
     out = Store.at(config.out or f"runs/data/{config.dataset}")
     bar, on_shard = reporter()
     try:
@@ -145,7 +145,7 @@ def main(args: list[str] | None = None) -> int:
         tell(error.findings)
         raise
     if any(manifest.quarantine.values()):
-        tell(of_rows(faults_of(json.loads(out.read(QUARANTINE)))), title="left out")
+        tell(of_rows(faults_of(json.loads(out.read(QUARANTINE))), LEFT_OUT))
     print(summary(manifest, out))
     weights = " --weights imagenet" if config.dataset == "folder" else ""  # a recipe for photographs comes with them
     by = "" if manifest.located else " --select-by evidence"

@@ -19,6 +19,7 @@ from PIL import Image
 
 from rayjobs import import_dataset as job
 from wsol_pipeline.console.main import run_main
+from wsol_pipeline.data import findings
 from wsol_pipeline.data.dataset import open_dataset
 from wsol_pipeline.data.doctor import examine
 from wsol_pipeline.data.importers import folder
@@ -526,14 +527,35 @@ def test_one_bad_file_among_your_own_is_a_warning(cats, put, run, layouts, tmp_p
         write(tmp_path / "of cub", read(), max_bad=None)
 
 
+def test_the_check_agrees_with_the_import_on_how_many_may_be_bad(cats, put, run):
+    cats()
+    put("train/cat/1.jpg", b"none")
+    code, out, _ = run("--check")
+    assert (code, "left out: 1 images cannot be decoded" in out) == (0, True)
+    assert out.splitlines()[-1] == "An import would leave out 1 images, as --max-bad allows."
+    for name in ("val/cat/0.jpg", "test/cat/1.jpg", "test/ant/1.jpg"):
+        put(name, b"none")
+    code, out, _ = run("--check")
+    assert (code, out.splitlines()[-1]) == (3, "4 problems")
+    assert run()[0] == 3
+    assert run("--check", "--max-bad", "0.3")[0] == run("--max-bad", "0.3")[0] == 0
+
+
+@pytest.mark.parametrize("asked", [["--check"]])
+def test_a_class_that_few_bad_images_leave_empty_is_refused(cats, put, run, asked):
+    cats(train=1)
+    put("train/cat/0.jpg", b"none")
+    code, out, _ = run(*asked)
+    assert code == 3
+    assert "problem: 1 classes have no training image\n  cat\n" in out
+
+
 @pytest.mark.parametrize(("rows", "allowed"), [(20, 2), (200, 2), (1000, 10)])
 def test_how_many_of_your_own_may_be_bad(make_source, rows, allowed):
-    from wsol_pipeline.data.ingest import _allowed
-
     source = make_source(train=9, val=4, test=3)
-    assert _allowed(replace(source, benchmark=False), None, rows) == allowed
-    assert _allowed(source, None, rows) == 0.001 * rows
-    assert _allowed(source, 0.5, rows) == 0.5 * rows
+    assert findings.allowed(replace(source, benchmark=False), None, rows) == allowed
+    assert findings.allowed(source, None, rows) == 0.001 * rows
+    assert findings.allowed(source, 0.5, rows) == 0.5 * rows
 
 
 def test_labels_alone_make_a_dataset(cats, run, tmp_path):

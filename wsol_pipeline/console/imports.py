@@ -10,7 +10,7 @@ from rich.progress import MofNCompleteColumn, Progress
 from wsol_pipeline.console.progress import is_live
 from wsol_pipeline.data.dataset import Dataset
 from wsol_pipeline.data.doctor import examine
-from wsol_pipeline.data.findings import Finding
+from wsol_pipeline.data.findings import LEFT_OUT, PROBLEM, Finding
 from wsol_pipeline.data.importers import Source
 from wsol_pipeline.data.ingest import ShardReport
 from wsol_pipeline.data.shards import Manifest
@@ -64,28 +64,32 @@ def describe(report: ShardReport, done: int, total: int) -> str:
     return f"shard {done}/{total}: {stored}{verb}" + (f", {len(report.bad)} bad rows" if report.bad else "")
 
 
-def check(source: Source, threads: int) -> int:
-    """Print what is wrong with a source; the exit code is that of bad data if anything but a note is."""
+def check(source: Source, threads: int, max_bad: float | None) -> int:
+    """Print what is wrong with a source; the exit code is that of bad data if an import with `max_bad` needs it mended."""
     with Progress(disable=not is_live()) as bar:
         task = bar.add_task("images")
-        findings, tally = examine(source, threads, lambda done, total: bar.update(task, completed=done, total=total))
+        findings, tally = examine(
+            source, threads, lambda done, total: bar.update(task, completed=done, total=total), max_bad
+        )
     tell(findings)
     print("\n".join(tally.lines()))
-    problems = sum(not finding.is_note for finding in findings)
-    print(verdict(problems, tally.vanished))
+    problems, left_out = (sum(len(one.items) for one in findings if one.weight == by) for by in (PROBLEM, LEFT_OUT))
+    print(verdict(problems, left_out, tally.vanished))
     return DataError.exit_code if problems else 0
 
 
-def verdict(problems: int, vanished: int) -> str:
+def verdict(problems: int, left_out: int, vanished: int) -> str:
     """The last line of --check: nothing that is not taken goes without a word."""
     if problems:
         return f"{problems} problems"
-    return f"What was taken is sound; {vanished} files or images were not (see above)." if vanished else NO_PROBLEM
+    few = [f"An import would leave out {left_out} images, as --max-bad allows."] if left_out else []
+    beside = [f"What was taken is sound; {vanished} files or images were not (see above)."] if vanished else []
+    return " ".join(few + beside) or NO_PROBLEM
 
 
-def tell(findings: Iterable[Finding], title: str = "") -> None:
+def tell(findings: Iterable[Finding]) -> None:
     for finding in findings:
-        print("\n".join(finding.lines(title=title)))
+        print("\n".join(finding.lines()))
 
 
 def summary(manifest: Manifest, out: Store) -> str:

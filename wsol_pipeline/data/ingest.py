@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from wsol_pipeline.data.checks import checked, looks
-from wsol_pipeline.data.findings import Refused, of_rows, of_source, refusal
+from wsol_pipeline.data.findings import Refused, allowed, of_rows, of_source, refusal
 from wsol_pipeline.data.hashes import hash_ids
 from wsol_pipeline.data.importers import Source
 from wsol_pipeline.data.schema import ROW_GROUP, VERSION, Fault, Kind, Row, RowError, Rules, schema
@@ -36,8 +36,6 @@ from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.protocol import Role
 from wsol_pipeline.storage import Store
 
-MAX_BAD = 0.001  # share of a benchmark's rows that may be bad
-OWN_BAD, OWN_BAD_SHARE = 2, 0.01  # of other sources: so many rows, or this share if that is more
 _PROGRESS = "progress"  # what is known of shards that are written, until the manifest says it
 
 
@@ -90,7 +88,7 @@ def import_dataset(
     """Write `source` as a dataset at `out`; if the same import has finished there, write anew what was damaged since.
 
     `origin` says what is imported (importer, place, options); `max_bad` is the share of rows that may be left out (by
-    default a benchmark's `MAX_BAD`, and `OWN_BAD` or more rows of another source); `workers` over 1 writes shards in
+    default as many as `allowed`); `workers` over 1 writes shards in
     Ray tasks; `on_shard` hears (report, done, total) after each shard; `check` is called there
     and before the manifest, and raises once another import may write here.
     Raises `Refused` for a source that cannot make a dataset, `UsageError` if `out` holds another one.
@@ -106,11 +104,12 @@ def import_dataset(
     _require_sound(source, rows, workers)
     out.check_writable()
     jobs = _plan(_by_role(rows), source.rules, out, shard_bytes)
-    reports = _written(jobs, workers, tell, _allowed(source, max_bad, len(rows)) if source.benchmark else len(rows))
+    at_most = allowed(source, max_bad, len(rows))
+    reports = _written(jobs, workers, tell, at_most if source.benchmark else len(rows))
     bad = [row for report in reports for row in report.bad]
     out.write(QUARANTINE, (json.dumps(bad, indent=1) + "\n").encode())
-    if len(bad) > (allowed := _allowed(source, max_bad, len(rows))):
-        limit = f"over --max-bad {max_bad:g}" if max_bad is not None else f"and {int(allowed)} pass without --max-bad"
+    if len(bad) > at_most:
+        limit = f"over --max-bad {max_bad:g}" if max_bad is not None else f"and {int(at_most)} pass without --max-bad"
         raise _too_many(bad, f"{len(bad)} of {len(rows)} rows are bad, {limit}", out)
     manifest = _manifest(source, rows, name, origin, jobs, reports)
     out.write(MANIFEST, manifest.to_json(), check)
@@ -130,13 +129,6 @@ def _require_sound(source: Source, rows: list[Row], threads: int) -> None:
     looked = looks(looked_at, source.rules, threads)
     bad = of_rows((row.id, found) for row, found in looked if isinstance(found, Fault))
     raise refusal(of_source(source, rows, bad))
-
-
-def _allowed(source: Source, max_bad: float | None, rows: int) -> float:
-    """How many rows may be left out."""
-    if max_bad is not None:
-        return max_bad * rows
-    return MAX_BAD * rows if source.benchmark else max(OWN_BAD, OWN_BAD_SHARE * rows)
 
 
 def _written(jobs: list[ShardJob], workers: int, on_shard: OnShard, at_most: float) -> list[ShardReport]:
