@@ -10,11 +10,11 @@ from rich.progress import MofNCompleteColumn, Progress
 from wsol_pipeline.console.progress import is_live
 from wsol_pipeline.data.dataset import Dataset
 from wsol_pipeline.data.doctor import examine
-from wsol_pipeline.data.findings import LEFT_OUT, PROBLEM, Finding
+from wsol_pipeline.data.findings import LEFT_OUT, PROBLEM, Finding, Refused
 from wsol_pipeline.data.importers import Source
 from wsol_pipeline.data.ingest import ShardReport
 from wsol_pipeline.data.shards import Manifest
-from wsol_pipeline.data.survey import Tally
+from wsol_pipeline.data.survey import Tally, holds
 from wsol_pipeline.errors import DataError
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study.lease import acquire
@@ -64,14 +64,14 @@ def describe(report: ShardReport, done: int, total: int) -> str:
     return f"shard {done}/{total}: {stored}{verb}" + (f", {len(report.bad)} bad rows" if report.bad else "")
 
 
-def check(source: Source, threads: int, max_bad: float | None) -> int:
-    """Print what is wrong with a source; the exit code is that of bad data if an import with `max_bad` needs it mended."""
+def check(source: Source, threads: int, max_bad: float | None, at_most: int) -> int:
+    """Print what is wrong with a source, `at_most` of a kind by name; the exit code is that of an import."""
     with Progress(disable=not is_live()) as bar:
         task = bar.add_task("images")
         findings, tally = examine(
             source, threads, lambda done, total: bar.update(task, completed=done, total=total), max_bad
         )
-    tell(findings)
+    tell(findings, at_most)
     print("\n".join(tally.lines()))
     problems, left_out = (sum(len(one.items) for one in findings if one.weight == by) for by in (PROBLEM, LEFT_OUT))
     print(verdict(problems, left_out, tally.vanished))
@@ -83,13 +83,29 @@ def verdict(problems: int, left_out: int, vanished: int) -> str:
     if problems:
         return f"{problems} problems"
     few = [f"An import would leave out {left_out} images, as --max-bad allows."] if left_out else []
-    beside = [f"What was taken is sound; {vanished} files or images were not (see above)."] if vanished else []
-    return " ".join(few + beside) or NO_PROBLEM
+    lost = [f"What was taken is sound; {vanished} files or images were not, or not whole (see above)."]
+    return " ".join(few + (lost if vanished else [])) or NO_PROBLEM
 
 
-def tell(findings: Iterable[Finding]) -> None:
+def tell(findings: Iterable[Finding], at_most: int) -> None:
     for finding in findings:
-        print("\n".join(finding.lines()))
+        print("\n".join(finding.lines(at_most)))
+
+
+def tell_refusal(error: Refused, at_most: int) -> None:
+    """What is wrong, and what is sound of the source."""
+    tell(error.findings, at_most)
+    print("\n".join(error.tally.lines("nothing was taken; no fault was found in")))
+
+
+@contextmanager
+def counted(place: Path) -> Iterator[None]:
+    """Within, a source of which nothing can be read is told with what there is in its place."""
+    try:
+        yield
+    except DataError:
+        print(holds(place))
+        raise
 
 
 def summary(manifest: Manifest, out: Store) -> str:

@@ -9,7 +9,7 @@ from wsol_pipeline.data.checks import looks
 from wsol_pipeline.data.findings import LEFT_OUT, NOTE, PROBLEM, Finding, allowed, of_rows, of_source
 from wsol_pipeline.data.importers import Source
 from wsol_pipeline.data.schema import Fault, Note, Row
-from wsol_pipeline.data.survey import HIDDEN, OTHER, UNLISTED, UNREAD, Tally, by_ending, passed_over
+from wsol_pipeline.data.survey import HIDDEN, OTHER, UNLISTED, UNREAD, Tally, passed_over, tally
 from wsol_pipeline.protocol import Role
 
 BESIDE = {  # why a file is passed over -> what to do about it
@@ -57,19 +57,9 @@ def examine(
     stay = good if weight == LEFT_OUT else rows  # what bad ones leave empty is their fault, and told with them
     problems = [*of_source(source, rows, sound=stay), *_counts(source, rows)]
     problems += [*_shared(twins), *_misplaced(source, rows)]
+    counts = {note.value: len(ids) for note, ids in noted.items()}
     notes = [*_order(rows), *_noted(noted), *_beside(beside)]
-    return [*problems, *of_rows(bad, weight), *notes], _tally(source, good, beside)
-
-
-def _tally(source: Source, rows: list[Row], beside: dict[str, list[Path]]) -> Tally:
-    counts = {role: Counter(label for row in rows if row.role is role for label in row.labels) for role in Role}
-    return Tally(
-        source.classes,
-        {role: sum(row.role is role for row in rows) for role in Role},
-        {role: tuple(counts[role][label] for label in range(len(source.classes))) for role in Role},
-        {reason: by_ending(files) for reason, files in beside.items()},
-        source.left_out,
-    )
+    return [*problems, *of_rows(bad, weight), *notes], tally(source, good, beside, counts)
 
 
 def _noted(noted: dict[Note, list[str]]) -> Iterator[Finding]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from wsol_pipeline.data.importers import Source
 from wsol_pipeline.data.schema import Fault, Kind, Row
+from wsol_pipeline.data.survey import Tally
 from wsol_pipeline.errors import DataError
 from wsol_pipeline.protocol import Role
 
@@ -51,18 +52,18 @@ class Finding:
     def lines(self, at_most: int = 10) -> list[str]:
         """The finding in words, `at_most` of its items by name."""
         rest = len(self.items) - at_most
-        more = [f"  ... and {rest} more"] if rest > 0 else []
+        more = [f"  ... and {rest} more (--list-all names them)"] if rest > 0 else []
         head = f"{self.weight}: {len(self.items)} {self.what}"
         items = (item if item.isprintable() else ascii(item) for item in self.items[:at_most])
         return [head, *(f"  {item}" for item in items), *more, f"  -> {self.mend}"]
 
 
 class Refused(DataError):
-    """A source that cannot be imported: `findings` say all, the message the first."""
+    """A source that cannot be imported: `findings` say all, the message the first; `tally` counts what is sound."""
 
-    def __init__(self, message: str, findings: Sequence[Finding]) -> None:
+    def __init__(self, message: str, findings: Sequence[Finding], tally: Tally) -> None:
         super().__init__(message)
-        self.findings = findings
+        self.findings, self.tally = findings, tally
 
 
 def allowed(source: Source, max_bad: float | None, rows: int) -> float:
@@ -123,8 +124,9 @@ def _empty(source: Source, rows: list[Row]) -> list[Finding]:
     return found
 
 
-def refusal(findings: Sequence[Finding]) -> Refused:
-    """The error for a source that has these faults: the first in a line, and how many more there are."""
-    first, count = findings[0], sum(len(finding.items) for finding in findings)
+def in_a_line(findings: Sequence[Finding]) -> str:
+    """The first problem, and how many more faults there are."""
+    first = next(finding for finding in findings if finding.weight == PROBLEM)
+    count = sum(len(finding.items) for finding in findings)
     head = first.items[0] if first.what == BESIDE else f"{len(first.items)} {first.what}: {first.items[0]}."
-    return Refused(head + (f" And {count - 1} more faults." if count > 1 else ""), findings)
+    return head + (f" And {count - 1} more faults." if count > 1 else "")
