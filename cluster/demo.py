@@ -49,7 +49,7 @@ def how_to_use(cluster: Cluster, storage: Path) -> str:
     return f"""The cluster stays: {cluster.address}, jobs and dashboard at {cluster.dashboard}. In a shell, from here:
 
   export RAY_AUTH_MODE=token RAY_AUTH_TOKEN={(cluster.folder / "token").read_text()}
-  ray job submit --address {cluster.dashboard} -- python rayjobs/tune_bas.py {STUDY} --name again --storage {storage}
+  {Path(sys.executable).with_name("ray")} job submit --address {cluster.dashboard} -- python rayjobs/tune_bas.py {STUDY} --name again --storage {storage}
 
 To end it:
 
