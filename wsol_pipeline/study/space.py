@@ -93,8 +93,9 @@ def delete(store: Store, name: str, found: Ties, study_db: str | None = None) ->
     """
     folder = store / name
     with acquire(folder / "lease"), existing_mlflow(store) as client:
-        for run in found.runs.deletable if client else ():
-            client.delete_run(run)  # MLflow hides it; `mlflow gc` removes it
+        if client:
+            for run in found.runs.deletable:
+                client.delete_run(run)  # MLflow hides it; `mlflow gc` removes it
     for file in folder.list():
         if file != IDENTITY:
             folder.remove(file)
