@@ -7,7 +7,8 @@ r"""Show what takes space in a storage, free what nothing needs any more, delete
 states: checkpoints of trials that have ended, which a killed driver left; models, curves and all that a study needs to
 go on or to be judged stay. ray: Ray's own files. caches: decoded pixels and copies of shards on this machine, which are
 made again. A study that is driven is left alone. --delete asks before it removes a study's files, trials and MLflow
-runs; models that it registered stay.
+runs, whatever their experiment; models that it registered stay. Give MLFLOW_TRACKING_URI and --study-db as the study
+had them: where its trials or runs are not found, --yes removes nothing.
 """
 
 from dataclasses import dataclass
@@ -40,8 +41,6 @@ class Options:
     """SQLAlchemy URL of the studies' database, if they were given one."""
     cache_dir: str | None = None
     """Where this machine keeps decoded pixels; by default below the user's cache folder."""
-    experiment: str = "wsol"
-    """MLflow experiment of the studies."""
 
     def __post_init__(self) -> None:
         for name in (*self.study, *self.delete):
@@ -59,7 +58,7 @@ def main(args: list[str] | None = None) -> int:
     from wsol_pipeline.console.space import delete_studies, free_space, print_space
 
     if options.delete:
-        delete_studies(options.store, options.delete, options.experiment, options.study_db, options.yes)
+        delete_studies(options.store, options.delete, options.study_db, options.yes)
     for kind in dict.fromkeys(options.free):
         free_space(options.store, kind, options.study, options.study_db, options.cache_dir)
     print_space(options.store, options.study_db, options.cache_dir)

@@ -66,6 +66,8 @@ class ImportConfig(Generic[OptionsT]):
     threads of --check."""
     check: bool = False
     """Look at the whole source for what is wrong (counts, files, boxes, images in two splits), and write nothing."""
+    list_all: bool = False
+    """Name all images, files and lines of each kind of fault, not the first 10."""
     shard_mb: int = 128
     """Size of a shard in MiB: 64 to 256 suit an object store."""
 
@@ -76,6 +78,16 @@ class ImportConfig(Generic[OptionsT]):
             raise UsageError(f"--workers and --shard-mb must be at least 1 but got {self.workers} and {self.shard_mb}.")
         if not re.fullmatch(r"[A-Za-z0-9._-]{0,128}", self.name):
             raise UsageError(f"--name may have letters, digits, '.', '_' and '-', 128 at most, but got {self.name!r}.")
+
+    @property
+    def place(self) -> Path:
+        """The source, wherever it is looked at from."""
+        return self.source.expanduser().resolve()
+
+    @property
+    def at_most(self) -> int:
+        """How many of a kind of fault are named."""
+        return sys.maxsize if self.list_all else 10
 
 
 def parse(argv: list[str]) -> ImportConfig[Any]:
@@ -90,14 +102,14 @@ def read(config: ImportConfig[Any]) -> Source:
     """The source as its importer finds it."""
     from wsol_pipeline.data.archives import left_beside, unpacked
 
-    place = config.source.expanduser().resolve()
-    found = importer(config.dataset).read(unpacked(place), config.options)
-    return dataclasses.replace(found, located=config.boxes == "required", beside=left_beside(place))
+    found = importer(config.dataset).read(unpacked(config.place), config.options)
+    located = found.located and config.boxes == "required"
+    return dataclasses.replace(found, located=located, beside=left_beside(config.place))
 
 
 def origin(config: ImportConfig[Any]) -> dict[str, Any]:
     """What makes two imports the same one."""
-    place = "" if config.dataset == "synthetic" else str(config.source.expanduser().resolve())
+    place = "" if config.dataset == "synthetic" else str(config.place)
     options = dataclasses.asdict(config.options)
     facts = {"importer": config.dataset, "source": place, "options": options, "shard_mb": config.shard_mb}
     return redact(facts if config.boxes == "required" else facts | {"boxes": config.boxes})
@@ -115,18 +127,21 @@ def audit(config: ImportConfig[Any], out: "Store") -> None:
 
 def main(args: list[str] | None = None) -> int:
     config = parse(sys.argv[1:] if args is None else args)
-    from wsol_pipeline.console.imports import alone, check, reporter, summary, tell
-    from wsol_pipeline.data.findings import Refused, of_rows
+    from wsol_pipeline.console.imports import alone, check, counted, reporter, summary, tell, tell_refusal
+    from wsol_pipeline.data.findings import LEFT_OUT, Refused, of_rows
     from wsol_pipeline.data.ingest import faults_of, import_dataset
     from wsol_pipeline.data.shards import QUARANTINE
     from wsol_pipeline.storage import Store
 
     if config.check:
-        return check(read(config), config.workers)
+        with counted(config.place):
+            source = read(config)
+        return check(source, config.workers, config.max_bad, config.at_most)
     out = Store.at(config.out or f"runs/data/{config.dataset}")
     bar, on_shard = reporter()
     try:
-        source = read(config)
+        with counted(config.place):
+            source = read(config)
         with alone(out) as check_alone, bar:
             manifest = import_dataset(
                 source,
@@ -142,12 +157,12 @@ def main(args: list[str] | None = None) -> int:
             if config.audit:
                 audit(config, out)
     except Refused as error:
-        tell(error.findings)
+        tell_refusal(error, config.at_most)
         raise
     if any(manifest.quarantine.values()):
-        tell(of_rows(faults_of(json.loads(out.read(QUARANTINE)))), title="left out")
+        tell(of_rows(faults_of(json.loads(out.read(QUARANTINE))), LEFT_OUT), config.at_most)
     print(summary(manifest, out))
-    weights = " --weights imagenet" if config.dataset == "folder" else ""  # a recipe for photographs comes with them
+    weights = "" if source.benchmark else " --weights imagenet"  # a recipe for photographs comes with them
     by = "" if manifest.located else " --select-by evidence"
     place = shlex.quote(config.out or str(out))
     print(f"The dataset is at {out}. Next: {how_to_run('tune_bas')} --data {place}{weights}{by}")

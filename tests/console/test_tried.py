@@ -40,7 +40,7 @@ def test_a_mistyped_option_starts_no_other_cluster(tmp_path):
     assert subprocess.run(job, capture_output=True).returncode == 2
     ended = subprocess.run([*TRIED, *job], capture_output=True, text=True)
     assert (ended.returncode, "--trails" in ended.stderr) == (0, True)
-    assert ended.stderr.endswith("What to mend stands above.\n")
+    assert ended.stderr.endswith("What to mend, or to run again, stands above.\n")
 
 
 def test_a_signal_reaches_the_job_and_its_end_is_waited_for():

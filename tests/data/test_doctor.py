@@ -108,5 +108,5 @@ def test_a_long_finding_is_cut(source, tmp_path):
     lines = only(examine(source)).lines(at_most=3)
     assert lines[0] == "problem: 5 files are missing"
     assert [line.split(":")[0].strip() for line in lines[1:4]] == ["train-0000", "train-0001", "train-0002"]
-    assert lines[4].strip() == "... and 2 more"
+    assert lines[4].strip() == "... and 2 more (--list-all names them)"
     assert lines[5].strip().startswith("-> ")

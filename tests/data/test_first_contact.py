@@ -15,13 +15,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from rayjobs import import_dataset as job
 from wsol_pipeline.console.main import run_main
+from wsol_pipeline.data import findings
 from wsol_pipeline.data.dataset import open_dataset
 from wsol_pipeline.data.doctor import examine
+from wsol_pipeline.data.headers import orientation, without_orientation
 from wsol_pipeline.data.importers import folder
+from wsol_pipeline.data.photographs import photograph
 from wsol_pipeline.data.reader import ReadConfig, eval_rows
 from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.protocol import Role
@@ -111,7 +114,7 @@ def test_what_systems_leave_is_no_class_and_no_image_but_counted(cats, put, run,
     code, out, _ = run("--check")
     assert code == 0
     assert "passed over: 6 hidden files" in out
-    assert out.splitlines()[-1] == "What was taken is sound; 6 files or images were not (see above)."
+    assert out.splitlines()[-1] == "What was taken is sound; 6 files or images were not, or not whole (see above)."
 
 
 @pytest.mark.parametrize("name", ["ilsvrc", "voc", "coco", "cub", "wsolevaluation", "tinyimagenet"])
@@ -368,10 +371,31 @@ def test_a_photograph_its_box_and_its_mask_share_a_frame(cats, run, tmp_path, ki
             ]
             assert Image.open(io.BytesIO(row["image"])).getexif().get(0x0112) is None
         elif kind != "WEBP":
-            assert row["image"] == (root / "train/cat/1.jpg").read_bytes()
+            assert np.array_equal(stored, pixels((root / "train/cat/1.jpg").read_bytes()))
+        as_shown, asked = photograph(row["image"])  # by what heeds EXIF: localize, overlays, a labelling tool
+        assert asked == 1
+        assert np.array_equal(as_shown.permute(1, 2, 0), stored)
     _, out, _ = run("--check", "--exif", exif)
     assert f"note: 2 images {what} EXIF orientation" in out
     assert "  val/cat/1.jpg" in out
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_what_asks_to_be_turned_goes_and_all_else_stays(kind):
+    image, tags = sideways(6)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    sink = io.BytesIO()
+    image.save(sink, kind, exif=tags.tobytes(), icc_profile=profile)
+    data = sink.getvalue()
+    plain = without_orientation(data, kind)
+    assert (orientation(data), orientation(plain)) == (6, 1)
+    assert Image.open(io.BytesIO(plain)).info["icc_profile"] == profile
+    assert np.array_equal(pixels(plain), pixels(data))
+    assert without_orientation(plain, kind) == plain
+    if kind == "JPEG":  # as a viewer reads XMP where EXIF says nothing
+        xmp = b"http://ns.adobe.com/xap/1.0/\x00<x tiff:Orientation='6'/>"
+        with_xmp = plain[:2] + b"\xff\xe1" + (2 + len(xmp)).to_bytes(2) + xmp + plain[2:]
+        assert without_orientation(with_xmp, kind) == plain
 
 
 def test_a_box_that_is_off_the_turned_image_says_so(cats, run):
@@ -499,6 +523,73 @@ def test_all_faults_are_told_at_once(cats, put, run, tmp_path, jpeg):
     ):
         assert out.count(told) == 1, told
     assert not (tmp_path / "out/manifest.json").exists()
+    assert "nothing was taken; no fault was found in: train 10 (ant 6, cat 4), val 2 (ant 1, cat 1), test 4" in out
+    assert "passed over: 1 image files that no split has: .png 1" in out
+
+
+def test_a_table_with_many_wrong_lines_is_told_whole(cats, run, tmp_path):
+    root = cats()
+    with (root / "boxes.csv").open("a") as table:
+        table.write("val/cat/1.jpg,1,2,x,4\n" * 60)
+    code, out, err = run()
+    assert (code, "... and 50 more (--list-all names them)" in out) == (3, True)
+    assert f"All that were found are in {tmp_path / 'out/quarantine.json'}." in err
+    kept = json.loads((tmp_path / "out/quarantine.json").read_bytes())
+    assert [row["reason"].split()[-6] for row in kept] == [f"{number}:" for number in range(10, 70)]
+    for asked in ([], ["--check"]):
+        _, out, _ = run(*asked, "--list-all")
+        assert out.count("a box is four numbers") == 60
+
+
+@pytest.mark.parametrize(
+    ("rewrite", "told"),
+    [
+        (lambda text: text.replace(",", ";").encode(), "with ';' between its columns: save it with commas"),
+        (lambda text: text.replace(",", "\t").encode(), r"with '\t' between its columns"),
+        (lambda text: text.replace("path,x0", "file,left").encode(), "but begins with 'file,left,y0,x1,y1'."),
+        (lambda text: text.partition("\n")[2].encode(), f"but begins with 'val/ant/0.jpg,{BOX}'."),
+        (lambda text: text.replace(",", "  ").encode(), "but begins with 'path  x0  y0  x1  y1'."),
+        (lambda text: text.replace("cat/1", "café/1").encode("latin1"), "boxes.csv: 'utf-8' codec can't decode"),
+        (lambda text: (text + 'val/cat/1.jpg,1,2,3,"' + "4" * 140_000).encode(), "field larger than field limit"),
+    ],
+    ids=["semicolons", "tabs", "names", "none", "blanks", "latin1", "quote"],
+)
+def test_a_table_of_another_form_hides_no_other_fault_and_makes_none(cats, put, run, rewrite, told):
+    table = cats() / "boxes.csv"
+    table.write_bytes(rewrite(table.read_text()))
+    put("train/cat/0.jpg", b"none")
+    code, out, _ = run()
+    assert code == 3
+    assert [line for line in out.splitlines() if line.startswith("problem: ")] == [
+        "problem: 1 faults beside single images",
+        "problem: 1 images cannot be decoded",
+    ]
+    assert told in out
+    assert "train/cat/0.jpg: image is not a readable" in out
+
+
+@pytest.mark.parametrize("asked", [[], ["--check"]])
+def test_what_lies_in_a_folder_that_is_of_no_layout_is_counted(put, run, tmp_path, asked):
+    for name in ("a.jpg", "b.JPG", "notes.txt", ".hidden"):
+        put(name)
+    code, out, _ = run(*asked, dataset="cub")
+    assert (code, out) == (3, f"nothing was taken; {tmp_path / 'in'} holds 3 files (.jpg 2, .txt 1)\n")
+
+
+def test_a_part_of_an_annotation_that_vanished_is_a_word_at_the_end(layouts, tmp_path, run):
+    layouts("coco", tmp_path / "in")
+    file = tmp_path / "in/annotations/instances_test.json"
+    file.write_text(file.read_text().replace('"bbox": [1, 2, 19, 23]', '"bbox": [30, 2, 19, 23]', 1))
+    code, out, _ = run("--check", "--train", "train", "--val", "val", "--test", "test", dataset="coco")
+    assert "note: 1 images with boxes or polygons that were cut off at the edge of the image" in out
+    last = "What was taken is sound; 1 files or images were not, or not whole (see above)."
+    assert (code, out.splitlines()[-1]) == (0, last)
+
+
+def test_own_photographs_in_the_layout_of_coco_get_the_recipe_for_photographs(layouts, tmp_path, run):
+    layouts("coco", tmp_path / "in")
+    code, out, _ = run("--train", "train", "--val", "val", "--test", "test", dataset="coco")
+    assert (code, out.splitlines()[-1].endswith("--data out --weights imagenet")) == (0, True)
 
 
 def test_too_many_bad_images_are_all_told(cats, put, run, tmp_path):
@@ -510,6 +601,7 @@ def test_too_many_bad_images_are_all_told(cats, put, run, tmp_path):
     assert "3 of 14 rows are bad, and 2 pass without --max-bad" in err
     assert all(f"{name}: image is not a readable" in out for name in ("train/ant/0.jpg", "test/cat/1.jpg"))
     assert len(json.loads((tmp_path / "out/quarantine.json").read_bytes())) == 3
+    assert "nothing was taken; no fault was found in: train 5 (ant 2, cat 3), val 3 (ant 2, cat 1), test 3" in out
 
 
 def test_one_bad_file_among_your_own_is_a_warning(cats, put, run, layouts, tmp_path, write):
@@ -526,14 +618,35 @@ def test_one_bad_file_among_your_own_is_a_warning(cats, put, run, layouts, tmp_p
         write(tmp_path / "of cub", read(), max_bad=None)
 
 
+def test_the_check_agrees_with_the_import_on_how_many_may_be_bad(cats, put, run):
+    cats()
+    put("train/cat/1.jpg", b"none")
+    code, out, _ = run("--check")
+    assert (code, "left out: 1 images cannot be decoded" in out) == (0, True)
+    assert out.splitlines()[-1] == "An import would leave out 1 images, as --max-bad allows."
+    for name in ("val/cat/0.jpg", "test/cat/1.jpg", "test/ant/1.jpg"):
+        put(name, b"none")
+    code, out, _ = run("--check")
+    assert (code, out.splitlines()[-1]) == (3, "4 problems")
+    assert run()[0] == 3
+    assert run("--check", "--max-bad", "0.3")[0] == run("--max-bad", "0.3")[0] == 0
+
+
+@pytest.mark.parametrize("asked", [[], ["--check"]])
+def test_a_class_that_few_bad_images_leave_empty_is_refused(cats, put, run, asked):
+    cats(train=1)
+    put("train/cat/0.jpg", b"none")
+    code, out, _ = run(*asked)
+    assert code == 3
+    assert "problem: 1 classes have no training image\n  cat\n" in out
+
+
 @pytest.mark.parametrize(("rows", "allowed"), [(20, 2), (200, 2), (1000, 10)])
 def test_how_many_of_your_own_may_be_bad(make_source, rows, allowed):
-    from wsol_pipeline.data.ingest import _allowed
-
     source = make_source(train=9, val=4, test=3)
-    assert _allowed(replace(source, benchmark=False), None, rows) == allowed
-    assert _allowed(source, None, rows) == 0.001 * rows
-    assert _allowed(source, 0.5, rows) == 0.5 * rows
+    assert findings.allowed(replace(source, benchmark=False), None, rows) == allowed
+    assert findings.allowed(source, None, rows) == 0.001 * rows
+    assert findings.allowed(source, 0.5, rows) == 0.5 * rows
 
 
 def test_labels_alone_make_a_dataset(cats, run, tmp_path):

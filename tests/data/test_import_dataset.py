@@ -100,6 +100,8 @@ def test_check_reports_and_writes_nothing(run, tmp_path, jpeg):
     assert code == 3
     assert "train train/cat/2.jpg = test test/cat/1.jpg" in out
     assert "val/cat/1.jpg: box (1.0, 2.0, 99.0, 4.0) is not on the image" in out
+    assert "left out: 1 images have a wrong box" in out
+    assert "problem: 1 splits have no image\n  val\n" in out  # without that one
     assert out.splitlines()[-1] == "2 problems"
     assert not (tmp_path / "out").exists()
 

@@ -10,7 +10,7 @@ from wsol_pipeline.storage import Store
 from wsol_pipeline.study.database import open_storage
 from wsol_pipeline.study.identity import home
 from wsol_pipeline.study.lease import acquire
-from wsol_pipeline.study.space import delete, free, require_known, survey
+from wsol_pipeline.study.space import delete, free, require_known, survey, ties
 from wsol_pipeline.training.checkpoint import CheckpointStore
 
 
@@ -61,25 +61,15 @@ def test_only_what_nothing_needs_is_freed(store):
 def test_a_study_that_is_driven_is_left_alone(store):
     before = set(store.list("s/trials"))
     with acquire(store / "s/lease"):
-        for act in (lambda: free(store, "s", "states"), lambda: delete(store, "s", Runs())):
+        for act in (lambda: free(store, "s", "states"), lambda: delete(store, "s", ties(store, "s"))):
             with pytest.raises(ResourceError, match="is driving this study"):
                 act()
     assert set(store.list("s/trials")) == before
 
 
-class Runs:
-    """Stands for a study's runs in MLflow."""
-
-    deleted = 0
-
-    def delete(self):
-        self.deleted += 1
-
-
-def test_a_study_is_deleted_with_its_runs_and_nothing_else(store, tmp_path):
-    runs = Runs()
-    delete(store, "s", runs)
-    assert (runs.deleted, store.list("s"), (tmp_path / "s").exists()) == (1, [], False)
+def test_a_study_is_deleted_and_nothing_else(store, tmp_path):
+    delete(store, "s", ties(store, "s"))
+    assert (store.list("s"), (tmp_path / "s").exists()) == ([], False)
     assert store.list() == ["another/study.json", "data/synthetic/train/00000.parquet"]
 
 
@@ -87,13 +77,22 @@ def test_a_study_of_a_shared_database_leaves_it(store, tmp_path):
     url = f"sqlite:///{tmp_path}/team.db"
     for name in ("s", "another"):
         optuna.create_study(study_name=name, storage=url)
-    delete(store, "s", Runs(), url)
+    delete(store, "s", ties(store, "s", url), url)
     assert optuna.study.get_all_study_names(url) == ["another"]
 
 
-def test_an_unknown_study_is_refused_with_the_known_ones(store):
+def test_an_unknown_study_is_refused_with_the_known_ones(store, tmp_path):
     with pytest.raises(UsageError, match="another, s"):
         require_known(survey(store), ("x",))
+    with pytest.raises(UsageError, match="'x': there is no study in this --storage"):
+        require_known(survey(Store.at(tmp_path / "mistyped")), ("x",))
+
+
+def test_looking_for_what_a_study_has_makes_no_database(store, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    before = store.list()
+    found = ties(store, "s", f"sqlite:///{tmp_path}/typo.db")
+    assert (found.trials, len(found.missing), store.list()) == (0, 2, before)
 
 
 def test_a_bucket_is_counted_and_emptied_likewise(s3_bucket):

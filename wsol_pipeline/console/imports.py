@@ -10,11 +10,11 @@ from rich.progress import MofNCompleteColumn, Progress
 from wsol_pipeline.console.progress import is_live
 from wsol_pipeline.data.dataset import Dataset
 from wsol_pipeline.data.doctor import examine
-from wsol_pipeline.data.findings import Finding
+from wsol_pipeline.data.findings import LEFT_OUT, PROBLEM, Finding, Refused
 from wsol_pipeline.data.importers import Source
 from wsol_pipeline.data.ingest import ShardReport
 from wsol_pipeline.data.shards import Manifest
-from wsol_pipeline.data.survey import Tally
+from wsol_pipeline.data.survey import Tally, holds
 from wsol_pipeline.errors import DataError
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study.lease import acquire
@@ -64,28 +64,48 @@ def describe(report: ShardReport, done: int, total: int) -> str:
     return f"shard {done}/{total}: {stored}{verb}" + (f", {len(report.bad)} bad rows" if report.bad else "")
 
 
-def check(source: Source, threads: int) -> int:
-    """Print what is wrong with a source; the exit code is that of bad data if anything but a note is."""
+def check(source: Source, threads: int, max_bad: float | None, at_most: int) -> int:
+    """Print what is wrong with a source, `at_most` of a kind by name; the exit code is that of an import."""
     with Progress(disable=not is_live()) as bar:
         task = bar.add_task("images")
-        findings, tally = examine(source, threads, lambda done, total: bar.update(task, completed=done, total=total))
-    tell(findings)
+        findings, tally = examine(
+            source, threads, lambda done, total: bar.update(task, completed=done, total=total), max_bad
+        )
+    tell(findings, at_most)
     print("\n".join(tally.lines()))
-    problems = sum(not finding.is_note for finding in findings)
-    print(verdict(problems, tally.vanished))
+    problems, left_out = (sum(len(one.items) for one in findings if one.weight == by) for by in (PROBLEM, LEFT_OUT))
+    print(verdict(problems, left_out, tally.vanished))
     return DataError.exit_code if problems else 0
 
 
-def verdict(problems: int, vanished: int) -> str:
+def verdict(problems: int, left_out: int, vanished: int) -> str:
     """The last line of --check: nothing that is not taken goes without a word."""
     if problems:
         return f"{problems} problems"
-    return f"What was taken is sound; {vanished} files or images were not (see above)." if vanished else NO_PROBLEM
+    few = [f"An import would leave out {left_out} images, as --max-bad allows."] if left_out else []
+    lost = [f"What was taken is sound; {vanished} files or images were not, or not whole (see above)."]
+    return " ".join(few + (lost if vanished else [])) or NO_PROBLEM
 
 
-def tell(findings: Iterable[Finding], title: str = "") -> None:
+def tell(findings: Iterable[Finding], at_most: int) -> None:
     for finding in findings:
-        print("\n".join(finding.lines(title=title)))
+        print("\n".join(finding.lines(at_most)))
+
+
+def tell_refusal(error: Refused, at_most: int) -> None:
+    """What is wrong, and what is sound of the source."""
+    tell(error.findings, at_most)
+    print("\n".join(error.tally.lines("nothing was taken; no fault was found in")))
+
+
+@contextmanager
+def counted(place: Path) -> Iterator[None]:
+    """Within, a source of which nothing can be read is told with what there is in its place."""
+    try:
+        yield
+    except DataError:
+        print(holds(place))
+        raise
 
 
 def summary(manifest: Manifest, out: Store) -> str:

@@ -10,11 +10,8 @@ from rich.table import Table
 from wsol_pipeline.data.shards import cache_root
 from wsol_pipeline.errors import UsageError
 from wsol_pipeline.storage import Store
-from wsol_pipeline.study.identity import home
-from wsol_pipeline.study.space import KINDS, delete, free, require_known, survey
+from wsol_pipeline.study.space import KINDS, delete, free, require_known, survey, ties
 from wsol_pipeline.text import format_bytes
-from wsol_pipeline.tracking.connect import connect_mlflow
-from wsol_pipeline.tracking.runs import STORAGE_TAG, StudyRuns
 
 CACHES = "caches"
 CACHED = ("pixels", "shards", "unpacked")  # what is below a cache folder, which may be somebody's own
@@ -28,7 +25,10 @@ def print_space(store: Store, study_db: str | None, cache_dir: str | None) -> No
         column.justify = "right"
     for name, kinds in sorted(space.studies.items(), key=lambda item: -item[1].total()):
         table.add_row(name, *(format_bytes(kinds[kind]) for kind in KINDS), format_bytes(kinds.total()))
-    Console().print(table)
+    if space.studies:
+        Console().print(table)
+    else:
+        print(f"no study in {store}")
     for name, size in sorted(space.others.items(), key=lambda item: -item[1]):
         print(f"{name}: {format_bytes(size)}")
     print(f"{CACHES} of this machine, {cache}: {format_bytes(_cached(cache))}")
@@ -48,17 +48,25 @@ def free_space(store: Store, kind: str, studies: tuple[str, ...], study_db: str 
             print(f"{name}: {format_bytes(freed)} of {kind} freed", flush=True)
 
 
-def delete_studies(store: Store, studies: tuple[str, ...], experiment: str, study_db: str | None, yes: bool) -> None:
-    """Delete studies with their runs in MLflow, each once that was asked."""
+def delete_studies(store: Store, studies: tuple[str, ...], study_db: str | None, yes: bool) -> None:
+    """Delete studies with their trials and MLflow runs, each once that was asked.
+
+    Raises `UsageError` for one whose trials or runs are not found, unless somebody is asked: without its files nothing
+    tells any more which these are.
+    """
     space = survey(store, study_db)
     require_known(space, studies)
     for name in studies:
-        what = f"study {name!r} in {store}: {format_bytes(space.studies[name].total())}, its trials and MLflow runs"
-        if yes or _is_agreed(f"Delete {what}? [y/N] "):
-            own = home(store / name)
-            connect = connect_mlflow(store, experiment)
-            runs = StudyRuns(connect, name, {STORAGE_TAG: own.storage}, own.id, own.before)
-            delete(store, name, runs, study_db)
+        found = ties(store, name, study_db)
+        size, runs = format_bytes(space.studies[name].total()), len(found.runs.deletable)
+        what = f"study {name!r} in {store}: {size}, {found.trials} trials, {runs} MLflow runs"
+        if found.runs.elsewhere:
+            print(f"its MLflow runs are those of its copy at {found.runs.elsewhere}, and stay")
+        lack = f"not found are its {' and its '.join(found.missing)}" if found.missing else ""
+        if yes and lack:
+            raise UsageError(f"Study {name!r} is not deleted: {lack}. Without --yes it is asked whether they may stay.")
+        if yes or _is_agreed(f"Delete {what}{f' ({lack}, and stay)' if lack else ''}? [y/N] "):
+            delete(store, name, found, study_db)
             print(f"deleted {what}; models that it registered stay", flush=True)
 
 

@@ -1,9 +1,10 @@
-"""For a job that is tried again when it fails, as KubeRay's `backoffLimit` does: what no try would mend ends with 0.
+"""For a job that is tried again when it fails, as KubeRay's `backoffLimit` does: what is not worth one ends with 0.
 
     python -m wsol_pipeline.console.tried python rayjobs/tune_bas.py --data s3://bucket/cub ...
 
 Each try of a RayJob is a new cluster, and an option that does not exist would have had one started four times: KubeRay
-knows no exit codes, only whether a job failed.
+knows no exit codes, only whether a job failed. An MLflow that was away at the end (5) is not worth one either: nothing
+is lost, and the same command writes what it lacks once it is back.
 """
 
 import signal
@@ -23,8 +24,8 @@ def run(command: list[str]) -> int:
     if code not in LASTING:
         return 128 - code if code < 0 else code
     print(
-        f"exit code {code} ({LASTING[code]}): another try would end alike, so this one counts as done. What to mend "
-        "stands above.",
+        f"exit code {code} ({LASTING[code]}): not worth another cluster, so this try counts as done. What to mend, or "
+        "to run again, stands above.",
         file=sys.stderr,
         flush=True,
     )

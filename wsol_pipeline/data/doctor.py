@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from wsol_pipeline.data.checks import looks
-from wsol_pipeline.data.findings import Finding, of_rows, of_source
+from wsol_pipeline.data.findings import LEFT_OUT, NOTE, PROBLEM, Finding, allowed, of_rows, of_source
 from wsol_pipeline.data.importers import Source
 from wsol_pipeline.data.schema import Fault, Note, Row
-from wsol_pipeline.data.survey import HIDDEN, OTHER, UNLISTED, UNREAD, Tally, by_ending, passed_over
+from wsol_pipeline.data.survey import HIDDEN, OTHER, UNLISTED, UNREAD, Tally, passed_over, tally
 from wsol_pipeline.protocol import Role
 
 BESIDE = {  # why a file is passed over -> what to do about it
@@ -29,11 +29,14 @@ NOTED = {  # what is done to an image -> what to think of
 
 
 def examine(
-    source: Source, threads: int = 1, on_row: Callable[[int, int], None] = lambda done, total: None
+    source: Source,
+    threads: int = 1,
+    on_row: Callable[[int, int], None] = lambda done, total: None,
+    max_bad: float | None = None,
 ) -> tuple[list[Finding], Tally]:
     """Read everything that an import would read, and write nothing: what is wrong, and what would be taken.
 
-    `on_row` hears (done, total) after each image.
+    Rows that an import with `max_bad` leaves out are no problems. `on_row` hears (done, total) after each image.
     """
     rows = list(source.rows)
     bad: list[tuple[str, Fault]] = []
@@ -50,30 +53,23 @@ def examine(
                 noted[note].append(row.id)
         on_row(done, len(rows))
     beside = passed_over(source, rows)
-    problems = [*of_source(source, rows), *_counts(source, rows), *_shared(twins), *_misplaced(source, rows)]
+    weight = LEFT_OUT if len(bad) <= allowed(source, max_bad, len(rows)) else PROBLEM
+    stay = good if weight == LEFT_OUT else rows  # what bad ones leave empty is their fault, and told with them
+    problems = [*of_source(source, rows, sound=stay), *_counts(source, rows)]
+    problems += [*_shared(twins), *_misplaced(source, rows)]
+    counts = {note.value: len(ids) for note, ids in noted.items()}
     notes = [*_order(rows), *_noted(noted), *_beside(beside)]
-    return [*problems, *of_rows(bad), *notes], _tally(source, good, beside)
-
-
-def _tally(source: Source, rows: list[Row], beside: dict[str, list[Path]]) -> Tally:
-    counts = {role: Counter(label for row in rows if row.role is role for label in row.labels) for role in Role}
-    return Tally(
-        source.classes,
-        {role: sum(row.role is role for row in rows) for role in Role},
-        {role: tuple(counts[role][label] for label in range(len(source.classes))) for role in Role},
-        {reason: by_ending(files) for reason, files in beside.items()},
-        source.left_out,
-    )
+    return [*problems, *of_rows(bad, weight), *notes], tally(source, good, beside, counts)
 
 
 def _noted(noted: dict[Note, list[str]]) -> Iterator[Finding]:
     for note, names in noted.items():
-        yield Finding(note.value, tuple(names), NOTED[note], is_note=True)
+        yield Finding(note.value, tuple(names), NOTED[note], NOTE)
 
 
 def _beside(beside: dict[str, list[Path]]) -> Iterator[Finding]:
     for reason, files in beside.items():
-        yield Finding(f"{reason}, passed over", tuple(map(str, files)), BESIDE[reason], is_note=True)
+        yield Finding(f"{reason}, passed over", tuple(map(str, files)), BESIDE[reason], NOTE)
 
 
 def _counts(source: Source, rows: list[Row]) -> Iterator[Finding]:
@@ -122,4 +118,4 @@ def _order(rows: list[Row]) -> Iterator[Finding]:
     if len(set(labels)) == len(labels) and all(len(label) == 1 for label in labels) and labels != sorted(labels):
         items = tuple(f"{folder}: {label}" for folder, (label,) in zip(sorted(own), labels, strict=True))
         mend = "Compare with the names of the classes: most lists and weights count the classes by sorted folder."
-        yield Finding("folders of training images are not in the order of their labels", items, mend, True)
+        yield Finding("folders of training images are not in the order of their labels", items, mend, NOTE)

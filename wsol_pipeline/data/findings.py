@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from wsol_pipeline.data.importers import Source
 from wsol_pipeline.data.schema import Fault, Kind, Row
+from wsol_pipeline.data.survey import Tally
 from wsol_pipeline.errors import DataError
 from wsol_pipeline.protocol import Role
 
@@ -28,6 +29,10 @@ KINDS = {
 }
 
 BESIDE = "faults beside single images"
+# There is no import before it is mended; there is one without these images; there is one as it is.
+PROBLEM, LEFT_OUT, NOTE = "problem", "left out", "note"
+MAX_BAD = 0.001  # share of a benchmark's rows that may be bad
+OWN_BAD, OWN_BAD_SHARE = 2, 0.01  # of other sources: so many rows, or this share if that is more
 
 
 @dataclass(frozen=True)
@@ -37,37 +42,52 @@ class Finding:
     what: str
     items: tuple[str, ...]
     mend: str
-    is_note: bool = False  # worth knowing, but the source can be imported
+    weight: str = PROBLEM
 
-    def lines(self, at_most: int = 10, title: str = "") -> list[str]:
+    @property
+    def is_note(self) -> bool:
+        """Worth knowing, but no fault."""
+        return self.weight == NOTE
+
+    def lines(self, at_most: int = 10) -> list[str]:
         """The finding in words, `at_most` of its items by name."""
         rest = len(self.items) - at_most
-        more = [f"  ... and {rest} more"] if rest > 0 else []
-        head = f"{title or ('note' if self.is_note else 'problem')}: {len(self.items)} {self.what}"
+        more = [f"  ... and {rest} more (--list-all names them)"] if rest > 0 else []
+        head = f"{self.weight}: {len(self.items)} {self.what}"
         items = (item if item.isprintable() else ascii(item) for item in self.items[:at_most])
         return [head, *(f"  {item}" for item in items), *more, f"  -> {self.mend}"]
 
 
 class Refused(DataError):
-    """A source that cannot be imported: `findings` say all, the message the first."""
+    """A source that cannot be imported: `findings` say all, the message the first; `tally` counts what is sound."""
 
-    def __init__(self, message: str, findings: Sequence[Finding]) -> None:
+    def __init__(self, message: str, findings: Sequence[Finding], tally: Tally) -> None:
         super().__init__(message)
-        self.findings = findings
+        self.findings, self.tally = findings, tally
 
 
-def of_rows(faults: Iterable[tuple[str, Fault]]) -> list[Finding]:
+def allowed(source: Source, max_bad: float | None, rows: int) -> float:
+    """How many of `rows` rows may be left out; `max_bad` is their share, None the default of such a source."""
+    if max_bad is not None:
+        return max_bad * rows
+    return MAX_BAD * rows if source.benchmark else max(OWN_BAD, OWN_BAD_SHARE * rows)
+
+
+def of_rows(faults: Iterable[tuple[str, Fault]], weight: str = PROBLEM) -> list[Finding]:
     """What is wrong with rows, given by id."""
     reasons: dict[Kind, list[str]] = defaultdict(list)
     for name, fault in faults:
         reasons[fault.kind].append(f"{name}: {fault.reason}")
-    return [Finding(what, tuple(reasons[kind]), mend) for kind, (what, mend) in KINDS.items() if reasons[kind]]
+    return [Finding(what, tuple(reasons[kind]), mend, weight) for kind, (what, mend) in KINDS.items() if reasons[kind]]
 
 
-def of_source(source: Source, rows: list[Row], of_single: Sequence[Finding] = ()) -> list[Finding]:
+def of_source(
+    source: Source, rows: list[Row], of_single: Sequence[Finding] = (), sound: list[Row] | None = None
+) -> list[Finding]:
     """What is wrong beside single rows, for which an import is refused; what is wrong `of_single` ones goes before what
-    may come of it."""
-    return [*_structure(source), *_shares(source, rows), *_repeated(rows), *of_single, *_empty(source, rows)]
+    may come of it. `sound`: the rows that there are to learn from, if not all."""
+    empty = _empty(source, rows if sound is None else sound)
+    return [*_structure(source), *_shares(source, rows), *_repeated(rows), *of_single, *empty]
 
 
 def _structure(source: Source) -> list[Finding]:
@@ -104,8 +124,9 @@ def _empty(source: Source, rows: list[Row]) -> list[Finding]:
     return found
 
 
-def refusal(findings: Sequence[Finding]) -> Refused:
-    """The error for a source that has these faults: the first in a line, and how many more there are."""
-    first, count = findings[0], sum(len(finding.items) for finding in findings)
+def in_a_line(findings: Sequence[Finding]) -> str:
+    """The first problem, and how many more faults there are."""
+    first = next(finding for finding in findings if finding.weight == PROBLEM)
+    count = sum(len(finding.items) for finding in findings)
     head = first.items[0] if first.what == BESIDE else f"{len(first.items)} {first.what}: {first.items[0]}."
-    return Refused(head + (f" And {count - 1} more faults." if count > 1 else ""), findings)
+    return head + (f" And {count - 1} more faults." if count > 1 else "")

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from wsol_pipeline.data.checks import checked, looks
-from wsol_pipeline.data.findings import Refused, of_rows, of_source, refusal
+from wsol_pipeline.data.findings import LEFT_OUT, Finding, Refused, allowed, in_a_line, of_rows, of_source
 from wsol_pipeline.data.hashes import hash_ids
 from wsol_pipeline.data.importers import Source
 from wsol_pipeline.data.schema import ROW_GROUP, VERSION, Fault, Kind, Row, RowError, Rules, schema
@@ -31,13 +31,11 @@ from wsol_pipeline.data.shards import (
     encode_shard,
     read_manifest,
 )
-from wsol_pipeline.data.survey import by_ending, passed_over
+from wsol_pipeline.data.survey import by_ending, passed_over, tally
 from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.protocol import Role
 from wsol_pipeline.storage import Store
 
-MAX_BAD = 0.001  # share of a benchmark's rows that may be bad
-OWN_BAD, OWN_BAD_SHARE = 2, 0.01  # of other sources: so many rows, or this share if that is more
 _PROGRESS = "progress"  # what is known of shards that are written, until the manifest says it
 
 
@@ -90,7 +88,7 @@ def import_dataset(
     """Write `source` as a dataset at `out`; if the same import has finished there, write anew what was damaged since.
 
     `origin` says what is imported (importer, place, options); `max_bad` is the share of rows that may be left out (by
-    default a benchmark's `MAX_BAD`, and `OWN_BAD` or more rows of another source); `workers` over 1 writes shards in
+    default as many as `allowed`); `workers` over 1 writes shards in
     Ray tasks; `on_shard` hears (report, done, total) after each shard; `check` is called there
     and before the manifest, and raises once another import may write here.
     Raises `Refused` for a source that cannot make a dataset, `UsageError` if `out` holds another one.
@@ -103,15 +101,14 @@ def import_dataset(
     if out.exists(MANIFEST):
         return _mended(_finished(out, origin), source, out, workers, shard_bytes, tell)
     rows = list(source.rows)
-    _require_sound(source, rows, workers)
+    _require_sound(source, rows, workers, out)
     out.check_writable()
     jobs = _plan(_by_role(rows), source.rules, out, shard_bytes)
-    reports = _written(jobs, workers, tell, _allowed(source, max_bad, len(rows)) if source.benchmark else len(rows))
+    at_most = allowed(source, max_bad, len(rows)) if source.benchmark else len(rows)
+    reports = _written(jobs, workers, tell, at_most)
     bad = [row for report in reports for row in report.bad]
-    out.write(QUARANTINE, (json.dumps(bad, indent=1) + "\n").encode())
-    if len(bad) > (allowed := _allowed(source, max_bad, len(rows))):
-        limit = f"over --max-bad {max_bad:g}" if max_bad is not None else f"and {int(allowed)} pass without --max-bad"
-        raise _too_many(bad, f"{len(bad)} of {len(rows)} rows are bad, {limit}", out)
+    _quarantine(out, bad)
+    _require_few(source, rows, bad, max_bad, out)
     manifest = _manifest(source, rows, name, origin, jobs, reports)
     out.write(MANIFEST, manifest.to_json(), check)
     for job in jobs:
@@ -119,24 +116,45 @@ def import_dataset(
     return manifest
 
 
-def _require_sound(source: Source, rows: list[Row], threads: int) -> None:
-    """Raise `Refused` for what is wrong beside single rows, with all that is wrong with these.
+def _require_sound(source: Source, rows: list[Row], threads: int, out: Store) -> None:
+    """Raise `Refused` for what is wrong beside single rows, with all that is wrong with these, and keep it at `out`.
 
     Of a benchmark only with what the importer found of them: its images are many, and take `--check`.
     """
-    if not of_source(source, rows):
+    if not (beside := of_source(source, rows)):
         return
     looked_at = [row for row in rows if row.fault] if source.benchmark else rows
     looked = looks(looked_at, source.rules, threads)
-    bad = of_rows((row.id, found) for row, found in looked if isinstance(found, Fault))
-    raise refusal(of_source(source, rows, bad))
+    bad = [_bad(row, found) for row, found in looked if isinstance(found, Fault)]
+    of_all = [{"id": "", "split": "", "kind": "source", "reason": item} for finding in beside for item in finding.items]
+    _quarantine(out, [*of_all, *bad])
+    findings = of_source(source, rows, of_rows(faults_of(bad)))
+    raise _refused(source, rows, bad, findings, in_a_line(findings), out)
 
 
-def _allowed(source: Source, max_bad: float | None, rows: int) -> float:
-    """How many rows may be left out."""
-    if max_bad is not None:
-        return max_bad * rows
-    return MAX_BAD * rows if source.benchmark else max(OWN_BAD, OWN_BAD_SHARE * rows)
+def _require_few(source: Source, rows: list[Row], bad: list[dict[str, str]], max_bad: float | None, out: Store) -> None:
+    """Raise `Refused` for more bad rows than may be left out, and for those that leave a split or a class empty."""
+    if len(bad) > (most := allowed(source, max_bad, len(rows))):
+        limit = f"over --max-bad {max_bad:g}" if max_bad is not None else f"and {int(most)} pass without --max-bad"
+        first = f"The first is {bad[0]['id']!r}: {bad[0]['reason']}."
+        what = f"{len(bad)} of {len(rows)} rows are bad, {limit}. {first}"
+        raise _refused(source, rows, bad, of_rows(faults_of(bad)), what, out)
+    if bad and (empty := of_source(source, rows, sound=_without(rows, bad))):
+        raise _refused(source, rows, bad, [*of_rows(faults_of(bad), LEFT_OUT), *empty], in_a_line(empty), out)
+
+
+def _bad(row: Row, fault: Fault) -> dict[str, str]:
+    """A row that is left out, as `quarantine.json` has it."""
+    return {"id": row.id, "split": row.role.value, **fault._asdict()}
+
+
+def _quarantine(out: Store, bad: list[dict[str, str]]) -> None:
+    out.write(QUARANTINE, (json.dumps(bad, indent=1) + "\n").encode())
+
+
+def _without(rows: list[Row], bad: list[dict[str, str]]) -> list[Row]:
+    ids = {row["id"] for row in bad}
+    return [row for row in rows if not row.fault and row.id not in ids]
 
 
 def _written(jobs: list[ShardJob], workers: int, on_shard: OnShard, at_most: float) -> list[ShardReport]:
@@ -155,10 +173,11 @@ def faults_of(quarantine: list[dict[str, str]]) -> Iterator[tuple[str, Fault]]:
     return ((row["id"], Fault(Kind(row["kind"]), row["reason"])) for row in quarantine)
 
 
-def _too_many(bad: list[dict[str, str]], what: str, out: Store) -> Refused:
-    first = f"The first is {bad[0]['id']!r}: {bad[0]['reason']}"
-    message = f"{what}. {first}. All that were found are in {out.path(QUARANTINE)}."
-    return Refused(message, of_rows(faults_of(bad)))
+def _refused(
+    source: Source, rows: list[Row], bad: list[dict[str, str]], findings: list[Finding], what: str, out: Store
+) -> Refused:
+    found = tally(source, _without(rows, bad), passed_over(source, rows))
+    return Refused(f"{what} All that were found are in {out.path(QUARANTINE)}.", findings, found)
 
 
 def _finished(out: Store, origin: dict[str, Any]) -> Manifest:
@@ -220,13 +239,6 @@ def _by_role(rows: list[Row]) -> dict[Role, list[Row]]:
     return {Role.TRAIN: shuffled, **held_out}
 
 
-def _require_all_classes(source: Source, counts: tuple[int, ...]) -> None:
-    if missing := [name for name, count in zip(source.classes, counts, strict=True) if not count]:
-        raise DataError(
-            f"{len(missing)} classes have no sound training image, the first is {missing[0]!r}: see {QUARANTINE}."
-        )
-
-
 def _plan(splits: dict[Role, list[Row]], rules: Rules, out: Store, shard_bytes: int) -> list[ShardJob]:
     """Cut each split where the candidates' files reach `shard_bytes`, at a whole number of row groups."""
     jobs = []
@@ -282,7 +294,7 @@ def write_shard(job: ShardJob) -> ShardReport:
         try:
             columns, notes = checked(row, job.rules)
         except RowError as error:
-            bad.append({"id": row.id, "split": job.role.value, **error.fault._asdict()})
+            bad.append(_bad(row, error.fault))
             continue
         stored.append({name: columns[name] for name in schema(job.role).names})
         facts.append(_facts(columns))
@@ -343,7 +355,6 @@ def _manifest(
         role: _split(role, [report for job, report in zip(jobs, reports, strict=True) if job.role is role])
         for role in Role
     }
-    _require_all_classes(source, splits[Role.TRAIN].per_class)
     noted = sum((Counter(report.notes) for report in reports), Counter[str]())
     return Manifest(
         name,
@@ -363,8 +374,6 @@ def _manifest(
 def _split(role: Role, reports: list[ShardReport]) -> SplitInfo:
     """What the manifest says of a split, from the reports of its shards."""
     facts = sorted(line for report in reports for line in report.facts)
-    if not facts:
-        raise DataError(f"No row of {role.value!r} is fit to be stored: see {QUARANTINE}.")
     return SplitInfo(
         len(facts),
         tuple(np.sum([report.per_class for report in reports], axis=0).tolist()),

@@ -7,7 +7,7 @@ import os
 import shlex
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -77,6 +77,33 @@ def connect(uri: str, experiment: str, artifacts: str | None) -> tuple[mlflow.Ml
     Within seconds raises `ServerAway` if a server does not answer or fails, `UsageError` for an address that is none or
     answers with a refusal (401, 403, 404), `ResourceError` for a database that cannot be opened.
     """
+    location = None if uri.startswith("http") else artifacts
+    with _answering(uri), _one_at_a_time(uri):
+        ask = functools.partial(_experiment, uri, experiment, location)
+        client, id = within(CONNECT_SECONDS, ask) if uri.startswith("http") else ask()
+    if not (isinstance(id, str) and id):
+        raise UsageError(f"MLflow at {redact(uri)} is no MLflow: the id of its experiment is {id!r:.80}.")
+    return client, id
+
+
+@contextlib.contextmanager
+def existing_mlflow(store: Store) -> Iterator[mlflow.MlflowClient | None]:
+    """A client of MLFLOW_TRACKING_URI, or of the SQLite file in `store`; None if there is no such file: none is made.
+
+    Within, what fails of it is an error as `connect` raises it.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or (f"sqlite:///{store.path(moved.DATABASE)}" if store.is_local else "")
+    file = sqlite_file(uri)
+    if not uri or (file and not file.exists()):
+        yield None
+        return
+    with _answering(uri):
+        yield mlflow.MlflowClient(uri)
+
+
+@contextlib.contextmanager
+def _answering(uri: str) -> Iterator[None]:
+    """Within, MLflow is the one at `uri`, and an error of its own one of `connect`."""
     for name, value in {"TIMEOUT": "10", "MAX_RETRIES": "0"}.items():
         os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -85,17 +112,11 @@ def connect(uri: str, experiment: str, artifacts: str | None) -> tuple[mlflow.Ml
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
         point_mlflow_at(uri)
-        location = None if uri.startswith("http") else artifacts
-        with _one_at_a_time(uri):
-            ask = functools.partial(_experiment, uri, experiment, location)
-            client, id = within(CONNECT_SECONDS, ask) if uri.startswith("http") else ask()
+        yield
     except ServerAway as error:
         raise ServerAway(f"MLflow at {redact(uri)} does not answer: {error}") from error
     except (ImportError, *AWAY) as error:
         raise _refused(uri, error) from error
-    if not (isinstance(id, str) and id):
-        raise UsageError(f"MLflow at {redact(uri)} is no MLflow: the id of its experiment is {id!r:.80}.")
-    return client, id
 
 
 def _experiment(uri: str, experiment: str, artifacts: str | None) -> tuple[mlflow.MlflowClient, str]:

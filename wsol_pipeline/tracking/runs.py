@@ -1,15 +1,16 @@
 """A study's runs in MLflow: a parent for the study, a child for each trial; found by their tags, kept once."""
 
+import functools
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import mlflow
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import LifecycleStage, Metric, Param, Run, RunTag, ViewType
 
 from wsol_pipeline.errors import LeaseLostError, ResourceError, UsageError
 from wsol_pipeline.redaction import redact
@@ -101,15 +102,6 @@ class StudyRuns:
         """Note the end of the study."""
         self.client.set_terminated(self.parent())
 
-    def delete(self) -> None:
-        """Delete the study's runs, unless a copy has taken them over. MLflow hides them; `mlflow gc` removes them."""
-        own = [run for run in self._named() if run.data.tags.get(ID_TAG) == self.id]
-        places = {run.data.tags.get(STORAGE_TAG) for run in own if run.data.tags.get(TRIAL_TAG) == PARENT}
-        if places <= {self.tags.get(STORAGE_TAG), *self.moved_from}:
-            for run in own:
-                self.client.delete_run(run.info.run_id)
-        self.forget()
-
     def _run(self, trial: str, name: str, tags: dict[str, str]) -> str:
         if not self._ids:
             self._ids = self._find()
@@ -173,15 +165,8 @@ class StudyRuns:
             )  # fmt: skip
 
     def _named(self) -> Iterator[Run]:
-        token = None
-        while True:
-            page = self.client.search_runs(
-                [self.experiment_id], f"tags.`{STUDY_TAG}` = '{self.study}'", page_token=token, max_results=1000
-            )
-            yield from page
-            token = page.token
-            if not token:
-                return
+        named = f"tags.`{STUDY_TAG}` = '{self.study}'"
+        return _pages(functools.partial(self.client.search_runs, [self.experiment_id], named, max_results=1000))
 
     def _check_is_alone(self, own: list[Run], others: list[Run]) -> None:
         """Of several that began at once the one goes on whose run MLflow has first."""
@@ -196,6 +181,38 @@ class StudyRuns:
                     f"{self.id[:12]}, kept at {self.tags.get(STORAGE_TAG, 'unknown')}): give this one another --name, "
                     f"or delete run {run.info.run_id} there."
                 )
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What an MLflow has of a study: its runs, deleted ones too, and the copy that has taken them over, or ""."""
+
+    runs: tuple[Run, ...] = ()
+    elsewhere: str = ""
+
+    @property
+    def deletable(self) -> list[str]:
+        """Ids of the runs that go with the study: those that are there, and not a copy's."""
+        there = [run.info.run_id for run in self.runs if run.info.lifecycle_stage == LifecycleStage.ACTIVE]
+        return [] if self.elsewhere else there
+
+
+def kept_of(client: mlflow.MlflowClient, id: str, places: Collection[str]) -> Kept:
+    """The runs of the study of this id in all experiments; it lies, and lay, at `places`."""
+    every = ViewType.ALL
+    experiments = [each.experiment_id for each in _pages(functools.partial(client.search_experiments, every))]
+    found = tuple(_pages(functools.partial(client.search_runs, experiments, f"tags.`{ID_TAG}` = '{id}'", every)))
+    owners = {run.data.tags.get(STORAGE_TAG, "") for run in found if run.data.tags.get(TRIAL_TAG) == PARENT}
+    return Kept(found, next(iter(sorted(owners - {"", *places})), ""))
+
+
+def _pages(search: Callable[..., Any]) -> Iterator[Any]:
+    """All that a search of MLflow finds."""
+    page = search()
+    yield from page
+    while page.token:
+        page = search(page_token=page.token)
+        yield from page
 
 
 def short(value: Any) -> str:

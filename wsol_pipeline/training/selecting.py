@@ -190,21 +190,28 @@ def solve(
     *,
     device: torch.device | str = "cpu",
     on_batch: Callable[[int], None] | None = None,
+    seen: dict[Any, Counts] | None = None,
 ) -> tuple[Choice, Counts]:
     """The choice for a finished model in this process, and the counts of all settings that it was made from.
 
-    A selector that ranks no settings is shown the `published` one, or the first.
+    A selector that ranks no settings is shown the `published` one, or the first. `seen`: what selectors without boxes
+    have seen of this model and validation, taken from there and added to it.
     """
     known, rank = settings_of(method, readout, None), choosing.rank
     settings = known if rank.ranks else (fixed_setting(published, known),)
+    seen = {} if seen is None else seen
 
     def look(of: Selection, at: Sequence[Any], fine: bool = False) -> Counts:
-        seen = of.look(method, readout, at, fine=fine, device=device, on_batch=on_batch)
-        return of.counts([seen], at, fine)
+        key = of.name, tuple(at), fine
+        if of.free is None or key not in seen:
+            found = of.look(method, readout, at, fine=fine, device=device, on_batch=on_batch)
+            seen[key] = of.counts([found], at, fine)
+        return seen[key]
 
-    counts = look(rank, settings)
+    alone = rank.free is not None and len(settings) == 1  # nothing to compare it with: one close look
+    counts = look(rank, settings, fine=alone)
     chosen = rank.choose(counts)
-    if rank.free:
+    if rank.free and not alone:
         chosen = finer(chosen, rank.choose(look(rank, [chosen.readout], fine=True)))
     if choosing.threshold:
         chosen = choosing.with_thresholds(chosen, look(choosing.threshold, [chosen.readout], fine=True))

@@ -87,9 +87,9 @@ def costs(
     if not (rules.ious and is_judged(rules, dataset.val) and is_judged(rules, dataset.test())):
         raise UsageError("--selectors compares with what boxes choose: val and test need boxes, and the protocol too.")
     found: list[tuple[Choice, NDArray[np.float64], dict[str, float], dict[str, float]]] = []
-    published = None
+    published, seen = None, dict[Any, Counts]()
     for name in (BOXES, *names):
-        choice = choose_by(name, options, model, dataset, published, device, progress)
+        choice = choose_by(name, options, model, dataset, published, device, progress, seen)
         published = choice.readout if name == BOXES else published
         test = counted(options, model, dataset, choice, device, progress)
         redrawn_MR = np.stack([selection.redrawn(test, choice, metric, SAMPLES) for metric in METRICS])
@@ -119,9 +119,10 @@ def choose_by(
     published: Any,
     device: str,
     progress: Progress = silent,
+    seen: dict[Any, Counts] | None = None,
 ) -> Choice:
     """What a selector, "RANK" or "RANK+THRESHOLD", chooses for a model on validation. One that ranks no settings takes
-    the `published` one: that of boxes."""
+    the `published` one: that of boxes. `seen`: see `solve`."""
     rank, _, threshold = name.partition("+")
     asked = SelectionOptions(rank, threshold or None, allow_partial=True)
     sources = choosers(asked, dataset, options.store)
@@ -130,7 +131,7 @@ def choose_by(
     read = ReadConfig(rules.resize_size, rules.image_size, cache_dir=options.cache_dir)
     by = make_choosing(config, rules, dataset, read, options.batch_size, sources.sources, device=device)
     with progress(f"chosen by {name}", by.images) as add:
-        return solve(by, model.method, model.readout, published, device=device, on_batch=add)[0]
+        return solve(by, model.method, model.readout, published, device=device, on_batch=add, seen=seen)[0]
 
 
 def counted(

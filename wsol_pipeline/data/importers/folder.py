@@ -35,6 +35,7 @@ from wsol_pipeline.errors import DataError, UsageError, unknown
 from wsol_pipeline.protocol import Role
 
 COLUMNS = ["path", "x0", "y0", "x1", "y1"]
+SIGNS = ",;\t"  # between columns: what is right, what Excel writes where commas are decimal, what is copied from it
 MASKS = "masks"
 # Folders of these names are no classes.
 MEANT_AS_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
@@ -76,7 +77,8 @@ class Found:
 def read(source: Path, options: Options) -> Source:
     """Find the images below `source`, with their boxes and masks; draw val and test if no folders say what they are."""
     faults: list[str] = []
-    found = Found(source, Frame(options.exif), _boxes(source / "boxes.csv", faults), _masks(source, faults))
+    boxes, whole = _boxes(source / "boxes.csv", faults)
+    found = Found(source, Frame(options.exif), boxes, _masks(source, faults))
     folders, divided = _folders(source, faults)
     classes = tuple(sorted({nfc(folder.name) for folder in folders[Role.TRAIN]}))
     rows = [
@@ -93,6 +95,7 @@ def read(source: Path, options: Options) -> Source:
         folders=(source,),
         aside=(source / "boxes.csv",),
         benchmark=False,
+        located=whole,  # no image is said to lack the box that a table has which cannot be read
     )
 
 
@@ -174,25 +177,49 @@ def _strays(found: Found, held_out: list[Row], rows: list[Row]) -> Iterator[str]
         yield f"{MASKS}/{name}.png is a mask of no image of val or test: it must be masks/<path of the image>.png."
 
 
-def _boxes(path: Path, faults: list[str]) -> dict[str, list[Box]]:
-    """Boxes of each image, by id; none if there is no file. Puts what is wrong with lines into `faults`."""
+def _boxes(path: Path, faults: list[str]) -> tuple[dict[str, list[Box]], bool]:
+    """Boxes of each image, by id, and whether the file could be read to its end; none if there is no file.
+
+    Puts what is wrong with it into `faults`.
+    """
     found: dict[str, list[Box]] = defaultdict(list)
     if not path.exists():
-        return found
+        return found, True
     try:
-        table = csv.DictReader(io.StringIO(read_text(path), newline=""))
-        if table.fieldnames != COLUMNS:
-            raise DataError(f"{path} must begin with the line {','.join(COLUMNS)} but has {table.fieldnames}.")
-        for line in table:
+        for number, line in _lines(path, faults):
             try:
                 x0, y0, x1, y1 = (float(line[side]) for side in COLUMNS[1:])
             except (TypeError, ValueError):
-                faults.append(f"{path} line {table.line_num}: a box is four numbers.")
+                faults.append(f"{path} line {number}: a box is four numbers.")
             else:
                 found[_id(line["path"])].append((x0, y0, x1, y1))
+    except DataError as error:
+        faults.append(str(error))
+        return found, False
     except csv.Error as error:
-        raise DataError(f"Cannot read {path}: {error}.") from error
-    return found
+        faults.append(f"Cannot read {path}: {error}.")
+        return found, False
+    return found, True
+
+
+def _lines(path: Path, faults: list[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """The lines of a table by number. Of columns with other names or signs between them, which is a fault, the places
+    count: it hides no other fault. Raises `DataError` if there are not as many."""
+    text = read_text(path)
+    head = text.partition("\n")[0].strip()[:100]
+    sign = max(SIGNS, key=head.count)
+    table = csv.DictReader(io.StringIO(text, newline=""), delimiter=sign)
+    names = table.fieldnames or []
+    if names != COLUMNS or sign != ",":
+        parted = "" if sign == "," else f", with {sign!r} between its columns: save it with commas"
+        fault = f"{path} must begin with the line {','.join(COLUMNS)} but begins with {head!r}{parted}."
+        if len(names) != len(COLUMNS):
+            raise DataError(fault)
+        faults.append(fault)
+        table.fieldnames = COLUMNS
+        if names[-1][:1].isdigit():  # a table that begins with a box
+            yield 1, dict(zip(COLUMNS, names, strict=True))
+    yield from ((table.line_num, line) for line in table)
 
 
 def _id(path: str) -> str:
