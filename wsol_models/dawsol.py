@@ -81,6 +81,7 @@ class Method(cam.Method):
     """CAM, and a sampler whose memories are saved with it."""
 
     remembers = True
+    untraceable = "its sampler asks whether clusters have settled"
     config: Config
 
     def __init__(self, config: Config, backbone: Backbone, num_classes: int) -> None:

@@ -38,6 +38,7 @@ from wsol_pipeline.training.ahead import ahead
 from wsol_pipeline.training.arithmetic import Arithmetic, arithmetic
 from wsol_pipeline.training.build import build_method, build_readout, fixed_setting
 from wsol_pipeline.training.checkpoint import LAST, CheckpointStore, Position, write_sealed
+from wsol_pipeline.training.compiling import compiled
 from wsol_pipeline.training.config import Reading, TrainConfig, as_kept, config_hash
 from wsol_pipeline.training.guard import Guard
 from wsol_pipeline.training.model import BACKBONE, DESCRIPTION, FORMAT, VAL_COUNTS, VAL_IMAGES, WEIGHTS
@@ -144,7 +145,7 @@ class Run:
     checkpoints: CheckpointStore
     world: World
     method: LocalizationMethod
-    model: nn.Module  # the method as the optimizer's steps see it: maybe wrapped in DDP
+    model: nn.Module  # the method as the optimizer's steps see it: maybe wrapped in DDP, maybe compiled
     optimizer: torch.optim.SGD
     guard: Guard
     progress: Progress
@@ -215,8 +216,11 @@ def set_up(
         config, rules, dataset, _read_config(config, reading), -(-config.recipe.batch_size // world.size),
         sources or {}, rank=world.rank, world=world.size, device=world.device,
     )  # fmt: skip
+    model = world.wrap(method)
+    if computes.compiled:
+        model = compiled(model, method, world.device)
     return Run(
-        config, dataset, checkpoints, world, method, world.wrap(method), optimizer, Guard(optimizer), progress,
+        config, dataset, checkpoints, world, method, model, optimizer, Guard(optimizer), progress,
         plan, choosing, build_readout(config), computes, Used(world.device),
     )  # fmt: skip
 
