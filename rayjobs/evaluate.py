@@ -45,6 +45,7 @@ def main(args: list[str] | None = None) -> int:
     from wsol_pipeline.training import cluster
     from wsol_pipeline.verdict.costs import costs_of_winner
     from wsol_pipeline.verdict.judge import judge, publish
+    from wsol_pipeline.verdict.placing import somewhere
     from wsol_pipeline.verdict.training_images import judge_training_images
 
     if "RAY_ADDRESS" in os.environ:
@@ -53,12 +54,12 @@ def main(args: list[str] | None = None) -> int:
         judge_networks(options)
         return 0
     if options.training_images:
-        print_training_images(judge_training_images(options, progress))
+        print_training_images(somewhere(judge_training_images, options, progress=progress))
         return 0
     verdict = judge(options, progress)
     print_verdict(verdict)
     if options.selectors:
-        print_costs(costs_of_winner(options, progress))
+        print_costs(somewhere(costs_of_winner, options, progress=progress))
     crowned, missing = publish(verdict)
     print(crowned, flush=True)
     if missing:
