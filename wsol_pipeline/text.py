@@ -12,6 +12,7 @@ def metric_name(metric: str) -> str:
         "max_box_acc_v2": "MaxBoxAccV2", "gt_known_loc": "GT-known Loc", "top1_loc": "Top-1 Loc",
         "top5_loc": "Top-5 Loc", "pxap": "PxAP", "piou": "pIoU", "peak_iou": "Peak IoU", "miou": "mIoU",
         "map_50": "mAP50", "corloc": "CorLoc", "corloc_v2": "CorLocV2", "cls_top1": "Top-1 Cls",
+        "cls_top5": "Top-5 Cls", "mean_iou": "mean IoU",
         "top1_loc_30": "Top-1 Loc, IoU 0.30", "top1_loc_70": "Top-1 Loc, IoU 0.70", "top1_loc_mean": "Top-1 Loc, mean",
         "cls1_err": "Top-1 Cls error", "cls5_err": "Top-5 Cls error", "clsloc1_err": "Top-1 Loc error",
         "clsloc5_err": "Top-5 Loc error",
@@ -27,6 +28,11 @@ def parameter_name(name: str) -> str:
         if name.rstrip("_0123456789") == word:
             return letter + name.removeprefix(word).rstrip("_")
     return name.rstrip("_").replace("_", " ")
+
+
+def format_rate(rate: float) -> str:
+    """Images a second, with two significant digits of what is slow: `0.93`, `2.4`, `1,210`."""
+    return f"{rate:,.{0 if rate >= 10 else 1 if rate >= 1 else 2}f}"
 
 
 def curve_metric(objective: str) -> str:

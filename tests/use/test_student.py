@@ -85,6 +85,20 @@ def test_a_student_is_trained_and_stands_beside_its_teacher_once(taught, dataset
         run(taught, tmp_path / "out")
 
 
+def test_a_student_that_died_goes_on_and_only_as_it_was_begun(taught, tmp_path, monkeypatch):
+    monkeypatch.setattr(detectors, "build", tiny)
+    monkeypatch.setattr(student, "KEEP_EVERY", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(judged_student, "judge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(taught, tmp_path / "out")
+    with pytest.raises(UsageError, match="was begun otherwise .*seed"):
+        run(taught, tmp_path / "out", "--seed", "1")
+    monkeypatch.setattr(student, "_step", lambda *_: pytest.fail("a step was done twice"))
+    assert run(taught, tmp_path / "out") == 0
+    assert not (tmp_path / "out/trainings").exists()
+
+
 def test_what_cannot_be_learned_from_is_refused_before_test_is_opened(taught, tmp_path, monkeypatch):
     monkeypatch.setattr(judged_student, "judge", lambda *_: pytest.fail("test was opened"))
     store = Store.at(taught / "boxes")
@@ -173,7 +187,7 @@ def test_every_sample_comes_before_any_comes_again_and_the_same_seed_draws_the_s
     assert drawn == again
 
 
-def test_a_student_learns_a_box(monkeypatch):
+def test_a_student_learns_a_box(monkeypatch, tmp_path):
     """The loss on one image falls; how far is no subject here."""
     image = torch.zeros(3, 40, 40, dtype=torch.uint8)
     image[:, 6:34, 6:34] = 255
@@ -188,19 +202,47 @@ def test_a_student_learns_a_box(monkeypatch):
         return float(sum(network(list(images), list(targets)).values()).detach())
 
     before, steps = loss(), []
-    student.train(network, [one], DetectorOptions(**{**GIVEN, "steps": 30}), "cpu", steps.append)
-    assert len(steps) == 30
+    kept = student.Kept(Store.at(tmp_path), "a.pt")
+    student.train(network, [one], DetectorOptions(**{**GIVEN, "steps": 30}), "cpu", kept, steps.append)
+    assert sum(steps) == 30
     assert not network.training
     assert loss() < before
 
 
-def test_a_loss_that_is_no_number_ends_it(monkeypatch):
+def test_a_loss_that_is_no_number_ends_it(monkeypatch, tmp_path):
     monkeypatch.setattr(student, "pixels", lambda item: torch.zeros(3, 40, 40, dtype=torch.uint8))
     network = tiny("", 2)
     with torch.no_grad():
         next(network.parameters()).fill_(torch.inf)
+    kept = student.Kept(Store.at(tmp_path), "a.pt")
     with pytest.raises(DataError, match=r"loss is (nan|inf): --learning-rate 0.005 is too much"):
-        student.train(network, [sample(size_wh=(40, 40))], DetectorOptions(**GIVEN), "cpu", lambda more: None)
+        student.train(network, [sample(size_wh=(40, 40))], DetectorOptions(**GIVEN), "cpu", kept, lambda more: None)
+
+
+def test_a_training_that_was_killed_ends_as_one_that_was_not(monkeypatch, tmp_path):
+    """Killed after step 3, with the last file of step 2: steps 3 to 7 follow, with their images, rates and draws."""
+    monkeypatch.setattr(student, "pixels", lambda item: torch.full((3, 40, 40), 20 * item["index"], dtype=torch.uint8))
+    monkeypatch.setattr(student, "KEEP_EVERY", 2)
+    some = [sample(number=number, size_wh=(40, 40)) for number in range(5)]
+    options = DetectorOptions(**{**GIVEN, "steps": 7})
+
+    def ended(name, add):
+        torch.manual_seed(1)
+        network = tiny("", 2)
+        student.train(network, some, options, "cpu", student.Kept(Store.at(tmp_path), name), add)
+        return network.state_dict()
+
+    def dies(more, told=[]):  # noqa: B006
+        told.append(more)
+        if sum(told) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ended("killed", dies)
+    steps = []
+    again, whole = ended("killed", steps.append), ended("whole", lambda more: None)
+    assert steps == [2, 1, 1, 1, 1, 1]
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
 
 
 def test_weights_of_a_backbone_or_of_a_detector_of_other_classes_are_a_start(tmp_path):

@@ -1,9 +1,11 @@
 """What pseudo labels are worth: a detector that learned from them beside its teacher, on the same test images, once."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,19 +28,22 @@ from wsol_pipeline.evaluation.protocols import Protocol, ground_truth_boxes
 from wsol_pipeline.evaluation.selection import Choice
 from wsol_pipeline.protocol import Role
 from wsol_pipeline.storage import Store
+from wsol_pipeline.study.lease import acquire
+from wsol_pipeline.training.config import differences
 from wsol_pipeline.training.localization import Wanted
 from wsol_pipeline.training.model import Model, ModelFiles, assemble
 from wsol_pipeline.use import detectors, student
 from wsol_pipeline.use.models import named, pick
 from wsol_pipeline.use.options import DetectorOptions, ModelOptions
-from wsol_pipeline.use.run import read_contract
+from wsol_pipeline.use.run import CONTRACT, read_contract
 from wsol_pipeline.use.student import Sample
 from wsol_pipeline.verdict.costs import METRICS, SAMPLES, counted
 from wsol_pipeline.verdict.options import EvaluateOptions
 from wsol_pipeline.verdict.rows import dataset_at, finished_study
 from wsol_pipeline.verdict.score import Progress, silent
 
-VERDICT, WEIGHTS = "student.json", "student.safetensors"
+VERDICT, WEIGHTS, TRAININGS = "student.json", "student.safetensors", "trainings"
+RESULTS = ("arch", "steps", "batch_size", "learning_rate", "seed")  # options that one which is continued must share
 AP_IOU = 0.5
 TEACHER, SETTING, CONTROL = "teacher", "student", "centred boxes"
 
@@ -69,8 +74,9 @@ class Judged:
 def learn_and_judge(options: DetectorOptions, progress: Progress = silent) -> tuple[list[Judged], int]:
     """Train on the boxes of a localization and, as a control, on boxes in the middle; judge both beside the teacher.
 
-    Returns the rows and the number of boxes that were learned from. Raises `UsageError` and `DataError` before test is
-    opened for what cannot be learned from or judged.
+    One that was killed goes on where its last file of a training stands. Returns the rows and the number of boxes that
+    were learned from. Raises `UsageError` and `DataError` before test is opened for what cannot be learned from or
+    judged, and `ResourceError` while another process works on this --out.
     """
     out, source, device = Store.at(options.out), Store.at(options.taught), pick(options.device)
     if out.exists(VERDICT):
@@ -79,19 +85,46 @@ def learn_and_judge(options: DetectorOptions, progress: Progress = silent) -> tu
     place = options.data or finished_study(Store.at(options.storage), options.study)["data"]
     teacher, dataset = assemble(files, device), dataset_at(place)
     found = _learnable(source, files, teacher, dataset)
-    with progress("evidence", len(found)) as add:
-        kept = student.best_of_classes(found, student.evidence(teacher, found, add))
-    networks = {}
-    for name, some in ((SETTING, kept), (CONTROL, student.centred(kept))):
-        networks[name] = make(options, len(dataset.classes))
-        with progress(f"{name}: steps", options.steps) as add:
-            student.train(networks[name], some, options, device, add)
-    out.write(WEIGHTS, safetensors.torch.save(_plain(networks[SETTING])))
-    judged = judge(teacher, networks, dataset, EvaluateOptions(cache_dir=options.cache_dir), device, progress)
-    told = {"rows": [dataclasses.asdict(row) for row in judged], "boxes": len(kept), "classes": dataset.classes,
-            "arch": options.arch, "steps": options.steps, "teacher": files.sha256}  # fmt: skip
-    out.write(VERDICT, json.dumps(told, indent=1).encode())
+    with acquire(out.check_exclusive() / "lease"):
+        _agree(out, options, files, dataset, found)
+        with progress("evidence", len(found)) as add:
+            kept = student.best_of_classes(found, student.evidence(teacher, found, add))
+        networks = _trained(out, options, kept, len(dataset.classes), device, progress)
+        judged = judge(teacher, networks, dataset, EvaluateOptions(cache_dir=options.cache_dir), device, progress)
+        told = {"rows": [dataclasses.asdict(row) for row in judged], "boxes": len(kept), "classes": dataset.classes,
+                "arch": options.arch, "steps": options.steps, "teacher": files.sha256}  # fmt: skip
+        out.write(WEIGHTS, safetensors.torch.save(_plain(networks[SETTING])))
+        out.write(VERDICT, json.dumps(told, indent=1).encode())
+        out.remove_all(TRAININGS)
     return judged, len(kept)
+
+
+def _agree(out: Store, options: DetectorOptions, files: ModelFiles, dataset: Dataset, found: Sequence[Sample]) -> None:
+    """Begin a student in `out`, or raise `UsageError` where one was begun otherwise."""
+    boxes = [(one.item["image_id"], one.item["state"], one.label, *one.box) for one in found]
+    facts = {name: getattr(options, name) for name in RESULTS} | {
+        "weights": options.weights and hashlib.sha256(Path(options.weights).read_bytes()).hexdigest(),
+        "teacher": files.sha256,
+        "dataset": dataset.fingerprint,
+        "boxes": hashlib.sha256(json.dumps(boxes).encode()).hexdigest(),
+    }
+    if not out.exists(CONTRACT):
+        out.write(CONTRACT, json.dumps(facts, indent=1).encode())
+    elif changes := differences(json.loads(out.read(CONTRACT)), facts):
+        raise UsageError(f"{out.uri} was begun otherwise ({changes}): give another --out, or the same options.")
+
+
+def _trained(
+    out: Store, options: DetectorOptions, some: list[Sample], classes: int, device: str, progress: Progress
+) -> dict[str, Any]:
+    """The student and its control, each from the same random weights."""
+    networks = {}
+    for name, taught in ((SETTING, some), (CONTROL, student.centred(some))):
+        networks[name] = make(options, classes)
+        with progress(f"{name}: steps", options.steps) as add:
+            place = student.Kept(out, f"{TRAININGS}/{name.replace(' ', '-')}.pt")
+            student.train(networks[name], taught, options, device, place, add)
+    return networks
 
 
 def make(options: DetectorOptions, classes: int) -> Any:

@@ -4,6 +4,8 @@ A localizer's boxes of training images, whose labels are known, are a detector's
 2020, https://arxiv.org/abs/2002.11359, learn a regressor so). Nothing here sees a true box.
 """
 
+import io
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +33,7 @@ from wsol_pipeline.use.sources import Item, read
 LEAST_AREA, MOST_AREA, KEPT = 0.02, 0.95, 0.8  # shares of the image; of a class's boxes, the best by evidence
 BACKBONE = "backbone.body."  # where a detector has the tensors of a classifier
 MOMENTUM, DECAY, WARM_UP = 0.9, 1e-4, 0.1  # of the optimizer; share of the steps in which its rate rises
+KEEP_EVERY = 50  # steps, which a killed training loses at most
 Box = tuple[float, ...]
 
 
@@ -138,8 +141,36 @@ def begin(network: nn.Module, file: str) -> int:
     return len(fit)
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A training that can be continued bit for bit: network, optimizer and random state in a file, written whole."""
+
+    store: Store
+    name: str
+
+    def write(self, step: int, device: str, **parts: Any) -> None:
+        """Keep where a training stands after `step` steps."""
+        random = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if device == "cuda" else [])]
+        sink = io.BytesIO()
+        torch.save({"step": step, "random": random, **{name: part.state_dict() for name, part in parts.items()}}, sink)
+        self.store.write(self.name, sink.getvalue())
+
+    def read(self, device: str, **parts: Any) -> int:
+        """Take up what was kept; the number of steps that were done, 0 if nothing was."""
+        if not self.store.exists(self.name):
+            return 0
+        state = torch.load(io.BytesIO(self.store.read(self.name)), map_location="cpu", weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        own, *others = state["random"]
+        torch.set_rng_state(own)
+        if device == "cuda" and others:
+            torch.cuda.set_rng_state_all(others)
+        return int(state["step"])
+
+
 def train(
-    network: Any, some: Sequence[Sample], options: DetectorOptions, device: str, add: Callable[[int], None]
+    network: Any, some: Sequence[Sample], options: DetectorOptions, device: str, kept: Kept, add: Callable[[int], None]
 ) -> None:
     """A fixed number of steps of SGD, with mirror images; the rate rises and then falls by a cosine."""
     torch.manual_seed(options.seed)
@@ -151,20 +182,29 @@ def train(
     falls = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * step / steps))
     )
-    for batch in batches(some, options):
-        images, targets = zip(*(shown(sample, flip, device) for sample, flip in batch), strict=True)
-        loss = sum(network(list(images), list(targets)).values())
-        if not torch.isfinite(loss):
-            raise DataError(
-                f"The detector's loss is {float(loss)}: --learning-rate {options.learning_rate:g} is too much."
-            )
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 10.0)
-        optimizer.step()
+    parts = {"network": network, "optimizer": optimizer, "falls": falls}
+    done = kept.read(device, **parts)
+    add(done)
+    for step, batch in enumerate(itertools.islice(batches(some, options), done, None), done + 1):
+        _step(network, optimizer, batch, options, device)
         falls.step()
+        if step % KEEP_EVERY == 0 or step == steps:
+            kept.write(step, device, **parts)
         add(1)
     network.eval()
+
+
+def _step(
+    network: Any, optimizer: Any, batch: list[tuple[Sample, bool]], options: DetectorOptions, device: str
+) -> None:
+    images, targets = zip(*(shown(sample, flip, device) for sample, flip in batch), strict=True)
+    loss = sum(network(list(images), list(targets)).values())
+    if not math.isfinite(value := float(loss.detach())):
+        raise DataError(f"The detector's loss is {value}: --learning-rate {options.learning_rate:g} is too much.")
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(network.parameters(), 10.0)
+    optimizer.step()
 
 
 def batches(some: Sequence[Sample], options: DetectorOptions) -> Iterator[list[tuple[Sample, bool]]]:
