@@ -45,6 +45,7 @@ def main(args: list[str] | None = None) -> int:
     from wsol_pipeline.training import cluster
     from wsol_pipeline.verdict.costs import costs_of_winner
     from wsol_pipeline.verdict.judge import judge, publish
+    from wsol_pipeline.verdict.placing import somewhere
     from wsol_pipeline.verdict.training_images import judge_training_images
 
     if "RAY_ADDRESS" in os.environ:
@@ -53,13 +54,13 @@ def main(args: list[str] | None = None) -> int:
         judge_networks(options)
         return 0
     if options.training_images:
-        print_training_images(judge_training_images(options, progress))
+        print_training_images(somewhere(judge_training_images, options, progress=progress))
         return 0
     verdict = judge(options, progress)
     crowned, missing = publish(verdict)  # before the first word: a closed pipe ends there
     print_verdict(verdict)
     if options.selectors:
-        print_costs(costs_of_winner(options, progress))
+        print_costs(somewhere(costs_of_winner, options, progress=progress))
     print(crowned, flush=True)
     if missing:
         raise PartialError(f"{missing}: the same command writes it, and judges nothing again.")

@@ -10,6 +10,7 @@ Without --readout-options every layer is tried with every weighting. Any readout
 """
 
 import dataclasses
+import os
 import shlex
 
 from wsol_pipeline.console.command_line import command_line, how_to_run
@@ -26,8 +27,11 @@ def main(args: list[str] | None = None) -> int:
         options = dataclasses.replace(options, readout_options=EVERYTHING)
     from wsol_pipeline.console.progress import progress
     from wsol_pipeline.console.screens import print_settings
+    from wsol_pipeline.training import cluster
     from wsol_pipeline.verdict.solve import solve_readout
 
+    if "RAY_ADDRESS" in os.environ:
+        cluster.connect(nested=False)
     solved = solve_readout(options, progress)
     for note in solved.notes:
         print(note)

@@ -280,7 +280,7 @@ def test_what_a_study_prints_and_keeps(tmp_path, monkeypatch, shape):
     monkeypatch.setattr(outcome, "is_paper_data", lambda manifest, name: False)
     winner = json.dumps(outcome.winner_record(plan, ledger, [Standing((0,), (1.0,))], Store(text), None))
     monkeypatch.setattr(judge, "evaluation_name", lambda contender: "result")
-    monkeypatch.setattr(judge, "score_somewhere", lambda *_: ({"rows": [], "provenance": {"x": text}}, {}))
+    monkeypatch.setattr(judge, "somewhere", lambda *_, **__: ({"rows": [], "provenance": {"x": text}}, {}))
     judge.judged_rows(judge.EvaluateOptions(storage=str(tmp_path)), Contender("a", "a", Store("")), None, None)
     result = (tmp_path / "a/evaluations/result.json").read_text()
     assert not leaked(shown + winner + result)

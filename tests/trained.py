@@ -32,8 +32,8 @@ class MortalStore(CheckpointStore):
 
     last: Position
 
-    def save(self, position: Position, state: dict[str, Any], records: list[dict[str, Any]]) -> None:
-        super().save(position, state, records)
+    def seal(self, position: Position, written: Any, records: list[dict[str, Any]]) -> None:
+        super().seal(position, written, records)
         if position == self.last:
             raise Killed("killed")
 

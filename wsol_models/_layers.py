@@ -43,10 +43,12 @@ class LocalizationMethod(nn.Module):
 
     offers: what a readout may ask for, as "own maps" (`Output.maps_BKHW`) and "a linear head" (`head_weight_KC`).
     remembers: whether training reads buffers that training has written.
+    untraceable: why a compiler cannot make one graph of a training forward, "" if it can.
     """
 
     offers: ClassVar[frozenset[str]] = frozenset()
     remembers: ClassVar[bool] = False
+    untraceable: ClassVar[str] = ""
     config: Any
     num_classes: int
     _ids: Sequence[str] | None = None
@@ -157,7 +159,7 @@ def require_targets(targets: Tensor, images_BCHW: Tensor, num_classes: int) -> N
             f"Targets must be one int64 class index per image, shape ({len(images_BCHW)},), or float multi-hot rows, "
             f"shape ({len(images_BCHW)}, {num_classes}), but are {targets.dtype} of shape {tuple(targets.shape)}."
         )
-    elif targets.is_cpu and not targets.any(1).all():
+    elif targets.is_cpu and not torch.compiler.is_compiling() and not targets.any(1).all():
         raise ValueError("Every image must be of at least one class but a multi-hot row of targets has none.")
 
 

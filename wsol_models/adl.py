@@ -62,6 +62,7 @@ class Method(cam.Method):
     """CAM with attention-based dropout at the paper's three positions; after the last three stages of networks that the
     paper does not have."""
 
+    untraceable = "each of its layers draws whether it drops"
     config: Config
 
     def __init__(self, config: Config, backbone: Backbone, num_classes: int) -> None:

@@ -60,6 +60,7 @@ class MixedOutput(Output):
 class Method(cam.Method):
     """CAM of mixed images."""
 
+    untraceable = "the box that it pastes has another size in each step"
     config: Config
 
     def forward(self, images_BCHW: Tensor, targets: Tensor | None = None, *, taps: Sequence[str] = ()) -> Output:

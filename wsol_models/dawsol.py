@@ -13,7 +13,9 @@ said about it, this is our reading: memories are means over all centres so far; 
 feature. `uda="dann"` is one linear discriminator behind a gradient reversal.
 
 Memories advance from image to image, so this method is exempt from N workers equalling one: each remembers its own
-images, and all start a step with what rank 0 remembers.
+images, and all start a step with what rank 0 remembers. A GPU should not wait for the host at every image: there all
+images of a step are clustered at once, each from what those before it left a round ago, until a round finds what the
+one before it found. That is what one after the other gives, mostly in the second or third round.
 """
 
 from collections.abc import Sequence
@@ -26,13 +28,14 @@ from torch.nn import functional as F
 
 from wsol_models import cam
 from wsol_models._backbones import Backbone
-from wsol_models._layers import Output, at_least_float32, classification, require_not_negative, targets_of
+from wsol_models._layers import Output, at_least_float32, classification, require_not_negative, sent, targets_of
 from wsol_models._lookup import unknown
 
 ADAPTIONS = ("mmd", "dann")
 UNIVERSUM, SOURCE, TARGET = range(3)
 SAMPLES = 32  # S, per image and domain
 BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the kernels, as multiples of the mean squared distance
+LOOK = 8  # steps of k-means on a GPU between two looks at whether it has ended, for which the host waits
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class Method(cam.Method):
     """CAM, and a sampler whose memories are saved with it."""
 
     remembers = True
+    untraceable = "its sampler asks whether clusters have settled"
     config: Config
 
     def __init__(self, config: Config, backbone: Backbone, num_classes: int) -> None:
@@ -98,7 +102,7 @@ class Method(cam.Method):
             return output
         points_BNC = at_least_float32(output.features_BCHW).flatten(2).transpose(1, 2)
         begun = self.epoch >= self.config.first_epoch
-        samples = self.sampler(points_BNC, self.one_class(targets)) if begun else gathered(points_BNC, [], [], [])
+        samples = self.sampler(points_BNC, self.one_class(targets)) if begun else drawn(points_BNC, torch.empty(0, 0))
         parts: dict[str, Any] = {field.name: getattr(output, field.name) for field in fields(output)}
         return AdaptionOutput(**parts, samples=samples, domain_IS=self._domains(samples))
 
@@ -129,27 +133,43 @@ class Sampler(nn.Module):
 
     def forward(self, points_BNC: Tensor, classes_B: Tensor) -> Samples:
         """points_BNC: features of all positions. An image's own, pooled feature is its first source sample."""
-        sources, targets, universum = [], [], []
-        for points_NC, label in zip(points_BNC, classes_B.tolist(), strict=True):
-            clusters_N = self.assign(points_NC.detach(), label)
-            universum.append(points_NC[clusters_N == UNIVERSUM])
-            source, target = draw(points_NC, clusters_N == SOURCE), draw(points_NC, clusters_N == TARGET)
-            if len(source) >= SAMPLES - 1 and len(target) >= SAMPLES:
-                sources.append(torch.cat([points_NC.mean(0, keepdim=True), source[: SAMPLES - 1]]))
-                targets.append(target[:SAMPLES])
-        return gathered(points_BNC, sources, targets, universum)
+        at_once = len(points_BNC) if points_BNC.is_cuda else 1
+        parts = zip(points_BNC.detach().split(at_once), classes_B.split(at_once), strict=True)
+        with torch.autocast(points_BNC.device.type, enabled=False):  # bfloat16's distances would tie
+            clusters = [self.assign(*part) for part in parts]
+        return drawn(points_BNC, torch.cat(clusters).cpu())
 
     @torch.no_grad()
-    def assign(self, points_NC: Tensor, label: int) -> Tensor:
-        """The cluster of every position of one image, N; the memories learn its centres."""
-        image_C = points_NC.mean(0)
-        if self.counts_K[label] == 0:
-            remember(self.classes_KC[label], self.counts_K[label], image_C)
-        start_3C = torch.stack([self.universum_C, image_C, self.classes_KC[label]])
-        clusters_N, centres_3C = k_means(points_NC, start_3C)
-        remember(self.universum_C, self.universum_count, centres_3C[UNIVERSUM])
-        remember(self.classes_KC[label], self.counts_K[label], centres_3C[TARGET])
-        return clusters_N
+    def assign(self, points_BNC: Tensor, classes_B: Tensor) -> Tensor:
+        """The cluster of every position, B×N; the memories learn the centres, from image to image."""
+        images_BC = points_BNC.mean(1)
+        numbers_B = torch.arange(len(classes_B), device=classes_B.device)
+        earlier_BB = numbers_B < numbers_B[:, None]
+        centres_BMC = points_BNC.new_zeros(len(points_BNC), 3, points_BNC.shape[2])
+        known = self._known(images_BC, centres_BMC, classes_B, torch.zeros_like(earlier_BB))
+        for _ in range(len(classes_B)):  # at most: each settles one image more
+            clusters_BN, centres_BMC = k_means(points_BNC, torch.stack([known[0], images_BC, known[1]], 1))
+            before, known = known, self._known(images_BC, centres_BMC, classes_B, earlier_BB)
+            if torch.equal(torch.cat(known, 1), torch.cat(before, 1)):
+                break
+        universum_BC, class_BC, counts_B1 = self._known(images_BC, centres_BMC, classes_B, torch.ones_like(earlier_BB))
+        self.universum_C.copy_(universum_BC[0])
+        self.universum_count += len(classes_B)
+        self.classes_KC[classes_B], self.counts_K[classes_B] = class_BC, counts_B1[:, 0]
+        return clusters_BN
+
+    def _known(
+        self, images_BC: Tensor, centres_BMC: Tensor, classes_B: Tensor, seen_BB: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What is remembered of universum and of each image's class, with how many values the latter is a mean of, once
+        the images `seen` by each have left their centres; a class without any begins with its first image's feature."""
+        alike_BB = classes_B == classes_B[:, None]
+        first_BB = alike_BB & (alike_BB.cumsum(1) == 1)
+        counts_B1 = self.counts_K[classes_B][:, None]
+        universum_BC, _ = extended(self.universum_C, self.universum_count, seen_BB, centres_BMC[:, UNIVERSUM])
+        parts_BX = torch.cat([first_BB & (counts_B1 == 0), alike_BB & seen_BB], 1)
+        values_XC = torch.cat([images_BC, centres_BMC[:, TARGET]])
+        return universum_BC, *extended(self.classes_KC[classes_B], counts_B1, parts_BX, values_XC)
 
 
 class ReversedGradient(torch.autograd.Function):
@@ -164,66 +184,86 @@ class ReversedGradient(torch.autograd.Function):
         return -gradients
 
 
-def remember(mean_C: Tensor, count: Tensor, value_C: Tensor) -> None:
-    """Make one more value part of a mean, in place."""
-    count += 1
-    mean_C += (value_C - mean_C) / count
+def extended(mean_BC: Tensor, counts_B1: Tensor, parts_BX: Tensor, values_XC: Tensor) -> tuple[Tensor, Tensor]:
+    """Means over `counts` values and those of `values` that each has as parts, and how many these are then."""
+    added_B1 = parts_BX.sum(1, keepdim=True)
+    sums_BC = (parts_BX.double() @ values_XC.double()).to(mean_BC.dtype)  # in float32 a GPU may round factors
+    counts_B1 = counts_B1 + added_B1
+    return mean_BC + (sums_BC - added_B1 * mean_BC) / counts_B1.clamp(min=1), counts_B1
 
 
-def draw(points_NC: Tensor, members_N: Tensor) -> Tensor:
-    """The members in random order."""
+def drawn(points_BNC: Tensor, clusters_BN: Tensor) -> Samples:
+    """Samples of images by their positions' clusters, which are on the host; without any, empty ones that are part of
+    the graph."""
+    positions = points_BNC.shape[1]
+    kept, sources, targets = [], [torch.empty(0, dtype=torch.int64)], [torch.empty(0, dtype=torch.int64)]
+    for number, clusters_N in enumerate(clusters_BN):
+        source, target = shuffled(clusters_N == SOURCE), shuffled(clusters_N == TARGET)
+        if len(source) >= SAMPLES - 1 and len(target) >= SAMPLES:
+            kept.append(number)
+            sources.append(number * positions + source[: SAMPLES - 1])
+            targets.append(number * positions + target[:SAMPLES])
+    flat_PC = points_BNC.flatten(0, 1)
+
+    def picked(places: Tensor) -> Tensor:
+        return flat_PC[sent(places, flat_PC.device)]
+
+    images_I1C = points_BNC.mean(1, keepdim=True)[sent(torch.tensor(kept, dtype=torch.int64), points_BNC.device)]
+    source_ISC = picked(torch.cat(sources).view(-1, SAMPLES - 1))
+    target_ISC = picked(torch.cat(targets).view(-1, SAMPLES))
+    universum_UC = picked((clusters_BN.flatten() == UNIVERSUM).nonzero()[:, 0])
+    return Samples(torch.cat([images_I1C, source_ISC], 1), target_ISC, universum_UC)
+
+
+def shuffled(members_N: Tensor) -> Tensor:
+    """The positions of members in random order."""
     found = members_N.nonzero()[:, 0]
-    return points_NC[found[torch.randperm(len(found), device="cpu").to(found.device, non_blocking=True)]]
-
-
-def gathered(
-    points_BNC: Tensor, sources: Sequence[Tensor], targets: Sequence[Tensor], universum: Sequence[Tensor]
-) -> Samples:
-    """Samples of all images; where there are none, empty ones that are part of the graph."""
-    none_0SC = points_BNC[:0, :1].expand(0, SAMPLES, -1)
-    return Samples(
-        torch.stack([*sources]) if sources else none_0SC,
-        torch.stack([*targets]) if targets else none_0SC,
-        torch.cat([*universum, points_BNC[0, :0]]),
-    )
+    return found[torch.randperm(len(found), device="cpu")]
 
 
 def k_means(points_NC: Tensor, centres_MC: Tensor, steps: int = 300, tolerance: float = 1e-4) -> tuple[Tensor, Tensor]:
     """Lloyd's algorithm from given centres: the cluster of each point and the centres, as scikit-learn's `KMeans`.
 
     It ends when no point changes its cluster or, by the tolerance relative to the points' variance, no centre moves.
+    With more dimensions before these, each set of points ends by itself.
     """
-    offset_C = points_NC.mean(0)  # scikit-learn's precaution for float32
-    points_NC, centres_MC = points_NC - offset_C, centres_MC - offset_C
-    limit = tolerance * points_NC.var(0, correction=0).mean()
-    clusters_N = nearest(points_NC, centres_MC)
-    for _ in range(steps):
+    offset_1C = points_NC.mean(-2, keepdim=True)  # scikit-learn's precaution for float32
+    points_NC, centres_MC = points_NC - offset_1C, centres_MC - offset_1C
+    limit = tolerance * points_NC.var(-2, correction=0).mean(-1)
+    clusters_N, moves = nearest(points_NC, centres_MC), torch.ones_like(limit, dtype=torch.bool)
+    for step in range(1, steps + 1):
         moved_MC = averages(points_NC, clusters_N, centres_MC)
-        shift, centres_MC = (moved_MC - centres_MC).square().sum(), moved_MC
-        before_N, clusters_N = clusters_N, nearest(points_NC, centres_MC)
-        if shift <= limit or torch.equal(clusters_N, before_N):
+        nearest_N = nearest(points_NC, moved_MC)
+        ends = ((moved_MC - centres_MC).square().sum((-2, -1)) <= limit) | (nearest_N == clusters_N).all(-1)
+        centres_MC = torch.where(moves[..., None, None], moved_MC, centres_MC)
+        clusters_N = torch.where(moves[..., None], nearest_N, clusters_N)
+        moves = moves & ~ends
+        if step % (LOOK if points_NC.is_cuda else 1) == 0 and not moves.any():
             break
-    return clusters_N, centres_MC + offset_C
+    return clusters_N, centres_MC + offset_1C
 
 
 def nearest(points_NC: Tensor, centres_MC: Tensor) -> Tensor:
     """The closest centre of each point, the first among equals, N."""
-    distances_NM = centres_MC.square().sum(1) - 2 * points_NC @ centres_MC.T
-    return distances_NM.argmin(1)
+    distances_NM = centres_MC.square().sum(-1)[..., None, :] - 2 * points_NC @ centres_MC.mT
+    return distances_NM.argmin(-1)
 
 
 def averages(points_NC: Tensor, clusters_N: Tensor, centres_MC: Tensor) -> Tensor:
-    """The mean of each cluster, M×C. A cluster without points takes over the one that is farthest from its centre."""
-    members_MN = F.one_hot(clusters_N, len(centres_MC)).T.to(points_NC.dtype)
-    empty = (members_MN.sum(1) == 0).nonzero()[:, 0]
-    distances_N = (points_NC - centres_MC[clusters_N]).square().sum(1)
-    if len(empty) and distances_N.max() > 0:
-        farthest = distances_N.topk(len(empty)).indices
-        members_MN[:, farthest] = 0
-        members_MN[empty, farthest] = 1
-    counts_M1 = members_MN.sum(1, keepdim=True)
+    """The mean of each cluster, M×C. A cluster without points takes over the one that is farthest from its centre, the
+    next one the next."""
+    positions, clusters = points_NC.shape[-2], centres_MC.shape[-2]
+    members_MN = F.one_hot(clusters_N, clusters).mT.bool()
+    distances_N = (points_NC - centres_MC.take_along_dim(clusters_N[..., None], -2)).square().sum(-1)
+    empty_M = ~members_MN.any(-1)
+    farthest = distances_N.topk(min(clusters, positions)).indices
+    taken_M = farthest.gather(-1, (empty_M.cumsum(-1) - 1).clamp(0, farthest.shape[-1] - 1))
+    takes_M = empty_M & (distances_N.amax(-1, keepdim=True) > 0)
+    taken_MN = F.one_hot(taken_M, positions).bool() & takes_M[..., None]
+    members_MN = ((members_MN & ~taken_MN.any(-2, keepdim=True)) | taken_MN).to(points_NC.dtype)
+    counts_M1 = members_MN.sum(-1, keepdim=True)
     means_MC = members_MN @ points_NC / counts_M1.clamp(min=1)
-    return torch.where(counts_M1 > 0, means_MC, means_MC[counts_M1.argmax()])
+    return torch.where(counts_M1 > 0, means_MC, means_MC.take_along_dim(counts_M1.argmax(-2, keepdim=True), -2))
 
 
 def discrepancy(source_ISC: Tensor, target_ISC: Tensor) -> Tensor:

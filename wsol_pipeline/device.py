@@ -13,7 +13,7 @@ def to_host(tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
     """
     if not any(tensor.is_cuda for tensor in tensors):
         return lambda: list(tensors)
-    copies = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
+    copies = [_pinned_like(tensor) for tensor in tensors]
     for copy, tensor in zip(copies, tensors, strict=True):
         copy.copy_(tensor, non_blocking=True)
     copied = torch.cuda.Event()
@@ -24,3 +24,11 @@ def to_host(tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
         return copies
 
     return wait
+
+
+def _pinned_like(tensor: Tensor) -> Tensor:
+    """Room for `tensor` in pinned memory, in its own layout unless it is a part of another: a fused optimizer refuses
+    momentum that lies otherwise than its parameter."""
+    if tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last):
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, pin_memory=True)
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)

@@ -89,10 +89,20 @@ def test_the_bandwidth_is_a_constant_for_gradients():
     assert torch.autograd.grad(value, scale)[0].abs() > 1e-3
 
 
+def test_several_sets_of_points_end_each_by_itself():
+    points = torch.stack([drawn(seed, 150, 8).relu() for seed in range(6)])
+    begin = torch.stack([starts(kind, of) for kind, of in zip(["points", "equal", "far"] * 2, points, strict=True)])
+    clusters, centres = dawsol.k_means(points, begin)
+    for alone, *together in zip(zip(points, begin, strict=True), clusters, centres, strict=True):
+        for one, of_all in zip(dawsol.k_means(*alone), together, strict=True):
+            torch.testing.assert_close(of_all, one)
+
+
 def test_a_memory_is_a_mean():
-    mean, count = torch.zeros(1), torch.zeros(())
-    for value in (4.0, 1.0, 7.0):
-        dawsol.remember(mean, count, torch.tensor([value]))
+    mean, count = torch.zeros(1, 1), torch.zeros(1, 1)
+    for values in ([4.0], [1.0, 9.0, 7.0]):
+        parts = torch.tensor([[value != 9.0 for value in values]])
+        mean, count = dawsol.extended(mean, count, parts, torch.tensor(values)[:, None])
     assert (mean.item(), count.item()) == (4.0, 3.0)
 
 
@@ -105,7 +115,7 @@ def groups(background: int, source: int, target: int) -> torch.Tensor:
 def sampler() -> dawsol.Sampler:
     """It knows target centres of class 1 near (0, 20)."""
     found = dawsol.Sampler(2, 2)
-    dawsol.remember(found.classes_KC[1], found.counts_K[1], torch.tensor([0.0, 19.0]))
+    found.classes_KC[1], found.counts_K[1] = torch.tensor([0.0, 19.0]), 1
     return found
 
 
@@ -131,6 +141,38 @@ def test_memories_advance_from_image_to_image():
     assert (found.counts_K.tolist(), found.universum_count.item()) == ([0.0, 2.0], 1.0)
     found(points[None], torch.tensor([0]))
     assert found.counts_K.tolist() == [2.0, 2.0]
+
+
+def one_after_the_other(points: np.ndarray, classes: list[int], known: dawsol.Sampler) -> tuple[list, list, list]:
+    """Clusters, and the memories of universum and classes as lists of values, by scikit-learn and plain means."""
+    universum, of_class, clusters = [], {1: [known.classes_KC[1].numpy().copy()]}, []
+    for image, label in zip(points, classes, strict=True):
+        memory = of_class.setdefault(label, [image.mean(0)])
+        begin = [np.mean(universum, 0) if universum else np.zeros(2), image.mean(0), np.mean(memory, 0)]
+        fitted = KMeans(3, init=np.stack(begin), n_init=1).fit(image)
+        clusters.append(fitted.labels_)
+        universum.append(fitted.cluster_centers_[0])
+        memory.append(fitted.cluster_centers_[2])
+    return clusters, universum, [of_class[label] for label in (0, 1)]
+
+
+def test_all_images_at_once_are_clustered_as_one_after_the_other():
+    """Of classes that are new, known, and there twice, beside an empty memory: where the first ones end decides where
+    the next ones begin, and with it what they find."""
+    points, classes = 5 * drawn(7, 6, 90, 2).double(), [0, 1, 0, 1, 1, 0]
+    together, apart = sampler().double(), sampler().double()
+    clusters, universum, of_class = one_after_the_other(points.numpy(), classes, together)
+    found = together.assign(points, torch.tensor(classes))
+    np.testing.assert_array_equal(found.numpy(), clusters)
+    np.testing.assert_allclose(together.universum_C, np.mean(universum, 0))
+    np.testing.assert_allclose(together.classes_KC, [np.mean(of, 0) for of in of_class])
+    assert together.counts_K.tolist() == [len(of) for of in of_class] == [4, 4]
+    assert together.universum_count == 6
+    images = list(zip(points, classes, strict=True))
+    assert torch.equal(torch.cat([apart.assign(image[None], torch.tensor([label])) for image, label in images]), found)
+    torch.testing.assert_close(apart.state_dict(), together.state_dict())
+    alone = [sampler().double().assign(image[None], torch.tensor([label])) for image, label in images]
+    assert not torch.equal(torch.cat(alone), found)
 
 
 @pytest.mark.parametrize("sizes", [(60, 30, 50), (60, 40, 31)])

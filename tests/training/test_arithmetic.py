@@ -28,6 +28,7 @@ def able(monkeypatch):
         ({"precision": "float32", "channels_last": False}, CUDA, True, "float32"),
         ({"precision": "bfloat16"}, CPU, False, "bfloat16"),
         ({"deterministic": True, "channels_last": True}, CPU, True, "float32, channels last, deterministic"),
+        ({"deterministic": True, "compile": True}, CPU, True, "float32, deterministic, compiled"),
         ({"precision": "float64"}, CUDA, True, "float64, channels last"),
     ],
 )

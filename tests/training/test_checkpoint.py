@@ -1,6 +1,7 @@
 """Checkpoints: sealed, verified, never half there; attempts kept apart."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -119,3 +120,38 @@ def test_a_seal_names_the_altered_file(trial):
     trial.write(SEAL, json.dumps(digests).encode())
     with pytest.raises(DataError, match="/b was altered"):
         read_sealed(trial)
+
+
+def test_a_checkpoint_in_two_parts_is_the_same_and_counts_once_it_is_sealed(trial):
+    state, records = {"method": {"weight": torch.arange(6.0)}, "rows": 0}, [{"epoch": 1}]
+    whole, parted = CheckpointStore(trial / "whole", 1), CheckpointStore(trial / "parted", 1)
+    whole.save(Position(1), state, records)
+    with parted.saving(Position(1), state) as seal:
+        assert parted.newest() is None
+        seal(records)
+        assert parted.newest().records == records
+    assert parted.trial.list() == whole.trial.list()
+    for name in whole.trial.list():
+        assert parted.trial.read(name) == whole.trial.read(name)
+
+
+def test_what_the_writing_thread_meets_is_raised_where_the_checkpoint_is_sealed(trial, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Store, "write", full)
+    with CheckpointStore(trial, 1).saving(Position(1), {}) as seal, pytest.raises(OSError, match="No space left"):
+        seal([])
+
+
+def test_whoever_leaves_without_a_seal_waits_for_the_thread(trial, monkeypatch):
+    def slow(self, name, data, write=Store.write):
+        time.sleep(0.3)
+        write(self, name, data)
+
+    monkeypatch.setattr(Store, "write", slow)
+    store = CheckpointStore(trial, 1)
+    with pytest.raises(KeyError), store.saving(Position(1), {}):
+        raise KeyError
+    assert trial.list() == ["attempt-0001/e0001-s00000000/state.pt"]
+    assert store.newest() is None

@@ -1,8 +1,11 @@
 """The loop: steps against plain PyTorch, restarts bit for bit, stops before harm, no sight of the test split."""
 
+import contextlib
+import itertools
 import json
 import math
 import shutil
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -12,9 +15,10 @@ import torch
 from torch.nn import functional as F
 
 import wsol_models
+from tests.trained import Killed
 from wsol_models import cam
 from wsol_pipeline.data.dataset import Dataset, open_dataset
-from wsol_pipeline.data.reader import ReadConfig, eval_rows, train_batches
+from wsol_pipeline.data.reader import EvalRows, ReadConfig, eval_rows, train_batches
 from wsol_pipeline.errors import DataError, MismatchError, ProtocolError
 from wsol_pipeline.evaluation import evaluate, selection
 from wsol_pipeline.evaluation.counts import Counts, ImageHits
@@ -154,6 +158,7 @@ def test_the_best_epoch_is_kept_and_the_last_beside_it(make_config, fit, valued)
 def test_a_training_without_a_better_epoch_ends_early(make_config, fit, valued):
     valued([40.0, 60.0, 50.0, 55.0])
     last = fit(make_config("cam", epochs=9, patience=2), "last")
+    assert not [name for name in Store(last.final.uri.removesuffix("/final")).list() if name.startswith("e0004")]
     assert [r["final"] for r in last.records] == [False, False, False, True]
     assert (last.records[-1]["kept_epoch"], last.records[-1]["value"]) == (4, 55.0)
     valued([40.0, 60.0, 50.0, 55.0, 60.0])
@@ -236,6 +241,61 @@ def test_a_run_killed_between_epochs_ends_as_if_nothing_had_happened(make_config
     undisturbed = fit(config, "undisturbed")
     kill(config, Position(2), "killed")
     assert_equal_runs(fit(config, "killed", attempt=2), undisturbed)
+
+
+def test_a_checkpoint_is_written_while_its_epoch_is_validated(make_config, fit, monkeypatch):
+    """The weights stand still meanwhile. Its records come last: what is reported is kept."""
+    validating, beside, batches, write = threading.Event(), [], EvalRows.batches, Store.write
+
+    def seen(rows):
+        validating.set()
+        yield from batches(rows)
+
+    def waiting(store, name, data):
+        if name == "state.pt":
+            beside.append(validating.wait(20))
+        write(store, name, data)
+
+    monkeypatch.setattr(EvalRows, "batches", seen)
+    monkeypatch.setattr(Store, "write", waiting)
+    fit(make_config("cam"))
+    assert beside == [True]
+
+
+def test_a_run_killed_at_any_write_of_an_epochs_end_ends_as_if_nothing_had_happened(
+    dataset, reading, make_config, fit, tmp_path, monkeypatch
+):
+    """In the thread that writes the state or after it: the seal alone makes a checkpoint, then a record is told."""
+    config, left, places, told = make_config("cam", rungs=(1,)), iter(()), [], []
+    undisturbed = fit(config, "undisturbed")
+
+    def mortal(of):
+        original = getattr(Store, of)
+
+        def call(store, *args):
+            places.append(f"{of} {args[0]}")
+            if next(left, 1) == 0:
+                raise Killed
+            return original(store, *args)
+
+        monkeypatch.setattr(Store, of, call)
+
+    mortal("write")
+    mortal("remove")
+    for number in itertools.count():
+        left, places, told = iter(range(number, -1, -1)), [], []
+        checkpoints = CheckpointStore(Store.at(tmp_path / f"{number}"), 1)
+        with contextlib.suppress(Killed):
+            told += itertools.islice(train(config, dataset, checkpoints, reading=reading), 1)
+        left, sealed = iter(()), checkpoints.position()
+        assert (sealed == Position(1)) == bool(told)
+        assert_equal_runs(fit(config, f"{number}", attempt=2), undisturbed)
+        if told:
+            break
+    assert places[:number] == [
+        "remove seal.json", "write state.pt", "write rung/val_counts.json", "remove seal.json", "write records.json",
+        "write seal.json",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("method", ["cam", "bas", "has", "cutmix", "dawsol"])

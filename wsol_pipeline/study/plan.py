@@ -32,6 +32,7 @@ from wsol_pipeline.study.pareto import COST, Rule
 from wsol_pipeline.tracking.connect import sqlite_file
 from wsol_pipeline.training import cluster
 from wsol_pipeline.training.build import build_method, build_readout
+from wsol_pipeline.training.compiling import require_compiler, require_traceable
 from wsol_pipeline.training.config import Job, Recipe, TrainConfig, as_kept, require
 from wsol_pipeline.training.embedded import embedded_dataset, embedded_weights
 from wsol_pipeline.training.loop import Record
@@ -326,6 +327,8 @@ def check_buildable(config: TrainConfig, dataset: Dataset, found: Choosers = TRU
             weights = wsol_models.LATER if config.weights == "imagenet" else config.weights
             method = build_method(dataclasses.replace(config, weights=weights), len(dataset.classes)).eval()
             check_image_size(method, config)
+            if config.compile:
+                require_traceable(config.method, method)
         build_readout(config).settings(method)
     except ValueError as error:
         raise UsageError(str(error)) from error
@@ -355,6 +358,8 @@ def check_device(options: StudyOptions, device: str) -> None:
     """Raise `UsageError` for what GPUs alone can do."""
     require(not options.sync_batch_norm or device == "cuda", "sync_batch_norm needs GPUs", device)
     require(options.gpus_per_trial == 1 or device == "cuda", "gpus_per_trial below 1 needs GPUs", device)
+    if options.compile and cluster.is_one_machine():  # else workers say so, whose machines are not seen from here
+        require_compiler(device)
 
 
 def check_image_size(method: wsol_models.LocalizationMethod, config: TrainConfig) -> None:

@@ -12,12 +12,14 @@ from wsol_pipeline.training.config import TrainConfig
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How one device computes a run: `precision` as in the options, but for "auto"; memory layout; repeatability."""
+    """How one device computes a run: `precision` as in the options, but for "auto"; memory layout; repeatability; whose
+    kernels."""
 
     device: torch.device
     precision: str
     channels_last: bool
     deterministic: bool
+    compiled: bool
 
     @property
     def layout(self) -> torch.memory_format:
@@ -27,8 +29,8 @@ class Arithmetic:
     @property
     def told(self) -> str:
         """In words, for whoever compares two runs."""
-        parts = (self.precision, "channels last" * self.channels_last, "deterministic" * self.deterministic)
-        return ", ".join(part for part in parts if part)
+        told = {"channels last": self.channels_last, "deterministic": self.deterministic, "compiled": self.compiled}
+        return ", ".join([self.precision, *(word for word, is_so in told.items() if is_so)])
 
     def autocast(self, enabled: bool = True) -> AbstractContextManager[object]:
         """Forwards within are bfloat16's, if that is the precision; losses and what is pooled stay float32."""
@@ -56,4 +58,4 @@ def arithmetic(config: TrainConfig, device: torch.device) -> Arithmetic:
         raise UsageError("--precision bfloat16 needs a GPU that has it (Ampere or later): say float32, or auto.")
     precision = ("bfloat16" if on_gpu and able else "float32") if config.precision == "auto" else config.precision
     last = on_gpu if config.channels_last is None else config.channels_last
-    return Arithmetic(device, precision, last, config.deterministic)
+    return Arithmetic(device, precision, last, config.deterministic, config.compile)

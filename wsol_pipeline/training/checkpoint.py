@@ -13,21 +13,28 @@ lease):
     <trial>/attempt-0002/last/...              the last epoch's weights, where the finished model is an earlier one's
     <trial>/attempt-0002/rung/val_counts.json          of the last rung, for whoever looks at a pruned trial's readout
 
+An epoch's state is written while the epoch is validated, its records and the seal after that.
+
 A worker writes into its own attempt only, so one that outlived its driver can't harm the attempt that took over; a
 reader takes the newest position that verifies, of any attempt, and names what it had to pass over.
 """
 
+import contextlib
+import copy
 import hashlib
 import io
 import json
 import logging
 import pickle
 import re
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from wsol_pipeline.device import to_host
 from wsol_pipeline.errors import DataError
 from wsol_pipeline.redaction import printable, redact
 from wsol_pipeline.storage import Store
@@ -63,15 +70,20 @@ class Checkpoint:
     records: list[dict[str, Any]]
 
 
-def write_sealed(store: Store, files: dict[str, bytes]) -> None:
-    """Write `files`, check that each arrived at its full size, then seal them with their SHA-256."""
+def write_sealed(store: Store, files: Mapping[str, bytes], before: Mapping[str, str] | None = None) -> None:
+    """Write `files`, then seal them with their SHA-256; `before`: of what `write_unsealed` has written there."""
+    digests = {**(before or {}), **write_unsealed(store, files)}
+    store.write(SEAL, json.dumps(digests, indent=1).encode())
+
+
+def write_unsealed(store: Store, files: Mapping[str, bytes]) -> dict[str, str]:
+    """Write `files` and check that each arrived at its full size; their SHA-256. They don't count before a seal."""
     store.remove(SEAL)  # an epoch done again writes over its files: unsealed meanwhile
     for name, data in files.items():
         store.write(name, data)
         if store.size(name) != len(data):  # uploads were seen to fail without an error
             raise DataError(f"{store.path(name)} holds {store.size(name)} bytes after {len(data)} were written.")
-    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    store.write(SEAL, json.dumps(digests, indent=1).encode())
+    return {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
 
 
 def read_sealed(store: Store, *names: str) -> dict[str, bytes]:
@@ -104,11 +116,31 @@ class CheckpointStore:
         return self.trial / f"attempt-{self.attempt:04d}"
 
     def save(self, position: Position, state: dict[str, Any], records: list[dict[str, Any]]) -> None:
-        """Write a sealed checkpoint, then drop this attempt's checkpoints older than the last `KEEP`."""
+        """Write a sealed checkpoint."""
+        self.seal(position, self.write_state(position, state), records)
+
+    @contextlib.contextmanager
+    def saving(self, position: Position, state: dict[str, Any]) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
+        """`save` in two parts: within, a thread writes the state; what this gives waits for it and seals it with the
+        records, or raises what the thread met.
+
+        The state's tensors must keep their values until then; those of a GPU are copied to pinned memory meanwhile.
+        """
+        on_host = _to_host(state)
+        with ThreadPoolExecutor(1, "checkpoint") as thread:
+            written = thread.submit(lambda: self.write_state(position, on_host()))
+            yield lambda records: self.seal(position, written.result(), records)
+
+    def write_state(self, position: Position, state: dict[str, Any]) -> dict[str, str]:
+        """Write the heavy part of a checkpoint, which counts once `seal` gets what this returns."""
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        files = {"state.pt": buffer.getvalue(), "records.json": json.dumps(records).encode()}
-        write_sealed(self.own / _folder(position), files)
+        return write_unsealed(self.own / _folder(position), {"state.pt": buffer.getvalue()})
+
+    def seal(self, position: Position, written: Mapping[str, str], records: list[dict[str, Any]]) -> None:
+        """Add the records to a written state and seal both, then drop this attempt's checkpoints before the last
+        `KEEP`."""
+        write_sealed(self.own / _folder(position), {"records.json": json.dumps(records).encode()}, written)
         own = [folder for folder in self._sealed() if _position(folder)[1] == self.attempt]
         for old in own[KEEP:]:
             for name in (SEAL, "state.pt", "records.json"):  # the seal first: half-removed is not sealed
@@ -203,6 +235,35 @@ class CheckpointStore:
         """Folders of all sealed checkpoints, newest position first, later attempts first among equals."""
         seals = [name for name in self.trial.list() if _CHECKPOINT.fullmatch(name)]
         return sorted((name.removesuffix(f"/{SEAL}") for name in seals), key=_position, reverse=True)
+
+
+def _to_host(state: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+    """Begin to copy a state's tensors to the host; calling what this gives waits, and returns it with the copies."""
+    tensors = list(_tensors(state))
+    if not any(tensor.is_cuda for tensor in tensors):
+        return lambda: state
+    arrived = to_host(tensors)
+    return lambda: _with(state, iter(arrived()))
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """All tensors in dicts in dicts, in their order."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for below in value.values():
+            yield from _tensors(below)
+
+
+def _with(value: Any, copies: Iterator[torch.Tensor]) -> Any:
+    """`value` with `copies` in place of its `_tensors`."""
+    if isinstance(value, torch.Tensor):
+        return next(copies)
+    if not isinstance(value, dict):
+        return value
+    changed = copy.copy(value)  # what a state dict says of its modules' versions too
+    changed.update({key: _with(below, copies) for key, below in value.items()})
+    return changed
 
 
 def _reason(kind: str, message: str) -> bytes:

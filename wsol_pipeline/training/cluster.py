@@ -126,6 +126,11 @@ def pick_device(wanted: str, may_grow: bool = False) -> Literal["cpu", "cuda"]:
     return "cuda" if wanted == "cuda" or (wanted == "auto" and has_gpu) else "cpu"
 
 
+def is_one_machine() -> bool:
+    """Whether workers run where this process does, as far as is known today."""
+    return sum(node["Alive"] for node in ray.nodes()) == 1
+
+
 def gpu_share(streams: bool = False, gpus: float = 1.0) -> int:
     """Cores of a worker with a GPU, unless told: the GPU's share of its node's, the poorest node's; 1 without a node.
 

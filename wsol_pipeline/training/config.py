@@ -140,6 +140,7 @@ class TrainConfig:
     precision: Precision = "auto"  # see `arithmetic.arithmetic`, `build.build_method`
     channels_last: bool | None = None  # None: on GPUs
     deterministic: bool = False  # the same bits again on a GPU
+    compile: bool = False  # see `compiling`
     seed: int = 0
     keep: Keep = "last"  # which epoch's model the finished one is; best: by the searched objective on validation
     patience: int = 0  # epochs without a better searched objective after which training ends; 0: never

@@ -38,6 +38,7 @@ from wsol_pipeline.training.ahead import ahead
 from wsol_pipeline.training.arithmetic import Arithmetic, arithmetic
 from wsol_pipeline.training.build import build_method, build_readout, fixed_setting
 from wsol_pipeline.training.checkpoint import LAST, CheckpointStore, Position, write_sealed
+from wsol_pipeline.training.compiling import compiled
 from wsol_pipeline.training.config import Reading, TrainConfig, as_kept, config_hash
 from wsol_pipeline.training.guard import Guard
 from wsol_pipeline.training.model import BACKBONE, DESCRIPTION, FORMAT, VAL_COUNTS, VAL_IMAGES, WEIGHTS
@@ -144,7 +145,7 @@ class Run:
     checkpoints: CheckpointStore
     world: World
     method: LocalizationMethod
-    model: nn.Module  # the method as the optimizer's steps see it: maybe wrapped in DDP
+    model: nn.Module  # the method as the optimizer's steps see it: maybe wrapped in DDP, maybe compiled
     optimizer: torch.optim.SGD
     guard: Guard
     progress: Progress
@@ -215,8 +216,11 @@ def set_up(
         config, rules, dataset, _read_config(config, reading), -(-config.recipe.batch_size // world.size),
         sources or {}, rank=world.rank, world=world.size, device=world.device,
     )  # fmt: skip
+    model = world.wrap(method)
+    if computes.compiled:
+        model = compiled(model, method, world.device)
     return Run(
-        config, dataset, checkpoints, world, method, world.wrap(method), optimizer, Guard(optimizer), progress,
+        config, dataset, checkpoints, world, method, model, optimizer, Guard(optimizer), progress,
         plan, choosing, build_readout(config), computes, Used(world.device),
     )  # fmt: skip
 
@@ -245,10 +249,14 @@ def _resume(
     optimizer.load_state_dict(saved.state["optimizer"])
     for group in optimizer.param_groups:
         group["fused"] = kind
+    best = saved.state["best"]
+    values = [record["value"] for record in saved.records]
+    if config.keep == "best" and values and saved.position == Position(best_epoch(values)):
+        best = saved.state["method"]  # when it was written, its value was not known
     if world.rank > 0:  # the saved sums are over all ranks: one of them carries them on
-        return Progress(saved.position, saved.records, {}, best=saved.state["best"])
+        return Progress(saved.position, saved.records, {}, best=best)
     sums = {name: torch.tensor(total, dtype=torch.float64) for name, total in saved.state["sums"].items()}
-    return Progress(saved.position, saved.records, sums, saved.state["rows"], saved.state["best"])
+    return Progress(saved.position, saved.records, sums, saved.state["rows"], best)
 
 
 def _train_epoch(run: Run, reader: TrainReader, epoch: int, checkpoint_batches: int) -> bool:
@@ -336,11 +344,20 @@ def _not_finite(norm: Tensor, terms: dict[str, Tensor], position: Position) -> s
 
 
 def _finish_epoch(run: Run, epoch: int, started: float, rows: int) -> Record:
-    """Validate, write the checkpoint (and the finished model after the last epoch), return the epoch's record.
+    """Validate, write the checkpoint (or the finished model after the last epoch), return the epoch's record.
 
     `rows` is how many this rank has trained on since `started`.
     """
     seconds = time.monotonic() - started
+    with _saving(run, epoch) as save:
+        record = _judge_epoch(run, epoch, started, seconds, rows)
+        if not record["final"]:
+            save()
+    return record
+
+
+def _judge_epoch(run: Run, epoch: int, started: float, seconds: float, rows: int) -> Record:
+    """The record of an epoch whose training took `seconds`; after the last, the finished model is written."""
     config, last = run.config, epoch + 1 == run.config.recipe.epochs
     searched = last or config.searches_each_epoch or epoch + 1 in config.rungs
     counts = validate(run, search=searched)
@@ -370,8 +387,35 @@ def _finish_epoch(run: Run, epoch: int, started: float, rows: int) -> Record:
         return record
     if searched and run.world.rank == 0:
         run.checkpoints.keep_rung(VAL_COUNTS, json.dumps(counts.to_dict()).encode())
-    _save(run)
     return record
+
+
+@contextlib.contextmanager
+def _saving(run: Run, epoch: int) -> Iterator[Callable[[], None]]:
+    """Within, which is validation, the ended epoch's weights are written; what this gives waits and seals them with the
+    records.
+
+    None where training may end: then there is no checkpoint, or it is written when it is known that training goes on.
+    """
+    if _may_end(run, epoch):
+        yield lambda: _save(run)
+    elif run.world.rank > 0:
+        yield lambda: None
+    else:
+        with run.checkpoints.saving(Position(epoch + 1), _state(run, {}, 0)) as seal:
+
+            def save() -> None:
+                with run.used.timing(CHECKPOINTS):
+                    seal(run.progress.records)
+
+            yield save
+
+
+def _may_end(run: Run, epoch: int) -> bool:
+    """Whether this epoch is the last, or is unless its value, which is not known yet, is the best so far."""
+    values = [record["value"] for record in run.progress.records]
+    waited = epoch + 1 - best_epoch(values) if values else 0
+    return epoch + 1 == run.config.recipe.epochs or 0 < run.config.patience <= waited
 
 
 def _trained(run: Run, epoch: int, started: float, seconds: float, rows: int) -> Record:
@@ -470,16 +514,20 @@ def ddp_options(method: LocalizationMethod) -> dict[str, Any]:
 def _save(run: Run) -> None:
     sums, rows = run.progress.over_ranks(run.world)
     if run.world.rank == 0:
-        state = {
-            "method": run.method.state_dict(),
-            "optimizer": run.optimizer.state_dict(),
-            "config_hash": _origin(run.config, run.dataset, run.world.device),
-            "sums": sums,
-            "rows": rows,
-            "best": run.progress.best,
-        }
         with run.used.timing(CHECKPOINTS):
-            run.checkpoints.save(run.progress.position, state, run.progress.records)
+            run.checkpoints.save(run.progress.position, _state(run, sums, rows), run.progress.records)
+
+
+def _state(run: Run, sums: dict[str, float], rows: int) -> dict[str, Any]:
+    """What a checkpoint holds beside the records, with an open epoch's sums over all ranks."""
+    return {
+        "method": run.method.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "config_hash": _origin(run.config, run.dataset, run.world.device),
+        "sums": sums,
+        "rows": rows,
+        "best": run.progress.best,
+    }
 
 
 def _finish(run: Run, counts: Counts, choice: selection.Choice, images: ImageHits | None) -> None:

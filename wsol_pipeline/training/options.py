@@ -176,6 +176,9 @@ class MachineOptions:
     deterministic: bool = False
     """Only kernels that give the same bits again: slower. A run on a GPU that was interrupted ends as if it had not
     been only then; on CPUs it does anyway."""
+    compile: bool = False
+    """Let TorchInductor make kernels for the network that is trained, at the first steps of each trial. It rounds
+    otherwise than without. Not for ADL, CutMix and DA-WSOL; needs a C compiler on workers' machines."""
     checkpoint_batches: int = 0
     """Also write a checkpoint every so many batches; 0: at the end of epochs only."""
     stuck_minutes: float = 20.0

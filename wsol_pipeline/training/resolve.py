@@ -80,6 +80,7 @@ def resolve(options: RunOptions, method: str) -> TrainConfig:
         precision=options.precision,
         channels_last=options.channels_last,
         deterministic=options.deterministic,
+        compile=options.compile,
         seed=options.seed,
     )
 

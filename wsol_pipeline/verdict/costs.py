@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from wsol_pipeline.data.dataset import Dataset
@@ -31,7 +30,7 @@ from wsol_pipeline.training.options import SelectionOptions
 from wsol_pipeline.training.selecting import make_choosing, solve
 from wsol_pipeline.verdict.options import EvaluateOptions
 from wsol_pipeline.verdict.rows import finished_study, same_dataset
-from wsol_pipeline.verdict.score import Progress, silent, test_rows
+from wsol_pipeline.verdict.score import Progress, local_device, silent, test_rows
 
 BOXES, METRICS = "boxes", ("max_box_acc_v2", "gt_known_loc")
 SAMPLES = 1000
@@ -60,15 +59,11 @@ def costs_of_winner(options: EvaluateOptions, progress: Progress = silent) -> li
     """The costs for the first study's winner, kept in its folder."""
     study = options.study[0]
     winner = finished_study(options.store, study)
-    dataset, device = same_dataset({study: winner}, options.data), _device(options)
+    dataset, device = same_dataset({study: winner}, options.data), local_device(options.device)
     found = costs(options, load_model(Store(winner["model"]), device), dataset, options.selectors, device, progress)
     kept = json.dumps(redact([dataclasses.asdict(cost) for cost in found]), indent=1)
     (options.store / study).write(COSTS, kept.encode())
     return found
-
-
-def _device(options: EvaluateOptions) -> str:
-    return "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def costs(

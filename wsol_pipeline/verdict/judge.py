@@ -30,6 +30,7 @@ from wsol_pipeline.tracking.runs import StudyRuns, deliver
 from wsol_pipeline.training.checkpoint import seal_of
 from wsol_pipeline.verdict.options import EvaluateOptions
 from wsol_pipeline.verdict.pictures import GALLERY, draw
+from wsol_pipeline.verdict.placing import somewhere
 from wsol_pipeline.verdict.rows import (
     CENTRED_BOX,
     EVALUATIONS,
@@ -39,7 +40,7 @@ from wsol_pipeline.verdict.rows import (
     opened,
     rows_of,
 )
-from wsol_pipeline.verdict.score import Progress, centred_box, score_somewhere, silent, test_rows
+from wsol_pipeline.verdict.score import Progress, centred_box, score_here, silent, test_rows
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def judged_rows(
     """The rows of one model: from the kept result if test was opened for it before, else from test, now."""
     folder, name = options.store / contender.study / EVALUATIONS, evaluation_name(contender)
     if not folder.exists(f"{name}.json"):
-        result, files = score_somewhere(options, contender, dataset, progress)
+        result, files = somewhere(score_here, options, contender, dataset, progress=progress)
         for file, data in files.items():
             (folder / name).write(file, data)
         folder.write(f"{name}.json", json.dumps(redact(result), indent=1).encode())

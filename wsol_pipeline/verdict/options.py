@@ -26,7 +26,9 @@ class EvaluateOptions:
     champion: bool = True
     """Give the first study's winner the alias 'champion' in the model registry."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: a GPU if there is one."""
+    """auto: a GPU if there is one, here or, for a job on a cluster, on one of its nodes."""
+    cluster_may_grow: bool = False
+    """A job on a cluster whose autoscaler adds the GPU nodes: with --device cuda, wait for one."""
     batch_size: int = 64
     """Images a forward pass."""
     selectors: tuple[str, ...] = ()
@@ -81,7 +83,9 @@ class SolveOptions(SelectionOptions):
     objective: str | None = None
     """What validation maximises; by default what the study did."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: a GPU if there is one."""
+    """auto: a GPU if there is one, here or, for a job on a cluster, on one of its nodes."""
+    cluster_may_grow: bool = False
+    """A job on a cluster whose autoscaler adds the GPU nodes: with --device cuda, wait for one."""
     batch_size: int = 32
     """Images a pass."""
     cache_dir: str | None = None

@@ -47,7 +47,7 @@ from wsol_pipeline.verdict.score import Progress, silent
 
 AS_PUBLISHED, ORACLE, TRANSFERRED = READINGS = ("as published", "oracle", "transferred")
 # Not what a paper trained with: how it runs here, and what our choices on validation aim at.
-_OURS = ("seed", "rungs", "objective", "channels_last", "deterministic", "fixed_setting")
+_OURS = ("seed", "rungs", "objective", "channels_last", "deterministic", "compile", "fixed_setting")
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def _judged(plan: Plan, row: Preset, number: int, progress: Progress) -> SeedRun
     seed = json.loads(final.read(DESCRIPTION))["train"]["seed"]
     asked = EvaluateOptions(
         (options.name,), options.storage, device=options.device, cache_dir=options.cache_dir,
-        experiment=options.experiment,
+        experiment=options.experiment, cluster_may_grow=options.cluster_may_grow,
     )  # fmt: skip
     rules = protocol(plan.config.protocol, plan.config.image_size, plan.config.resize_size)
     contender = Contender(f"seed {seed}", options.name, final, row.id)

@@ -10,7 +10,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 import torch
 
 from wsol_pipeline.data.dataset import Dataset
@@ -29,7 +28,6 @@ from wsol_pipeline.selectors import said
 from wsol_pipeline.study.surface import published_choice, published_reading
 from wsol_pipeline.text import format_threshold
 from wsol_pipeline.tracking.provenance import provenance
-from wsol_pipeline.training import cluster
 from wsol_pipeline.training.checkpoint import read_sealed
 from wsol_pipeline.training.model import VAL_COUNTS, Model, load_model
 from wsol_pipeline.verdict.options import EvaluateOptions
@@ -45,19 +43,6 @@ def silent(what: str, total: int) -> AbstractContextManager[Callable[[int], None
     return nullcontext(lambda more: None)
 
 
-def score_somewhere(
-    options: EvaluateOptions, contender: Contender, dataset: Dataset, progress: Progress
-) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Score here, or on a node with a GPU if this process runs as a job on a cluster that has one."""
-    if not ray.is_initialized():
-        return score(contender, dataset, options, local_device(options.device), progress)
-    if cluster.pick_device(options.device) == "cpu":  # a worker would first import for seconds what is here already
-        return score(contender, dataset, options, "cpu", progress)
-    cpus = cluster.gpu_share()
-    remote = ray.remote(_score_on_gpu).options(num_gpus=1, num_cpus=cpus)
-    return ray.get(remote.remote(contender, dataset, options, cpus))
-
-
 def local_device(wanted: str) -> str:
     """ "cuda" if asked for, or if `wanted` is "auto" and this machine has a GPU; else "cpu". Raises `ResourceError`."""
     if wanted == "cuda" and not torch.cuda.is_available():
@@ -65,11 +50,11 @@ def local_device(wanted: str) -> str:
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def _score_on_gpu(
-    contender: Contender, dataset: Dataset, options: EvaluateOptions, cpus: int
+def score_here(
+    options: EvaluateOptions, contender: Contender, dataset: Dataset, progress: Progress
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
-    torch.set_num_threads(cpus)  # Ray leaves a task one
-    return score(contender, dataset, options, "cuda")
+    """`score` on this machine's device."""
+    return score(contender, dataset, options, local_device(options.device), progress)
 
 
 def score(

@@ -6,11 +6,9 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from wsol_pipeline.data.dataset import Dataset
 from wsol_pipeline.data.reader import ReadConfig
-from wsol_pipeline.errors import DataError, ResourceError, UsageError
+from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.evaluation import selection
 from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.evaluation.selection import Choice
@@ -39,8 +37,9 @@ from wsol_pipeline.training.model import DESCRIPTION, Model, load_model
 from wsol_pipeline.training.resolve import plain_values
 from wsol_pipeline.training.selecting import make_choosing
 from wsol_pipeline.verdict.options import SolveOptions
+from wsol_pipeline.verdict.placing import somewhere
 from wsol_pipeline.verdict.rows import dataset_at, finished_study
-from wsol_pipeline.verdict.score import Progress, silent
+from wsol_pipeline.verdict.score import Progress, local_device, silent
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Solved:
 def solve_readout(options: SolveOptions, progress: Progress = silent) -> Solved:
     """Search all settings of the readout on validation, keep the best as a finished study."""
     source = finished_study(options.store, options.study)
-    model = load_model(Store(source["model"]), _device(options))
+    model = load_model(Store(source["model"]))
     config = dataclasses.replace(
         model.config,
         readout=options.readout,
@@ -77,7 +76,8 @@ def solve_readout(options: SolveOptions, progress: Progress = silent) -> Solved:
     with acquire(folder / "lease") as lease:
         trial, own = CheckpointStore(trial_folder(folder, 0), lease.attempt), home(folder)
         if trial.final() is None:
-            choice, counts = _search(options, model, config, dataset, found, progress)
+            asked = source["model"], config, dataset, found
+            choice, counts = somewhere(_search, options, *asked, progress=progress)
             computed = json.loads(Store(source["model"]).read(DESCRIPTION))["arithmetic"]
             files = model_files(model.method, config, dataset, choice, counts, own.id, computed)
             trial.finish(files, [_record(choice, counts)])
@@ -92,12 +92,6 @@ def solve_readout(options: SolveOptions, progress: Progress = silent) -> Solved:
         folder.write(WINNER, json.dumps(redact(winner)).encode(), lease.confirm)
         missing = _publish(options, connect, dataset, kept, trial, final, own)
         return Solved(config.objective, counts, missing, found.notes, winner["standing"])
-
-
-def _device(options: SolveOptions) -> str:
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise ResourceError("--device cuda needs a GPU but this machine has none.")
-    return "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def _as_the_study(options: SolveOptions, model: Model) -> SolveOptions:
@@ -115,9 +109,11 @@ def _as_the_study(options: SolveOptions, model: Model) -> SolveOptions:
 
 
 def _search(
-    options: SolveOptions, model: Model, config: TrainConfig, dataset: Dataset, found: Choosers, progress: Progress
+    options: SolveOptions, place: str, config: TrainConfig, dataset: Dataset, found: Choosers, progress: Progress
 ) -> tuple[Choice, Counts]:
-    rules, device = model.protocol, _device(options)
+    device = local_device(options.device)
+    model = load_model(Store(place), device)
+    rules = model.protocol
     read = ReadConfig(rules.resize_size, rules.image_size, cache_dir=options.cache_dir)
     by = make_choosing(config, rules, dataset, read, options.batch_size, found.sources, device=device)
     try:
