@@ -5,8 +5,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.use.conftest import paint
-from wsol_pipeline.errors import DataError
-from wsol_pipeline.use import sources
+from wsol_pipeline.errors import DataError, UsageError
+from wsol_pipeline.storage import Store
+from wsol_pipeline.use import run, sources
 from wsol_pipeline.use.options import LocalizeOptions
 
 
@@ -58,3 +59,38 @@ def test_a_line_without_a_name_is_a_broken_file_and_takes_no_name(tmp_path):
 @pytest.mark.parametrize("name", ["", "/", "."])
 def test_a_name_that_names_nothing_is_no_failure(name):
     assert sources.file_name(name) in ("", ".")
+
+
+@pytest.mark.parametrize("source", ["ph [1]", "ph [1]/a.png", "ph [1]/*.png", "p* [[]1]/a.png"])
+def test_a_bracket_in_a_name_is_no_pattern(tmp_path, source):
+    paint(tmp_path / "ph [1]/a.png", 1)
+    (item,) = sources.listed(options(tmp_path / source))
+    assert item["uri"] == str(tmp_path / "ph [1]/a.png")
+    with pytest.raises(DataError, match="has no image"):
+        sources.listed(options(tmp_path / "ph [1]/none.png"))
+
+
+def test_a_list_is_read_of_a_bucket_and_an_archive_there_is_refused(tmp_path, s3_bucket):
+    data = paint(tmp_path / "a.png", 1).read_bytes()
+    Store(f"{s3_bucket}/lists").write("a.png", data)
+    Store(f"{s3_bucket}/lists").write("all.csv", b"path\na.png\n")
+    asked = options(f"{s3_bucket}/lists/all.csv")
+    assert tell(sources.listed(asked), asked) == [data]
+    with pytest.raises(DataError, match="Cannot read s3://bucket/lists/none.txt"):
+        sources.listed(options(f"{s3_bucket}/lists/none.txt"))
+    with pytest.raises(UsageError, match="is an archive in a bucket: copy it to a disk"):
+        sources.listed(options(f"{s3_bucket}/lists/all.tar"))
+
+
+def test_an_image_that_is_listed_twice_is_two_rows_and_has_no_file_of_its_own(tmp_path):
+    paint(tmp_path / "a.png", 1)
+    (tmp_path / "list.txt").write_text("a.png\na.png\n")
+    found = sources.listed(options(tmp_path / "list.txt"))
+    with pytest.raises(UsageError, match=r"a.png is listed twice: its rows would both be written as a"):
+        sources.check_names(found, ["voc"])
+    store, asked = Store.at(tmp_path / "out"), options(tmp_path / "list.txt", extend=True)
+    contract = {"counts": [1], "chunk": 4, "listing": sources.fingerprint(found[:1])}
+    items, grown, _ = run._grown(store, asked, contract, found[:1], found)
+    assert ([item["index"] for item in items], grown["counts"]) == ([0, 1], [1, 1])
+    with pytest.raises(UsageError, match="lacks 1 of the images"):
+        run._grown(store, asked, grown, items, found[:1])

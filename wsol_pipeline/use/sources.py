@@ -61,17 +61,19 @@ def listed(options: LocalizeOptions) -> list[Item]:
 
 
 def check_names(items: Iterable[Item], formats: Iterable[str]) -> None:
-    """Raise `UsageError` if two images would have files of one name in `formats`."""
+    """Raise `UsageError` if two images, or one that is listed twice, would have files of one name in `formats`."""
     if not set(formats) & set(PER_IMAGE):
         return
     taken: dict[str, str] = {}
     for item in items:
-        name = file_name(item["image_id"])
-        if (uri := taken.setdefault(name, item["uri"])) != item["uri"]:
+        name, uri = file_name(item["image_id"]), item["uri"]
+        if uri and name in taken:
+            twice = f"{uri} is listed twice: its rows" if taken[name] == uri else f"{taken[name]} and {uri}"
             raise UsageError(
-                f"{uri} and {item['uri']} would both be written as {name}: rename one, or leave out the formats of a "
+                f"{twice} would both be written as {name}: rename or leave out one, or leave out the formats of a "
                 f"file an image ({', '.join(PER_IMAGE)})."
             )
+        taken[name] = uri
 
 
 def file_name(image_id: str) -> str:
@@ -136,8 +138,10 @@ def _found(options: LocalizeOptions) -> Iterator[Item]:
     if name.endswith((".txt", ".csv")):
         return _list(source, options)
     if name.endswith(ARCHIVES):
+        if not Store.at(source).is_local:
+            raise UsageError(f"--source {source} is an archive in a bucket: copy it to a disk, or unpack it to a prefix.")
         return _folder(Store.at(unpacked(Path(source).expanduser().resolve())), options)
-    if glob.has_magic(source):
+    if glob.has_magic(source) and not Store.at(source).exists():
         return _glob(source, options)
     folder, _, last = Store.at(source).uri.rpartition("/")
     if name.endswith(ENDINGS) and Store(folder).exists(last):
@@ -169,7 +173,8 @@ def _is_image(name: str) -> bool:
 
 def _glob(pattern: str, options: LocalizeOptions) -> Iterator[Item]:
     parts = pattern.split("/")
-    fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    heads = ["/".join(parts[:end]) for end in range(1, len(parts))]  # "ph [1]" can be a folder's name
+    fixed = next((i for i, head in enumerate(heads) if glob.has_magic(parts[i]) and not Store.at(head).exists()), -1)
     store = Store.at("/".join(parts[:fixed]) or ("/" if pattern.startswith("/") else "."))
     rest = "/".join(parts[fixed:])
     if store.is_local:
@@ -193,8 +198,7 @@ def _state(store: Store, name: str) -> tuple[int, str]:
 
 def _list(source: str, options: LocalizeOptions) -> Iterator[Item]:
     """A list's lines in their order; relative ones are relative to the list."""
-    place = Path(source).expanduser().resolve()
-    text = read_text(place)
+    text = _text(source)
     if source.lower().endswith(".txt"):
         yield from (_named(source, line.strip(), options) for line in text.splitlines() if line.strip())
         return
@@ -206,6 +210,16 @@ def _list(source: str, options: LocalizeOptions) -> Iterator[Item]:
     label = _label_column(options, columns, source)
     for line in table:
         yield _named(source, line[column] or "", options, None if label is None else [line[label] or ""])
+
+
+def _text(source: str) -> str:
+    store = Store.at(source)
+    if store.is_local:
+        return read_text(Path(store.uri))
+    try:
+        return file_bytes(store.uri).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"Cannot read {source}: {error}.") from error
 
 
 def _label_column(options: LocalizeOptions, columns: Sequence[str], source: str) -> str | None:
