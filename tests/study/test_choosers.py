@@ -70,5 +70,7 @@ def test_own_masks_are_asked_of_readouts_that_cut_them_before_anything_starts(da
     if modes == ["mask"]:
         check_buildable(config, dataset, found)
     else:
-        with pytest.raises(UsageError, match=r"""own-mask needs .* --readout-options modes '\["mask"\]' cuts its own"""):
+        with pytest.raises(
+            UsageError, match=r"""own-mask needs .* --readout-options modes '\["mask"\]' cuts its own"""
+        ):
             check_buildable(config, dataset, found)

@@ -332,7 +332,8 @@ def check_buildable(config: TrainConfig, dataset: Dataset, found: Choosers = TRU
     except ValueError as error:
         raise UsageError(str(error)) from error
     shown = settings if found.rank.ranks else [fixed_setting(config.fixed_setting, settings)]
-    if "own-mask" in {by.name for by in (found.rank, found.threshold) if by} and not all(map(readout.cuts_itself, shown)):
+    by_own_mask = "own-mask" in {by.name for by in (found.rank, found.threshold) if by}
+    if by_own_mask and not all(map(readout.cuts_itself, shown)):
         raise UsageError(NO_MASKS)
     if config.weights == "imagenet" and config.backbone not in wsol_models.pretrained_backbones():
         raise unknown("backbone with ImageNet weights", config.backbone, wsol_models.pretrained_backbones())

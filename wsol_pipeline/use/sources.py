@@ -139,7 +139,7 @@ def _found(options: LocalizeOptions) -> Iterator[Item]:
         return _list(source, options)
     if name.endswith(ARCHIVES):
         if not Store.at(source).is_local:
-            raise UsageError(f"--source {source} is an archive in a bucket: copy it to a disk, or unpack it to a prefix.")
+            raise UsageError(f"{source} is an archive in a bucket: copy it to a disk, or unpack it to a prefix.")
         return _folder(Store.at(unpacked(Path(source).expanduser().resolve())), options)
     if glob.has_magic(source) and not Store.at(source).exists():
         return _glob(source, options)
