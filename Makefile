@@ -23,13 +23,13 @@ $(READY): pyproject.toml constraints.txt lock.txt
 	touch $(READY)
 
 demo: $(READY)
-	$(BIN)/python rayjobs/demo.py --storage $(RUNS)
+	$(BIN)/python rayjobs/demo.py --storage '$(RUNS)'
 
 demo-segmentation: $(READY)
-	$(BIN)/python rayjobs/demo_segmentation.py --storage $(RUNS)
+	$(BIN)/python rayjobs/demo_segmentation.py --storage '$(RUNS)'
 
 cluster-demo: $(READY)
-	$(BIN)/python cluster/demo.py --storage $(RUNS) $(if $(KEEP),--keep)
+	$(BIN)/python cluster/demo.py --storage '$(RUNS)' $(if $(KEEP),--keep)
 
 # Two files of tests at a time, each in a process of its own.
 test: $(READY)
@@ -63,15 +63,16 @@ bench: $(READY)
 
 # Ten minutes on one GPU, and needs neither Ray nor MLflow there: GPU_CHECK="--data DIR --weights FILE" for the ranking.
 gpu-check: $(READY)
-	$(BIN)/python benchmarks/gpu_check.py --out $(RUNS)/gpu-check $(GPU_CHECK)
+	$(BIN)/python benchmarks/gpu_check.py --out '$(RUNS)/gpu-check' $(GPU_CHECK)
 
 mlflow: $(READY)
-	@$(BIN)/python -m wsol_pipeline.tracking.moved $(RUNS)/mlflow.db
-	$(BIN)/mlflow server --backend-store-uri sqlite:///$(abspath $(RUNS))/mlflow.db --artifacts-destination $(abspath $(RUNS))/mlflow-artifacts --host 127.0.0.1 --port 5000
+	@$(BIN)/python -m wsol_pipeline.tracking.moved '$(RUNS)/mlflow.db'
+	cd '$(RUNS)' && '$(abspath $(BIN))/mlflow' server --host 127.0.0.1 --port 5000 \
+	  --backend-store-uri "sqlite:///$$PWD/mlflow.db" --artifacts-destination "$$PWD/mlflow-artifacts"
 
 screenshots: $(READY)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -c lock.txt -e '.[dev,screenshots]'
-	$(BIN)/python docs/screenshots.py --storage $(RUNS)
+	$(BIN)/python docs/screenshots.py --storage '$(RUNS)'
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -46,10 +46,12 @@ def run(cluster: Cluster, storage: Path) -> int:
 
 def how_to_use(cluster: Cluster, storage: Path) -> str:
     """What a shell needs to submit to a cluster that stays, and to end it."""
+    ray = Path(sys.executable).with_name("ray")
+    study = f"python rayjobs/tune_bas.py {STUDY} --name again --storage {storage}"
     return f"""The cluster stays: {cluster.address}, jobs and dashboard at {cluster.dashboard}. In a shell, from here:
 
   export RAY_AUTH_MODE=token RAY_AUTH_TOKEN={(cluster.folder / "token").read_text()}
-  ray job submit --address {cluster.dashboard} -- python rayjobs/tune_bas.py {STUDY} --name again --storage {storage}
+  {ray} job submit --address {cluster.dashboard} -- {study}
 
 To end it:
 

@@ -1,4 +1,5 @@
-r"""Print the BibTeX of methods and readouts: their papers, the benchmark whose evaluation this is, this software.
+r"""Print the BibTeX of methods, readouts and the walk's stations: their papers, the benchmark whose evaluation this is,
+this is, this software.
 
 python rayjobs/cite.py bas
 python rayjobs/cite.py cam bagcams
@@ -13,7 +14,7 @@ from wsol_pipeline.console.command_line import command_line
 from wsol_pipeline.console.main import run_main
 from wsol_pipeline.errors import unknown
 
-# What a method or readout is cited by: keys in references.bib.
+# What a method, readout or station is cited by: keys in references.bib. `own` is the map of whichever method it reads.
 PAPERS = {
     "acol": ("zhang2018acol",),
     "adl": ("choe2019adl",),
@@ -21,11 +22,21 @@ PAPERS = {
     "bas": ("wu2022bas", "zhai2024bas"),
     "bcam": ("zhu2023bcam",),
     "cam": ("zhou2016cam",),
+    "crf": ("kraehenbuehl2011crf",),
     "cutmix": ("yun2019cutmix",),
     "dawsol": ("zhu2022dawsol",),
+    "deeplabv2": ("chen2018deeplab",),
+    "gradcam": ("selvaraju2017gradcam",),
+    "gradcampp": ("chattopadhay2018gradcampp",),
     "has": ("singh2017has",),
+    "irn": ("ahn2019irn",),
     "mldfr": ("wang2021mldfr",),
+    "pamr": ("araslanov2020pamr",),
+    "pcs": ("zhu2022bagcams",),
+    "pyramid": ("wang2021mldfr",),
     "spg": ("zhang2018spg",),
+    "suppression": ("wu2022bas",),
+    "topk": ("wu2022bas", "zhai2024bas"),
 }
 IN_ANY_CASE = ("choe2020evaluating", "wsol")
 FILE = Path(__file__).parents[1] / "wsol_models/references.bib"
@@ -36,7 +47,7 @@ class Options:
     """What to cite."""
 
     method: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Methods or readouts: bas, cam, bagcams, ... By default all."""
+    """Methods, readouts or stations: bas, cam, bagcams, irn, ... By default all."""
 
     def __post_init__(self) -> None:
         for name in self.method:

@@ -56,10 +56,10 @@ def main(args: list[str] | None = None) -> int:
         print_training_images(judge_training_images(options, progress))
         return 0
     verdict = judge(options, progress)
+    crowned, missing = publish(verdict)  # before the first word: a closed pipe ends there
     print_verdict(verdict)
     if options.selectors:
         print_costs(costs_of_winner(options, progress))
-    crowned, missing = publish(verdict)
     print(crowned, flush=True)
     if missing:
         raise PartialError(f"{missing}: the same command writes it, and judges nothing again.")

@@ -34,7 +34,7 @@ def main(args: list[str] | None = None) -> int:
     plan = plan_row(options, row)
     if is_only_shown(plan):
         return 0
-    outcome, _, _ = execute_and_show(plan)
+    outcome, _ = execute_and_show(plan)
     if outcome.stopped:
         print(
             f"{outcome.stopped}: the same command with a larger limit continues; test stays closed until all seeds end"

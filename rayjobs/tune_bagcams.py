@@ -33,6 +33,8 @@ def main(args: list[str] | None = None) -> int:
         print(note)
     if solved.counts:
         print_settings(solved.counts, solved.objective)
+    if solved.standing:
+        print(solved.standing)
     studies, place = f"{options.result} {options.study}", shlex.quote(options.storage)
     print(f"Next: {how_to_run('evaluate')} --study {studies} --storage {place}")
     if solved.missing:

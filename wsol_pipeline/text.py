@@ -30,6 +30,11 @@ def parameter_name(name: str) -> str:
     return name.rstrip("_").replace("_", " ")
 
 
+def format_rate(rate: float) -> str:
+    """Images a second, with two significant digits of what is slow: `0.93`, `2.4`, `1,210`."""
+    return f"{rate:,.{0 if rate >= 10 else 1 if rate >= 1 else 2}f}"
+
+
 def curve_metric(objective: str) -> str:
     """The metric whose curve over thresholds is shown: PxAP has none, pIoU is read from the same masks."""
     return "piou" if objective == "pxap" else objective

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from rayjobs import train
-from wsol_pipeline.console import live, screens
+from wsol_pipeline.console import live, progress, screens
 from wsol_pipeline.console.live import TrialLog, TrialTable
 from wsol_pipeline.console.progress import is_live
 from wsol_pipeline.study.outcome import Outcome
@@ -36,7 +36,8 @@ def plan(trials=1000):
 def clock(monkeypatch):
     """A clock of the screen's that stands until its `now` is set, in seconds."""
     clock = SimpleNamespace(now=1000.0)
-    monkeypatch.setattr(live, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    for module in (live, progress):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
     return clock
 
 
@@ -183,12 +184,12 @@ def test_a_line_every_half_minute_tells_how_far_epochs_are(capsys, clock):
         log("position", 2, {"position": Position(1, second)})
     told = [line.partition("] ")[2] for line in capsys.readouterr().out.splitlines()]
     # at 30 s: (3.4 + 2.71 + 4 of trial 3) epochs of 100 images at 1.5 a second, two at once: 337 s
-    assert told[0] == "trial 1 epoch 1/4 60%, trial 2 epoch 2/4 29%: 3 images/s in all, at most 5.6 min left"
-    assert told[1].startswith("trial 1 epoch 1/4 validates, trial 2 epoch 2/4 59%: 3 images/s in all, ")
+    assert told[0] == "trial 1 epoch 1/4 60%, trial 2 epoch 2/4 29%: 3.0 images/s in all, at most 5.6 min left"
+    assert told[1].startswith("trial 1 epoch 1/4 validates, trial 2 epoch 2/4 59%: 3.0 images/s in all, ")
     assert len(told) == 2
 
 
-@pytest.mark.parametrize(("seconds", "told"), [(100, ": 0.30 images/s in all"), (10, ": 3 images/s in all")])
+@pytest.mark.parametrize(("seconds", "told"), [(100, ": 0.30 images/s in all"), (10, ": 3.0 images/s in all")])
 def test_a_pace_that_is_not_known_is_not_told_and_a_slow_one_is_no_zero(capsys, clock, seconds, told):
     log = TrialLog(plan(trials=1))
     log.begin({**PLANNED, "trials": 1})
@@ -201,6 +202,18 @@ def test_a_pace_that_is_not_known_is_not_told_and_a_slow_one_is_no_zero(capsys, 
     clock.now += 31
     log("position", 1, {"position": Position(0, 60)})
     assert told in capsys.readouterr().out
+
+
+def test_an_epoch_of_a_slow_network_is_no_zero_and_long_passes_tell_pace_and_time_left(capsys, clock, monkeypatch):
+    record = {"epoch": 1, "loss": 1.0, "value": 50.0, "searched": True, "images_per_second": 0.42}
+    assert TrialLog(plan())._epoch(record).endswith("(all settings)  0.42 images/s")
+    monkeypatch.setattr(progress, "is_live", lambda: False)
+    with progress.progress("evidence", 100) as add:
+        clock.now += 6
+        add(12)
+        clock.now += 1
+        add(1)
+    assert capsys.readouterr().out == "  evidence: 12/100 images, 2.0 a second, 44 s left\n"
 
 
 PLANNED = {
@@ -243,9 +256,16 @@ def test_the_last_screen_of_a_study_explains_its_words_and_names_what_is_quick(c
     study.dataset.val = SimpleNamespace(num_rows=rows)
     balance = {"started": 0, "complete": 0, "pruned": 0, "fail": 0}
     best = SimpleNamespace(uri="runs/bas-cub/final")
-    screens.print_outcome(Outcome(balance, [], best, {}, 0.5, doubt="In 1,000 redraws ..."), study, "1")
+    screens.print_outcome(
+        Outcome(balance, [], best, {}, 0.5, doubt="In 1,000 redraws ...", standing="Validation, ..."),
+        study,
+        "1",
+        "/#/e",
+    )
     told = capsys.readouterr().out
     assert "(A redraw: as many images drawn from these" in told
+    assert "\nValidation, ...\n" in told
+    assert "open http://127.0.0.1:5000/#/e\n" in told
     assert "30.0 min of device time in all (each worker's training and validation)" in told
     assert ("tune_bagcams.py --study bas-cub --storage runs" in told) is quick
 

@@ -15,13 +15,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from rayjobs import import_dataset as job
 from wsol_pipeline.console.main import run_main
 from wsol_pipeline.data.dataset import open_dataset
 from wsol_pipeline.data.doctor import examine
+from wsol_pipeline.data.headers import orientation, without_orientation
 from wsol_pipeline.data.importers import folder
+from wsol_pipeline.data.photographs import photograph
 from wsol_pipeline.data.reader import ReadConfig, eval_rows
 from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.protocol import Role
@@ -368,10 +370,31 @@ def test_a_photograph_its_box_and_its_mask_share_a_frame(cats, run, tmp_path, ki
             ]
             assert Image.open(io.BytesIO(row["image"])).getexif().get(0x0112) is None
         elif kind != "WEBP":
-            assert row["image"] == (root / "train/cat/1.jpg").read_bytes()
+            assert np.array_equal(stored, pixels((root / "train/cat/1.jpg").read_bytes()))
+        as_shown, asked = photograph(row["image"])  # by what heeds EXIF: localize, overlays, a labelling tool
+        assert asked == 1
+        assert np.array_equal(as_shown.permute(1, 2, 0), stored)
     _, out, _ = run("--check", "--exif", exif)
     assert f"note: 2 images {what} EXIF orientation" in out
     assert "  val/cat/1.jpg" in out
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_what_asks_to_be_turned_goes_and_all_else_stays(kind):
+    image, tags = sideways(6)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    sink = io.BytesIO()
+    image.save(sink, kind, exif=tags.tobytes(), icc_profile=profile)
+    data = sink.getvalue()
+    plain = without_orientation(data, kind)
+    assert (orientation(data), orientation(plain)) == (6, 1)
+    assert Image.open(io.BytesIO(plain)).info["icc_profile"] == profile
+    assert np.array_equal(pixels(plain), pixels(data))
+    assert without_orientation(plain, kind) == plain
+    if kind == "JPEG":  # as a viewer reads XMP where EXIF says nothing
+        xmp = b"http://ns.adobe.com/xap/1.0/\x00<x tiff:Orientation='6'/>"
+        with_xmp = plain[:2] + b"\xff\xe1" + (2 + len(xmp)).to_bytes(2) + xmp + plain[2:]
+        assert without_orientation(with_xmp, kind) == plain
 
 
 def test_a_box_that_is_off_the_turned_image_says_so(cats, run):

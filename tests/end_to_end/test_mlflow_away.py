@@ -105,7 +105,9 @@ def screen(monkeypatch, capsys):
         plan = SimpleNamespace(options=SimpleNamespace(**options), config=SimpleNamespace(**config), **places)
         outcome = Outcome(balance, [(Standing((1,), (61.25,)), "", {})], None, {}, 0.1, **wrong)
         monkeypatch.setattr(plan_module, "make_plan", lambda *args: plan)
-        monkeypatch.setattr(tune, "execute_and_show", lambda *args: (outcome, "", missing))
+        monkeypatch.setattr(
+            tune, "execute_and_show", lambda *args: (outcome, SimpleNamespace(version="", page="", missing=missing))
+        )
         with pytest.raises(WsolError) as ended:
             run_study(plan.options, "bas", lambda trial: {})
         return ended.value, capsys.readouterr().out

@@ -83,12 +83,12 @@ def test_confirmations_stand_apart_from_the_search(keep):
     one_trial(store, "a")
     study = optuna.load_study(study_name="a", storage=open_storage(store / "a", None))
     study.add_trial(optuna.trial.create_trial(value=70.0, user_attrs={"confirms": 0, "seed": 1}))
-    winner = json.loads(store.read("a/winner.json")) | {"doubt": "It holds."}
+    winner = json.loads(store.read("a/winner.json")) | {"doubt": "It holds.", "standing": "Beside a box."}
     store.write("a/winner.json", json.dumps(winner).encode())
     (search,) = gather(store, ("a",)).searches
     assert ([t.value for t in search.trials], [t.value for t in search.confirmations]) == ([60.0], [70.0])
     assert list(search.counts) == [0]
-    assert search.doubt == "It holds."
+    assert search.doubt == "It holds. Beside a box."
 
 
 def test_a_study_of_several_objectives_is_read_with_its_front(keep):

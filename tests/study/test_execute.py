@@ -44,6 +44,7 @@ def finished(tmp_path, monkeypatch):
         choosers=Choosers(TRUE_BOXES, notes=("pseudo: boxes of 9 of 10 ...",)),
     )  # fmt: skip
     monkeypatch.setattr(execute, "doubts", lambda *_, **__: None)
+    monkeypatch.setattr(execute, "beside_box", lambda *_: "Validation, where it was chosen: ...")
     monkeypatch.setattr(outcome, "is_paper_data", lambda manifest, name: False)
     lease = Lease(folder / "lease", 1)
     ledger.confirm_driver = lease.confirm
@@ -58,8 +59,24 @@ def test_the_winner_is_named_by_study_and_seal_and_ranked_once(finished):
     found = finish(finished)
     record = json.loads(finished.folder.read("winner.json"))
     assert (record["study"], record["seal"]) == (JOB.study, seal_of(found.best))
+    assert record["standing"] == found.standing == "Validation, where it was chosen: ..."
     assert finished.rankings == [1]
     assert found.notes == ("pseudo: boxes of 9 of 10 ...",)  # of files of boxes: who calls a study has no other
+
+
+@pytest.mark.parametrize(
+    ("ended", "kept", "told"),
+    [
+        (10, 10, ""),
+        (10, 4, "The model is of epoch 4, the best that was searched."),
+        (7, 7, "Training ended after 7 of 10 epochs: none had been better for long."),
+        (7, 4, "Training ended after 7 of 10 epochs: none had been better for long. The model is of epoch 4, the best"),
+    ],
+)
+def test_the_epoch_that_was_kept_and_an_early_end_are_told(ended, kept, told):
+    found = outcome.epochs_told([{"epoch": ended, "kept_epoch": kept}], 10)
+    assert found.startswith(told)
+    assert bool(found) == bool(told)
 
 
 def test_a_study_whose_trials_all_abstained_ends_partly_and_says_why(finished):

@@ -1,6 +1,8 @@
 """MLflow's file in a storage that was moved: what it names lies beside it again, and nothing else is touched."""
 
+import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +15,15 @@ from wsol_pipeline.errors import UsageError
 from wsol_pipeline.tracking import moved
 from wsol_pipeline.tracking.connect import connect
 from wsol_pipeline.tracking.runs import PARENT, STORAGE_TAG, STUDY_TAG, TRIAL_TAG, StudyRuns
+
+
+def test_make_serves_a_storage_with_a_blank_in_its_name():
+    makefile = Path(moved.__file__).parents[2]
+    asked = ["make", "--dry-run", "--no-print-directory", "-C", str(makefile), "mlflow", "RUNS=my runs", "READY="]
+    told = shlex.split(subprocess.run(asked, capture_output=True, text=True, check=True).stdout)
+    assert "my runs/mlflow.db" in told
+    assert told[told.index("cd") + 1] == "my runs"
+    assert "sqlite:///$PWD/mlflow.db" in told
 
 
 @pytest.fixture(scope="module")

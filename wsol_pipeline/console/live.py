@@ -20,7 +20,7 @@ from wsol_pipeline.study.ledger import Ledger
 from wsol_pipeline.study.pareto import cell
 from wsol_pipeline.study.plan import Plan
 from wsol_pipeline.study.standings import CONFIRMS, SEED
-from wsol_pipeline.text import format_hours, format_parameters
+from wsol_pipeline.text import format_hours, format_parameters, format_rate
 from wsol_pipeline.training.checkpoint import Position
 
 FINISHED_SHOWN = 5
@@ -154,7 +154,7 @@ class TrialLog:
         if more := len(running) - len(told):
             told.append(f"{more} more")
         pace, left = sum(row.rate for row in running), self._seconds_left()
-        rate = f": {pace:.{0 if pace >= 1 else 2}f} images/s in all" if pace else ""  # none is known at first
+        rate = f": {format_rate(pace)} images/s in all" if pace else ""  # none is known at first
         return ", ".join(told) + rate + (f", at most {format_hours(left / 3600)} left" if left else "")
 
     def _where(self, row: _Shown) -> str:
@@ -182,7 +182,7 @@ class TrialLog:
         how = "all settings" if record["searched"] else "one setting"
         return (
             f"epoch {record['epoch']}/{self.epochs}  loss {record['loss']:.3f}  "
-            f"{self.objective} {record['value']:.1f} ({how})  {record['images_per_second']:.0f} images/s"
+            f"{self.objective} {record['value']:.1f} ({how})  {format_rate(record['images_per_second'])} images/s"
         )
 
     def _line(self, text: str) -> None:
@@ -269,7 +269,7 @@ class TrialTable(TrialLog):
     def _cells(self, row: _Shown) -> tuple[Any, ...]:
         done = (row.epoch + row.samples / self.rows) / self.epochs
         epoch = f"{min(row.epoch + (row.samples > 0), self.epochs)}/{self.epochs}"
-        rate = f"{row.rate:,.0f}" if row.rate and row.number in self.running else ""
+        rate = format_rate(row.rate) if row.rate and row.number in self.running else ""
         state: Any = row.state
         if row.state == "waits":
             state = f"waits {time.monotonic() - row.began:.0f} s"

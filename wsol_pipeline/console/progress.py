@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
+from wsol_pipeline.text import format_hours, format_rate
+
 
 def is_live() -> bool:
     """Whether somebody looks at a terminal that can be redrawn; else lines are printed."""
@@ -26,13 +28,15 @@ def progress(what: str, total: int, unit: str = "images") -> Iterator[Callable[[
             task = bar.add_task(what, total=total)
             yield lambda more: bar.advance(task, more)
         return
-    done, said = 0, time.monotonic()
+    done, began = 0, time.monotonic()
+    said = began
 
     def add(more: int) -> None:
         nonlocal done, said
-        done += more
-        if time.monotonic() - said > 5:
-            said = time.monotonic()
-            print(f"  {what}: {done}/{total} {unit}", flush=True)
+        done, now = done + more, time.monotonic()
+        if now - said > 5:
+            said, rate = now, done / (now - began)
+            left = f", {format_hours((total - done) / rate / 3600)} left" if 0 < done < total else ""
+            print(f"  {what}: {done}/{total} {unit}, {format_rate(rate)} a second{left}", flush=True)
 
     yield add

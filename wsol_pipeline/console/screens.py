@@ -59,8 +59,9 @@ def print_interrupted(
         print(f"trial {number:>3} goes on: {where}{when}", flush=True)
 
 
-def print_outcome(outcome: Outcome, plan: Plan, model_version: str) -> None:
-    """The last screen of a study. `model_version` of MLflow's registry, if that has it."""
+def print_outcome(outcome: Outcome, plan: Plan, model_version: str, page: str = "") -> None:
+    """The last screen of a study. `model_version` of MLflow's registry and the `page` of its trials there, if that has
+    them."""
     console, balance = _console(110), outcome.balance
     console.print(
         f"\n{balance['started']} trials started = {balance['complete']} complete + {balance['pruned']} pruned + "
@@ -78,10 +79,12 @@ def print_outcome(outcome: Outcome, plan: Plan, model_version: str) -> None:
         console.print(
             "(A redraw: as many images drawn from these, some twice, some not at all, as another set might be.)"
         )
+    if outcome.standing:
+        console.print(outcome.standing, highlight=False)
     for number, failure in outcome.failures.items():
         how = "abstained" if failure["kind"] == ABSTAINED else f"failed: {failure['kind']}"
         console.print(f"trial {number} {how}: {failure['message'][:200]}")
-    for title, line in _way_on(outcome, plan, model_version).items():
+    for title, line in _way_on(outcome, plan, model_version, page).items():
         console.print(f"{title:<7} {line}", soft_wrap=True, highlight=False, markup=False)
 
 
@@ -100,7 +103,7 @@ def _ranking(outcome: Outcome, plan: Plan) -> Table:
     return table
 
 
-def _way_on(outcome: Outcome, plan: Plan, model_version: str) -> dict[str, str]:
+def _way_on(outcome: Outcome, plan: Plan, model_version: str, page: str) -> dict[str, str]:
     """What a study took, where its things are and what to type next, by title."""
     name, where = plan.options.name, shlex.quote(plan.options.storage)
     lines = {
@@ -110,7 +113,7 @@ def _way_on(outcome: Outcome, plan: Plan, model_version: str) -> dict[str, str]:
         "model": outcome.best.uri if outcome.best else "damaged (below)",
         "study": plan.folder.uri,
         "MLflow": f"models:/{name}/{model_version}" if model_version else "not written in full",
-        "": how_to_open_mlflow(plan.options.storage),
+        "": how_to_open_mlflow(plan.options.storage, page),
         "next": f"{how_to_run('evaluate')} --study {name} --storage {where}",
         "more": "the same command with a larger --trials continues this study",
     }
@@ -120,14 +123,14 @@ def _way_on(outcome: Outcome, plan: Plan, model_version: str) -> dict[str, str]:
     return lines
 
 
-def how_to_open_mlflow(storage: str) -> str:
-    """What to type or to open to see what is tracked."""
-    server = os.environ.get("MLFLOW_TRACKING_URI", "")
+def how_to_open_mlflow(storage: str, page: str = "") -> str:
+    """What to type or to open to see what is tracked, at a `page` of it."""
+    server, here = os.environ.get("MLFLOW_TRACKING_URI", ""), f"http://127.0.0.1:5000{page}"
     if server.startswith("http"):
-        return f"open {redact(server)}"
+        return f"open {redact(server).rstrip('/')}{page}"
     if server:
-        return f"mlflow server --backend-store-uri {shlex.quote(redact(server))}"
-    return f"make mlflow RUNS={shlex.quote(storage)}, then open http://127.0.0.1:5000"
+        return f"mlflow server --backend-store-uri {shlex.quote(redact(server))}, then open {here}"
+    return f"make mlflow RUNS={shlex.quote(storage)}, then open {here}"
 
 
 UNMEASURED = (

@@ -11,6 +11,7 @@ from wsol_pipeline.errors import DataError, PartialError
 from wsol_pipeline.study.options import StudyOptions
 
 if TYPE_CHECKING:
+    from wsol_pipeline.study.mlflow_listener import MlflowListener
     from wsol_pipeline.study.outcome import Outcome
     from wsol_pipeline.study.plan import Plan
 
@@ -28,13 +29,13 @@ def run_study(
         print(note)
     if is_only_shown(plan):
         return 0
-    outcome, version, missing = execute_and_show(plan, point)
-    print_outcome(outcome, plan, version)
+    outcome, mlflow = execute_and_show(plan, point)
+    print_outcome(outcome, plan, mlflow.version, mlflow.page)
     if outcome.damaged:
         raise DataError(outcome.damaged)
     failures = [failure for failure in outcome.failures.values() if failure["kind"] != ABSTAINED]
     failed = f"{len(failures)} of {outcome.balance['started']} trials failed (reasons above)."
-    if told := " ".join([missing] * bool(missing) + [failed] * bool(failures)):
+    if told := " ".join([mlflow.missing] * bool(mlflow.missing) + [failed] * bool(failures)):
         raise PartialError(told)
     return 0
 
@@ -53,8 +54,10 @@ def is_only_shown(plan: "Plan") -> bool:
     return plan.options.print_config or plan.options.dry_run
 
 
-def execute_and_show(plan: "Plan", point: Callable[[str], None] = lambda name: None) -> tuple["Outcome", str, str]:
-    """Run a study on the terminal and in MLflow: (what it found, the registered version, what MLflow lacks)."""
+def execute_and_show(
+    plan: "Plan", point: Callable[[str], None] = lambda name: None
+) -> tuple["Outcome", "MlflowListener"]:
+    """Run a study on the terminal and in MLflow: what it found, and what MLflow has of it."""
     from wsol_pipeline.console.config_file import keeper
     from wsol_pipeline.console.live import Screen
     from wsol_pipeline.study.execute import execute
@@ -62,7 +65,7 @@ def execute_and_show(plan: "Plan", point: Callable[[str], None] = lambda name: N
 
     mlflow = MlflowListener(plan)
     outcome = execute(plan, [Screen(plan, lambda: mlflow.away), keeper(plan), mlflow], point)
-    return outcome, mlflow.version, mlflow.missing
+    return outcome, mlflow
 
 
 def print_start(record: dict[str, Any]) -> None:

@@ -12,7 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from wsol_pipeline.data.headers import IGNORED, MAX_BYTES, READ, STORED, orientation, oriented, probe
+from wsol_pipeline.data.headers import (
+    IGNORED,
+    MAX_BYTES,
+    READ,
+    STORED,
+    orientation,
+    oriented,
+    probe,
+    without_orientation,
+)
 from wsol_pipeline.data.images import decode, upright
 from wsol_pipeline.data.importers import read_file
 from wsol_pipeline.data.schema import Box, ClassMask, Fault, Frame, Kind, Note, Row, RowError, Rules, Size
@@ -94,6 +103,8 @@ def _settled(row: Row) -> tuple[bytes, Size, tuple[Note, ...]]:
     pixels_CHW = decode(data, READ)  # to its end: a truncated image has a sound header
     if turned or kind not in STORED:
         data = upright(pixels_CHW, turn if turned else 1, kind)
+    elif turn != 1:  # whoever opens what is stored, viewers too, has the frame of its boxes
+        data = without_orientation(data, kind)
     of_turn = () if turn == 1 else (Note.UPRIGHT if turned else Note.STORED,)
     return data, size, of_turn if kind in STORED else (*of_turn, Note.CONVERTED)
 

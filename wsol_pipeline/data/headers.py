@@ -2,6 +2,7 @@
 
 import io
 import struct
+from collections.abc import Iterator
 
 from PIL import Image
 
@@ -24,6 +25,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_APP1, _SCAN, _FILL = 0xE1, 0xDA, 0xFF  # of a JPEG: EXIF or XMP, pixels from here on, a byte that only fills
+_TOLD = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")  # chunks of a PNG
 _BROKEN = (OSError, SyntaxError, ValueError)  # what PIL says of an image that is not as it should be
 # What `convert("RGB")` turns into 8-bit colour without a choice of its own; 16-bit and float images are not among them.
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
@@ -63,6 +66,34 @@ def orientation(data: bytes) -> int:
     except (*_BROKEN, KeyError, OverflowError, TypeError, struct.error):
         return 1
     return found if found in _TURNS else 1
+
+
+def without_orientation(data: bytes, kind: str) -> bytes:
+    """A JPEG or PNG without the blocks that may ask viewers to turn it (EXIF, XMP, text). Pixels and colours stay."""
+    return b"".join(_jpeg_parts(data) if kind == "JPEG" else _png_parts(data))
+
+
+def _jpeg_parts(data: bytes) -> Iterator[bytes]:
+    """A JPEG but for its APP1 segments, up to its first scan segment by segment."""
+    yield data[:2]
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[at + 1] not in (_FILL, _SCAN):
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4])
+        if data[at + 1] != _APP1:
+            yield data[at:end]
+        at = end
+    yield data[at:]
+
+
+def _png_parts(data: bytes) -> Iterator[bytes]:
+    """A PNG but for its chunks of EXIF and text: length, name, content and checksum each."""
+    yield data[:8]
+    at = 8
+    while at < len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4])
+        if data[at + 4 : at + 8] not in _TOLD:
+            yield data[at:end]
+        at = end
 
 
 def oriented(size_wh: tuple[int, int], turn: int) -> tuple[int, int]:

@@ -1,9 +1,8 @@
 """What a row is: as an importer finds it (`Row`), and as a shard stores it (`schema`).
 
-Image, boxes and masks of a stored row share one frame: the pixels as they decode, EXIF's orientation left alone. Which
-frame that is was settled at import, where an image is turned if its annotation is for the upright one (`Frame`).
-Whatever reads a shard therefore never turns an image again; the EXIF block of one that was left as stored may still say
-so.
+Image, boxes and masks of a stored row share one frame: the pixels as they decode. Which frame that is was settled at
+import: an image is turned there if its annotation is for the upright one (`Frame`), and one that is left as stored
+loses what asks viewers to turn it. Nothing turns a stored image again, whether it heeds EXIF or not.
 """
 
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ Size = tuple[int, int]  # width, height
 
 _LABELLED = [
     pa.field("id", pa.string(), nullable=False),
-    pa.field("image", pa.binary(), nullable=False),  # JPEG or PNG: as the source had it, unless it had to be turned
+    pa.field("image", pa.binary(), nullable=False),  # JPEG or PNG: as the source had it, unless EXIF has a turn
     pa.field("width", pa.int32(), nullable=False),
     pa.field("height", pa.int32(), nullable=False),
     pa.field("labels", pa.list_(pa.int32()), nullable=False),

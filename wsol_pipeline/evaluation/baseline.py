@@ -56,3 +56,14 @@ def count_centred(rows: Any, protocol: Protocol, ranks: Mapping[str, int] | None
             pixels.update_masks(0, list(map(centred_map, sizes)), batch_masks(batch, protocol), batch.pairs)
     of_masks = {name: getattr(pixels.counts(), name) for name in ("mask_pixels", "mask_levels", "class_pixels")}
     return replace(boxes.counts(), thresholds=AREA_FRACTIONS, **of_masks)
+
+
+def verdict_on_box(value: float, interval: tuple[float, float] | None, box: float | None) -> str:
+    """A sentence where the centred box (percent) is in the interval of a model's value, or above it; nothing where it
+    is beaten, or there is none."""
+    if box is None or (interval[0] if interval else value) > box:
+        return ""
+    if interval and interval[1] < box:
+        return f"A centred box is better ({box:.1f} %): this model localizes worse than a box in the middle."
+    held = "The 95 % interval holds" if interval else "It does not beat"
+    return f"{held} the centred box ({box:.1f} %): nothing says that it localizes better than a box in the middle."

@@ -225,7 +225,8 @@ def _search(folder: Store, name: str, winner: Mapping[str, Any], study_db: str |
     best = [standing.number for standing in ranking[:SURFACES]]
     files = final_files(folder, VAL_COUNTS)
     counts = {n: _counts(folder / files[n].removesuffix(f"/{VAL_COUNTS}")) for n in best if n in files}
-    return Search(name, trials, winner["trial"], counts, confirmations, winner.get("doubt", ""), several)
+    doubt = " ".join(filter(None, map(winner.get, ("doubt", "certainty", "standing", "kept"))))
+    return Search(name, trials, winner["trial"], counts, confirmations, doubt, several)
 
 
 def _counts(final: Store) -> Counts:

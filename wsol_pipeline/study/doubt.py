@@ -47,8 +47,9 @@ class Doubt:
 
     @property
     def holds(self) -> bool:
-        """Whether the winner is one on other images and with other seeds; of one seed each nobody knows."""
-        ahead = self.lead is None or self.noise is None or self.lead > self.noise
+        """Whether the winner is one on other images and with other seeds; of one seed each, or where a rule weighs
+        several objectives and no one lead can be compared with its noise, nobody knows."""
+        ahead = self.lead is not None and self.noise is not None and self.lead > self.noise
         return self.is_over_seeds and ahead and next(iter(self.wins.values())) >= HOLDS
 
 
@@ -131,10 +132,10 @@ def sentence(doubt: Doubt) -> str:
     told += f"trial {best} stays first {'by the same rule ' * bool(doubt.rule)}in {share:.0%}"
     if doubt.holds:
         told += ": it holds."
-    elif share >= HOLDS and confirmed:
+    elif share >= HOLDS and confirmed and not doubt.rule:
         told += f", but by {doubt.lead:.2f} points, of which seeds alone make {doubt.noise:.2f}: not settled."
     elif share >= HOLDS:
-        told += ": other images would hardly change that."
+        told += f": other images {'or seeds ' * confirmed}would hardly change that."
     elif rivals:
         told += ", " + ", ".join(f"trial {n}{one_seed[n]} would win in {doubt.wins[n]:.0%}" for n in rivals)
         told += ": the search has not settled between them."

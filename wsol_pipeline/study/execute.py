@@ -18,9 +18,10 @@ from wsol_pipeline.study.events import Listener, Telling
 from wsol_pipeline.study.identity import WINNER, check_folders_are_known, home, require_made_for, settle
 from wsol_pipeline.study.lease import Lease, acquire
 from wsol_pipeline.study.ledger import FAILURE, PUBLISHED, Ledger, open_ledger
-from wsol_pipeline.study.outcome import Outcome, winner_record
+from wsol_pipeline.study.outcome import Outcome, epochs_told, winner_record
 from wsol_pipeline.study.plan import Plan, check_device
 from wsol_pipeline.study.samplers import pruner, sampler
+from wsol_pipeline.study.standing import beside_box
 from wsol_pipeline.study.streak import ABSTAINED
 from wsol_pipeline.study.tuner import LedgerSearcher, Point, run_trials, trial_folder
 from wsol_pipeline.training import cluster, used
@@ -145,19 +146,22 @@ def _finish(plan: Plan, ledger: Ledger, lease: Lease, point: Point, stopped: str
         return Outcome(balance, ranked, None, failures, device_hours, damaged=damaged, notes=plan.choosers.notes)
     require_made_for(plan.job(ranked[0][2], 0, plan.folder, lease.attempt, "cpu", ledger.home.id), final)
     point("registering")
-    doubt, sure, damaged = None, "", ""
+    doubt, sure, beside, damaged = None, "", "", ""
     try:
         doubt = doubts(plan.folder, ranking, plan.config.objective, rule=plan.rule)
         sizes = sizes_of(final, plan.dataset, plan.choosers, plan.options.cache_dir)
         sure = " ".join(filter(None, (certainty_of(final, plan.config, plan.choosers), sizes)))
+        beside = beside_box(final, plan.config, plan.dataset, plan.options.cache_dir)
     except DataError as error:  # what was found stands all the same
         damaged = str(error)
-    record = winner_record(plan, ledger, ranking, final, doubt) | ({"certainty": sure} if sure else {})
+    record = winner_record(plan, ledger, ranking, final, doubt)
+    records = checkpoints.records()
+    kept = epochs_told(records, plan.config.recipe.epochs)
+    sentences = {"certainty": sure, "standing": beside, "kept": kept}
+    record |= {name: text for name, text in sentences.items() if text}
     plan.folder.write(WINNER, json.dumps(record).encode(), ledger.confirm_driver)
-    told, rule = (record.get(name, "") for name in ("doubt", "rule"))
-    told = f"{told} {sure}".strip()
-    went = used.told(checkpoints.records())
+    wins, rule = (record.get(name, "") for name in ("doubt", "rule"))
     return Outcome(
-        balance, ranked, final, failures, device_hours, doubt=told, rule=rule, damaged=damaged, used=went,
-        notes=plan.choosers.notes,
+        balance, ranked, final, failures, device_hours, doubt=f"{wins} {sure}".strip(), rule=rule, damaged=damaged,
+        standing=f"{beside} {kept}".strip(), used=used.told(records), notes=plan.choosers.notes,
     )  # fmt: skip

@@ -29,7 +29,7 @@ class MlflowListener:
     """
 
     def __init__(self, plan: Plan) -> None:
-        self.plan, self.version, self.missing = plan, "", ""
+        self.plan, self.version, self.page, self.missing = plan, "", "", ""
         self._connect: Connect | None = None
         self._answered = False
         self._ledger: Ledger | None = None
@@ -93,13 +93,14 @@ class MlflowListener:
             return
         runs, best, final = projection.runs, outcome.ranking[0][0].number, outcome.best
         names = plan.rule.objectives if plan.rule else (plan.config.objective,)
-        sure = f"{outcome.rule} {outcome.doubt}".strip()
+        sure = " ".join(filter(None, (outcome.rule, outcome.doubt, outcome.standing)))
         table = ranking_markdown(outcome.ranking, names, published_figures(outcome.ranking), sure)
 
         def register() -> None:
             ledger.confirm_driver()
             runs.forget()  # a copy may have taken them over meanwhile
             self.version = registry.register(runs, plan.options.name, best, final)
+            self.page = f"/#/experiments/{runs.experiment_id}/runs?viewStateShareKey={plan.options.name}"
 
         def close() -> None:
             ledger.confirm_driver()

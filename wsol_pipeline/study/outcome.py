@@ -57,8 +57,9 @@ Ranked = tuple[Standing, str, dict[str, Any]]  # of one setting: how it stands, 
 class Outcome:
     """What a study found.
 
-    `ranking`: the completed proposals, best first; `doubt`: how sure the first is, in a sentence or none; `stopped`:
-    the limit it ran into, if any; `rule`: of several objectives, how the first was picked, in a sentence;
+    `ranking`: the completed proposals, best first; `doubt`: how sure the first is, in a sentence or none; `standing`:
+    the first beside the centred box, and which epoch's model it is, likewise; `stopped`: the limit it ran into, if any;
+    `rule`: of several objectives, how the first was picked, in a sentence;
     `damaged`: what kept `doubt` from being known; `used`: what the first one's time went to, in a sentence or none;
     `notes`: what files of boxes are like that have chosen, a line each.
     """
@@ -70,6 +71,7 @@ class Outcome:
     device_hours: float
     hours: float = 0.0  # that this run of the command took
     doubt: str = ""
+    standing: str = ""
     rule: str = ""
     stopped: str = ""
     damaged: str = ""
@@ -120,6 +122,17 @@ def winner_record(
         "paper_data": [name for name in PAPER_DATA if is_paper_data(plan.dataset.manifest, name)],
     }
     return redact(sure | record)
+
+
+def epochs_told(records: Sequence[Mapping[str, Any]], epochs: int) -> str:
+    """Which epoch's model was kept of a finished training, and when it ended, where either is not the last it was to
+    have."""
+    if not records or records[-1].get("kept_epoch") is None:
+        return ""
+    ended, kept = records[-1]["epoch"], records[-1]["kept_epoch"]
+    early = f"Training ended after {ended} of {epochs} epochs: none had been better for long." if ended < epochs else ""
+    best = f"The model is of epoch {kept}, the best that was searched." if kept < ended else ""
+    return f"{early} {best}".strip()
 
 
 def model_named(final: Store, storage: Store) -> dict[str, str]:

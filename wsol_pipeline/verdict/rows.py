@@ -1,14 +1,18 @@
 """Which models are judged, and a row for each way to read one."""
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
+from scipy.stats import t as student
+
 import search_spaces
 from wsol_pipeline.data.dataset import Dataset, open_dataset
 from wsol_pipeline.errors import DataError, MismatchError
+from wsol_pipeline.evaluation.baseline import verdict_on_box
 from wsol_pipeline.evaluation.protocols import Protocol
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study.identity import WINNER
@@ -202,17 +206,15 @@ def paper_figures(preset: str | None, rules: Protocol, split: str = "test") -> M
 
 
 def against_box(winner: Row, box: Row | None, metric: str) -> str:
-    """A sentence where the centred box is in the winner's interval, or above it; nothing where it is beaten."""
-    interval = winner.intervals.get("transferred", {}).get(metric)
+    """What `verdict_on_box` says of a winner on test; of several seeds, whose mean has no interval of images, with the
+    95 % interval of a mean of so many."""
     if box is None or metric not in box.transferred or metric not in winner.transferred:
         return ""
-    lowest, baseline = interval[0] if interval else winner.transferred[metric], box.transferred[metric]
-    if lowest > baseline:
-        return ""
-    if interval and interval[1] < baseline:
-        return f"A centred box is better ({baseline:.1f} %): this model localizes worse than a box in the middle."
-    held = "The 95 % interval holds" if interval else "It does not beat"
-    return f"{held} the centred box ({baseline:.1f} %): nothing says that it localizes better than a box in the middle."
+    value, interval = winner.transferred[metric], winner.intervals.get("transferred", {}).get(metric)
+    if winner.seeds > 1 and not interval:
+        half = student.ppf(0.975, winner.seeds - 1) * winner.deviations["transferred"][metric] / math.sqrt(winner.seeds)
+        interval = (value - half, value + half)
+    return verdict_on_box(value, interval, box.transferred[metric])
 
 
 def over_seeds(rows: Sequence[Row]) -> Row:

@@ -23,6 +23,7 @@ from wsol_pipeline.study.lease import acquire
 from wsol_pipeline.study.mlflow_view import flat_parameters
 from wsol_pipeline.study.outcome import model_named
 from wsol_pipeline.study.plan import chosen_by, promised
+from wsol_pipeline.study.standing import beside_box
 from wsol_pipeline.study.tuner import trial_folder
 from wsol_pipeline.tracking import registry
 from wsol_pipeline.tracking.connect import Connect, connect_mlflow
@@ -46,13 +47,15 @@ from wsol_pipeline.verdict.score import Progress, silent
 class Solved:
     """Another readout's answer. `counts`: those of all settings on validation, None of an answer that was kept.
 
-    `missing`: what MLflow lacks, in words; `notes`: what files of boxes are like that have chosen.
+    `missing`: what MLflow lacks, in words; `notes`: what files of boxes are like that have chosen; `standing`:
+    the answer beside the centred box, in a sentence or none.
     """
 
     objective: str
     counts: Counts | None
     missing: str
     notes: tuple[str, ...] = ()
+    standing: str = ""
 
 
 def solve_readout(options: SolveOptions, progress: Progress = silent) -> Solved:
@@ -85,9 +88,10 @@ def solve_readout(options: SolveOptions, progress: Progress = silent) -> Solved:
         winner = {**source, **model_named(final, options.store), "data": options.store.relative(dataset.uri)}
         winner |= {"study": own.id, "trial": 0, "trials": 1, "published": None}
         winner["selected_on"] = registry.selected_on(to_dict(config))
+        winner["standing"] = beside_box(final, config, dataset, options.cache_dir)
         folder.write(WINNER, json.dumps(redact(winner)).encode(), lease.confirm)
         missing = _publish(options, connect, dataset, kept, trial, final, own)
-        return Solved(config.objective, counts, missing, found.notes)
+        return Solved(config.objective, counts, missing, found.notes, winner["standing"])
 
 
 def _device(options: SolveOptions) -> str:
