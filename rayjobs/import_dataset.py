@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from wsol_pipeline.storage import Store
 
 OptionsT = TypeVar("OptionsT")
-LOCATED = {"required": (Role.VAL, Role.TEST), "test": (Role.TEST,), "none": ()}
+LOCATED: dict[str, tuple[Role, ...]] = {"required": (Role.VAL, Role.TEST), "test": (Role.TEST,), "none": ()}
 
 
 @dataclass(frozen=True)

@@ -237,7 +237,7 @@ def _grown(
 def _keyed(items: list[Item]) -> dict[tuple[str, str, int], Item]:
     """Items by name, place and which of its repetitions each is: a list may name an image twice."""
     seen: Counter[tuple[str, str]] = Counter()
-    keyed = {}
+    keyed: dict[tuple[str, str, int], Item] = {}
     for item in items:
         name = item["image_id"], item["uri"]
         keyed[*name, seen[name]] = item
