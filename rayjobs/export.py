@@ -1,7 +1,7 @@
 r"""Hand a finished model on: a folder that needs nothing of where it was made, MLflow's form, ONNX or torch.export.
 
     python rayjobs/export.py --study bas --out bas-model  # a folder with a card; wsol.load_model("bas-model")
-    python rayjobs/export.py --model models:/bas@champion --format onnx --out bas.onnx
+    python rayjobs/export.py --model models:/bas@champion --format onnx --images photographs --out bas.onnx
     python rayjobs/export.py --study bas --format mlflow --out bas-mlflow
 
 A graph is compared with the model on 64 images before it is kept: logits, maps, boxes; what makes boxes of its maps, by

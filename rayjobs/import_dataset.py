@@ -31,12 +31,14 @@ from wsol_pipeline.console.command_line import command_line, how_to_run
 from wsol_pipeline.console.main import run_main
 from wsol_pipeline.data.importers import Source, importer
 from wsol_pipeline.errors import UsageError
+from wsol_pipeline.protocol import Role
 from wsol_pipeline.redaction import redact
 
 if TYPE_CHECKING:
     from wsol_pipeline.storage import Store
 
 OptionsT = TypeVar("OptionsT")
+LOCATED: dict[str, tuple[Role, ...]] = {"required": (Role.VAL, Role.TEST), "test": (Role.TEST,), "none": ()}
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,10 @@ class ImportConfig(Generic[OptionsT]):
     """Where the dataset goes: a folder or s3://bucket/prefix. By default ./runs/data/<dataset>."""
     name: Annotated[str, tyro.conf.arg(help_behavior_hint="")] = ""
     """Name of the dataset in tables and tracking. By default the layout's name."""
-    boxes: Literal["required", "none"] = "required"
+    boxes: Literal["required", "test", "none"] = "required"
     """Whether images of val and test must have boxes or masks. "none" leaves those that there are: of such a dataset
-    models are chosen by other means (--select-by), and where they localize is not measured."""
+    models are chosen by other means (--select-by), and where they localize is not measured. "test" leaves those of val
+    alone: it is measured on test."""
     audit: bool = False
     """Also keep masks (synthetic with --objects, voc, coco) and boxes (synthetic, voc) of training images, in shards
     that only an evaluation on these images opens. The dataset is the same without them."""
@@ -103,7 +106,7 @@ def read(config: ImportConfig[Any]) -> Source:
     from wsol_pipeline.data.archives import left_beside, unpacked
 
     found = importer(config.dataset).read(unpacked(config.place), config.options)
-    located = found.located and config.boxes == "required"
+    located = tuple(role for role in LOCATED[config.boxes] if role in found.located)
     return dataclasses.replace(found, located=located, beside=left_beside(config.place))
 
 

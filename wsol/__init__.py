@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from wsol.jobs import tune as tune
     from wsol_pipeline.training.localization import Localization as Localization
     from wsol_pipeline.training.model import Model as Model
+    from wsol_pipeline.use.folder import save_model as save_model
     from wsol_pipeline.use.models import load_model as load_model
 
 _PLACES = {
     "load_model": "wsol_pipeline.use.models",
+    "save_model": "wsol_pipeline.use.folder",
     "Model": "wsol_pipeline.training.model",
     "Localization": "wsol_pipeline.training.localization",
     "WsolError": "wsol_pipeline.errors",

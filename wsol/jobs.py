@@ -7,6 +7,7 @@ of RAY_ADDRESS, else in a local one. Ctrl+C ends a study as it ends the command,
 process has its own signal handlers again afterwards.
 """
 
+import dataclasses
 import importlib
 import os
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from wsol_pipeline.study.outcome import Outcome
     from wsol_pipeline.use.run import Outcome as Localized
     from wsol_pipeline.verdict.judge import Verdict
+    from wsol_pipeline.verdict.training_images import TrainingVerdict
 
 T = TypeVar("T")
 
@@ -47,24 +49,29 @@ def tune(method: str, **options: Any) -> "Outcome":
     return _study(importlib.import_module(f"rayjobs.tune_{method}"), method, options)
 
 
-def evaluate(*studies: str, **options: Any) -> "Verdict":
+def evaluate(*studies: str, **options: Any) -> "Verdict | TrainingVerdict":
     """Judge finished studies on the test split, once, as `wsol evaluate --study ...` does; the first is crowned.
 
     Returns:
         `rows`: the centred box, the other studies' winners, the first study's. Each has its metrics on validation and,
-        on test, transferred and oracle, in percent, and 95 % intervals.
+        on test, transferred and oracle, in percent, and 95 % intervals. `costs`: of each of `selectors`. With
+        `training_images=True` rows on these.
     """
     from rayjobs.evaluate import Options
+    from wsol_pipeline.verdict.costs import costs_of_winner
     from wsol_pipeline.verdict.judge import judge, publish
+    from wsol_pipeline.verdict.training_images import judge_training_images
 
     asked = _options(Options, "evaluate", options | {"study": list(studies)})
-    if asked.segmentation or asked.selectors or asked.training_images:
-        raise UsageError(
-            "segmentation, selectors and training_images print what they find: they are for the command line."
-        )
+    if asked.segmentation:
+        raise UsageError("segmentation prints what it finds: it is for the command line.")
     with interrupts.borrowed():
         _join()
+        if asked.training_images:
+            return judge_training_images(asked)
         verdict = judge(asked)
+        if asked.selectors:
+            verdict = dataclasses.replace(verdict, costs=costs_of_winner(asked))
         if missing := publish(verdict)[1]:
             raise PartialError(f"{missing}: the same call writes it, and judges nothing again.")
     return verdict

@@ -41,9 +41,9 @@ ADVICE = (
     "These data have labels alone, so --select-by must name what chooses in the place of boxes, in this order: "
     "(1) annotated:FILE, 30 to 50 boxes drawn by hand on images of val (wsol annotate says which): nothing else was "
     "within 2.5 points everywhere; (2) detector:FILE (wsol propose makes it) or pseudo:FILE, boxes of a machine, where "
-    "the objects resemble what made it; (3) without any box: --select-by evidence for trials and settings, and "
-    "--threshold-by consensus:STUDY (another method's finished study), else vote:evidence,otsu, for the threshold. No "
-    "rule without boxes finds thresholds reliably: docs/labels-only.md."
+    "the objects resemble what made it; (3) without any box: --select-by evidence, or proposals:FILE (wsol propose "
+    "makes it), for trials and settings, and --threshold-by consensus:STUDY (another method's finished study), else "
+    "vote:evidence,otsu, for the threshold. No rule without boxes finds thresholds reliably: docs/labels-only.md."
 )
 
 

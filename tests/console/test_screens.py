@@ -16,6 +16,7 @@ from wsol_pipeline.console.progress import is_live
 from wsol_pipeline.study.outcome import Outcome
 from wsol_pipeline.text import format_hours
 from wsol_pipeline.training.checkpoint import Position
+from wsol_pipeline.verdict.costs import Cost
 from wsol_pipeline.verdict.rows import Row
 
 ROOT = Path(__file__).parents[2]
@@ -304,3 +305,29 @@ def test_help_groups_options_by_what_they_are_about(monkeypatch, capsys):
     groups = re.findall(r"^\W+((?:\w+ )?)options \W+$", told, re.MULTILINE)
     assert groups == ["", "what ", "training ", "readout ", "selection ", "reading ", "machine ", "search ", "limits "]
     assert re.search(r"--name STR .*?\(default: train\)", told, re.DOTALL)  # the job's own, in the group of all jobs
+
+
+def cost(name, by, off, reason=""):
+    """Of a selector by whose choice `by` percent are hit, 1 under the most that test allows."""
+    names = ("max_box_acc_v2", "gt_known_loc")
+    each = dict.fromkeys(names, by)
+    best, interval = dict.fromkeys(names, by + 1), dict.fromkeys(names, (off - 10.0, off + 10.0))
+    return Cost(
+        name, "layer4/grad_x_meangrad/code/object", 0.123, each, dict.fromkeys(names, off), interval, best, reason
+    )
+
+
+def test_costs_show_the_oracle_what_a_selector_hides_and_why_it_abstains(capsys):
+    names = ["boxes", "detector:rpn.csv+otsu", "evidence"]
+    screens.print_costs(
+        [cost(names[0], 61.5, 0.0), cost(names[1], 40.5, -21.0), cost(names[2], 30.5, -31.0, "gain low")]
+    )
+    told = capsys.readouterr().out
+    assert max(map(len, told.splitlines())) <= 126
+    assert told.count("oracle") == 2
+    assert "(uses boxes" in told
+    assert "of COCO)" in told
+    first, second = (line for line in told.splitlines() if "61.5" in line or "40.5" in line)
+    assert re.findall(r"\d\d\.\d", first) == ["61.5", "62.5"] * 2
+    assert second.count("40.5 │ -21.0 [-31.0, -11.0] │   41.5") == 2
+    assert "evidence abstains: gain low" in told

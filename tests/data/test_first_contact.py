@@ -654,7 +654,7 @@ def test_labels_alone_make_a_dataset(cats, run, tmp_path):
     (root / "boxes.csv").unlink()
     code, _, err = run()
     assert code == 3
-    assert "neither a box nor a mask to be evaluated with (--boxes none imports images and labels alone)" in err
+    assert "neither a box nor a mask to be evaluated with (--boxes none imports images and labels alone, " in err
     code, out, _ = run("--boxes", "none", out="alone")
     assert code == 0
     assert "val and test have labels alone (--boxes none)" in out
@@ -685,12 +685,28 @@ def test_boxes_stay_behind_if_none_are_wanted(cats, run, tmp_path):
     assert all(row["boxes"] == [] for row in rows_of(alone, Role.VAL).values())
 
 
+def test_boxes_of_test_alone_make_a_dataset(cats, run, tmp_path):
+    root = cats()
+    lines = (root / "boxes.csv").read_text().splitlines(keepends=True)
+    (root / "boxes.csv").write_text("".join(line for line in lines if not line.startswith("val/")))
+    assert run()[0] == 3
+    code, out, _ = run("--boxes", "test", out="judged")
+    assert code == 0
+    assert "note: val has labels alone (--boxes test)" in out
+    assert "is measured on test alone" in out
+    assert out.splitlines()[-1].endswith("--select-by evidence")
+    dataset = open_dataset(str(tmp_path / "judged"))
+    assert [dataset.manifest.splits[role].boxes for role in (Role.VAL, Role.TEST)] == [0, 4]
+    (root / "boxes.csv").write_text(lines[0])
+    assert run("--boxes", "test", out="none")[0] == 3
+
+
 @pytest.mark.parametrize("name", ["wsolevaluation", "voc", "coco", "cub"])
 def test_labels_alone_of_other_layouts(layouts, write, tmp_path, name):
     read = layouts(name, tmp_path / "in")
     for path in (tmp_path / "in").rglob("localization.txt"):
         path.unlink()
-    dataset = write(tmp_path / "out", replace(read(), located=False))
+    dataset = write(tmp_path / "out", replace(read(), located=()))
     assert not dataset.is_located
     assert dataset.val.num_rows == 2
 

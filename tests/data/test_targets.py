@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from wsol_pipeline.data.reader import ReadConfig
-from wsol_pipeline.data.targets import Targets, described, edges, read_targets, target_rows
+from wsol_pipeline.data.targets import Targets, by_copy, copy_stem, described, edges, read_targets, target_rows
 from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.protocol import Role
 
@@ -44,6 +44,28 @@ def test_coco_results_are_the_same_boxes(written, dataset):
     first = dataset.val_labels.ids[0]
     results = [{"image_id": first, "bbox": [1, 2, 10, 20], "score": 0.9}]
     assert written(json.dumps(results), "boxes.json").boxes == {first: [(1, 2, 11, 22)]}
+
+
+@pytest.mark.parametrize("name", ["{id}", "{copy}", "images/{copy}", "images/train/{copy}"])
+def test_coco_instances_of_an_annotation_tool_are_the_same_boxes(written, dataset, name):
+    first = dataset.val_labels.ids[0]
+    copy = f"{copy_stem(first)}.png"
+    label = dataset.classes[dataset.val_labels.labels[0]]
+    instances = {
+        "images": [{"id": 7, "file_name": name.format(id=first, copy=copy)}, {"id": 8, "file_name": "empty.png"}],
+        "annotations": [{"image_id": 7, "category_id": 3, "bbox": [1, 2, 10, 20], "iscrowd": 0}],
+        "categories": [{"id": 3, "name": label}],
+    }
+    assert written(json.dumps(instances), "i.json", "annotated").boxes == {first: [(1, 2, 11, 22)]}
+    instances["categories"][0]["name"] = "car"
+    with pytest.raises(DataError, match="label 'car'"):
+        written(json.dumps(instances), "i.json", "annotated")
+
+
+def test_copies_of_one_name_are_nobodys_and_other_json_is_refused(written):
+    assert by_copy(["a/b.jpg", "a/b.png", "a/c.jpg"]) == {"a__c": "a/c.jpg"}
+    with pytest.raises(DataError, match=r"neither COCO results \(a list .*\) nor instances"):
+        written(json.dumps({"annotations": []}), "i.json")
 
 
 def test_conventions_are_the_half_open_pixels_they_mean():

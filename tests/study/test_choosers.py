@@ -10,6 +10,7 @@ from wsol_pipeline.evaluation.measures import Truth
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study.choosers import check_consensus, choosers
 from wsol_pipeline.study.identity import WINNER
+from wsol_pipeline.study.plan import check_buildable, chosen_by
 from wsol_pipeline.training.checkpoint import seal_of
 from wsol_pipeline.training.options import SelectionOptions
 
@@ -59,3 +60,17 @@ def test_what_is_brought_is_part_of_what_was_chosen_by(dataset, tmp_path, kind):
     assert one.of_val(Truth(25, 0, 0, False)) == Truth(25, 25, 0, False)
     assert f"{kind}: boxes of 25 of 25 validation images (100%)" in one.notes[0]
     assert choosers(SelectionOptions(), dataset, Store.at(tmp_path)).truth == ""
+
+
+@pytest.mark.parametrize("modes", [None, ["mask"], ["object", "mask"]])
+def test_own_masks_are_asked_of_readouts_that_cut_them_before_anything_starts(dataset, make_config, tmp_path, modes):
+    found = choosers(SelectionOptions("own-mask"), dataset, Store.at(tmp_path))
+    asked = make_config("bcam", readout="bcam", readout_options={"modes": modes} if modes else {})
+    config = chosen_by(asked, None, dataset, found)
+    if modes == ["mask"]:
+        check_buildable(config, dataset, found)
+    else:
+        with pytest.raises(
+            UsageError, match=r"""own-mask needs .* --readout-options modes '\["mask"\]' cuts its own"""
+        ):
+            check_buildable(config, dataset, found)

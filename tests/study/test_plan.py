@@ -177,9 +177,9 @@ def test_boxes_choose_for_masks_that_validation_lacks_unless_told_otherwise(data
 
 def test_labels_alone_are_refused_before_anything_starts(tmp_path):
     source = synthetic.read(tmp_path, synthetic.Options(train=6, val=3, test=3, classes=3, size=32))
-    import_dataset(replace(source, located=False), Store.at(tmp_path / "d"), name="d", origin={"importer": "folder"})
+    import_dataset(replace(source, located=()), Store.at(tmp_path / "d"), name="d", origin={"importer": "folder"})
     options = StudyOptions(name="s", data=str(tmp_path / "d"), storage=str(tmp_path / "runs"), image_size=32)
-    order = r"\(1\) annotated:FILE, 30 to 50 boxes .*\(2\) detector:FILE.*\(3\) without any box: --select-by evidence"
+    order = r"\(1\) annotated:FILE, 30 to 50 boxes .*\(2\) detector:FILE.*\(3\) .*evidence, or proposals:FILE"
     with pytest.raises(UsageError, match=f"wsol-v1 scores boxes but the 'val' split has labels alone.*{order}"):
         make_plan(options, "bas", bas.space)
     assert not (tmp_path / "runs/s").exists()

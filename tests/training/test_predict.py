@@ -126,6 +126,12 @@ def test_grey_and_alpha_become_colour(model):
     assert pixels_of(grey).unique().tolist() == [77]
 
 
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_a_picture_deeper_than_8_bits_is_refused_as_its_file_is(mode):
+    with pytest.raises(UsageError, match=f"one of the modes 1, L, .* but has '{mode}'"):
+        pixels_of(Image.new(mode, (4, 4), 300))
+
+
 @pytest.mark.parametrize("turn", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "TIFF", "PNG"])
 def test_exif_is_applied_and_boxes_are_of_the_shown_pixels(model, tmp_path, kind, turn):

@@ -18,6 +18,7 @@ from wsol_pipeline.data.targets import Targets
 from wsol_pipeline.evaluation import labelfree
 from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.evaluation.selection import Choice
+from wsol_pipeline.protocol import Role
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training.checkpoint import CheckpointStore, seal_of
 from wsol_pipeline.training.loop import train
@@ -34,7 +35,7 @@ def bare(tmp_path_factory):
     source = synthetic.read(Path(), synthetic.Options(train=42, val=12, test=6, classes=3, size=40))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(schema, "_LOCATED", [])
-        import_dataset(replace(source, located=False), Store.at(where), name="bare", origin={"importer": "x"})
+        import_dataset(replace(source, located=()), Store.at(where), name="bare", origin={"importer": "x"})
     columns = pq.read_schema(where / "val/00000.parquet").names
     assert not {"boxes", "box_labels", "mask", "ignore"} & set(columns)
     return open_dataset(str(where))
@@ -89,7 +90,7 @@ def test_thresholds_may_be_anothers(chosen, bare):
 def test_test_without_boxes_is_judged_by_classes_alone(chosen, reading, tmp_path):
     source = synthetic.read(Path(), synthetic.Options(train=42, val=12, test=6, classes=3, size=40))
     where = Store.at(tmp_path / "alone")
-    import_dataset(replace(source, located=False), where, name="alone", origin={"importer": "x"})
+    import_dataset(replace(source, located=()), where, name="alone", origin={"importer": "x"})
     dataset = open_dataset(where.uri)
     _, final = chosen("evidence", objective="evidence_gain", data=dataset)
     options = EvaluateOptions(cache_dir=reading.cache_dir, batch_size=6)
@@ -98,6 +99,19 @@ def test_test_without_boxes_is_judged_by_classes_alone(chosen, reading, tmp_path
     assert set(row["transferred"]) == {"cls_top1", "cls_top5"}
     assert row["val"]["evidence_gain"] > -100
     assert files["pictures.json"] == b"[]"
+
+
+def test_test_with_boxes_is_judged_where_validation_has_none(chosen, reading, tmp_path):
+    source = synthetic.read(Path(), synthetic.Options(train=42, val=12, test=6, classes=3, size=40))
+    where = Store.at(tmp_path / "test")
+    import_dataset(replace(source, located=(Role.TEST,)), where, name="test", origin={"importer": "x"})
+    dataset = open_dataset(where.uri)
+    assert (dataset.is_located, dataset.val.info.boxes, dataset.test().info.boxes) == (False, 0, 6)
+    _, final = chosen("evidence", objective="evidence_gain", data=dataset)
+    options = EvaluateOptions(cache_dir=reading.cache_dir, batch_size=6)
+    (row,) = score(Contender("x", "x", final), dataset, options, "cpu")[0]["rows"]
+    assert {"max_box_acc_v2", "gt_known_loc", "top1_loc"} <= set(row["transferred"])
+    assert row["oracle"]["max_box_acc_v2"] >= row["transferred"]["max_box_acc_v2"]
 
 
 def some_boxes(bare, count):

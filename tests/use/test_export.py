@@ -10,6 +10,7 @@ import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import numpy as np
@@ -23,9 +24,10 @@ from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study.ledger import SCHEMA
 from wsol_pipeline.study.outcome import model_named
-from wsol_pipeline.training.checkpoint import write_sealed
+from wsol_pipeline.training.checkpoint import seal_of, write_sealed
 from wsol_pipeline.training.model import local_files, sealed_files
 from wsol_pipeline.use import folder, graph
+from wsol_pipeline.use.options import ExportOptions
 
 ROOT = Path(__file__).parents[2]
 IMAGES = [np.random.default_rng(seed).integers(0, 256, (40 + 9 * seed, 64, 3), np.uint8) for seed in range(3)]
@@ -80,7 +82,7 @@ def test_a_folder_holds_no_place_and_says_what_it_is(made, dataset, final):
     card = (made / "README.md").read_text()
     assert "cross, ring, triangle" in card
     assert dataset.fingerprint[:16] in card
-    assert "Measured on test**: nothing" in card
+    assert "Measured on test**: not known here (an export by --study says it)" in card
     assert "Apache-2.0" in (made / "LICENSES.md").read_text()
     assert "torch==" in (made / "requirements.txt").read_text()
     assert json.loads((made / "model.json").read_text())["format"] == 1
@@ -96,6 +98,44 @@ def test_the_card_has_the_figures_of_test_with_their_intervals(final):
     cropping = {**description, "train": {**description["train"], "protocol": "bas-ext"}}
     assert "`--views resize` shows it all of an\nimage, as it was not" in folder.card(cropping, test, "0" * 64, "x")
     assert "ImageNet, whose images are for research" in folder.licenses({"train": {"weights": "imagenet"}}, "x")
+
+
+def test_a_loaded_model_and_a_named_one_are_saved_as_one_folder(made, final, tmp_path):
+    wsol.save_model(wsol.load_model(final.uri, "cpu"), tmp_path / "loaded", license="CC0-1.0")
+    wsol.save_model(final.uri, tmp_path / "named", license="CC0-1.0")
+    for path in (tmp_path / "named").iterdir():
+        assert (tmp_path / "loaded" / path.name).read_bytes() == path.read_bytes()
+    assert local_files(tmp_path / "named") == local_files(made)
+    assert "CC0-1.0" in (tmp_path / "named/LICENSES.md").read_text()
+
+
+def test_the_card_of_a_studys_folder_has_what_its_evaluation_measured(final, tmp_path):
+    storage = Store.at(tmp_path / "runs")
+    record = {"schema": SCHEMA, "study": "x", "published": None, "data": "d", **model_named(final, storage)}
+    storage.write("bas/winner.json", json.dumps(record).encode())
+    asked = ExportOptions(f"{storage.uri}/bas", out="o")
+    assert folder._figures(folder.judged(asked)).startswith("nothing. ")
+    row = {"transferred": {"gt_known_loc": 71.25}, "intervals": {"transferred": {"gt_known_loc": [65.0, 77.0]}}}
+    storage.write(f"bas/evaluations/{seal_of(final)[:16]}.json", json.dumps({"rows": [row]}).encode())
+    told = "GT-known Loc 71.25 % (95 % 65.0 to 77.0)"
+    assert folder._figures(folder.judged(asked)) == told
+    assert folder._figures(folder.judged(ExportOptions(study="bas", storage=storage.uri, out="o"))) == told
+
+
+def test_the_card_of_a_registered_model_has_what_crowned_it(monkeypatch):
+    tags = {"wsol.test.max_box_acc_v2": "60.25", "wsol.objective": "max_box_acc_v2"}
+
+    class Client:
+        def get_model_version_by_alias(self, name, alias):
+            return SimpleNamespace(tags=tags if (name, alias) == ("bas", "champion") else {})
+
+        def get_model_version(self, name, number):
+            return SimpleNamespace(tags=tags if (name, number) == ("bas", "3") else {})
+
+    monkeypatch.setattr(folder.mlflow, "MlflowClient", Client)
+    for uri in ("models:/bas@champion", "models:/bas/3"):
+        assert folder._figures(folder.judged(ExportOptions(uri, out="o"))) == "MaxBoxAccV2 60.25 %"
+    assert folder._figures(folder.judged(ExportOptions("models:/bas/2", out="o"))).startswith("nothing. ")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.json", "README.md"])
@@ -224,5 +264,5 @@ def test_a_readout_of_gradients_has_no_graph_and_is_named(fit, make_config, tmp_
 
 
 def test_a_folder_has_no_images_to_compare_on(made, tmp_path):
-    with pytest.raises(DataError, match="--images names some"):
+    with pytest.raises(UsageError, match="name some by --images FOLDER, or the model by --study NAME"):
         export.main(["--model", str(made), "--format", "torch-export", "--out", str(tmp_path / "m.pt2")])

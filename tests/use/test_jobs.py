@@ -7,6 +7,7 @@ import signal
 import pytest
 
 import wsol
+from wsol_pipeline.verdict import costs, judge, training_images
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,6 +48,17 @@ def test_nothing_is_printed_and_the_process_has_its_signals_again(trained):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_costs_and_verdicts_on_training_images_come_back(monkeypatch):
+    found = judge.Verdict(None, [], "gt_known_loc", "wsol-v1", 0, 0, "", None, {}, None)
+    monkeypatch.setattr(judge, "judge", lambda asked: found)
+    monkeypatch.setattr(judge, "publish", lambda verdict: ("", ""))
+    monkeypatch.setattr(costs, "costs_of_winner", lambda asked: list(asked.selectors))
+    monkeypatch.setattr(training_images, "judge_training_images", lambda asked: ("on training images", asked.study))
+    assert wsol.evaluate("s").costs == ()
+    assert wsol.evaluate("s", selectors=["otsu", "evidence"]).costs == ["otsu", "evidence"]
+    assert wsol.evaluate("s", training_images=True) == ("on training images", ("s",))
+
+
 @pytest.mark.parametrize(
     ("call", "told"),
     [
@@ -55,7 +67,7 @@ def test_nothing_is_printed_and_the_process_has_its_signals_again(trained):
         (lambda: wsol.tune("bas", trials="many"), "trials"),
         (lambda: wsol.tune("bas", dry_run=True), "unknown option 'dry_run'"),
         (lambda: wsol.evaluate("none", storage="nowhere"), "none"),
-        (lambda: wsol.evaluate("s", selectors=["otsu"]), "they are for the command line"),
+        (lambda: wsol.evaluate("s", segmentation=["net"]), "it is for the command line"),
     ],
 )
 def test_a_wrong_call_is_told_in_a_line(call, told):

@@ -63,6 +63,10 @@ class LocalizationReadout:
         """Maps of one setting."""
         raise NotImplementedError
 
+    def cuts_itself(self, setting: Setting) -> bool:
+        """Whether the maps of a setting are masks already, which no threshold changes."""
+        return False
+
     def check(self, method: LocalizationMethod, setting: Setting) -> None:
         """Raise `ValueError` unless the setting is one for this method."""
         require_setting(self.name, setting, self.settings(method))

@@ -90,6 +90,9 @@ class Readout(GradientReadout):
         }
         return [f"{place}/{mode}" for reading in self.readings for place in places[reading] for mode in self.modes]
 
+    def cuts_itself(self, setting: Setting) -> bool:
+        return parse(setting)[3] == "mask"
+
     def default_stage(self, stages: Mapping[str, Stage]) -> str:
         return next((stage for stage in ("conv6", "SPG_A3_1b") if stage in stages), list(stages)[-1])
 

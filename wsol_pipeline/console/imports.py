@@ -16,16 +16,23 @@ from wsol_pipeline.data.ingest import ShardReport
 from wsol_pipeline.data.shards import Manifest
 from wsol_pipeline.data.survey import Tally, holds
 from wsol_pipeline.errors import DataError
+from wsol_pipeline.protocol import Role
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study.lease import acquire
 
 NO_PROBLEM = "No problem was found."
 
 
-LABELS_ALONE = (
-    "note: val and test have labels alone (--boxes none): models are trained and chosen on them by --select-by "
-    "evidence, or better by boxes drawn on 30 to 50 images of val (wsol annotate); where they localize is not measured."
-)
+def labels_alone(manifest: Manifest) -> str:
+    """What follows of a validation split without boxes."""
+    test = manifest.splits[Role.TEST]
+    is_measured = bool(test.boxes or test.masks)
+    which, measured = ("val has", "on test alone") if is_measured else ("val and test have", "nowhere")
+    return (
+        f"note: {which} labels alone (--boxes {'test' if is_measured else 'none'}): models are trained and chosen on "
+        "them by --select-by evidence, or better by boxes drawn on 30 to 50 images of val (wsol annotate); where they "
+        f"localize is measured {measured}."
+    )
 
 
 @contextmanager
@@ -120,6 +127,6 @@ def summary(manifest: Manifest, out: Store) -> str:
         manifest.left_out,
         manifest.notes,
     )
-    alone = [] if manifest.located else [LABELS_ALONE]
+    alone = [] if manifest.located else [labels_alone(manifest)]
     head = f"{manifest.name}: {len(manifest.classes)} classes, {rows}; {bad} rows left out"
     return "\n".join([head, *tally.lines(), *alone, f"fingerprint {Dataset(out.uri, manifest).fingerprint}"])

@@ -13,6 +13,7 @@ from wsol_pipeline.evaluation import selection
 from wsol_pipeline.evaluation.counts import Counts
 from wsol_pipeline.redaction import redact
 from wsol_pipeline.report.reproduction import headline, label, sections
+from wsol_pipeline.selectors import said
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study.outcome import Outcome, on_front
 from wsol_pipeline.study.plan import Plan
@@ -134,7 +135,7 @@ def how_to_open_mlflow(storage: str, page: str = "") -> str:
 
 UNMEASURED = (
     "localization is not measured: test has labels alone. Annotate 100 images of test, and a hit rate of 70 % is "
-    "known to 9 points; 400, and to 4.5. Import again with their boxes."
+    "known to 9 points; 400, and to 4.5. Import these alone as test, with --boxes test, and train on that."
 )
 
 
@@ -233,22 +234,26 @@ def _standing(verdict: Verdict) -> str:
 
 
 def print_costs(found: Sequence[Cost]) -> None:
-    """What choosing without the boxes of validation costs on test, beside what they choose."""
+    """What choosing without the boxes of validation costs on test, beside what they choose and what test would have."""
     table = Table(title="test (%), by what chose on validation; cost: the difference to boxes, paired 95 % interval")
     table.add_column("chosen by", overflow="fold")
     table.add_column("readout > threshold", overflow="fold")
     for metric in found[0].cost:
-        table.add_column(metric_name(metric), justify="right")
-        table.add_column("cost", justify="right")
+        for column in (metric_name(metric), "cost", "oracle"):
+            table.add_column(column, justify="right", no_wrap=True)
     for one in found:
         cells = []
         for metric, cost in one.cost.items():
             low, high = one.intervals[metric]
             told = "" if one is found[0] else f"{cost:+.1f} [{low:+.1f}, {high:+.1f}]"
-            cells += [f"{one.transferred[metric]:.1f}", told]
-        name = f"{one.name} (abstains)" if one.reason else one.name
+            cells += [f"{one.transferred[metric]:.1f}", told, f"{one.oracle[metric]:.1f}"]
+        name = f"{said(one.name)}{' (abstains)' if one.reason else ''}"
         table.add_row(name, f"{one.readout} > {format_threshold(one.threshold)}", *cells)
-    _console(126).print(table)
+    console = _console(126)
+    console.print(table)
+    for one in found:
+        if one.reason:
+            console.print(f"{one.name} abstains: {one.reason}", soft_wrap=True, highlight=False)
 
 
 def print_rehearsal(plan: Plan, found: Rehearsal) -> None:

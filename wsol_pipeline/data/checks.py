@@ -66,7 +66,7 @@ def checked(row: Row, rules: Rules) -> Checked:
     columns = {"id": row.id, "image": image, "width": size[0], "height": size[1], "labels": list(row.labels)}
     if row.role is Role.TRAIN:
         return Checked(columns, notes)
-    if not rules.located:
+    if row.role not in rules.located:
         return Checked(columns | {"boxes": [], "box_labels": [], "mask": None, "ignore": None}, notes)
     try:
         return Checked(columns | _boxes(row, rules, size) | _masks(row, rules, size), (*notes, *row.notes))
@@ -121,7 +121,8 @@ def _boxes(row: Row, rules: Rules, size: Size) -> dict[str, Any]:
     if not (row.boxes or row.masks or row.class_mask):
         raise RowError(
             Kind.ANNOTATION,
-            "image has neither a box nor a mask to be evaluated with (--boxes none imports images and labels alone)",
+            "image has neither a box nor a mask to be evaluated with (--boxes none imports images and labels alone, "
+            "--boxes test boxes of test alone)",
         )
     known = all(0 <= label < rules.num_classes for label in row.box_labels)
     if len(row.box_labels) != len(row.boxes) or not known:

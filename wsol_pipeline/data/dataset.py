@@ -142,7 +142,7 @@ class Dataset:
 
     @property
     def is_located(self) -> bool:
-        """Whether val and test have boxes or masks: without, nothing can be chosen or scored by them."""
+        """Whether val has boxes or masks: without, nothing can be chosen by them."""
         return self.manifest.located
 
     @property

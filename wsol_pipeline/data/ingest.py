@@ -367,7 +367,7 @@ def _manifest(
         left_out=dict(source.left_out),
         passed_over={reason: by_ending(files) for reason, files in passed_over(source, rows).items()},
         notes=dict(noted),
-        located=source.located,
+        located=Role.VAL in source.located,
     )
 
 

@@ -41,6 +41,7 @@ _LOCATED = [
     pa.field("mask", pa.binary()),  # PNG, nonzero is the object; multi-label: 0 background, k + 1 class k, 255 neither
     pa.field("ignore", pa.binary()),  # PNG, nonzero counts neither way
 ]
+HELD_OUT = (Role.VAL, Role.TEST)
 PIXEL_COLUMNS = ("image", "mask", "ignore")
 
 
@@ -133,5 +134,5 @@ class Rules(NamedTuple):
     num_classes: int
     multilabel: bool
     box_convention: str
-    located: bool = True  # held-out images have boxes or masks; if not, those that there are stay behind
+    located: tuple[Role, ...] = HELD_OUT  # whose images have boxes or masks; of others those there are stay behind
     scaled_masks: bool = False  # a mask may have another size than its image, not another shape

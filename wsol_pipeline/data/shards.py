@@ -79,7 +79,7 @@ class Manifest:
     left_out: dict[str, int] = field(default_factory=dict)  # what the importer did not offer -> how many of it
     passed_over: dict[str, dict[str, int]] = field(default_factory=dict)  # why files were not read -> ending -> files
     notes: dict[str, int] = field(default_factory=dict)  # what was done to stored rows -> how many
-    located: bool = True  # val and test have boxes or masks; if not, they have labels alone
+    located: bool = True  # val has boxes or masks to choose by; if not, it has labels alone
 
     def to_json(self) -> bytes:
         return (json.dumps(asdict(self), indent=1, sort_keys=True) + "\n").encode()

@@ -1,17 +1,18 @@
 """Boxes that stand in for true ones where models are chosen: annotated by hand for some images, or made by a machine.
 
 A file is CSV, `path,x0,y0,x1,y1` and if wanted `score`, `label`, with the paths that the dataset has as ids; or COCO's
-results, a JSON list of `image_id`, `bbox` (x, y, width, height). A line without coordinates is an image that nobody has
-annotated yet.
+results, a JSON list of `image_id`, `bbox` (x, y, width, height); or COCO's instances, as CVAT exports them. A line
+without coordinates is an image that nobody has annotated yet.
 """
 
 import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -111,7 +112,7 @@ def read_targets(
     if convention not in BOX_CONVENTIONS:
         raise unknown("box convention", convention, BOX_CONVENTIONS)
     data = _bytes(file)
-    lines = list(_coco(file, data) if file.endswith(".json") else _csv(file, data))
+    lines = list(_coco(file, data, dataset) if file.endswith(".json") else _csv(file, data))
     _check_maker(file, lines, kind)
     split = dataset.val_labels
     rows = {id: row for row, id in enumerate(split.ids)}
@@ -207,14 +208,46 @@ def _csv(file: str, data: bytes) -> Iterator[Line]:
         raise DataError(f"{file} cannot be read as CSV: {error}.") from error
 
 
-def _coco(file: str, data: bytes) -> Iterator[Line]:
+def _coco(file: str, data: bytes, dataset: Dataset) -> Iterator[Line]:
     try:
         found = json.loads(data)
-        for number, result in enumerate(found, start=1):
+        results = _as_results(found, dataset) if isinstance(found, dict) else found
+        for number, result in enumerate(results, start=1):
             x, y, width, height = _box(file, number, result["bbox"])
             yield Line(number, str(result["image_id"]), (x, y, x + width, y + height), str(result.get("label", "")))
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file} is no list of COCO results (image_id, bbox): {error!r}.") from error
+        raise DataError(
+            f"{file} holds neither COCO results (a list of image_id, bbox) nor instances (images, annotations): "
+            f"{error!r}."
+        ) from error
+
+
+def _as_results(instances: dict[str, Any], dataset: Dataset) -> list[dict[str, Any]]:
+    """COCO's instances with the dataset's ids for images and names for classes."""
+    known = set(dataset.val_labels.ids)
+    ids = by_copy(dataset.val_labels.ids)
+    names = {category["id"]: category["name"] for category in instances.get("categories", ())}
+    images = {image["id"]: str(image["file_name"]) for image in instances["images"]}
+    return [
+        {
+            "image_id": name if name in known else ids.get(copy_stem(PurePosixPath(name).name), name),
+            "bbox": note["bbox"],
+            "label": names.get(note.get("category_id"), ""),
+        }
+        for note in instances["annotations"]
+        for name in [images[note["image_id"]]]
+    ]
+
+
+def copy_stem(id: str) -> str:
+    """What the copy that `wsol annotate` lays out of an image is called, without its ending."""
+    return str(PurePosixPath(id.replace("/", "__")).with_suffix(""))
+
+
+def by_copy(ids: Sequence[str]) -> dict[str, str]:
+    """Ids by the names of their copies, where these tell them apart."""
+    count = Counter(map(copy_stem, ids))
+    return {copy_stem(id): id for id in ids if count[copy_stem(id)] == 1}
 
 
 def _box(file: str, number: int, corners: Any) -> Box:

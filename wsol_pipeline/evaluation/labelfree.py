@@ -297,6 +297,12 @@ class Vote(Selector):
         return Curve(np.array([lower_median(votes)]), np.array([1 - (max(votes) - min(votes))]))
 
 
+NO_MASKS = (
+    "own-mask needs maps that are masks already but these have values; --readout bcam --readout-options modes "
+    """'["mask"]' cuts its own."""
+)
+
+
 @dataclass(frozen=True)
 class OwnMask(Selector):
     """Masks that a readout cuts itself (B-CAM's S > B): there is no threshold. The score is the share of images with
@@ -306,10 +312,7 @@ class OwnMask(Selector):
 
     def see(self, prepared: Any, step: Step, maps: Tensor, method: nn.Module, protocol: Protocol, fine: bool) -> Any:
         if maps.ndim == 3 and maps.dtype != torch.bool:
-            raise UsageError(
-                "own-mask needs maps that are masks already but these have values; --readout bcam --readout-options "
-                "mode mask cuts its own."
-            )
+            raise UsageError(NO_MASKS)
         return np.array([[normalised_map(raw, protocol).any()] for raw in plain(maps)], np.float64)
 
     def curve(self, kept: NDArray[np.float64]) -> Curve:

@@ -18,6 +18,7 @@ from search_spaces import Space
 from wsol_pipeline.data.dataset import Dataset, open_dataset
 from wsol_pipeline.data.pixels import pixel_bytes
 from wsol_pipeline.errors import UsageError, unknown
+from wsol_pipeline.evaluation.labelfree import NO_MASKS
 from wsol_pipeline.evaluation.measures import TRUE_BOXES, Promise, Truth, choosing, promise
 from wsol_pipeline.evaluation.protocols import Protocol, protocol
 from wsol_pipeline.evaluation.selection import default_objective, objectives
@@ -31,7 +32,7 @@ from wsol_pipeline.study.options import StudyOptions
 from wsol_pipeline.study.pareto import COST, Rule
 from wsol_pipeline.tracking.connect import sqlite_file
 from wsol_pipeline.training import cluster
-from wsol_pipeline.training.build import build_method, build_readout
+from wsol_pipeline.training.build import build_method, build_readout, fixed_setting
 from wsol_pipeline.training.compiling import require_compiler, require_traceable
 from wsol_pipeline.training.config import Job, Recipe, TrainConfig, as_kept, require
 from wsol_pipeline.training.embedded import embedded_dataset, embedded_weights
@@ -329,9 +330,14 @@ def check_buildable(config: TrainConfig, dataset: Dataset, found: Choosers = TRU
             check_image_size(method, config)
             if config.compile:
                 require_traceable(config.method, method)
-        build_readout(config).settings(method)
+        readout = build_readout(config)
+        settings = readout.settings(method)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    shown = settings if found.rank.ranks else [fixed_setting(config.fixed_setting, settings)]
+    by_own_mask = "own-mask" in {by.name for by in (found.rank, found.threshold) if by}
+    if by_own_mask and not all(map(readout.cuts_itself, shown)):
+        raise UsageError(NO_MASKS)
     if config.weights == "imagenet" and config.backbone not in wsol_models.pretrained_backbones():
         raise unknown("backbone with ImageNet weights", config.backbone, wsol_models.pretrained_backbones())
     promised(config, dataset, found)

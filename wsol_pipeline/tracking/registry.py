@@ -32,6 +32,7 @@ from wsol_pipeline.training.checkpoint import read_sealed, seal_of
 from wsol_pipeline.training.model import DESCRIPTION, WEIGHTS, ModelFiles
 
 FINGERPRINT_TAG, SELECTED_TAG = "wsol.model", "wsol.selected_on"
+TEST_TAG = "wsol.test."  # before the name of a metric
 # Tags of models that are comparable: what chose them is among them.
 JUDGED_ALIKE = ("wsol.protocol", "wsol.image_size", "wsol.data_fingerprint", SELECTED_TAG)
 _ABOUT = """Winners of study `{name}`: where an object is in an image, by a network that learned from labels alone.
@@ -193,13 +194,18 @@ def crown(
             f"mlflow.MlflowClient().set_registered_model_alias({name!r}, {CHAMPION!r}, {str(version.version)!r})"
         )
     for metric, value in figures.items():
-        client.set_model_version_tag(name, version.version, f"wsol.test.{metric}", f"{value:.2f}")
+        client.set_model_version_tag(name, version.version, f"{TEST_TAG}{metric}", f"{value:.2f}")
     told = _told_of_test(version.description or "", name, str(version.version), figures)
     client.update_model_version(name, version.version, told)
     client.set_registered_model_alias(name, CHAMPION, version.version)
     if before is None or before.version == version.version:
         return f"models:/{name}@{CHAMPION} is version {version.version}"
     return f"models:/{name}@{CHAMPION}: version {before.version} → {version.version}{_compared(before, figures)}"
+
+
+def figures_on_test(version: ModelVersion) -> dict[str, float]:
+    """What the final evaluation that crowned a version has measured on test, percent by metric; empty without one."""
+    return {tag.removeprefix(TEST_TAG): float(value) for tag, value in version.tags.items() if tag.startswith(TEST_TAG)}
 
 
 def _versions(client: mlflow.MlflowClient, name: str) -> list[ModelVersion]:
@@ -221,7 +227,7 @@ def _differing(before: Mapping[str, str], now: Mapping[str, str]) -> str:
 def _compared(before: ModelVersion, figures: Mapping[str, float]) -> str:
     """How the first figure that the replaced version has too has changed."""
     for metric, value in figures.items():
-        if (was := before.tags.get(f"wsol.test.{metric}")) is not None:
+        if (was := before.tags.get(f"{TEST_TAG}{metric}")) is not None:
             word = "better" if value > float(was) else "worse" if value < float(was) else "the same"
             return f", {word} on test: {metric} {float(was):.2f} → {value:.2f}"
     return ", whose figures on test are not known"

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
+from wsol_pipeline.data.headers import _MODES
 from wsol_pipeline.data.images import resize, shrunk
 from wsol_pipeline.data.photographs import on_white, photograph
 from wsol_pipeline.errors import DataError, UsageError
@@ -49,12 +50,17 @@ def pixels_of(image: Any) -> torch.Tensor:
     Files are turned as EXIF says; pixels are taken as they lie. Grey becomes RGB, what is transparent white.
 
     Raises:
-        UsageError: it is none of these, or its values are not uint8.
+        UsageError: it is none of these, or its values are not 8-bit.
         DataError: a file is missing or cannot be decoded.
     """
     if isinstance(image, PATHS):
         return photograph(file_bytes(str(image)))[0]
     if isinstance(image, Image.Image):
+        if image.mode not in _MODES:
+            raise UsageError(
+                f"A PIL image must have one of the modes {', '.join(_MODES)} but has {image.mode!r}: make it 8-bit "
+                "colour first, so that nothing is guessed."
+            )
         return torch.from_numpy(np.array(on_white(image))).permute(2, 0, 1).contiguous()
     if isinstance(image, torch.Tensor):
         _require_bytes(str(image.dtype).removeprefix("torch."))

@@ -121,6 +121,7 @@ def yolo_line(row: Row, save_conf: bool) -> str:
 
 
 def _yolo(store: Store, options: LocalizeOptions, classes: Sequence[str]) -> str:
+    """Labels, classes and data.yaml: yolo/images is where your images go, called as their labels are."""
     lines = (
         (f"yolo/labels/{file_name(rows[0]['image_id'])}.txt",
          "".join(yolo_line(row, options.save_conf) for row in found(rows)).encode())

@@ -119,12 +119,16 @@ def metadata(model: Model) -> dict[str, str]:
 
 
 def comparison_images(model: Model, options: ExportOptions) -> tuple[Tensor, str]:
-    """Up to 64 images as the network is shown them, uint8 [B, 3, H, W], and what they are. Raises `DataError`."""
+    """Up to 64 images as the network is shown them, uint8 [B, 3, H, W], and what they are. Raises `DataError`, and
+    `UsageError` where none are named."""
     source = options.images
     if not source and options.study:
         source = f"{finished_study(Store.at(options.storage), options.study)['data']}:val"
     if not source:
-        raise DataError("There are no images to compare the graph on: --images names some, --study has its own.")
+        raise UsageError(
+            "A graph is compared with its model on images: name some by --images FOLDER, or the model by --study NAME, "
+            "whose validation split they then are."
+        )
     reading = LocalizeOptions(source=source, model="-")
     found = [model.prepare(photograph(read(item, reading))[0]).image_CHW for item in listed(reading)[:COMPARED]]
     if len({image_CHW.shape for image_CHW in found}) > 1:  # a short side's: the graph takes any size

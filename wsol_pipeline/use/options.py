@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from wsol_pipeline.training.localization import Wanted
 
 TOKEN = "WSOL_SERVE_TOKEN"
+UNKNOWN = "unknown: state it with --license"
 LOOPBACK = ("127.0.0.1", "localhost")
 FORMATS = ("coco", "voc", "yolo", "csv", "masks", "overlays", "html")
 Format = Literal["coco", "voc", "yolo", "csv", "masks", "overlays", "html"]
@@ -134,7 +135,7 @@ class ExportOptions(ModelOptions):
     images: str = ""
     """Images to compare on, as --source of localize.py has them. By default those of the validation split of
     --study."""
-    license: str = "unknown: state it with --license"
+    license: str = UNKNOWN
     """Terms of the weights, for the card."""
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ import hashlib
 import io
 import itertools
 import json
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -29,17 +29,17 @@ import pyarrow.parquet as pq
 import ray
 
 from wsol_pipeline import interrupts
-from wsol_pipeline.errors import DataError, ResourceError, UsageError
+from wsol_pipeline.errors import DataError, ResourceError, UsageError, unknown
 from wsol_pipeline.redaction import redact
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study.lease import acquire
 from wsol_pipeline.training import cluster
 from wsol_pipeline.training.config import differences
-from wsol_pipeline.training.model import ModelFiles, assemble
+from wsol_pipeline.training.model import Model, ModelFiles, assemble
 from wsol_pipeline.use.localizer import ROWS, Localizer, Problem, Row
 from wsol_pipeline.use.models import named
 from wsol_pipeline.use.options import LocalizeOptions
-from wsol_pipeline.use.sources import LISTING, Item, check_names, fingerprint, listed
+from wsol_pipeline.use.sources import COLUMN, FOLDER, LISTING, Item, check_names, fingerprint, listed
 
 CONTRACT, LISTED, PROBLEMS, PARTS = "contract.json", "listing.parquet", "problems.csv", "parts"
 NOT_RESULTS = ("batch_size", "device", "workers", "decoders", "max_bad", "storage_is_shared", "out", "format",
@@ -89,13 +89,21 @@ def localize(options: LocalizeOptions, progress: Progress) -> Outcome:
         found = listed(options)
         check_names(found, options.format)
         if not store.exists(CONTRACT):  # which would outlive what the model refuses
-            assemble(files, "cpu").seeing(options.views).check(options.wanted())
+            _check(assemble(files, "cpu").seeing(options.views), options)
         items, contract, notes = _agreed(store, options, files, found)
         todo = [chunk for chunk in chunks(contract) if sealed(store, chunk) is None]
         left = sum(chunk.last - chunk.first for chunk in todo)
         with progress("localized", left) as add, interrupts.gently():
             _work(store, options, files, [(chunk, items[chunk.first : chunk.last]) for chunk in todo], add)
     return dataclasses.replace(verify(store), done_before=len(items) - left, notes=tuple(notes))
+
+
+def _check(model: Model, options: LocalizeOptions) -> None:
+    """Raise `UsageError` for what the model cannot be asked: of all images, before any is opened."""
+    model.check(options.wanted())
+    fixed = options.labels and options.labels != FOLDER and not options.labels.startswith(COLUMN)
+    if fixed and options.labels not in model.classes:
+        raise unknown("class of the model", options.labels, model.classes)
 
 
 def verify(store: Store) -> Outcome:
@@ -199,15 +207,14 @@ def _grown(
     store: Store, options: LocalizeOptions, contract: dict[str, Any], before: list[Item], found: list[Item]
 ) -> tuple[list[Item], dict[str, Any], list[str]]:
     """The listing of a source that is another than it was, as far as the options allow it."""
-    now = {(item["image_id"], item["uri"]): item for item in found}
-    gone = [item for item in before if (item["image_id"], item["uri"]) not in now]
+    now, known = _keyed(found), _keyed(before)
+    gone = [item for key, item in known.items() if key not in now]
     if gone:
         raise UsageError(f"The source lacks {len(gone)} of the images that {store.uri} lists, {gone[0]['uri']} first.")
-    known = {(item["image_id"], item["uri"]) for item in before}
     new = [item for key, item in now.items() if key not in known]
     if new and not options.extend:
         raise UsageError(f"The source has {len(new)} new images ({new[0]['uri']} first): --extend localizes them too.")
-    kept = [now[item["image_id"], item["uri"]] | {"index": item["index"]} for item in before]
+    kept = [now[key] | {"index": item["index"]} for key, item in known.items()]
     changed = [item["index"] for item, own in zip(before, kept, strict=True) if item != own]
     notes = [f"{len(changed)} images have changed since they were localized ({before[changed[0]]['uri']} first); "
              f"--redo-changed localizes their parts anew."] if changed and not options.redo_changed else []  # fmt: skip
@@ -225,6 +232,17 @@ def _grown(
     contract = contract | {"counts": counts, "listing": fingerprint(items)}
     store.write(CONTRACT, json.dumps(contract, indent=1).encode())
     return items, contract, notes
+
+
+def _keyed(items: list[Item]) -> dict[tuple[str, str, int], Item]:
+    """Items by name, place and which of its repetitions each is: a list may name an image twice."""
+    seen: Counter[tuple[str, str]] = Counter()
+    keyed: dict[tuple[str, str, int], Item] = {}
+    for item in items:
+        name = item["image_id"], item["uri"]
+        keyed[*name, seen[name]] = item
+        seen[name] += 1
+    return keyed
 
 
 def _write_listing(store: Store, items: list[Item]) -> None:

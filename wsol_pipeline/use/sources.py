@@ -61,22 +61,25 @@ def listed(options: LocalizeOptions) -> list[Item]:
 
 
 def check_names(items: Iterable[Item], formats: Iterable[str]) -> None:
-    """Raise `UsageError` if two images would have files of one name in `formats`."""
+    """Raise `UsageError` if two images, or one that is listed twice, would have files of one name in `formats`."""
     if not set(formats) & set(PER_IMAGE):
         return
     taken: dict[str, str] = {}
     for item in items:
-        name = file_name(item["image_id"])
-        if (uri := taken.setdefault(name, item["uri"])) != item["uri"]:
+        name, uri = file_name(item["image_id"]), item["uri"]
+        if uri and name in taken:
+            twice = f"{uri} is listed twice: its rows" if taken[name] == uri else f"{taken[name]} and {uri}"
             raise UsageError(
-                f"{uri} and {item['uri']} would both be written as {name}: rename one, or leave out the formats of a "
+                f"{twice} would both be written as {name}: rename or leave out one, or leave out the formats of a "
                 f"file an image ({', '.join(PER_IMAGE)})."
             )
+        taken[name] = uri
 
 
 def file_name(image_id: str) -> str:
     """What the files of an image are called, without their ending: its path, `/` as `__`."""
-    return PurePosixPath(image_id).with_suffix("").as_posix().lstrip("/").replace("/", "__")
+    path = PurePosixPath(image_id)
+    return (path.with_suffix("") if path.name else path).as_posix().lstrip("/").replace("/", "__")
 
 
 def fingerprint(items: Sequence[Item]) -> str:
@@ -91,18 +94,35 @@ def read(item: Item, options: LocalizeOptions) -> bytes:
     """The encoded image of a row of a listing. Raises `DataError` if it cannot be read or is too large."""
     uri = str(item["uri"])
     place, mark, row = uri.rpartition(ROW)
-    if mark and row.isdecimal():
+    if item["size"] > MAX_BYTES:
+        raise DataError(f"image has {item['size']} bytes, over the limit of {MAX_BYTES}")
+    try:
+        if not (mark and row.isdecimal()):
+            return _named_bytes(uri)
         if place.rpartition(":")[2] in list(Role):
             return _of_split(place, int(row))
         with _ONE:
             value = _of_parquet(place, int(row), options.image_column)
-        return value if isinstance(value, bytes) else file_bytes(_beside(place, value))
-    if item["size"] > MAX_BYTES:
-        raise DataError(f"image has {item['size']} bytes, over the limit of {MAX_BYTES}")
-    try:
-        return file_bytes(uri)
+        return _encoded(place, value)
     except STORAGE_ERRORS as error:
         raise DataError(f"file cannot be read: {error}") from error
+
+
+def _named_bytes(uri: str) -> bytes:
+    if not uri:
+        raise DataError("the list names no file here")
+    return file_bytes(uri)
+
+
+def _encoded(place: str, value: Any) -> bytes:
+    """The image of a Parquet file's cell: bytes, a URI, or {bytes, path} of both as Hugging Face's datasets have it."""
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, str) and value:
+        return file_bytes(_beside(place, value))
+    if isinstance(value, bytes):
+        return value
+    raise DataError(f"the image's cell must hold bytes, a URI, or a struct of bytes and path but holds {value!r:.40}")
 
 
 def _found(options: LocalizeOptions) -> Iterator[Item]:
@@ -118,8 +138,10 @@ def _found(options: LocalizeOptions) -> Iterator[Item]:
     if name.endswith((".txt", ".csv")):
         return _list(source, options)
     if name.endswith(ARCHIVES):
+        if not Store.at(source).is_local:
+            raise UsageError(f"{source} is an archive in a bucket: copy it to a disk, or unpack it to a prefix.")
         return _folder(Store.at(unpacked(Path(source).expanduser().resolve())), options)
-    if glob.has_magic(source):
+    if glob.has_magic(source) and not Store.at(source).exists():
         return _glob(source, options)
     folder, _, last = Store.at(source).uri.rpartition("/")
     if name.endswith(ENDINGS) and Store(folder).exists(last):
@@ -151,7 +173,8 @@ def _is_image(name: str) -> bool:
 
 def _glob(pattern: str, options: LocalizeOptions) -> Iterator[Item]:
     parts = pattern.split("/")
-    fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    heads = ["/".join(parts[:end]) for end in range(1, len(parts))]  # "ph [1]" can be a folder's name
+    fixed = next((i for i, head in enumerate(heads) if glob.has_magic(parts[i]) and not Store.at(head).exists()), -1)
     store = Store.at("/".join(parts[:fixed]) or ("/" if pattern.startswith("/") else "."))
     rest = "/".join(parts[fixed:])
     if store.is_local:
@@ -175,8 +198,7 @@ def _state(store: Store, name: str) -> tuple[int, str]:
 
 def _list(source: str, options: LocalizeOptions) -> Iterator[Item]:
     """A list's lines in their order; relative ones are relative to the list."""
-    place = Path(source).expanduser().resolve()
-    text = read_text(place)
+    text = _text(source)
     if source.lower().endswith(".txt"):
         yield from (_named(source, line.strip(), options) for line in text.splitlines() if line.strip())
         return
@@ -190,6 +212,16 @@ def _list(source: str, options: LocalizeOptions) -> Iterator[Item]:
         yield _named(source, line[column] or "", options, None if label is None else [line[label] or ""])
 
 
+def _text(source: str) -> str:
+    store = Store.at(source)
+    if store.is_local:
+        return read_text(Path(store.uri))
+    try:
+        return file_bytes(store.uri).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"Cannot read {source}: {error}.") from error
+
+
 def _label_column(options: LocalizeOptions, columns: Sequence[str], source: str) -> str | None:
     if not options.labels.startswith(COLUMN):
         return None
@@ -199,7 +231,9 @@ def _label_column(options: LocalizeOptions, columns: Sequence[str], source: str)
 
 
 def _named(listing: str, name: str, options: LocalizeOptions, labels: Any = None) -> Item:
-    """A file that a list names."""
+    """A file that a list names; a line without a name is told when it is read."""
+    if not name.strip():
+        return {"image_id": "", "uri": "", "size": 0, "state": "", "labels": labels}
     store, _, last = Store.at(_beside(listing, name) or ".").uri.rpartition("/")
     item = _file(Store(store), last, _state(Store(store), last), options, labels)
     return item | {"image_id": nfc(name)}
@@ -286,10 +320,16 @@ def _parquet(source: str, options: LocalizeOptions) -> Iterator[Item]:
     table: Mapping[str, list[Any]] = file.read(columns=wanted).to_pydict() if wanted else {}
     uri, state = Store.at(source).uri, hashlib.sha256(file.metadata.serialized_size.to_bytes(8, "big")).hexdigest()[:16]
     for row in range(file.metadata.num_rows):
-        name = str(table[options.id_column][row]) if options.id_column else f"{row:09d}"
+        name = _cell(table, options.id_column, row) or f"{row:09d}"
         fixed = [options.labels] if options.labels and label is None else None
-        own = fixed if label is None else [str(table[label][row])]
+        own = fixed if label is None else [_cell(table, label, row)]
         yield {"image_id": name, "uri": f"{uri}{ROW}{row}", "size": 0, "state": state, "labels": own}
+
+
+def _cell(table: Mapping[str, list[Any]], column: str, row: int) -> str:
+    """A cell as text, empty where it is null or there is no such column."""
+    value = table[column][row] if column else None
+    return "" if value is None else str(value)
 
 
 def _of_parquet(place: str, row: int, column: str) -> Any:

@@ -12,13 +12,13 @@ import io
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from wsol_pipeline.data.dataset import Dataset, LabelledSplit, open_dataset
-from wsol_pipeline.data.targets import COLUMNS, DISAGREEMENT, DRAWN_BY
+from wsol_pipeline.data.targets import COLUMNS, DISAGREEMENT, DRAWN_BY, copy_stem
 from wsol_pipeline.errors import UsageError
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training.guesses import Box, agreement, guesses, readings
@@ -95,8 +95,9 @@ def _read(split: LabelledSplit, rows: Sequence[int]) -> list[Picked]:
 
 def _picked(row: Mapping[str, Any]) -> Picked:
     ending = ".png" if row["image"].startswith(b"\x89PNG") else ".jpg"
-    name = str(PurePosixPath(row["id"].replace("/", "__")).with_suffix(ending))
-    return Picked(row["id"], name, row["image"], (row["width"], row["height"]), tuple(row["labels"]))
+    return Picked(
+        row["id"], copy_stem(row["id"]) + ending, row["image"], (row["width"], row["height"]), tuple(row["labels"])
+    )
 
 
 def lines(
@@ -150,11 +151,14 @@ nothing. Leave the column {DRAWN_BY} where it is, so that no accuracy is told by
 
 def _about(dataset: Dataset, picked: Sequence[Picked], prefilled: bool, by: str) -> str:
     start = "Correct the boxes of a first model" if prefilled else "Draw a box round each object of the image's class"
+    back = "write what comes out back into `boxes.csv` by path"  # where the column is that says how they were drawn
+    if by != DISAGREEMENT:
+        back = "name what it exports as COCO, `annotated:instances_default.json`, in the place of `boxes.csv`"
     return f"""# {len(picked)} validation images of {dataset.name} to annotate
 
 {start}. Either fill `boxes.csv`: left, top, right, bottom in pixels from the left and upper edge, (right, bottom) being
 the first pixel outside; a second object of an image is a second line. Or load `images/` and `coco.json` (COCO 1.0) into
-an annotation tool and write what comes out back into `boxes.csv` by path. A line without corners is not done yet.
+an annotation tool and {back}. A line without corners is not done yet.
 
 {_DRAWN[by]}
 

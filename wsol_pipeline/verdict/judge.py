@@ -28,6 +28,7 @@ from wsol_pipeline.tracking import registry
 from wsol_pipeline.tracking.connect import Connect, connect_mlflow
 from wsol_pipeline.tracking.runs import StudyRuns, deliver
 from wsol_pipeline.training.checkpoint import seal_of
+from wsol_pipeline.verdict.costs import Cost
 from wsol_pipeline.verdict.options import EvaluateOptions
 from wsol_pipeline.verdict.pictures import GALLERY, draw
 from wsol_pipeline.verdict.placing import somewhere
@@ -61,6 +62,7 @@ class Verdict:
     tags: dict[str, str]
     connect: Connect
     is_measured: bool = True  # whether test has boxes or masks: without, classes alone are judged
+    costs: Sequence[Cost] = ()  # of choosing by other selectors, where they were asked for
 
     @property
     def measure(self) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 from unicodedata import normalize
 
 from wsol_pipeline.data.hashes import hash_ids
-from wsol_pipeline.data.schema import Fault, Kind, Row, RowError, Rules
+from wsol_pipeline.data.schema import HELD_OUT, Fault, Kind, Row, RowError, Rules
 from wsol_pipeline.errors import DataError, unknown
 from wsol_pipeline.protocol import Role
 
@@ -51,7 +51,7 @@ class Source:
     beside: tuple[Path, ...] = ()  # what systems put beside the source
     aside: Collection[Path] = ()  # files that are known, and not of a row: images that `left_out` counts, tables
     benchmark: bool = True  # published, so that each bad row matters; among your own files a few may be broken
-    located: bool = True  # held-out images have boxes or masks
+    located: tuple[Role, ...] = HELD_OUT  # whose images have boxes or masks
     scaled_masks: bool = False  # as in `Rules`
 
     def __post_init__(self) -> None:

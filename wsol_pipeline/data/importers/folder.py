@@ -30,7 +30,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from wsol_pipeline.data.importers import Source, below, faulty, folders_in, hold_out, images_below, nfc, read_text
-from wsol_pipeline.data.schema import Box, Frame, Kind, Row, RowError
+from wsol_pipeline.data.schema import HELD_OUT, Box, Frame, Kind, Row, RowError
 from wsol_pipeline.errors import DataError, UsageError, unknown
 from wsol_pipeline.protocol import Role
 
@@ -95,7 +95,7 @@ def read(source: Path, options: Options) -> Source:
         folders=(source,),
         aside=(source / "boxes.csv",),
         benchmark=False,
-        located=whole,  # no image is said to lack the box that a table has which cannot be read
+        located=HELD_OUT if whole else (),  # no image is said to lack the box that a table has which cannot be read
     )
 
 
