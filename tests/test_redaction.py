@@ -304,6 +304,7 @@ def test_dry_run(shape, monkeypatch):
             cache_budget_gb=1,
             sync_batch_norm=False,
             gpus_per_trial=1.0,
+            compile=False,
         ),
         config=TrainConfig(),
         job=lambda *_, **__: None,

@@ -181,7 +181,8 @@ def test_a_class_without_training_images_is_named(refused, tmp_path):
         Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(source / split / "ant/image.jpg")
     (source / "boxes.csv").write_text("path,x0,y0,x1,y1\nval/ant/image.jpg,1,1,9,9\ntest/ant/image.jpg,1,1,9,9\n")
     code, line = refused(import_dataset, "--dataset", "folder", "--source", source, "--out", tmp_path / "out")
-    assert (code, line) == (DATA, "1 classes have no training image: bee.")
+    kept = tmp_path / "out/quarantine.json"
+    assert (code, line) == (DATA, f"1 classes have no training image: bee. All that were found are in {kept}.")
 
 
 def test_a_study_that_is_not_finished_cannot_be_judged(refused, tmp_path):

@@ -102,7 +102,7 @@ def test_a_dry_run_says_what_the_study_would_take_and_starts_nothing(dataset, tm
         "2 trials at once",
         "2.0 images/s a worker",
         "7 readout",
-        "steps 64 s (2 images/s) of a trial",
+        "validation 69 s of a trial, beside steps 64 s (2 images/s) and input",  # 18.75 and two searches of 25 s
     ):
         assert line in " ".join(said.split())
     assert Store.at(tmp_path).list() == []

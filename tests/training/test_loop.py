@@ -528,7 +528,7 @@ def test_whatever_chooses_refuses_the_test_split(dataset, reading, make_config, 
     config = make_config("bas")
     with pytest.raises(ProtocolError, match="needs the 'val' split but was handed 'test'"):
         next(train(config, with_test_as_validation(dataset), CheckpointStore(Store.at(tmp_path), 1), reading=reading))
-    assert Store.at(tmp_path).list() == []
+    assert not [name for name in Store.at(tmp_path).list() if name.endswith("seal.json")]  # the epoch's state is void
     rows = eval_rows(dataset.test(), ReadConfig(36, 32, cache_dir=reading.cache_dir), "resize", 14)
     with pytest.raises(ProtocolError, match="'test'"):
         evaluate.solve(build_method(config, 3), None, rows, protocol("wsol-v1", 32, 36))
