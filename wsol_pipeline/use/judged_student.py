@@ -121,7 +121,7 @@ def _trained(
     networks = {}
     for name, taught in ((SETTING, some), (CONTROL, student.centred(some))):
         networks[name] = make(options, classes)
-        with progress(f"{name}: steps", options.steps) as add:
+        with progress(f"{name}: steps of {options.batch_size}", options.steps) as add:
             place = student.Kept(out, f"{TRAININGS}/{name.replace(' ', '-')}.pt")
             student.train(networks[name], taught, options, device, place, add)
     return networks
