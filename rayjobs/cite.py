@@ -1,5 +1,5 @@
 r"""Print the BibTeX of methods, readouts and the walk's stations: their papers, the benchmark whose evaluation this is,
-this is, this software.
+this software.
 
 python rayjobs/cite.py bas
 python rayjobs/cite.py cam bagcams

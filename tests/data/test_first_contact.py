@@ -396,6 +396,8 @@ def test_what_asks_to_be_turned_goes_and_all_else_stays(kind):
         xmp = b"http://ns.adobe.com/xap/1.0/\x00<x tiff:Orientation='6'/>"
         with_xmp = plain[:2] + b"\xff\xe1" + (2 + len(xmp)).to_bytes(2) + xmp + plain[2:]
         assert without_orientation(with_xmp, kind) == plain
+        filled = data[:2] + b"\xff\xff" + data[2:]  # any number of such bytes may stand before a segment
+        assert (orientation(filled), without_orientation(filled, kind)) == (6, plain)
 
 
 def test_a_box_that_is_off_the_turned_image_says_so(cats, run):

@@ -74,10 +74,13 @@ def without_orientation(data: bytes, kind: str) -> bytes:
 
 
 def _jpeg_parts(data: bytes) -> Iterator[bytes]:
-    """A JPEG but for its APP1 segments, up to its first scan segment by segment."""
+    """A JPEG but for its APP1 segments and what fills between segments, up to its first scan one by one."""
     yield data[:2]
     at = 2
-    while data[at : at + 1] == b"\xff" and data[at + 1] not in (_FILL, _SCAN):
+    while data[at : at + 1] == b"\xff" and data[at + 1] != _SCAN:
+        if data[at + 1] == _FILL:
+            at += 1
+            continue
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4])
         if data[at + 1] != _APP1:
             yield data[at:end]
