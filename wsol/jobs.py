@@ -60,6 +60,7 @@ def evaluate(*studies: str, **options: Any) -> "Verdict | TrainingVerdict":
     from rayjobs.evaluate import Options
     from wsol_pipeline.verdict.costs import costs_of_winner
     from wsol_pipeline.verdict.judge import judge, publish
+    from wsol_pipeline.verdict.placing import somewhere
     from wsol_pipeline.verdict.training_images import judge_training_images
 
     asked = _options(Options, "evaluate", options | {"study": list(studies)})
@@ -68,10 +69,10 @@ def evaluate(*studies: str, **options: Any) -> "Verdict | TrainingVerdict":
     with interrupts.borrowed():
         _join()
         if asked.training_images:
-            return judge_training_images(asked)
+            return somewhere(judge_training_images, asked)
         verdict = judge(asked)
         if asked.selectors:
-            verdict = dataclasses.replace(verdict, costs=costs_of_winner(asked))
+            verdict = dataclasses.replace(verdict, costs=somewhere(costs_of_winner, asked))
         if missing := publish(verdict)[1]:
             raise PartialError(f"{missing}: the same call writes it, and judges nothing again.")
     return verdict

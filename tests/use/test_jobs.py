@@ -52,8 +52,8 @@ def test_costs_and_verdicts_on_training_images_come_back(monkeypatch):
     found = judge.Verdict(None, [], "gt_known_loc", "wsol-v1", 0, 0, "", None, {}, None)
     monkeypatch.setattr(judge, "judge", lambda asked: found)
     monkeypatch.setattr(judge, "publish", lambda verdict: ("", ""))
-    monkeypatch.setattr(costs, "costs_of_winner", lambda asked: list(asked.selectors))
-    monkeypatch.setattr(training_images, "judge_training_images", lambda asked: ("on training images", asked.study))
+    monkeypatch.setattr(costs, "costs_of_winner", lambda asked, progress: list(asked.selectors))
+    monkeypatch.setattr(training_images, "judge_training_images", lambda asked, _: ("on training images", asked.study))
     assert wsol.evaluate("s").costs == ()
     assert wsol.evaluate("s", selectors=["otsu", "evidence"]).costs == ["otsu", "evidence"]
     assert wsol.evaluate("s", training_images=True) == ("on training images", ("s",))
