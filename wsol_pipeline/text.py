@@ -35,6 +35,11 @@ def format_rate(rate: float) -> str:
     return f"{rate:,.{0 if rate >= 10 else 1 if rate >= 1 else 2}f}"
 
 
+def first_line(error: BaseException) -> str:
+    """Of an error's words; its name if it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 def curve_metric(objective: str) -> str:
     """The metric whose curve over thresholds is shown: PxAP has none, pIoU is read from the same masks."""
     return "piou" if objective == "pxap" else objective

@@ -333,6 +333,10 @@ def test_weights_that_do_not_fit(tmp_path, state):
     (tmp_path / "broken.safetensors").write_bytes(b"no tensors here")
     with pytest.raises(ValueError, match="is not a state dict of tensors"):
         backbone("resnet18", "large", str(tmp_path / "broken.safetensors"))
+    for contents, reason in ((b"", "it ends too early"), (b"half of it", "97")):  # as downloads that broke off
+        (tmp_path / "broken.pth").write_bytes(contents)
+        with pytest.raises(ValueError, match=f"is not a state dict of tensors: {reason}"):
+            backbone("resnet18", "large", str(tmp_path / "broken.pth"))
     with pytest.raises(ValueError, match=r"an existing \.pth or \.safetensors file but are 'imagnet'"):
         backbone("resnet18", "large", "imagnet")
     with pytest.raises(ValueError, match="tiny has no 'imagenet' weights; networks that have: resnet18"):

@@ -187,6 +187,8 @@ def test_classes_of_coco_are_known_by_their_last_words():
     [
         ({"weights": "nowhere.pth"}, UsageError, "There is no file of weights at 'nowhere.pth'"),
         ({"weights": "broken.pth"}, DataError, "broken.pth holds no weights"),
+        ({"weights": "empty.pth"}, DataError, "empty.pth holds no weights: EOFError"),
+        ({"weights": "half.pth"}, DataError, "half.pth holds no weights: 97"),
         ({"weights": "broken.safetensors"}, DataError, "broken.safetensors holds no weights"),
         ({"weights": "other.pth"}, DataError, "other.pth holds no ssdlite320.*of COCO's 91 classes"),
         ({"arch": "ssd300"}, UsageError, "Unknown detector 'ssd300'. Did you mean 'ssd300_vgg16'"),
@@ -197,6 +199,8 @@ def test_a_detector_that_is_not_what_it_should_be_is_refused(options, tmp_path, 
     monkeypatch.chdir(tmp_path)
     for name in ("broken.pth", "broken.safetensors"):
         (tmp_path / name).write_bytes(b"<html>")
+    (tmp_path / "empty.pth").touch()
+    (tmp_path / "half.pth").write_bytes(b"half of it")
     torch.save({"other": torch.zeros(1)}, tmp_path / "other.pth")
     given = {"by": "detector", "mode": "boxes", "arch": "ssdlite320_mobilenet_v3_large", "weights": "other.pth"}
     with pytest.raises(kind, match=told):

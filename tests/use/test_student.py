@@ -92,6 +92,8 @@ def test_a_student_that_died_goes_on_and_only_as_it_was_begun(taught, tmp_path, 
         patch.setattr(judged_student, "judge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(taught, tmp_path / "out")
+    with pytest.raises(UsageError, match="There is no file of weights at 'nowhere.pth'"):
+        run(taught, tmp_path / "out", "--weights", "nowhere.pth")
     with pytest.raises(UsageError, match="was begun otherwise .*seed"):
         run(taught, tmp_path / "out", "--seed", "1")
     monkeypatch.setattr(student, "_step", lambda *_: pytest.fail("a step was done twice"))
@@ -204,7 +206,7 @@ def test_a_student_learns_a_box(monkeypatch, tmp_path):
     before, steps = loss(), []
     kept = student.Kept(Store.at(tmp_path), "a.pt")
     student.train(network, [one], DetectorOptions(**{**GIVEN, "steps": 30}), "cpu", kept, steps.append)
-    assert sum(steps) == 30
+    assert sum(steps) == 60  # images
     assert not network.training
     assert loss() < before
 
@@ -234,15 +236,18 @@ def test_a_training_that_was_killed_ends_as_one_that_was_not(monkeypatch, tmp_pa
 
     def dies(more, told=[]):  # noqa: B006
         told.append(more)
-        if sum(told) == 3:
+        if sum(told) == 6:  # images
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         ended("killed", dies)
     steps = []
     again, whole = ended("killed", steps.append), ended("whole", lambda more: None)
-    assert steps == [2, 1, 1, 1, 1, 1]
+    assert steps == [4, 2, 2, 2, 2, 2]
     assert all(torch.equal(again[name], whole[name]) for name in whole)
+    (tmp_path / "killed").write_bytes(b"half of it")
+    with pytest.raises(DataError, match="killed was altered: without it this training begins anew"):
+        ended("killed", steps.append)
 
 
 def test_weights_of_a_backbone_or_of_a_detector_of_other_classes_are_a_start(tmp_path):

@@ -74,8 +74,17 @@ def read_file(path: str, own: Collection[str] = ()) -> dict[str, Tensor]:
         if path.endswith(".safetensors"):
             return _unwrapped(load_file(path), path, own)
         return _unwrapped(dict(torch.load(path, map_location="cpu", weights_only=True)), path, own)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a state dict of tensors: {str(error).splitlines()[0]}") from error
+    except (
+        SafetensorError,
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:
+        reason = next(iter(str(error).splitlines()), "it ends too early")  # an empty file's error has no words
+        raise ValueError(f"{path} is not a state dict of tensors: {reason}") from error
 
 
 def _unwrapped(state: dict[str, Any], path: str, own: Collection[str]) -> dict[str, Tensor]:

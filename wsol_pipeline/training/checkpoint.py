@@ -38,6 +38,7 @@ from wsol_pipeline.device import to_host
 from wsol_pipeline.errors import DataError
 from wsol_pipeline.redaction import printable, redact
 from wsol_pipeline.storage import Store
+from wsol_pipeline.text import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -160,9 +161,10 @@ class CheckpointStore:
         files = read_sealed(self.trial / folder)
         try:
             state = torch.load(io.BytesIO(files["state.pt"]), map_location=device, weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, TypeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise DataError(f"{self.trial.path(folder)}/state.pt holds more than tensors: {reason}") from error
+        except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{self.trial.path(folder)}/state.pt holds more than tensors: {first_line(error)}"
+            ) from error
         return Checkpoint(folder, _position(folder)[0], state, json.loads(files["records.json"]))
 
     def position(self) -> Position | None:

@@ -14,9 +14,20 @@ from torch import Tensor, nn
 from torchvision.models import detection
 
 from wsol_pipeline.errors import DataError, UsageError, unknown
+from wsol_pipeline.text import first_line
 
 PROPOSALS, LEAST_SCORE = 300, 0.05  # of the RPN, after a suppression at an IoU of 0.7; of a detection
 COCO_CLASSES = 91  # with the background and those that COCO has left out
+# What reading a file as tensors raises that holds none; a LookupError is of bytes that look like a pickle's.
+UNREADABLE = (
+    safetensors.SafetensorError,
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    OSError,
+)
 _PEOPLE = "keypointrcnn_resnet50_fpn"  # finds people alone
 
 
@@ -35,20 +46,26 @@ def build(arch: str, num_classes: int, **options: Any) -> nn.Module:
     return made
 
 
+def found(file: str) -> Path:
+    """The place of a file of weights. Raises `UsageError` if there is none."""
+    if not Path(file).is_file():
+        raise UsageError(f"There is no file of weights at {file!r}.")
+    return Path(file)
+
+
 def load_state(file: str) -> dict[str, Tensor]:
     """The tensors of a file of weights, `.safetensors` or PyTorch's own.
 
-    Raises `DataError`.
+    Raises `DataError`, and `UsageError` if it is not there.
     """
-    if not Path(file).is_file():
-        raise UsageError(f"There is no file of weights at {file!r}.")
+    found(file)
     try:
         if file.endswith(".safetensors"):
             return safetensors.torch.load_file(file)
         state: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
         return state
-    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        raise DataError(f"{file} holds no weights: {str(error).splitlines()[0]}") from error
+    except UNREADABLE as error:
+        raise DataError(f"{file} holds no weights: {first_line(error)}") from error
 
 
 class CocoDetector:

@@ -5,7 +5,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -103,7 +102,7 @@ def _agree(out: Store, options: DetectorOptions, files: ModelFiles, dataset: Dat
     """Begin a student in `out`, or raise `UsageError` where one was begun otherwise."""
     boxes = [(one.item["image_id"], one.item["state"], one.label, *one.box) for one in found]
     facts = {name: getattr(options, name) for name in RESULTS} | {
-        "weights": options.weights and hashlib.sha256(Path(options.weights).read_bytes()).hexdigest(),
+        "weights": options.weights and hashlib.sha256(detectors.found(options.weights).read_bytes()).hexdigest(),
         "teacher": files.sha256,
         "dataset": dataset.fingerprint,
         "boxes": hashlib.sha256(json.dumps(boxes).encode()).hexdigest(),
@@ -121,7 +120,7 @@ def _trained(
     networks = {}
     for name, taught in ((SETTING, some), (CONTROL, student.centred(some))):
         networks[name] = make(options, classes)
-        with progress(f"{name}: steps of {options.batch_size}", options.steps) as add:
+        with progress(f"{name} learns", options.steps * options.batch_size) as add:
             place = student.Kept(out, f"{TRAININGS}/{name.replace(' ', '-')}.pt")
             student.train(networks[name], taught, options, device, place, add)
     return networks

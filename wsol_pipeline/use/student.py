@@ -25,7 +25,7 @@ from wsol_pipeline.evaluation.pointing import centres
 from wsol_pipeline.images import dtype_of, normalize
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training.model import Model
-from wsol_pipeline.use.detectors import load_state
+from wsol_pipeline.use.detectors import UNREADABLE, load_state
 from wsol_pipeline.use.options import DetectorOptions, LocalizeOptions
 from wsol_pipeline.use.run import by_image, read_listing
 from wsol_pipeline.use.sources import Item, read
@@ -159,7 +159,12 @@ class Kept:
         """Take up what was kept; the number of steps that were done, 0 if nothing was."""
         if not self.store.exists(self.name):
             return 0
-        state = torch.load(io.BytesIO(self.store.read(self.name)), map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(io.BytesIO(self.store.read(self.name)), map_location="cpu", weights_only=True)
+        except UNREADABLE as error:
+            raise DataError(
+                f"{self.store.path(self.name)} was altered: without it this training begins anew."
+            ) from error
         for name, part in parts.items():
             part.load_state_dict(state[name])
         own, *others = state["random"]
@@ -172,7 +177,11 @@ class Kept:
 def train(
     network: Any, some: Sequence[Sample], options: DetectorOptions, device: str, kept: Kept, add: Callable[[int], None]
 ) -> None:
-    """A fixed number of steps of SGD, with mirror images; the rate rises and then falls by a cosine."""
+    """A fixed number of steps of SGD, with mirror images; the rate rises and then falls by a cosine.
+
+    `add` hears how many more images were learned from. Raises `DataError` for a loss that is no number, or a file of
+    `kept` that cannot be read.
+    """
     torch.manual_seed(options.seed)
     network.train().to(device)
     steps, warm = options.steps, max(1, round(WARM_UP * options.steps))
@@ -184,13 +193,13 @@ def train(
     )
     parts = {"network": network, "optimizer": optimizer, "falls": falls}
     done = kept.read(device, **parts)
-    add(done)
+    add(done * options.batch_size)
     for step, batch in enumerate(itertools.islice(batches(some, options), done, None), done + 1):
         _step(network, optimizer, batch, options, device)
         falls.step()
         if step % KEEP_EVERY == 0 or step == steps:
             kept.write(step, device, **parts)
-        add(1)
+        add(options.batch_size)
     network.eval()
 
 
