@@ -7,6 +7,7 @@ import pytest
 
 from wsol_pipeline.data.dataset import open_dataset
 from wsol_pipeline.errors import UsageError
+from wsol_pipeline.evaluation import labelfree
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training.model import load_model
 from wsol_pipeline.verdict.costs import costs
@@ -35,6 +36,20 @@ def test_each_selector_stands_beside_what_boxes_choose(dataset, reading, make_co
         assert np.isfinite([low, high]).all()
     assert first.oracle["max_box_acc_v2"] >= first.transferred["max_box_acc_v2"]  # the thresholds that test likes best
     assert others[0].oracle == others[0].transferred  # a rule has no threshold to pick anew
+
+
+def test_what_several_selectors_share_is_looked_at_once(dataset, reading, make_config, fit, monkeypatch):
+    """At the only setting, closely: evidence by itself, Otsu for the threshold of two."""
+    model = load_model(fit(make_config("cam", epochs=1)).final)
+    options = EvaluateOptions(batch_size=12, cache_dir=reading.cache_dir)
+    _, alone = costs(options, model, dataset, ("evidence+otsu",))
+    looks, observe = [], labelfree.observe
+    monkeypatch.setattr(
+        labelfree, "observe", lambda of, *args, **named: looks.append(of) or observe(of, *args, **named)
+    )
+    _, *others = costs(options, model, dataset, ("otsu", "evidence", "evidence+otsu"))
+    assert [of.score for of in looks] == ["separability", "evidence_gain"]
+    assert others[2] == alone
 
 
 def test_without_boxes_there_is_nothing_to_compare_with(dataset, reading, make_config, fit, tmp_path):

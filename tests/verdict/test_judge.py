@@ -20,6 +20,7 @@ from wsol_pipeline.verdict.options import EvaluateOptions
 from wsol_pipeline.verdict.rows import (
     Contender,
     Row,
+    against_box,
     contenders,
     finished_study,
     paper_figures,
@@ -126,6 +127,20 @@ def test_a_winner_stands_beside_the_box_in_the_middle(low, high, told, capsys):
     beside = "GT-known Loc 50.0 %; centred box GT-known Loc 45.0 %, Top-1 Loc 30.0 %, Top-1 Cls 60.0 %."
     assert line.startswith(f"a: winner on test: {beside} {told}".strip())
     assert (line.removesuffix(beside) != line) == (told == "")
+
+
+@pytest.mark.parametrize(
+    ("deviation", "told"),
+    [(2.0, ""), (2.5, "The 95 % interval holds the centred box (45.0 %)"), (0.0, "")],
+)
+def test_a_mean_over_seeds_has_the_interval_of_a_mean(deviation, told):
+    """t of 2 degrees of freedom is 4.303: half of the interval of three seeds is 2.484 deviations."""
+    box = Row("centred box", "area 0.5", *[{"gt_known_loc": 45.0}] * 3, {})
+    spread = {"transferred": {"gt_known_loc": deviation}}
+    mean = Row("a", "1 > 0.1", *[{"gt_known_loc": 50.0}] * 3, {}, seeds=3, deviations=spread)
+    found = against_box(mean, box, "gt_known_loc")
+    assert found.startswith(told)
+    assert bool(found) == bool(told)
 
 
 def test_long_names_leave_the_numbers_whole(capsys):

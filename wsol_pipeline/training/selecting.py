@@ -99,7 +99,7 @@ class Choosing:
 
     @property
     def images(self) -> int:
-        """How many images `solve` reads in all: free selectors look at the chosen setting once more."""
+        """How many images `solve` reads at most: free selectors look at the chosen setting once more."""
         looks = [self.rank, *[self.rank] * bool(self.rank.free), *[self.threshold] * bool(self.threshold)]
         return sum(of.rows.num_rows for of in looks if of)
 
