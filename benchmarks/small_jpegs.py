@@ -61,11 +61,11 @@ def photograph(number: int) -> bytes:
     rng = np.random.default_rng(number)
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
     frequency[0, 0] = np.inf
-    planes = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((3, height, width))) / frequency**1.1, (height, width))
-    planes *= np.array([55, 18, 18])[:, None, None] / planes.std(axis=(1, 2), keepdims=True)
+    planes = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((3, height, width))) / frequency**1.4, (height, width))
+    planes *= np.array([50, 12, 12])[:, None, None] / planes.std(axis=(1, 2), keepdims=True)
     sink = io.BytesIO()
     pixels_HWC = (planes + 128).clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
-    Image.fromarray(np.ascontiguousarray(pixels_HWC), "YCbCr").convert("RGB").save(sink, "JPEG", quality=90)
+    Image.fromarray(np.ascontiguousarray(pixels_HWC), "YCbCr").convert("RGB").save(sink, "JPEG", quality=96)
     return sink.getvalue()
 
 
