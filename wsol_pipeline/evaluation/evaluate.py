@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsol_pipeline.device import to_host
+from wsol_pipeline.device import as_models_are_read, to_device, to_host
 from wsol_pipeline.errors import DataError
 from wsol_pipeline.evaluation.behind import Behind
 from wsol_pipeline.evaluation.counts import BOXES, Counts
@@ -125,13 +125,13 @@ def walk(
     with _evaluating(method):
         for found in rows.batches():
             batch = class_pairs(found, protocol)
-            images_BCHW, labels_B = as_input(batch.images_BCHW), batch.labels_B.to(device, non_blocking=True)
+            images_BCHW, labels_B = as_input(batch.images_BCHW), to_device(batch.labels_B, device)
             with torch.no_grad():
                 output = method(images_BCHW)
                 scores_BK = ten_crop_scores(method, as_input(batch.whole_BCHW), protocol) if ten_crop else None
             scores_BK = output.logits_BK.detach() if scores_BK is None else scores_BK
             if batch.others_BK is not None:
-                scores_BK = scores_BK.masked_fill(batch.others_BK.to(device, non_blocking=True), -torch.inf)
+                scores_BK = scores_BK.masked_fill(to_device(batch.others_BK, device), -torch.inf)
             ranks_B = class_ranks(scores_BK, labels_B)
             handed: dict[str, Any] = {"output": output, **photographs(readout, batch, as_input, device)}
             maps = _maps(method, readout, images_BCHW, labels_B, handed, settings, chosen)
@@ -300,7 +300,7 @@ def read_maps(
     """Raw maps of a batch at one setting, B×H×W, of what the protocol shows the network. The method is in eval mode."""
     as_input = partial(prepare, device=device, dtype=dtype_of(method))
     handed = {"output": output, **photographs(readout, batch, as_input, device)}
-    maps_BHW = readout.maps(method, as_input(batch.images_BCHW), labels_B.to(device), setting, **handed)
+    maps_BHW = readout.maps(method, as_input(batch.images_BCHW), to_device(labels_B, device), setting, **handed)
     return shown_part(maps_BHW, readout, protocol)
 
 
@@ -311,7 +311,7 @@ def photographs(
     what makes images of them when it has resized them."""
     if not needs_stored(readout):
         return {}
-    return {"stored_BCHW": batch.stored_BCHW.to(device, non_blocking=True), "prepare": as_input}
+    return {"stored_BCHW": to_device(batch.stored_BCHW, device), "prepare": as_input}
 
 
 def shown_part(maps_BHW: Tensor, readout: Any, protocol: Protocol) -> Tensor:
@@ -432,6 +432,7 @@ def _evaluating(method: nn.Module) -> Iterator[None]:
     was_training = method.training
     method.eval()
     try:
-        yield
+        with as_models_are_read():
+            yield
     finally:
         method.train(was_training)
