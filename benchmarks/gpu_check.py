@@ -530,7 +530,7 @@ def overlap(check: Check) -> Iterator[Found]:
                 evaluate.together(step.ranks_B, *(of for _, of in part))()
 
     alone, beside = (1 / check.per_second(1, work) for work in (maps_alone, search))
-    with mock.patch.object(evaluate, "_open_parts", return_value=0):
+    with mock.patch.object(evaluate, "open_parts", return_value=0):
         in_turn = 1 / check.per_second(1, search)
     hidden = (in_turn - beside) / max(1e-9, min(alone, in_turn - alone))
     yield {"maps alone s": alone, "scored in turn s": in_turn, "scored beside s": beside, "hidden": hidden}

@@ -14,7 +14,7 @@ from tests.twin import Twin, moved, pretended
 from wsol_models import bcam, readouts
 from wsol_models._backbones import BACKBONES
 from wsol_pipeline.data.reader import Batch
-from wsol_pipeline.evaluation import evaluate
+from wsol_pipeline.evaluation import evaluate, labelfree
 from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.images import normalize
 from wsol_pipeline.protocol import Role
@@ -194,3 +194,35 @@ def test_a_search_stays_on_its_device_and_makes_the_host_wait_once_a_batch(name,
     assert sum(waits.values()) <= 1, dict(waits)
     if readout != "pyramid":  # a GPU resizes bytes in float, and rounds them
         assert counted["cpu"].to_dict() == counted[CUDA].to_dict()
+
+
+class Labels:
+    """Those rows as selectors without boxes are shown them."""
+
+    role, num_rows = Role.VAL, B
+
+    def with_stored(self) -> "Labels":
+        return self
+
+    def batches(self):
+        yield a_batch()
+
+
+@pytest.mark.parametrize("selector", [labelfree.Otsu(), labelfree.Area(0.5), labelfree.Evidence()])
+def test_a_selector_without_boxes_makes_the_host_wait_once_a_batch(selector, waits):
+    """The classifier's evidence once more a setting, for what it thinks of the image without the mask."""
+    seen = {}
+    for device in ("cpu", CUDA):
+        torch.manual_seed(0)
+        method = wsol_models.build("bas", backbone="tiny", num_classes=K)
+        method = moved(method) if device == CUDA else method
+        waits.clear()
+        seen[device] = labelfree.observe(
+            selector, method, readouts.readout("topk"), Labels(), protocol("wsol-v1", SIDE, SIDE),
+            settings=range(1, K + 1), device=device,
+        )  # fmt: skip
+    evidence = isinstance(selector, labelfree.Evidence)
+    assert sum(waits.values()) <= 1 + K * evidence, dict(waits)
+    assert seen["cpu"].ids == seen[CUDA].ids
+    for mine, theirs in zip(seen["cpu"].kept, seen[CUDA].kept, strict=True):
+        np.testing.assert_allclose(np.hstack(mine), np.hstack(theirs), rtol=1e-6)

@@ -72,20 +72,19 @@ def count(
         num_classes=rows.num_classes, truth=truth, keep_scores=keep_scores, rule=rule,
     )  # fmt: skip
     walked = walk(method, readout, rows, protocol, settings=settings, device=device, ten_crop=ten_crop, prepare=prepare)
-    with Behind(_open_parts(device)) as scored:
+    with Behind(open_parts(device)) as scored:
         for step in walked:
             batch = step.batch
             boxes = batch_boxes(batch, rows.box_convention, protocol)
             true_masks = batch_masks(batch, protocol) if masks else None
             score = partial(_score, metric, on_maps, step.first_row + batch.pairs[0], batch, boxes, true_masks)
-            for part in parts(step.maps, PART_BYTES if scored.most else 0):
-                arrived = together(step.ranks_B, *(of for _, of in part))
-                scored.add(partial(score, [index for index, _ in part], arrived))
+            for indices, arrived in parts_on_host(step, device):
+                scored.add(partial(score, indices, arrived))
             ids += batch.ids
             labels += batch.labels_B.tolist()
             num_shrunk += step.num_shrunk
             if on_batch:
-                scored.add(_nothing, after=partial(on_batch, step.num_images))
+                scored.add(nothing, after=partial(on_batch, step.num_images))
     counts = metric.counts(ids, labels)
     return replace(counts, shrunk=np.array(num_shrunk)) if needs_stored(readout) else counts
 
@@ -149,8 +148,15 @@ def settings_of(method: nn.Module, readout: Any, settings: Sequence[Any] | None)
         return tuple(readout.settings(method))
 
 
-def _open_parts(device: torch.device | str) -> int:
-    """A single thread of a CPU is all that its process was given: it can't score beside the network."""
+def parts_on_host(step: Step, device: torch.device | str) -> Iterator[tuple[list[int], Callable[[], list[Tensor]]]]:
+    """The maps of a batch as they leave the device: numbers of some settings, and what waits for the class ranks and
+    these settings' maps on the host."""
+    for part in parts(step.maps, PART_BYTES if open_parts(device) else 0):
+        yield [index for index, _ in part], together(step.ranks_B, *(maps for _, maps in part))
+
+
+def open_parts(device: torch.device | str) -> int:
+    """How many parts may wait to be scored: none where a process has one thread of a CPU, for network and scores."""
     return 0 if torch.device(device).type == "cpu" and torch.get_num_threads() == 1 else OPEN_PARTS
 
 
@@ -172,7 +178,7 @@ def _score(
             on_maps(row_numbers, batch, maps_BHW, truth, true_masks, ranks_B)
 
 
-def _nothing() -> None: ...
+def nothing() -> None: ...
 
 
 def parts(maps: Iterator[tuple[int, Tensor]], size: int) -> Iterator[list[tuple[int, Tensor]]]:
