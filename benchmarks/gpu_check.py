@@ -450,7 +450,7 @@ def resumed(check: Check) -> Iterator[Found]:
                 state = {"method": begun.method.state_dict(), "optimizer": begun.optimizer.state_dict()}
                 store = CheckpointStore(Store.at(folder), 1)
                 store.save(Position(1, 8), state, [])
-                saved = store.newest(check.device)
+                saved = store.newest()
                 assert saved is not None
             gone_on.method.load_state_dict(saved.state["method"])
             gone_on.optimizer.load_state_dict(saved.state["optimizer"])
@@ -530,7 +530,7 @@ def overlap(check: Check) -> Iterator[Found]:
                 evaluate.together(step.ranks_B, *(of for _, of in part))()
 
     alone, beside = (1 / check.per_second(1, work) for work in (maps_alone, search))
-    with mock.patch.object(evaluate, "_open_parts", return_value=0):
+    with mock.patch.object(evaluate, "open_parts", return_value=0):
         in_turn = 1 / check.per_second(1, search)
     hidden = (in_turn - beside) / max(1e-9, min(alone, in_turn - alone))
     yield {"maps alone s": alone, "scored in turn s": in_turn, "scored beside s": beside, "hidden": hidden}
@@ -545,7 +545,7 @@ def checkpoint(check: Check) -> Iterator[Found]:
     with tempfile.TemporaryDirectory() as folder:
         store = CheckpointStore(Store.at(folder), 1)
         save = 1 / check.per_second(1, lambda: store.save(Position(1), state, []))
-        yield {"save s": save, "load s": 1 / check.per_second(1, lambda: store.newest(check.device))}
+        yield {"save s": save, "load s": 1 / check.per_second(1, lambda: store.newest())}
 
 
 def _steps_for(seconds: float, check: Check, rates: Any) -> None:

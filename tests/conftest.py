@@ -16,7 +16,7 @@ from tenacity import stop_after_attempt, wait_none
 
 from tests import postgres
 from tests.servers import FaultProxy, free_port, running_mlflow, running_s3, serving
-from wsol_pipeline import storage
+from wsol_pipeline import interrupts, storage
 
 pytest_plugins = ["tests.trained"]
 sessions: list[pytest.Session] = []
@@ -48,6 +48,13 @@ def _leave() -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(int(sessions[0].exitstatus))
+
+
+@pytest.fixture(autouse=True)
+def _signals_given_back() -> Iterator[None]:
+    """Jobs that a test calls take over this process's signals, of which pytest-xdist ends it."""
+    with interrupts.borrowed():
+        yield
 
 
 @pytest.fixture(scope="session", name="free_port")

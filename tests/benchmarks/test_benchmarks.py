@@ -22,6 +22,7 @@ SHORT = {
     "startup": ["--quick"],
     "study": ["--quick"],
     "training": ["--quick"],
+    "trial": ["--quick"],
     "thousand": ["--trials", "6", "--epochs", "4", "--settings", "3"],
 }
 

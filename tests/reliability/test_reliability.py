@@ -16,7 +16,7 @@ ROW = Row("kill", "a kill", 2, "batches", 4, 60.0, lambda times, folder: iter(()
 @pytest.mark.parametrize(
     ("rows", "times"),
     [
-        ("exits checkpoints object-store", 3),
+        ("exits checkpoints object-store", 1),
         ("schedule", 1),
         pytest.param("schedule-ray", 2, marks=pytest.mark.chaos),
         pytest.param("world-size worker-kill stuck", 3, marks=pytest.mark.chaos),

@@ -1,6 +1,6 @@
 """Killed inside epochs and gone on with another number of workers: every image counts once in each epoch.
 
-Ranks die between two checkpoints: by SIGKILL, or as threads in the fast test of streaming. What they had read since
+Ranks die between two checkpoints: by SIGKILL, or as threads in the faster test of streaming. What they had read since
 the checkpoint that the next life goes on from does not count; what does must be the undisturbed run, batch for batch
 and pixel for pixel.
 """
@@ -35,7 +35,10 @@ def config(make_config):
     return make_config("cam", batch_size=6, precision="float64")  # a training amplifies the last bits of a sum
 
 
-@pytest.fixture(scope="module", params=["cached", "streaming", pytest.param("streaming ranks", marks=pytest.mark.slow)])
+STREAMING = [pytest.param(mode, marks=pytest.mark.slow) for mode in ("streaming", "streaming ranks")]
+
+
+@pytest.fixture(scope="module", params=["cached", *STREAMING])
 def story(request, dataset, reading, config, tmp_path_factory) -> SimpleNamespace:
     """All lives of a training: the lines that each has logged, and the trial's checkpoints."""
     root = tmp_path_factory.mktemp("lives")

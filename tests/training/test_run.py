@@ -2,9 +2,11 @@
 
 import dataclasses
 import errno
+import gc
 import json
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -199,6 +201,16 @@ def test_a_trial_tells_its_driver_that_it_goes_on(make_job, monkeypatch):
     job = make_job()
     list(run.epochs(job, World(orders=run._signals(job, []))))
     assert len(beaten) == 1 + 2 * 5 + 3 * 2  # at its begin, and as the watch of its own
+
+
+def test_what_a_trial_left_is_freed_without_walking_over_the_modules(make_job):
+    run._reset_process(make_job())
+    left = torch.nn.Linear(1, 1)
+    left.around, freed = [left], weakref.ref(left)
+    del left
+    run._reset_process(make_job())
+    assert freed() is None
+    assert gc.get_freeze_count() > 100_000  # objects of torch and what comes with it
 
 
 def test_a_reused_process_starts_anew(make_job):

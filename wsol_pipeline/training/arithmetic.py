@@ -39,11 +39,10 @@ class Arithmetic:
     def settle(self) -> None:
         """Set what PyTorch keeps for the whole process, which may have run another trial before.
 
-        TF32, which rounds factors to ten bits, is for who asked for no float32. cuDNN's search for the fastest kernel
-        picks another one each time.
+        TF32 rounds factors to ten bits: what is float32 beside bfloat16 is so for its bits. cuDNN's search for the
+        fastest kernel picks another one each time.
         """
-        loose = self.precision == "bfloat16"
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = loose
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.benchmark = self.device.type == "cuda" and not self.deterministic
         torch.use_deterministic_algorithms(self.deterministic)
         if self.deterministic:
