@@ -33,6 +33,7 @@ def keep(tmp_path, facts):
         description = {
             "train": to_dict(dataclasses.replace(model.config, **train)), "choice": model.choice.to_dict(),
             "data": "gone", "dataset": "f", "val_split": "v", "arithmetic": "float32", "study": "1",
+            "training_images": "exact pixels",
             "classes": ["cat"],
         }  # fmt: skip
         files = {"model.json": description, "val_counts.json": model.val.to_dict()}
