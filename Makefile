@@ -58,7 +58,7 @@ audit: $(READY)
 
 bench: $(READY)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -c lock.txt -e '.[dev,bench]'
-	for b in startup evaluation crop input memory shards dataset readout bagcams "step resnet50" "step vgg16" step_bcam training trial study solving thousand; do \
+	for b in startup evaluation crop input memory shards dataset readout bagcams "step resnet50" "step vgg16" step_bcam step_compiled training trial study solving thousand; do \
 	  set -- $$b; $(BIN)/python benchmarks/$$1.py $${2:+--backbone $$2} || exit 1; done
 
 # Ten minutes on one GPU, and needs neither Ray nor MLflow there: GPU_CHECK="--data DIR --weights FILE" for the ranking.

@@ -52,6 +52,7 @@ from wsol_pipeline.storage import Store
 from wsol_pipeline.training import loop
 from wsol_pipeline.training.arithmetic import arithmetic
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position
+from wsol_pipeline.training.compiling import compiled
 from wsol_pipeline.training.config import Reading, Recipe, TrainConfig
 from wsol_pipeline.training.guard import Guard, NonFiniteError
 from wsol_pipeline.training.optim import build_optimizer
@@ -62,6 +63,7 @@ READ = [
     ("cam", "bagcams", {"stages": "all", "weightings": ("ours1", "ours2", "ours3")}), ("bas", "topk", {}),
     ("bas", "suppression", {}), ("bcam", "bcam", {}), ("acol", "own", {}), ("mldfr", "topk", {}),
 ]  # fmt: skip
+COMPILED = ("cam", "bas", "bcam", "mldfr", "acol", "spg")
 Measure = Callable[["Check"], Iterator[Found]]  # gives what it finds piece by piece
 SECTIONS: dict[str, tuple[Measure, float]] = {}  # what is run, and seconds below which it is not
 SHARE = 0.25  # of all the time that one section may take, but for the last
@@ -319,7 +321,8 @@ def timed(
     check: Check, network: nn.Module, batch: int, half: bool = True, last: bool = True, fused: bool = True,
     late: bool = True,
 ) -> Found:  # fmt: skip
-    """Whole steps on pixels that lie on the device: images/s, milliseconds of which the host's, peak memory in GB."""
+    """Whole steps on pixels that lie on the device: images/s, milliseconds of which the host's, peak memory in GB,
+    seconds and loss of the first one."""
     network = network.to(check.device).train()
     layout = torch.channels_last if last else torch.contiguous_format
     network = network.to(memory_format=layout)
@@ -331,7 +334,7 @@ def timed(
     bytes_BCHW = torch.randint(256, (batch, 3, check.side, check.side), dtype=torch.uint8, device=check.device)
     targets_B = torch.randint(check.classes, (batch,), device=check.device)
 
-    def step() -> None:
+    def step() -> Tensor:
         images_BCHW = normalize(bytes_BCHW, check.device, layout=layout)
         with torch.autocast(check.device.type, torch.bfloat16, enabled=half):
             loss = torch.stack(list(network(images_BCHW, targets_B).values())).sum()
@@ -341,10 +344,14 @@ def timed(
         if not late:
             float(norm)
         guard.step(norm, lambda: "not finite")
+        return loss.detach()
 
     if check.is_cuda:
         torch.cuda.reset_peak_memory_stats()
-    for _ in range(3):
+    start = time.perf_counter()
+    loss = float(step())
+    first = time.perf_counter() - start
+    for _ in range(2):
         step()
     check.wait()
     turns, start = 2 if check.quick else 12, time.perf_counter()
@@ -355,7 +362,8 @@ def timed(
     whole = time.perf_counter() - start
     peak = torch.cuda.max_memory_allocated() / 2**30 if check.is_cuda else 0.0
     milliseconds = {"ms": 1e3 * whole / turns, "host ms": 1e3 * host / turns}
-    return {"images/s": turns * batch / whole, **milliseconds, "peak GB": peak}
+    begun = {"first s": first, "first loss": loss}
+    return {"images/s": turns * batch / whole, **milliseconds, "peak GB": peak, **begun}
 
 
 @section(60)
@@ -377,6 +385,37 @@ def throughput(check: Check) -> Iterator[Found]:
     for name in ("float32", "half", "last", "fused", "late"):
         plain |= {name: True} if name in plain else {}
         yield {f"bas, up to {name}": timed(check, networks["bas"](), check.batch, **plain)}
+
+
+@section(60)
+def compiled_steps(check: Check) -> Iterator[Found]:
+    """`--compile` against none: a small network in float32, whose first losses are to agree, and steps as the profile
+    has them. Kernels take a minute a method to make: `--only compiled_steps --seconds 3000` has time for all."""
+    until = time.monotonic() + SHARE * check.left / 2  # one that is begun then still ends
+    # kernels of an earlier run would take no time
+    with tempfile.TemporaryDirectory() as own, mock.patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=own):
+        for name in COMPILED[:2] if check.quick else COMPILED:
+            if time.monotonic() > until:
+                yield {name: "left out: no time"}
+                continue
+            with without_tf32():
+                found = {"float32": _both_ways(check, name, "tiny", half=False)}
+            eager, made = (found["float32"][kind]["first loss"] for kind in ("eager", "compiled"))
+            if check.is_cuda:
+                found["profile"] = _both_ways(check, name, check.backbone, half=True)
+            yield {name: {"ok": abs(made / eager - 1) < 1e-4, **found}}
+
+
+def _both_ways(check: Check, name: str, backbone: str, half: bool) -> Found:
+    """Eager and compiled steps of a method, from the same weights on the same images."""
+    found = {}
+    for kind in ("eager", "compiled"):
+        torch.manual_seed(0)
+        network = Product(name, backbone, check.classes)
+        if kind == "compiled":
+            network.method = compiled(network.method, network.method, check.device)
+        found[kind] = timed(check, network, check.batch, half, half)
+    return found
 
 
 @section(30)
@@ -450,7 +489,7 @@ def resumed(check: Check) -> Iterator[Found]:
                 state = {"method": begun.method.state_dict(), "optimizer": begun.optimizer.state_dict()}
                 store = CheckpointStore(Store.at(folder), 1)
                 store.save(Position(1, 8), state, [])
-                saved = store.newest(check.device)
+                saved = store.newest()
                 assert saved is not None
             gone_on.method.load_state_dict(saved.state["method"])
             gone_on.optimizer.load_state_dict(saved.state["optimizer"])
@@ -530,7 +569,7 @@ def overlap(check: Check) -> Iterator[Found]:
                 evaluate.together(step.ranks_B, *(of for _, of in part))()
 
     alone, beside = (1 / check.per_second(1, work) for work in (maps_alone, search))
-    with mock.patch.object(evaluate, "_open_parts", return_value=0):
+    with mock.patch.object(evaluate, "open_parts", return_value=0):
         in_turn = 1 / check.per_second(1, search)
     hidden = (in_turn - beside) / max(1e-9, min(alone, in_turn - alone))
     yield {"maps alone s": alone, "scored in turn s": in_turn, "scored beside s": beside, "hidden": hidden}
@@ -545,7 +584,7 @@ def checkpoint(check: Check) -> Iterator[Found]:
     with tempfile.TemporaryDirectory() as folder:
         store = CheckpointStore(Store.at(folder), 1)
         save = 1 / check.per_second(1, lambda: store.save(Position(1), state, []))
-        yield {"save s": save, "load s": 1 / check.per_second(1, lambda: store.newest(check.device))}
+        yield {"save s": save, "load s": 1 / check.per_second(1, lambda: store.newest())}
 
 
 def _steps_for(seconds: float, check: Check, rates: Any) -> None:

@@ -61,11 +61,11 @@ def one_by_one(function, *columns):  # type: ignore[no-untyped-def]
 
 def trained(plan: Plan, way: str, folder: str) -> tuple[float, float, list[object]]:
     """Seconds of a whole trial, the share of them that validation was, and what it found."""
-    open_parts = evaluate.OPEN_PARTS if way == "beside" else 0
+    beside = evaluate.OPEN_PARTS if way == "beside" else 0
     scoring = one_by_one if way == "in turn, one thread" else metrics.in_threads
     start = time.perf_counter()
     with (
-        mock.patch.object(evaluate, "_open_parts", return_value=open_parts),
+        mock.patch.object(evaluate, "open_parts", return_value=beside),
         mock.patch.object(metrics, "in_threads", scoring),
     ):
         reading = Reading(cache_dir=plan.options.cache_dir)

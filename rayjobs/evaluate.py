@@ -27,14 +27,13 @@ def judge_networks(options: Options) -> None:
     from wsol_pipeline.segmentation.audit import has_truth, judge
     from wsol_pipeline.segmentation.pictures import draw_stations
     from wsol_pipeline.segmentation.station import finished
-    from wsol_pipeline.verdict.score import local_device
+    from wsol_pipeline.verdict.placing import somewhere
 
-    device = local_device(options.device)
     for name in options.segmentation:
-        print_judgement(judge(options.store, name, device, progress))
+        print_judgement(judge(options, name, progress))
         print_published(finished(options.store, name).identity["options"].get("preset", ""))
     if has_truth(options.store, options.segmentation):
-        place = draw_stations(options.store, options.segmentation, device)
+        place = somewhere(draw_stations, options, progress=progress)
         print(f"the same training images through all of them: {place}")
 
 

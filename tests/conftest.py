@@ -7,6 +7,8 @@ import sys
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: its threads would wait for each other on a busy machine
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import ray
@@ -101,14 +103,25 @@ def mlflow_proxy(mlflow_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterato
 @pytest.fixture(scope="module")
 def local_ray():
     """A private Ray of two workers."""
+    with private_ray(num_cpus=2):
+        yield
+
+
+@pytest.fixture(scope="module")
+def pretended_gpu():
+    """A private Ray that is told of a GPU, which is none."""
+    with private_ray(num_cpus=3, num_gpus=1):
+        yield
+
+
+@contextmanager
+def private_ray(**options: Any) -> Iterator[None]:
+    """Within, this process has a Ray of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            object_store_memory=200_000_000,
-            logging_level="warning",
-        )
+            address="local", include_dashboard=False, object_store_memory=200_000_000, logging_level="warning",
+            **options,
+        )  # fmt: skip
         yield
         ray.shutdown()

@@ -89,7 +89,7 @@ def run(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     kwargs.pop("pin_memory", None)
     if kwargs.get("device") is not None:
         is_cuda = torch.device(kwargs["device"]).type == "cuda"
-        if name == "_to_copy" and is_cuda and not on_device and not kwargs.get("non_blocking"):
+        if name == "_to_copy" and is_cuda and not on_device and not _is_free(args[0], kwargs):
             waits.note("copy to the device")
         on_device |= is_cuda  # beside a Twin C++ says "cpu": where it sees it
         kwargs["device"] = torch.device("cpu")
@@ -104,6 +104,11 @@ def run(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if args and isinstance(args[0], torch.Tensor) and result is _held(args[0]):
         return args[0]  # in place
     return tree_map(_twin, result) if on_device else result
+
+
+def _is_free(tensor: torch.Tensor, kwargs: dict[str, Any]) -> bool:
+    """Whether a GPU copies a host's tensor by itself: of memory that is not pinned the driver may wait."""
+    return bool(kwargs.get("non_blocking")) and getattr(tensor, "is_in_pinned_memory", False)
 
 
 def _check(name: str, operation: Any, args: Any, tensors: list[torch.Tensor]) -> None:
@@ -154,7 +159,9 @@ class _Mode(TorchDispatchMode):
         kwargs = dict(kwargs or {})
         name = operation._schema.name.split("::")[1]
         if name in ("pin_memory", "_pin_memory"):
-            return args[0]
+            pinned = args[0].detach().clone()
+            pinned.is_in_pinned_memory = True
+            return pinned
         if any(issubclass(kind, Twin) for kind in types) or kwargs.get("device") is not None:
             return run(operation, args, kwargs)
         kwargs.pop("pin_memory", None)

@@ -6,7 +6,7 @@ Shapes: B batch, C channels, H W map size, K classes.
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -94,7 +94,10 @@ def draw_by_name(ids: Sequence[str], shape: Sequence[int]) -> Tensor:
 
 
 def sent(draws: Tensor, device: torch.device) -> Tensor:
-    """What was drawn on the host, on `device`; the host does not wait for what the device is doing."""
+    """What was drawn on the host, on `device`; the host does not wait for what the device is doing, which it may have
+    to if memory is not pinned."""
+    if device.type == "cuda" and not torch.compiler.is_compiling():
+        draws = draws.pin_memory()
     return draws.to(device, non_blocking=True)
 
 
@@ -270,10 +273,14 @@ def pooled(maps_BKHW: Tensor) -> Tensor:
 
 def scored(head: nn.Module, pooled_features: Tensor) -> Tensor:
     """What a linear head makes of pooled features, outside of autocast: bfloat16's logits would tie."""
-    device = pooled_features.device.type
-    available = torch.amp.is_autocast_available(device)  # not on "meta", where a study's plan looks at a method
-    with torch.autocast(device, enabled=False) if available else nullcontext():
+    with without_autocast(pooled_features.device.type):
         return head(pooled_features.to(next(head.parameters()).dtype))
+
+
+def without_autocast(device: str) -> AbstractContextManager[object]:
+    """Within, products are of the type of their factors."""
+    available = torch.amp.is_autocast_available(device)  # not on "meta", where a study's plan looks at a method
+    return torch.autocast(device, enabled=False) if available else nullcontext()
 
 
 def min_max(maps: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ peculiarities (detached stage2, attached features) are left out.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,11 +39,13 @@ from wsol_models._layers import (
     Reduction,
     at_least_float32,
     he_,
+    pooled,
     require_not_negative,
     require_targets,
     scored,
     select_taps,
     targets_of,
+    without_autocast,
     xavier_,
 )
 from wsol_models._lookup import unknown
@@ -128,7 +130,8 @@ class Method(LocalizationMethod):
         self.classifier_A = nn.Conv2d(pooled, num_classes, 1)
         self.classifier_B = nn.Conv2d(pooled, num_classes, 1)
         self._initialise()
-        self._teacher = teacher(backbone, num_classes) if config.soft_topk and backbone.head else None
+        # in a tuple, hence no part of the method's parameters, state or mode
+        self._teacher = (Teacher(backbone, num_classes),) if config.soft_topk and backbone.head else None
 
     @property
     def head_weight_KC(self) -> Tensor:
@@ -187,10 +190,15 @@ class Method(LocalizationMethod):
             return F.one_hot(targets, self.num_classes).to(images_BCHW.dtype)
         if self._teacher is None:
             raise ValueError("soft_topk needs weights with a classifier, its teacher, but the backbone has none.")
-        network, weight_KC, bias_K = self._teacher
-        features_BCHW, _ = network.to(images_BCHW.device)(images_BCHW)
-        logits_BK = F.linear(features_BCHW.mean((2, 3)), weight_KC.to(features_BCHW), bias_K.to(features_BCHW))
-        return soft_labels(at_least_float32(logits_BK), targets, self.config.soft_topk)
+        [teacher] = self._teacher
+        return soft_labels(teacher(images_BCHW), targets, self.config.soft_topk)
+
+    def _apply(self, move: Callable[[Tensor], Tensor], recurse: bool = True) -> "Method":
+        """The teacher goes where the method goes: to a device, into a layout, to another type."""
+        for teacher in self._teacher or ():
+            teacher._apply(move, recurse)
+        super()._apply(move, recurse)
+        return self
 
     def _initialise(self) -> None:
         he_(nn.ModuleList([self.classifier_A, self.classifier_B, *self.backbone.new_layers()]))
@@ -209,20 +217,30 @@ def attention_stage(backbone: Backbone) -> str:
     return names[names.index("conv6") - 1] if "conv6" in names else names[-1]
 
 
-def teacher(backbone: Backbone, num_classes: int) -> tuple[Backbone, Tensor, Tensor]:
-    """A frozen copy of the network as its weights came, and their classifier (K×C, K), over the pooled features.
+class Teacher(nn.Module):
+    """A frozen copy of the network as its weights came, and their classifier over the pooled features.
 
-    In a tuple, hence no part of the method's parameters, state or mode. Raises `ValueError` if the classifier is of
-    other classes, or not linear over the last stage (VGG16).
+    Raises `ValueError` if the classifier is of other classes, or not linear over the last stage (VGG16).
     """
-    assert backbone.head is not None
-    weight_KC, bias_K = backbone.head
-    if weight_KC.shape != (num_classes, backbone.last.channels):
-        raise ValueError(
-            f"soft_topk needs weights with a classifier of {num_classes} classes over {backbone.last.channels} "
-            f"channels but theirs has {weight_KC.shape[0]} over {weight_KC.shape[1]}."
-        )
-    return copy.deepcopy(backbone).eval().requires_grad_(False), weight_KC, bias_K
+
+    def __init__(self, backbone: Backbone, num_classes: int) -> None:
+        super().__init__()
+        assert backbone.head is not None
+        weight_KC, bias_K = backbone.head
+        if weight_KC.shape != (num_classes, backbone.last.channels):
+            raise ValueError(
+                f"soft_topk needs weights with a classifier of {num_classes} classes over {backbone.last.channels} "
+                f"channels but theirs has {weight_KC.shape[0]} over {weight_KC.shape[1]}."
+            )
+        self.network = copy.deepcopy(backbone)
+        self.head = nn.utils.skip_init(nn.Linear, weight_KC.shape[1], num_classes)
+        self.head.load_state_dict({"weight": weight_KC, "bias": bias_K})
+        self.eval().requires_grad_(False)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Logits, B×K."""
+        features_BCHW, _ = self.network(images_BCHW)
+        return scored(self.head, pooled(features_BCHW))
 
 
 def attention(scores: Tensor) -> Tensor:
@@ -232,8 +250,10 @@ def attention(scores: Tensor) -> Tensor:
 
 def aggregate(features_BCHW: Tensor, attention_B2MHW: Tensor) -> Tensor:
     """z^o and z^b of the MEA: (1/M) Σ_m Σ_i A[m, i] Z[:, i], B×C×2. All heads pool one Z, so their mean comes first."""
-    weights_BN2 = attention_B2MHW.mean(2).flatten(2).transpose(1, 2)
-    return features_BCHW.flatten(2) @ weights_BN2.to(features_BCHW.dtype)
+    features_BCN = at_least_float32(features_BCHW).flatten(2)
+    weights_BN2 = at_least_float32(attention_B2MHW).mean(2).flatten(2).transpose(1, 2)
+    with without_autocast(features_BCHW.device.type):  # as all that pools
+        return features_BCN @ weights_BN2.to(features_BCN.dtype)
 
 
 def soft_labels(teacher_logits_BK: Tensor, targets_B: Tensor, k: int) -> Tensor:

@@ -5,6 +5,8 @@ import functools
 import torch
 from torch import Tensor, nn
 
+from wsol_pipeline.device import to_device
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -19,7 +21,7 @@ def normalize(
 
     Bytes travel to the device, not floats: a quarter of the traffic. One pass there casts and lays them out.
     """
-    images_BCHW = images_BCHW.to(device, non_blocking=True).to(dtype, memory_format=layout)
+    images_BCHW = to_device(images_BCHW, device).to(dtype, memory_format=layout)
     mean_C11, std_C11 = _statistics(torch.device(device), dtype)
     return images_BCHW.sub_(mean_C11).div_(std_C11)
 

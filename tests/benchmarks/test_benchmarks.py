@@ -18,6 +18,7 @@ SHORT = {
     "shards": ["--images", "100", "--rounds", "1"],
     "memory": ["--images", "100"],
     "step": ["--pairs", "1", "--size", "32", "--batch", "2", "--backbone", "resnet18"],
+    "step_compiled": ["--pairs", "1", "--size", "32", "--batch", "2", "--backbone", "resnet18"],
     "step_bcam": ["--pairs", "1", "--size", "32", "--batch", "2", "--backbone", "resnet18"],
     "solving": ["--quick"],
     "startup": ["--quick"],

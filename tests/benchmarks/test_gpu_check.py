@@ -90,6 +90,8 @@ def test_it_runs_to_its_end_without_a_gpu_ray_and_mlflow(tmp_path):
     result = json.loads(ended.stdout.splitlines()[-1])
     assert result["failed"] == [], {name: result[name] for name in result["failed"]}
     assert all(method["ok"] for method in result["steps_equal"].values() if isinstance(method, dict))
+    assert all(here["ok"] for here in result["compiled_steps"].values() if isinstance(here, dict))
+    assert {"cam", "bas"} <= result["compiled_steps"].keys()
     assert result["not_finite"]["names the step"]
     assert result["not_finite"]["weights untouched"]
     assert all(here["resumed equal"] for here in result["resumed"].values() if isinstance(here, dict))

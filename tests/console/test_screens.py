@@ -171,6 +171,25 @@ def test_lines_leave_out_what_only_a_table_shows(capsys):
     assert "trial   3 writes a checkpoint and ends" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("details", "line"),
+    [
+        ({}, "its worker died: another goes on from the last checkpoint"),
+        (
+            {"kind": "storage", "message": "away"},
+            "could not go on (storage: away): another goes on from the last checkpoint",
+        ),
+        (
+            {"kind": "crowded", "message": "CUDA out of memory"},
+            "its share of a GPU is too small (CUDA out of memory): it goes on with a whole one, after others",
+        ),
+    ],
+)
+def test_what_ended_a_worker_and_how_its_trial_goes_on(capsys, details, line):
+    TrialLog(plan())("died", 3, details)
+    assert capsys.readouterr().out.endswith(f"] trial   3 {line}\n")
+
+
 def test_a_line_every_half_minute_tells_how_far_epochs_are(capsys, clock):
     log = TrialLog(plan(trials=4))
     log.begin({**PLANNED, "trials": 4, "done": 1, "concurrent": 2})

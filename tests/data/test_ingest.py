@@ -13,7 +13,7 @@ from PIL import Image
 from wsol_pipeline.data.importers import Source
 from wsol_pipeline.data.ingest import import_dataset, write_shard
 from wsol_pipeline.data.schema import schema
-from wsol_pipeline.errors import DataError, LeaseLostError, UsageError
+from wsol_pipeline.errors import DataError, LeaseLostError, ResourceError, UsageError
 from wsol_pipeline.protocol import Role
 from wsol_pipeline.storage import Store
 
@@ -94,6 +94,13 @@ def test_a_finished_dataset_is_left_alone(tiny, make_source):
     manifest = import_dataset(make_source(train=60), Store(tiny.uri), name="tiny", origin={"importer": "test"})
     assert manifest == tiny.manifest
     assert files(tiny.uri) == before
+
+
+def test_a_place_that_cannot_be_written_is_told_before_a_source_that_is_refused(make_source, tmp_path):
+    """What is wrong with the source is kept there."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResourceError, match="file"):
+        import_dataset(make_source(train=0), Store.at(tmp_path / "file/out"), name="none", origin={})
 
 
 @pytest.mark.parametrize(

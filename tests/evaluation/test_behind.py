@@ -64,10 +64,10 @@ def test_one_thread_of_a_cpu_scores_in_turn():
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        assert evaluate._open_parts("cpu") == 0
-        assert evaluate._open_parts("cuda:0") > 0
+        assert evaluate.open_parts("cpu") == 0
+        assert evaluate.open_parts("cuda:0") > 0
         torch.set_num_threads(2)
-        assert evaluate._open_parts("cpu") > 0
+        assert evaluate.open_parts("cpu") > 0
     finally:
         torch.set_num_threads(before)
 

@@ -10,20 +10,39 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rayjobs import evaluate
 from wsol_pipeline.data.audit import AUDIT, open_audit, write_audit
 from wsol_pipeline.data.dataset import open_dataset
 from wsol_pipeline.data.importers import synthetic
 from wsol_pipeline.data.ingest import import_dataset
-from wsol_pipeline.errors import DataError, ProtocolError
+from wsol_pipeline.errors import DataError, ProtocolError, ResourceError
 from wsol_pipeline.evaluation.baseline import centred_map
 from wsol_pipeline.protocol import Role, require_searchable
 from wsol_pipeline.segmentation import audit, make_seeds, masks, pictures, refine, scores, segment
 from wsol_pipeline.segmentation.make_seeds import read_images
-from wsol_pipeline.segmentation.options import RefineOptions, SeedOptions
+from wsol_pipeline.segmentation.options import RefineOptions, SeedOptions, SegmentOptions
 from wsol_pipeline.segmentation.station import Part
 from wsol_pipeline.storage import Store
+from wsol_pipeline.verdict import placing
+from wsol_pipeline.verdict.options import EvaluateOptions
 
 OPTIONS = synthetic.Options(train=36, val=12, test=12, classes=3, objects=3, size=40)
+
+
+def asked(storage, *names):
+    return EvaluateOptions(storage=storage.uri, segmentation=names)
+
+
+def placed_here(monkeypatch, module) -> list[str]:
+    """The stations that `module` asks to look at wherever there is a GPU; it is here."""
+    found: list[str] = []
+
+    def here(work, options, station, progress):
+        found.append(station.place.uri.rpartition("/")[2])
+        return work(options, station, progress)
+
+    monkeypatch.setattr(module, "somewhere", here)
+    return found
 
 
 @pytest.fixture
@@ -76,20 +95,24 @@ def test_without_them_or_of_other_data_it_is_said(several, audited):
         open_audit(several)
 
 
-def test_seeds_and_masks_are_judged_once_they_are_sealed(audited, storage):
+def test_seeds_and_masks_are_judged_once_they_are_sealed(audited, storage, monkeypatch):
     with pytest.raises(ProtocolError, match="'bas-seeds' is not finished"):
-        audit.judge_masks(storage.store, "bas-seeds")
+        audit.judge_masks(asked(storage), "bas-seeds")
     make_seeds.make_seeds(SeedOptions(storage=storage.uri, scales=(1.0,), threshold="0.3", field="none"), "cpu")
     refine.refine(RefineOptions(storage=storage.uri, seeds="bas-seeds", by=("pamr",)), "cpu")
     truths = {name: masks.decode(mask) for name, mask, _ in open_audit(audited).masks()}
+    with pytest.raises(ResourceError, match="^--device cuda needs a GPU but this machine has none"):
+        audit.judge(replace(asked(storage), device="cuda"), "bas-seeds")
+    looked_at = placed_here(monkeypatch, audit)
     for name, column in (("bas-seeds", "seed"), ("bas-pamr", "pseudo_mask")):
-        found = audit.judge(storage.store, name)
+        found = audit.judge(asked(storage), name)
         assert (found.images, found.rows) == (36, "training images")
         assert found.figures["miou"] <= found.figures["oracle"] + 1e-9
         table = audit.station.finished(storage.store, name).read("train", np.arange(36), ["id", column]).to_pylist()
         matrix = sum(scores.confusion(truths[row["id"]], masks.decode(row[column]), 3) for row in table)
         assert found.figures["miou"] == pytest.approx(100 * scores.mean_iou(scores.class_iou(matrix)))
-        assert audit.judge(storage.store, name) == found
+        assert audit.judge(replace(asked(storage), device="cuda"), name) == found  # kept: nothing has to be placed
+    assert looked_at == ["bas-seeds", "bas-pamr"]
 
 
 def test_images_of_one_class_have_the_mask_of_its_object(tmp_path, storage):
@@ -113,7 +136,7 @@ def test_images_of_one_class_have_the_mask_of_its_object(tmp_path, storage):
     found = make_seeds.make_seeds(told, "cpu")
     train = found.read("train", np.arange(dataset.train.num_rows), ["id", "seed"]).to_pylist()
     matrix = sum(scores.confusion(drawn[row["id"]], masks.decode(row["seed"]), 3) for row in train)
-    judged = audit.judge(storage.store, "single-seeds").figures
+    judged = audit.judge(asked(storage), "single-seeds").figures
     assert judged["miou"] == pytest.approx(100 * scores.mean_iou(scores.class_iou(matrix)))
 
 
@@ -125,7 +148,7 @@ def test_the_centred_box_is_cut_where_validation_says(audited, storage):
     rows = audited.train.shard_set().read(np.arange(36), ["id", "labels"]).to_pylist()
     boxes = {row["id"]: np.where(inside_HW, min(row["labels"]) + 1, 0).astype(np.uint8) for row in rows}
     matrix = sum(scores.confusion(truths[name], boxes[name], 3) for name in truths)
-    judged = audit.judge(storage.store, "bas-seeds").figures
+    judged = audit.judge(asked(storage), "bas-seeds").figures
     assert judged["centred"] == pytest.approx(100 * scores.mean_iou(scores.class_iou(matrix)))
     assert judged["centred"] <= judged["centred_oracle"] + 1e-9
     assert 0 < val["centred"] < 100
@@ -135,7 +158,7 @@ def test_the_same_images_are_drawn_through_every_station(audited, storage):
     make_seeds.make_seeds(SeedOptions(storage=storage.uri, scales=(1.0,), threshold="0.3", field="none"), "cpu")
     last = refine.refine(RefineOptions(storage=storage.uri, seeds="bas-seeds", by=("pamr",)), "cpu")
     assert audit.has_truth(storage.store, ["bas-seeds", "bas-pamr"])
-    place = pictures.draw_stations(storage.store, ["bas-seeds", "bas-pamr"])
+    place = pictures.draw_stations(asked(storage, "bas-seeds", "bas-pamr"))
     assert place == last.place.path(pictures.STATIONS)
     sheet = np.asarray(Image.open(place))
     step = pictures.HEIGHT + pictures.GAP
@@ -151,6 +174,34 @@ def test_the_same_images_are_drawn_through_every_station(audited, storage):
     assert not audit.has_truth(storage.store, ["bas-seeds", "bas-pamr"])
 
 
+@pytest.mark.slow
+def test_on_a_cluster_with_a_gpu_stations_are_judged_and_drawn_there_as_here(
+    audited, storage, capsys, monkeypatch, request
+):
+    """Seeds, masks and a network, whose storage is told as a path of the command's own folder."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    make_seeds.make_seeds(SeedOptions(storage=storage.uri, scales=(1.0,), threshold="0.3", field="none"), "cpu")
+    refine.refine(RefineOptions(storage=storage.uri, seeds="bas-seeds", by=("pamr",)), "cpu")
+    network = SegmentOptions(storage=storage.uri, masks="bas-pamr", network="lraspp_mobilenet_v3_large", epochs=1,
+                             batch_size=12, crop=48, freeze_batch_norm=True)  # fmt: skip
+    segment.train_network(network, "cpu")
+    request.getfixturevalue("pretended_gpu")
+    monkeypatch.chdir(storage.uri)
+    names = ["bas-seeds", "bas-pamr", network.result]
+    told, placed, remote = [], [], placing.ray.remote
+    monkeypatch.setattr(placing.ray, "remote", lambda work: placed.append(work) or remote(work))
+    for device in ("auto", "cpu"):
+        for name in names:
+            storage.store.remove(f"{name}/{segment.EVALUATION}")
+        storage.store.remove(f"{names[-1]}/{pictures.STATIONS}")
+        assert evaluate.main(["--segmentation", *names, "--storage", ".", "--device", device]) == 0
+        lines = [line for line in capsys.readouterr().out.splitlines() if "a second, " not in line]  # how it goes on
+        told.append((lines, storage.store.read(f"{names[-1]}/{pictures.STATIONS}")))
+    assert placed.count(placing._work) == 4  # three looks and the pictures
+    assert told[0] == told[1]
+    assert any(line.startswith(f"{network.result} on test (12 images)") for line in told[0][0])
+
+
 def test_images_of_test_without_a_mask_are_not_counted(monkeypatch):
     """As where one class of three has masks: 2 of 5 images say something, and the interval is over these."""
     right, blank = np.diag([6, 2, 0]), np.zeros((3, 3), int)
@@ -163,5 +214,5 @@ def test_images_of_test_without_a_mask_are_not_counted(monkeypatch):
     monkeypatch.setattr(segment, "open_dataset", lambda uri: SimpleNamespace(test=lambda: test, classes=("a", "b")))
     seen = [("0", right), ("1", blank), ("2", blank), ("3", right), ("4", blank)]
     monkeypatch.setattr(segment, "judged", lambda *_: iter(seen))
-    judged = segment._on_test(found, "cpu", segment.silent)
+    judged = segment._on_test(EvaluateOptions(), found, segment.silent)
     assert (judged["images"], judged["figures"]["miou"], judged["interval"]) == (2, 100.0, (100.0, 100.0))

@@ -16,6 +16,7 @@ from wsol_pipeline.segmentation.crops import CropReader
 from wsol_pipeline.segmentation.make_seeds import Image, SeedMaker
 from wsol_pipeline.segmentation.options import RefineOptions, SeedOptions, SegmentOptions
 from wsol_pipeline.storage import Store
+from wsol_pipeline.verdict.options import EvaluateOptions
 from wsol_pipeline.verdict.rows import finished_study
 from wsol_pipeline.verdict.score import silent
 
@@ -108,4 +109,4 @@ def test_masks_of_test_that_count_nowhere_judge_nothing(several, monkeypatch):
     monkeypatch.setattr(segment, "judged", lambda *args: iter([("x", np.zeros((4, 4), np.int64))]))
     network = SimpleNamespace(uri=lambda name: several.uri, manifest={"model": "seal"}, place=Store.at(several.uri))
     with pytest.raises(DataError, match="No mask in .* test split has a pixel that counts"):
-        segment._on_test(network, "cpu", silent)
+        segment._on_test(EvaluateOptions(), network, silent)

@@ -24,6 +24,7 @@ from wsol_pipeline.segmentation.segmenter import load_segmenter
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position
 from wsol_pipeline.training.loop import Order, World
+from wsol_pipeline.verdict.options import EvaluateOptions
 
 RANKS = str(Path(__file__).with_name("ranks.py"))
 SMALL_IRN = {"irn_epochs": 2, "irn_batch": 12, "irn_crop": 80, "irn_pad": 0, "exponent": 4}
@@ -134,7 +135,7 @@ def test_masks_killed_between_shards_go_on_bit_for_bit(masked, walk, monkeypatch
 def test_an_evaluation_killed_on_its_way_leaves_nothing(masked, walk, monkeypatch):
     """What it finds is written whole at its end; the same command judges anew."""
     segment.train_network(training(walk, "looked"), "cpu")
-    whole = segment.judge_network(walk, "looked")
+    whole = segment.judge_network(EvaluateOptions(storage=walk.uri), "looked")
     (walk / "looked").remove(segment.EVALUATION)
 
     def mortal(*args):
@@ -144,9 +145,9 @@ def test_an_evaluation_killed_on_its_way_leaves_nothing(masked, walk, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(segment, "judged", mortal)
         with pytest.raises(KeyboardInterrupt):
-            segment.judge_network(walk, "looked")
+            segment.judge_network(EvaluateOptions(storage=walk.uri), "looked")
     assert not (walk / "looked").exists(segment.EVALUATION)
-    assert segment.judge_network(walk, "looked") == whole
+    assert segment.judge_network(EvaluateOptions(storage=walk.uri), "looked") == whole
 
 
 def weights(found):
@@ -177,12 +178,12 @@ def test_a_checkpoint_of_another_training_is_left_alone(masked, walk):
 
 def test_the_finished_network_segments_and_test_is_opened_once(masked, walk, several, monkeypatch):
     found = segment.train_network(training(walk, "judged"), "cpu")
-    first = segment.judge_network(walk, "judged")
+    first = segment.judge_network(EvaluateOptions(storage=walk.uri), "judged")
     assert first.images == 12
     assert first.supervision == "labels"
     assert first.interval[0] <= first.figures["miou"] <= first.interval[1]
     monkeypatch.setattr(segment, "_on_test", lambda *args: pytest.fail("test was opened again"))
-    assert segment.judge_network(walk, "judged") == first
+    assert segment.judge_network(EvaluateOptions(storage=walk.uri), "judged") == first
     model = load_segmenter(Store.at(found.uri("model")))
     photograph = np.zeros((33, 47, 3), np.uint8)
     assert model.segment(photograph).shape == (33, 47)

@@ -556,19 +556,34 @@ def test_a_trial_that_comes_back_is_started_though_nothing_else_was_left(study):
     assert driver.states() == ["COMPLETE"]
 
 
-def test_a_trial_that_found_its_share_of_a_gpu_too_small_has_one_of_its_own(study):
-    """However many do: it is the share that was too small, and no fault of the environment."""
-    driver = Driver(study, trials=5)
+@pytest.mark.parametrize("confirm", [(0, 2), (1, 1)])
+def test_a_trial_that_found_its_share_of_a_gpu_too_small_has_one_of_its_own(study, confirm):
+    """However many do: it is the share that was too small, and no fault of the environment. Before, they would wait
+    while others keep the GPU in parts, so these come first, but for those that confirm the best of all."""
+    driver, shares = Driver(study, trials=7, confirm=confirm), []
     driver.searcher.make_job = shared(driver.searcher.make_job)
-    for _ in range(5):
+    while started := driver.start():
+        trial_id, job = started
+        shares.append((int(job.trial[-4:]), job.gpus))
+        if job.gpus < 1 and len(shares) <= 5:
+            CheckpointStore(Store.at(job.trial), job.attempt).note_fault("crowded", "CUDA out of memory")
+            driver.searcher.on_trial_complete(trial_id)
+        else:
+            driver.train(trial_id, job)
+    assert shares[:12] == [(n, 0.25) for n in range(7)] + [(n, 1.0) for n in range(5)]
+    assert shares[12:] == [(7, 0.25)] * confirm[0]
+    assert driver.states() == ["COMPLETE"] * (7 + confirm[0])
+
+
+def test_a_trial_on_a_gpu_of_its_own_whose_storage_was_away_waits_for_one_again(study):
+    driver = Driver(study, trials=2)
+    driver.searcher.make_job = shared(driver.searcher.make_job)
+    for kind, share in (("crowded", 0.25), ("crowded", 0.25), ("storage", 1.0)):
         trial_id, job = driver.start()
-        assert job.gpus == 0.25
-        CheckpointStore(Store.at(job.trial), job.attempt).note_fault("crowded", "CUDA out of memory")
+        assert job.gpus == share
+        CheckpointStore(Store.at(job.trial), job.attempt).note_fault(kind, "full")
         driver.searcher.on_trial_complete(trial_id)
-        again_id, again = driver.start()
-        assert (again.trial, again.gpus) == (job.trial, 1.0)
-        driver.train(again_id, again)
-    assert driver.states() == ["COMPLETE"] * 5
+    assert [driver.start()[1].gpus for _ in range(2)] == [1.0, 1.0]
 
 
 def shared(make_job):

@@ -3,8 +3,9 @@
     python tests/training/ranks.py 3 cases.json
 
 A case is a plain dict: `job` (as `to_dict(Job)`; trained by as many ranks as its `workers`), `rendezvous` (a file of
-its own) and `stop_at` ([epoch, samples] at which rank 0 is asked to stop before all go on, or null). Ranks are forked
-after the imports, which take longer than all cases.
+its own), `stop_at` ([epoch, samples] at which rank 0 is asked to stop before all go on, or null) and, if compiled,
+`backend`; how many graphs a rank traced is then beside the rendezvous. Ranks are forked after the imports, which take
+longer than all cases.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ import torch.distributed
 
 from wsol_pipeline.data.dataset import open_dataset
 from wsol_pipeline.storage import Store
+from wsol_pipeline.training import compiling
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position
 from wsol_pipeline.training.config import Job, from_dict
 from wsol_pipeline.training.loop import Order, World, ddp_options, train
@@ -27,7 +29,12 @@ from wsol_pipeline.training.loop import Order, World, ddp_options, train
 def run_all(rank: int, cases: list[dict[str, Any]]) -> None:
     torch.set_num_threads(1)
     for case in cases:
-        run(rank, from_dict(Job, case["job"]), case["rendezvous"], case["stop_at"])
+        job = from_dict(Job, case["job"])
+        compiling.BACKEND = case.get("backend", compiling.BACKEND)
+        run(rank, job, case["rendezvous"], case["stop_at"])
+        if job.train.compile:
+            traced = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+            Path(f"{case['rendezvous']}.graphs-{rank}").write_text(str(traced))
 
 
 def run(rank: int, job: Job, rendezvous: str, stop_at: list[int] | None = None) -> None:

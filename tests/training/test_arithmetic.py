@@ -1,12 +1,18 @@
 """What is computed in where the options leave it to the device."""
 
+import os
+
 import pytest
 import torch
 
 from wsol_pipeline.errors import UsageError
-from wsol_pipeline.training.arithmetic import arithmetic
+from wsol_pipeline.study.options import StudyOptions
+from wsol_pipeline.study.plan import check_device
+from wsol_pipeline.training import cluster
+from wsol_pipeline.training.arithmetic import WORKSPACE, arithmetic
 from wsol_pipeline.training.config import TrainConfig
 
+NEEDS_IT = "--precision bfloat16 needs a GPU that has it .* say float32, or auto"
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 
 
@@ -39,22 +45,42 @@ def test_the_device_decides_what_is_not_said(able, config, device, has, told):
 
 def test_bfloat16_is_refused_by_a_gpu_without(able):
     able(False)
-    with pytest.raises(UsageError, match="--precision bfloat16 needs a GPU that has it .* say float32, or auto"):
+    with pytest.raises(UsageError, match=NEEDS_IT):
         arithmetic(TrainConfig(precision="bfloat16"), CUDA)
 
 
-@pytest.mark.parametrize(
-    ("config", "tf32", "benchmark", "deterministic"),
-    [
-        ({}, True, True, False),
-        ({"precision": "float32"}, False, True, False),
-        ({"deterministic": True}, True, False, True),
-    ],
-)
-def test_what_pytorch_keeps_for_the_process_is_set_for_each_run(able, config, tf32, benchmark, deterministic):
+def test_and_before_the_start_where_the_gpu_is_seen(able, monkeypatch):
+    able(False)
+    options, here = StudyOptions(precision="bfloat16"), [True]
+    monkeypatch.setattr(cluster, "is_one_machine", lambda: here[0])
+    check_device(options, "cpu")
+    with pytest.raises(UsageError, match=NEEDS_IT):
+        check_device(options, "cuda")
+    here[0] = False
+    check_device(options, "cuda")  # its workers will say so
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, ":4096:8"), (":16:8", ":16:8"), (":0:0", ":4096:8")])
+def test_a_workspace_that_cublas_cannot_repeat_with_is_replaced(able, monkeypatch, before, after):
     able(True)
-    arithmetic(TrainConfig(precision="float32"), CUDA).settle()
+    monkeypatch.setenv(WORKSPACE, before or "")
+    arithmetic(TrainConfig(deterministic=True), CUDA).settle()
+    assert os.environ[WORKSPACE] == after
+
+
+@pytest.mark.parametrize(
+    ("config", "benchmark", "deterministic"),
+    [({}, True, False), ({"precision": "float32"}, True, False), ({"deterministic": True}, False, True)],
+)
+def test_what_pytorch_keeps_for_the_process_is_set_for_each_run(able, config, benchmark, deterministic):
+    able(True)
+    arithmetic(TrainConfig(deterministic=not deterministic), CUDA).settle()
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     arithmetic(TrainConfig(**config), CUDA).settle()
-    assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == tf32
-    assert torch.backends.cudnn.benchmark == benchmark
+    assert kept() == (False, False, benchmark)
     assert torch.are_deterministic_algorithms_enabled() == deterministic
+
+
+def kept() -> tuple[bool, bool, bool]:
+    backends = torch.backends
+    return backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32, backends.cudnn.benchmark

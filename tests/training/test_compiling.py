@@ -1,7 +1,13 @@
 """Compiled training: one graph where that is said, the very step of an eager one, refused where it cannot be."""
 
+import dataclasses
 import json
+import os
 import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,10 +15,12 @@ from torch.nn import functional as F
 
 import wsol_models
 from wsol_pipeline.errors import MismatchError, UsageError
+from wsol_pipeline.storage import Store
 from wsol_pipeline.study.plan import check_buildable
 from wsol_pipeline.training import compiling
-from wsol_pipeline.training.checkpoint import Position
-from wsol_pipeline.training.compiling import compiled, require_compiler
+from wsol_pipeline.training.checkpoint import CheckpointStore, Position
+from wsol_pipeline.training.compiling import compiled, keep_kernels, require_compiler
+from wsol_pipeline.training.config import Job, to_dict
 from wsol_pipeline.training.model import DESCRIPTION
 
 TRACEABLE = [name for name in wsol_models.methods() if not wsol_models.method_module(name).Method.untraceable]
@@ -81,6 +89,60 @@ def test_a_compiled_training_is_the_eager_one_under_another_contract(make_config
     assert json.loads(eager.final.read(DESCRIPTION))["arithmetic"] == "float64"
 
 
+@pytest.fixture
+def kernels(monkeypatch, tmp_path):
+    """Inductor itself; gives how many graphs were traced since."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "kernels"))
+    before = graphs_traced()
+    yield lambda: graphs_traced() - before
+    torch.compiler.reset()
+
+
+def graphs_traced() -> int:
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["cam", "bas"])
+def test_a_training_by_inductors_kernels_is_the_eager_one_but_for_last_bits(method, make_config, fit, kill, kernels):
+    """Compared in float64, where five steps carry these to 1e-9 at most. One that was killed goes on to the very end of
+    the undisturbed one, by the same kernels. Validation, of another size, has none."""
+    config = make_config(method, compile=True, precision="float64", epochs=1)
+    whole = fit(config, "whole")
+    assert kernels() == 2  # whole batches, and the last one, which is short
+    eager = fit(dataclasses.replace(config, compile=False), "eager")
+    assert kernels() == 2
+    kill(config, Position(0, 28), "killed", checkpoint_batches=2)
+    resumed = fit(config, "killed", attempt=2)
+    for name, weight in eager.weights.items():
+        torch.testing.assert_close(whole.weights[name], weight, rtol=1e-9, atol=1e-9)
+        assert torch.equal(resumed.weights[name], whole.weights[name]), name
+    assert whole.records[0]["train"] == pytest.approx(eager.records[0]["train"], rel=1e-9)
+    assert resumed.records == whole.records
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["cam", "bas"])
+def test_two_compiled_workers_train_what_two_eager_ones_do(method, make_config, dataset, reading, outcome, tmp_path):
+    """Each compiles what DDP wraps, so that the compiler knows where DDP sends gradients: no graph more than of one."""
+    cases = []
+    for name, on in (("eager", False), ("compiled", True)):
+        config = make_config(method, compile=on, precision="float64", epochs=1)
+        job = Job(config, dataset.uri, str(tmp_path / name), 1, workers=2, reading=reading)
+        cases.append({"job": to_dict(job), "rendezvous": str(tmp_path / f"{name}.meet"), "stop_at": None})
+        cases[-1]["backend"] = "aot_eager"
+    (tmp_path / "cases.json").write_text(json.dumps(cases))
+    ranks = str(Path(__file__).with_name("ranks.py"))
+    subprocess.run([sys.executable, ranks, "2", str(tmp_path / "cases.json")], check=True, timeout=800)
+    eager, made = (outcome(CheckpointStore(Store.at(tmp_path / name), 1)) for name in ("eager", "compiled"))
+    for name, weight in eager.weights.items():
+        torch.testing.assert_close(made.weights[name], weight, rtol=1e-9, atol=1e-9)
+    assert made.records[0]["train"] == pytest.approx(eager.records[0]["train"], rel=1e-9)
+    traced = [(tmp_path / f"compiled.meet.graphs-{rank}").read_text() for rank in range(2)]
+    assert traced == ["2", "2"]
+    assert not (tmp_path / "eager.meet.graphs-0").exists()
+
+
 def test_a_checkpoint_goes_on_only_as_it_began(make_config, fit, kill, graphs):
     kill(make_config("cam"), Position(1), "killed")
     with pytest.raises(MismatchError, match="of another configuration"):
@@ -93,6 +155,28 @@ def test_what_breaks_its_graph_is_refused_before_the_start(name, make_config, da
         check_buildable(make_config(name, compile=True), dataset)
     check_buildable(make_config(name), dataset)
     check_buildable(make_config("bas", compile=True), dataset)
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o777, None])
+def test_kernels_are_kept_only_where_nobody_else_writes(tmp_path, monkeypatch, mode):
+    """Inductor reads pickles there, and runs what it finds."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "kernels"))
+    if mode is not None:
+        (tmp_path / "kernels").mkdir()
+        (tmp_path / "kernels").chmod(mode)
+    if mode == 0o777:
+        with pytest.raises(UsageError, match="^--compile: kernels cannot be kept there .*kernels may be written to by"):
+            keep_kernels()
+    else:
+        keep_kernels()
+        assert stat.S_IMODE((tmp_path / "kernels").stat().st_mode) == 0o700
+
+
+def test_kernels_are_kept_below_the_users_cache_folder_by_default(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    keep_kernels()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "wsol/kernels")
 
 
 def test_a_machine_without_a_compiler_is_told(monkeypatch):

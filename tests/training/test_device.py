@@ -6,13 +6,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 import wsol_models
 from tests.twin import Twin, moved, pretended
-from wsol_models import readouts
+from wsol_models import bcam, readouts
+from wsol_models._backbones import BACKBONES
 from wsol_pipeline.data.reader import Batch
-from wsol_pipeline.evaluation import evaluate
+from wsol_pipeline.evaluation import evaluate, labelfree
 from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.images import normalize
 from wsol_pipeline.protocol import Role
@@ -49,7 +51,7 @@ def a_run(name: str, device: str, backbone: str = "tiny", options=None, **config
         method=name, backbone=backbone, image_size=SIDE, resize_size=SIDE, recipe=Recipe(clip_norm=1.0, batch_size=B),
         **config,
     )  # fmt: skip
-    method = wsol_models.build(name, backbone=backbone, num_classes=K, **(options or {}))
+    method = wsol_models.build(name, backbone=backbone, **{"num_classes": K, **(options or {})})
     if config.channels_last:
         method = method.to(memory_format=torch.channels_last)
     method = moved(method) if device == CUDA else method
@@ -74,12 +76,19 @@ def steps(run: SimpleNamespace, batch: Batch, count: int = 2) -> float:
     return float(run.progress.sums["loss"])
 
 
+STEPS = [(name, "tiny", {}) for name in wsol_models.methods()]
+OTHERS = [
+    ("cam", "resnet18", {}), ("bas", "mobilenet_v2", {}), ("dawsol", "tiny", {"uda": "dann"}),
+    ("bas", "tiny", {"mask": "image"}),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(("precision", "several"), [("float32", False), ("bfloat16", True)])
-@pytest.mark.parametrize("name", wsol_models.methods())
-def test_a_step_stays_on_its_device_and_makes_no_host_wait(name, precision, several, waits):
+@pytest.mark.parametrize(("name", "backbone", "options"), [*STEPS, *OTHERS])
+def test_a_step_stays_on_its_device_and_makes_no_host_wait(name, backbone, options, precision, several, waits):
     config = {"precision": precision, "channels_last": precision == "bfloat16"}
-    on_cpu = steps(a_run(name, "cpu", **config), a_batch(several))
-    run = a_run(name, CUDA, **config)
+    on_cpu = steps(a_run(name, "cpu", backbone, options, **config), a_batch(several))
+    run = a_run(name, CUDA, backbone, options, **config)
     steps(run, a_batch(several), 1)  # the optimizer's first step is looked at as it is made
     waits.clear()
     loop.train_step(run, 3, a_batch(several))
@@ -90,6 +99,30 @@ def test_a_step_stays_on_its_device_and_makes_no_host_wait(name, precision, seve
     else:
         assert not others
     assert float(run.progress.sums["loss"]) == pytest.approx(on_cpu, rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_teacher_is_where_its_method_is_and_its_scores_are_float32(precision, waits, tmp_path, monkeypatch):
+    torch.manual_seed(5)
+    save_file(BACKBONES["tiny"].network().state_dict(), tmp_path / "tiny.safetensors")
+    options = {"soft_topk": 5, "weights": str(tmp_path / "tiny.safetensors"), "num_classes": 1000}
+    config = {"precision": precision, "channels_last": True}
+    on_cpu = a_run("bcam", "cpu", "tiny", options, **config)
+    [teacher] = on_cpu.method._teacher
+    assert teacher.network.block1[0].weight.is_contiguous(memory_format=torch.channels_last)
+    loss = steps(on_cpu, a_batch())
+    told, labels = [], bcam.soft_labels
+    monkeypatch.setattr(bcam, "soft_labels", lambda logits, *more: told.append(logits.dtype) or labels(logits, *more))
+    run = a_run("bcam", CUDA, "tiny", options, **config)
+    for of in run.method._teacher:
+        moved(of)
+    steps(run, a_batch(), 1)
+    waits.clear()
+    loop.train_step(run, 3, a_batch())
+    assert set(waits) <= {"a flag of the step before"}
+    assert set(told) == {torch.float32}
+    assert float(run.progress.sums["loss"]) == pytest.approx(loss, rel=1e-5)
+    assert on_cpu.method.double()._teacher[0].head.weight.dtype == torch.float64
 
 
 def test_a_checkpoint_leaves_the_device_by_one_wait_of_another_thread_and_in_its_layout(waits):
@@ -143,19 +176,53 @@ READ = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])  # of a search, and of the epochs between
 @pytest.mark.parametrize(("name", "readout", "options"), READ)
-def test_a_search_stays_on_its_device_and_makes_the_host_wait_once_a_batch(name, readout, options, waits):
+def test_a_search_stays_on_its_device_and_makes_the_host_wait_once_a_batch(name, readout, options, precision, waits):
     several = readout in ("topk", "bcam", "cam")  # images of several classes too
     counted = {}
     for device in ("cpu", CUDA):
         torch.manual_seed(0)
-        method = wsol_models.build(name, backbone="tiny", num_classes=K)
+        method = wsol_models.build(name, backbone="tiny", num_classes=K).to(memory_format=torch.channels_last)
         method = moved(method) if device == CUDA else method
         waits.clear()
         rules = protocol("wsol-v1", image_size=SIDE, resize_size=SIDE)
-        counted[device] = evaluate.count(
-            method, readouts.readout(readout, **options), Rows(several), rules, device=device
-        )
+        with arithmetic(TrainConfig(precision=precision), torch.device(device)).autocast():
+            counted[device] = evaluate.count(
+                method, readouts.readout(readout, **options), Rows(several), rules, device=device
+            )
     assert sum(waits.values()) <= 1, dict(waits)
     if readout != "pyramid":  # a GPU resizes bytes in float, and rounds them
         assert counted["cpu"].to_dict() == counted[CUDA].to_dict()
+
+
+class Labels:
+    """Those rows as selectors without boxes are shown them."""
+
+    role, num_rows = Role.VAL, B
+
+    def with_stored(self) -> "Labels":
+        return self
+
+    def batches(self):
+        yield a_batch()
+
+
+@pytest.mark.parametrize("selector", [labelfree.Otsu(), labelfree.Area(0.5), labelfree.Evidence()])
+def test_a_selector_without_boxes_makes_the_host_wait_once_a_batch(selector, waits):
+    """The classifier's evidence once more a setting, for what it thinks of the image without the mask."""
+    seen = {}
+    for device in ("cpu", CUDA):
+        torch.manual_seed(0)
+        method = wsol_models.build("bas", backbone="tiny", num_classes=K)
+        method = moved(method) if device == CUDA else method
+        waits.clear()
+        seen[device] = labelfree.observe(
+            selector, method, readouts.readout("topk"), Labels(), protocol("wsol-v1", SIDE, SIDE),
+            settings=range(1, K + 1), device=device,
+        )  # fmt: skip
+    evidence = isinstance(selector, labelfree.Evidence)
+    assert sum(waits.values()) <= 1 + K * evidence, dict(waits)
+    assert seen["cpu"].ids == seen[CUDA].ids
+    for mine, theirs in zip(seen["cpu"].kept, seen[CUDA].kept, strict=True):
+        np.testing.assert_allclose(np.hstack(mine), np.hstack(theirs), rtol=1e-6)

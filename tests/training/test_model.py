@@ -51,6 +51,30 @@ def test_the_loaded_model_is_the_trained_one(trained, make_config):
         assert torch.equal(model.method(images).logits_BK, method(images).logits_BK)
 
 
+@pytest.fixture
+def kernels():
+    """Flags of PyTorch's GPU kernels, as somebody who trains may leave them; asking tells how they are."""
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, products.allow_tf32, cudnn.benchmark
+    cudnn.allow_tf32 = products.allow_tf32 = cudnn.benchmark = True
+    yield lambda: (cudnn.allow_tf32, products.allow_tf32, cudnn.benchmark)
+    cudnn.allow_tf32, products.allow_tf32, cudnn.benchmark = before
+
+
+@pytest.mark.parametrize("reads", ["search", "localize"])
+def test_maps_are_read_alike_in_a_study_and_wherever_its_model_is(trained, dataset, kernels, monkeypatch, reads):
+    model, seen = load_model(trained.final), set()
+    forward = model.method.forward
+    monkeypatch.setattr(model.method, "forward", lambda *args, **more: seen.add(kernels()) or forward(*args, **more))
+    if reads == "localize":
+        model.predict(Image.new("RGB", (32, 32)))
+    else:
+        rows = eval_rows(dataset.val, ReadConfig(resize_size=36, image_size=32), model.protocol.geometry, 8)
+        count(model.method, model.readout, rows, model.protocol)
+    assert seen == {(False, False, False)}
+    assert kernels() == (True, True, True)
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "model.json"])
 def test_an_altered_file_is_refused_and_named(trained, name):
     data = bytearray(trained.final.read(name))

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import ray.tune
 import torch
+from torch._inductor.exc import CppCompileError
 
 from wsol_models import cam
 from wsol_pipeline.data.images import resize_to
@@ -120,10 +121,12 @@ def test_a_finished_model_says_of_which_study_it_is(make_job, reports):
             "out_of_memory",
         ),
         (RuntimeError("CUDA error: out of memory"), "out_of_memory"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "out_of_memory"),
         (MemoryError(), "out_of_memory"),
         (UsageError("wrong"), "configuration"),
         (RuntimeError("fold_cuda does not have a deterministic implementation, but you set"), "configuration"),
         (ValueError("wrong"), "configuration"),
+        (CppCompileError(["g++", "kernel.cpp"], "fatal error: Python.h: No such file or directory"), "configuration"),
     ],
 )
 def test_a_failure_of_the_trials_own_is_noted(make_job, error, kind):

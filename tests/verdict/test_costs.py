@@ -1,5 +1,6 @@
 """What choosing without boxes costs: by NAME beside boxes, with intervals in the same redraws."""
 
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -47,7 +48,18 @@ def test_what_several_selectors_share_is_looked_at_once(dataset, reading, make_c
     monkeypatch.setattr(
         labelfree, "observe", lambda of, *args, **named: looks.append(of) or observe(of, *args, **named)
     )
-    _, *others = costs(options, model, dataset, ("otsu", "evidence", "evidence+otsu"))
+    passes = []
+
+    @contextmanager
+    def progress(what, images):
+        passes.append([what, images])
+        yield lambda more: passes[-1].append(more)
+
+    _, *others = costs(options, model, dataset, ("otsu", "evidence", "evidence+otsu"), progress=progress)
+    looked = [what for what, *_ in passes if "on test" not in what]
+    assert looked == ["chosen by boxes", "chosen by otsu", "chosen by evidence"]
+    for _, images, *done in passes:  # what is taken from before is not announced
+        assert sum(done) == images
     assert [of.score for of in looks] == ["separability", "evidence_gain"]
     assert others[2] == alone
 

@@ -17,20 +17,7 @@ from wsol_pipeline.study.outcome import model_named
 from wsol_pipeline.training import cluster
 from wsol_pipeline.verdict import placing
 from wsol_pipeline.verdict.options import EvaluateOptions, SolveOptions
-from wsol_pipeline.verdict.placing import somewhere
-
-
-@pytest.fixture(scope="module")
-def pretended_gpu():
-    """A private Ray that is told of a GPU, which is none."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(
-            address="local", num_cpus=3, num_gpus=1, include_dashboard=False, object_store_memory=200_000_000,
-            logging_level="warning",
-        )  # fmt: skip
-        yield
-        ray.shutdown()
+from wsol_pipeline.verdict.placing import anywhere, somewhere
 
 
 class Told(list):
@@ -78,6 +65,16 @@ def test_a_cluster_that_may_grow_is_asked_for_a_gpu_that_it_does_not_have_yet(op
     with pytest.raises(Asked):
         somewhere(worked, options(device="cuda", cluster_may_grow=True), 3)
     assert asked == [("cuda", True)]
+
+
+@pytest.mark.parametrize("options", [EvaluateOptions, SolveOptions])
+def test_relative_places_are_those_of_the_command_to_its_workers_too(options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    there = anywhere(options(storage="runs", data="sets/cub", device="cpu"))
+    assert (there.store.uri, there.data) == (str(tmp_path / "runs"), str(tmp_path / "sets/cub"))
+    assert there.device == "cpu"
+    assert anywhere(options(storage="s3://bucket/runs")).storage == "s3://bucket/runs"
+    assert anywhere(options()).data is None
 
 
 @pytest.mark.slow

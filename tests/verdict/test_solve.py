@@ -70,6 +70,17 @@ def test_the_same_command_shows_the_same_answer_and_another_question_is_refused(
         solve("--readout", "topk", "--name", "bas-cam")
 
 
+def test_what_a_study_says_of_its_own_search_is_not_said_of_another_readout(solve, tmp_path):
+    """How sure its winner is, its seeds and its Pareto front: of trials that the answer has none of."""
+    own = {"doubt": "in 9 of 10", "wins": 0.9, "certainty": "by 3 points", "kept": "epoch 4", "confirmed": {}}
+    own |= {"objectives": ["miou", "device_hours"], "tolerance": 1.0, "rule": "the cheapest"}
+    place = tmp_path / "bas" / WINNER
+    place.write_text(json.dumps(result(tmp_path, "bas") | own | {"paper_data": ["cub"]}))
+    solve("--readout", "cam")
+    assert result(tmp_path, "bas-cam").keys().isdisjoint(own)
+    assert result(tmp_path, "bas-cam")["paper_data"] == ["cub"]
+
+
 def test_bagcams_are_solved_over_every_layer_and_weighting(solve, tmp_path):
     solve()
     final = Store.at(tmp_path).resolve(result(tmp_path, "bas-bagcams")["model"])

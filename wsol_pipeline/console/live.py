@@ -22,6 +22,7 @@ from wsol_pipeline.study.plan import Plan
 from wsol_pipeline.study.standings import CONFIRMS, SEED
 from wsol_pipeline.text import format_hours, format_parameters, format_rate
 from wsol_pipeline.training.checkpoint import Position
+from wsol_pipeline.training.run import CROWDED
 
 FINISHED_SHOWN = 5
 EVERY = 30.0  # seconds between two lines of how far trials are
@@ -116,7 +117,7 @@ class TrialLog:
             "complete": lambda: f"complete: {self._reached(details)}",
             "pruned": lambda: "pruned",
             "failed": lambda: f"failed: {details['kind']}: {details.get('message', '')[:160]}",
-            "died": lambda: f"{_cause(details)}: another goes on from the last checkpoint",
+            "died": lambda: _death(details),
             "stopping": lambda: "writes a checkpoint and ends; the same signal again leaves at once",
         }.get(event)
         if text:
@@ -190,9 +191,12 @@ class TrialLog:
         print(f"[{time.monotonic() - self.started:5.0f} s] {text}", flush=True)
 
 
-def _cause(death: Mapping[str, Any]) -> str:
-    """Why a trial's worker ended, if it could say so."""
-    return f"could not go on ({death['kind']}: {death['message'][:160]})" if death else "its worker died"
+def _death(death: Mapping[str, Any]) -> str:
+    """Why a trial's worker ended, if it could say so, and how the trial goes on."""
+    if death.get("kind") == CROWDED:
+        return f"its share of a GPU is too small ({death['message'][:160]}): it goes on with a whole one, after others"
+    cause = f"could not go on ({death['kind']}: {death['message'][:160]})" if death else "its worker died"
+    return f"{cause}: another goes on from the last checkpoint"
 
 
 class TrialTable(TrialLog):

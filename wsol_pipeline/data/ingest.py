@@ -101,8 +101,8 @@ def import_dataset(
     if out.exists(MANIFEST):
         return _mended(_finished(out, origin), source, out, workers, shard_bytes, tell)
     rows = list(source.rows)
+    out.check_writable()  # a refusal is kept there too
     _require_sound(source, rows, workers, out)
-    out.check_writable()
     jobs = _plan(_by_role(rows), source.rules, out, shard_bytes)
     at_most = allowed(source, max_bad, len(rows)) if source.benchmark else len(rows)
     reports = _written(jobs, workers, tell, at_most)

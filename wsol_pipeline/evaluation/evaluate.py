@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsol_pipeline.device import to_host
+from wsol_pipeline.device import as_models_are_read, to_device, to_host
 from wsol_pipeline.errors import DataError
 from wsol_pipeline.evaluation.behind import Behind
 from wsol_pipeline.evaluation.counts import BOXES, Counts
@@ -72,20 +72,19 @@ def count(
         num_classes=rows.num_classes, truth=truth, keep_scores=keep_scores, rule=rule,
     )  # fmt: skip
     walked = walk(method, readout, rows, protocol, settings=settings, device=device, ten_crop=ten_crop, prepare=prepare)
-    with Behind(_open_parts(device)) as scored:
+    with Behind(open_parts(device)) as scored:
         for step in walked:
             batch = step.batch
             boxes = batch_boxes(batch, rows.box_convention, protocol)
             true_masks = batch_masks(batch, protocol) if masks else None
             score = partial(_score, metric, on_maps, step.first_row + batch.pairs[0], batch, boxes, true_masks)
-            for part in parts(step.maps, PART_BYTES if scored.most else 0):
-                arrived = together(step.ranks_B, *(of for _, of in part))
-                scored.add(partial(score, [index for index, _ in part], arrived))
+            for indices, arrived in parts_on_host(step, device):
+                scored.add(partial(score, indices, arrived))
             ids += batch.ids
             labels += batch.labels_B.tolist()
             num_shrunk += step.num_shrunk
             if on_batch:
-                scored.add(_nothing, after=partial(on_batch, step.num_images))
+                scored.add(nothing, after=partial(on_batch, step.num_images))
     counts = metric.counts(ids, labels)
     return replace(counts, shrunk=np.array(num_shrunk)) if needs_stored(readout) else counts
 
@@ -125,13 +124,13 @@ def walk(
     with _evaluating(method):
         for found in rows.batches():
             batch = class_pairs(found, protocol)
-            images_BCHW, labels_B = as_input(batch.images_BCHW), batch.labels_B.to(device, non_blocking=True)
+            images_BCHW, labels_B = as_input(batch.images_BCHW), to_device(batch.labels_B, device)
             with torch.no_grad():
                 output = method(images_BCHW)
                 scores_BK = ten_crop_scores(method, as_input(batch.whole_BCHW), protocol) if ten_crop else None
             scores_BK = output.logits_BK.detach() if scores_BK is None else scores_BK
             if batch.others_BK is not None:
-                scores_BK = scores_BK.masked_fill(batch.others_BK.to(device, non_blocking=True), -torch.inf)
+                scores_BK = scores_BK.masked_fill(to_device(batch.others_BK, device), -torch.inf)
             ranks_B = class_ranks(scores_BK, labels_B)
             handed: dict[str, Any] = {"output": output, **photographs(readout, batch, as_input, device)}
             maps = _maps(method, readout, images_BCHW, labels_B, handed, settings, chosen)
@@ -149,8 +148,15 @@ def settings_of(method: nn.Module, readout: Any, settings: Sequence[Any] | None)
         return tuple(readout.settings(method))
 
 
-def _open_parts(device: torch.device | str) -> int:
-    """A single thread of a CPU is all that its process was given: it can't score beside the network."""
+def parts_on_host(step: Step, device: torch.device | str) -> Iterator[tuple[list[int], Callable[[], list[Tensor]]]]:
+    """The maps of a batch as they leave the device: numbers of some settings, and what waits for the class ranks and
+    these settings' maps on the host."""
+    for part in parts(step.maps, PART_BYTES if open_parts(device) else 0):
+        yield [index for index, _ in part], together(step.ranks_B, *(maps for _, maps in part))
+
+
+def open_parts(device: torch.device | str) -> int:
+    """How many parts may wait to be scored: none where a process has one thread of a CPU, for network and scores."""
     return 0 if torch.device(device).type == "cpu" and torch.get_num_threads() == 1 else OPEN_PARTS
 
 
@@ -172,7 +178,7 @@ def _score(
             on_maps(row_numbers, batch, maps_BHW, truth, true_masks, ranks_B)
 
 
-def _nothing() -> None: ...
+def nothing() -> None: ...
 
 
 def parts(maps: Iterator[tuple[int, Tensor]], size: int) -> Iterator[list[tuple[int, Tensor]]]:
@@ -300,7 +306,7 @@ def read_maps(
     """Raw maps of a batch at one setting, B×H×W, of what the protocol shows the network. The method is in eval mode."""
     as_input = partial(prepare, device=device, dtype=dtype_of(method))
     handed = {"output": output, **photographs(readout, batch, as_input, device)}
-    maps_BHW = readout.maps(method, as_input(batch.images_BCHW), labels_B.to(device), setting, **handed)
+    maps_BHW = readout.maps(method, as_input(batch.images_BCHW), to_device(labels_B, device), setting, **handed)
     return shown_part(maps_BHW, readout, protocol)
 
 
@@ -311,7 +317,7 @@ def photographs(
     what makes images of them when it has resized them."""
     if not needs_stored(readout):
         return {}
-    return {"stored_BCHW": batch.stored_BCHW.to(device, non_blocking=True), "prepare": as_input}
+    return {"stored_BCHW": to_device(batch.stored_BCHW, device), "prepare": as_input}
 
 
 def shown_part(maps_BHW: Tensor, readout: Any, protocol: Protocol) -> Tensor:
@@ -432,6 +438,7 @@ def _evaluating(method: nn.Module) -> Iterator[None]:
     was_training = method.training
     method.eval()
     try:
-        yield
+        with as_models_are_read():
+            yield
     finally:
         method.train(was_training)

@@ -7,6 +7,7 @@ takes the best setting and threshold. Symbols as in docs/labels-only.md.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,10 +15,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from wsol_pipeline.device import to_device
 from wsol_pipeline.errors import UsageError
+from wsol_pipeline.evaluation.behind import Behind
 from wsol_pipeline.evaluation.contours import boxes_per_mask
 from wsol_pipeline.evaluation.counts import Counts, ImageHits
-from wsol_pipeline.evaluation.evaluate import Step, read_maps, rows_for, walk
+from wsol_pipeline.evaluation.evaluate import (
+    Step,
+    nothing,
+    open_parts,
+    parts_on_host,
+    read_maps,
+    rows_for,
+    walk,
+)
 from wsol_pipeline.evaluation.levels import level_image, num_masks
 from wsol_pipeline.evaluation.maps import normalised_map
 from wsol_pipeline.evaluation.metrics import in_threads, in_units, plain
@@ -44,6 +55,7 @@ class Selector:
 
     score: str
     rule: str = ""
+    sees_maps_alone = False  # then the network goes on meanwhile
 
     def rows(self, rows: Any) -> Any:
         """The rows that it has to be shown: with photographs as they are stored, or as they are."""
@@ -82,7 +94,7 @@ class Evidence(Selector):
     def see(self, prepared: Any, step: Step, maps: Tensor, method: nn.Module, protocol: Protocol, fine: bool) -> Any:
         size_wh = int(step.images_BCHW.shape[3]), int(step.images_BCHW.shape[2])
         normalised = in_threads(lambda raw_HW: normalised_map(raw_HW, protocol, size_wh), plain(maps))
-        maps_B1HW = torch.from_numpy(np.stack(normalised)).to(step.images_BCHW.device)[:, None]
+        maps_B1HW = to_device(torch.from_numpy(np.stack(normalised)), step.images_BCHW.device)[:, None]
         columns = []
         for threshold in evidence_grid(fine):
             mask_B1HW = maps_B1HW >= threshold
@@ -130,6 +142,7 @@ class Otsu(Selector):
 
     score = "separability"
     rule = OTSU
+    sees_maps_alone = True
 
     def see(self, prepared: Any, step: Step, maps: Tensor, method: nn.Module, protocol: Protocol, fine: bool) -> Any:
         def cut(raw_HW: NDArray[Any], size_wh: Any) -> tuple[float, float]:
@@ -160,6 +173,7 @@ class Area(Selector):
 
     share: float
     score = "area_agreement"
+    sees_maps_alone = True
 
     def see(self, prepared: Any, step: Step, maps: Tensor, method: nn.Module, protocol: Protocol, fine: bool) -> Any:
         def share(raw_HW: NDArray[Any], size_wh: Any) -> NDArray[np.float64]:
@@ -309,6 +323,7 @@ class OwnMask(Selector):
     one."""
 
     score = "masked_images"
+    sees_maps_alone = True
 
     def see(self, prepared: Any, step: Step, maps: Tensor, method: nn.Module, protocol: Protocol, fine: bool) -> Any:
         if maps.ndim == 3 and maps.dtype != torch.bool:
@@ -345,15 +360,23 @@ def observe(
     labels: list[int] = []
     ranks: list[Any] = []
     seen: list[list[Any]] = [[] for _ in settings]
-    for step in walk(method, readout, selector.rows(rows), protocol, settings=settings, device=device):
-        prepared = selector.prepare(step, method)
-        for index, maps in step.maps:
-            seen[index].append(selector.see(prepared, step, maps, method, protocol, fine))
-        ids += step.batch.ids
-        labels += step.batch.labels_B.tolist()
-        ranks.append(step.ranks_B.cpu().numpy())
-        if on_batch:
-            on_batch(step.num_images)
+
+    def look(step: Step, prepared: Any, indices: list[int], arrived: Callable[[], list[Tensor]]) -> None:
+        ranks_B, *maps = arrived()
+        if 0 in indices:
+            ranks.append(ranks_B.numpy())
+        for index, maps_BHW in zip(indices, maps, strict=True):
+            seen[index].append(selector.see(prepared, step, maps_BHW, method, protocol, fine))
+
+    with Behind(open_parts(device) if selector.sees_maps_alone else 0) as behind:
+        for step in walk(method, readout, selector.rows(rows), protocol, settings=settings, device=device):
+            prepared = selector.prepare(step, method)
+            for indices, arrived in parts_on_host(step, device):
+                behind.add(partial(look, step._replace(output=None), prepared, indices, arrived))
+            ids += step.batch.ids
+            labels += step.batch.labels_B.tolist()
+            if on_batch:
+                behind.add(nothing, after=partial(on_batch, step.num_images))
     kept = tuple(selector.join(parts) if parts else None for parts in seen)  # a rank may have had no rows
     return Observed(tuple(ids), np.array(labels, np.int64), np.concatenate([*ranks, np.empty(0, np.int64)]), kept)
 

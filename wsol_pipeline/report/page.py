@@ -121,7 +121,7 @@ def _search(search: Search, objective: str) -> dict[str, Any]:
     return {
         "name": search.name,
         "balance": f"{len(states)} trials: {counted}{again}{spent}",
-        "doubt": search.doubt,
+        "told": search.told,
         "sensitivity": [Markup(charts.sensitivity(search, name, objective)) for name in names],
         "importance": Markup(charts.importance(search)) if enough else "",
         "complete": len(complete),

@@ -18,29 +18,32 @@ from wsol_pipeline.segmentation.options import RefineOptions, SeedOptions
 from wsol_pipeline.segmentation.segment import EVALUATION, Judgement
 from wsol_pipeline.segmentation.station import Station
 from wsol_pipeline.storage import Store
-from wsol_pipeline.verdict.score import Progress, silent
+from wsol_pipeline.verdict.options import EvaluateOptions
+from wsol_pipeline.verdict.placing import somewhere
+from wsol_pipeline.verdict.score import Progress, local_device, silent
 
 MapsOf = Callable[[Image, dict[str, Any]], torch.Tensor]
 
 
-def judge_masks(store: Store, name: str, device: str = "cpu", progress: Progress = silent) -> Judgement:
+def judge_masks(options: EvaluateOptions, name: str, progress: Progress = silent) -> Judgement:
     """The quality of a sealed station's label images on training images, kept beside it and then only shown.
 
     Transferred: at the threshold that validation chose. Oracle: the best one on these images, as papers print it.
     """
-    if not station.is_finished(store / name):
+    if not station.is_finished(options.store / name):
         raise ProtocolError(f"{name!r} is not finished: masks of training images are opened after every choice.")
-    found = station.finished(store, name)
+    found = station.finished(options.store, name)
     if not found.place.exists(EVALUATION):
-        found.place.write(EVALUATION, json.dumps(_judged(found, device, progress), indent=1).encode())
+        judged = somewhere(_judged, options, found, progress=progress)
+        found.place.write(EVALUATION, json.dumps(judged, indent=1).encode())
     kept = json.loads(found.place.read(EVALUATION))
     if kept["seal"] != found.seal:
         raise DataError(f"{found.place.path(EVALUATION)} is of other label images than {name!r} holds.")
     return Judgement(name, kept["figures"], tuple(kept["interval"]), kept["images"], "labels", "training images")
 
 
-def _judged(found: Station, device: str, progress: Progress) -> dict[str, Any]:
-    dataset = open_dataset(found.uri("data"))
+def _judged(options: EvaluateOptions, found: Station, progress: Progress) -> dict[str, Any]:
+    device, dataset = local_device(options.device), open_dataset(found.uri("data"))
     refine.require_same(found, dataset.fingerprint)
     num_classes, matrices = len(dataset.classes), []
     pixels, centred = np.zeros((2, 3, num_classes + 1, len(THRESHOLDS) + 1), np.int64)
@@ -125,8 +128,9 @@ def has_truth(store: Store, names: Sequence[str]) -> bool:
     return any(mask is not None for _, mask, _ in open_audit(dataset).masks())
 
 
-def judge(store: Store, name: str, device: str = "cpu", progress: Progress = silent) -> Judgement:
+def judge(options: EvaluateOptions, name: str, progress: Progress = silent) -> Judgement:
     """A network on test, seeds or masks on training images: by what lies there."""
+    store = options.store
     if station.is_finished(store / name) and station.finished(store, name).manifest["kind"] in COLUMN:
-        return judge_masks(store, name, device, progress)
-    return segment.judge_network(store, name, device, progress)
+        return judge_masks(options, name, progress)
+    return segment.judge_network(options, name, progress)

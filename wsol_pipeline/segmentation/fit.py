@@ -176,10 +176,10 @@ def _save(
 def _resume(
     task: Task, checkpoints: CheckpointStore, learner: Learner, optimizer: torch.optim.SGD, world: World
 ) -> State:
-    saved = checkpoints.newest(world.device) if world.rank == 0 else None
+    saved = checkpoints.newest() if world.rank == 0 else None
     folder = world.gather(saved.folder if saved else None)[0]
     if folder and not saved:
-        saved = checkpoints.load(folder, world.device)
+        saved = checkpoints.load(folder)
     if saved is None:
         return State()
     if saved.state["identity"] != task.identity:

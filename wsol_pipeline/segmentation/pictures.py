@@ -1,7 +1,7 @@
 """The same training images through every station: their true masks, seeds, pseudo masks, what a network says."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from wsol_pipeline.segmentation.make_seeds import Image, read_images, true_label
 from wsol_pipeline.segmentation.segmenter import load_segmenter
 from wsol_pipeline.segmentation.station import Part, Station
 from wsol_pipeline.storage import Store
+from wsol_pipeline.verdict.options import EvaluateOptions
+from wsol_pipeline.verdict.score import Progress, local_device, silent
 
 STATIONS, IMAGES = "stations.png", 8
 HEIGHT, GAP, NAMES = 130, 4, 150  # pixels: of a picture, between two, of the column of names
@@ -25,20 +27,23 @@ STRENGTH = 0.6  # of a mask's colours over the image
 Tiles = list[Picture.Image]
 
 
-def draw_stations(store: Store, names: Sequence[str], device: str = "cpu") -> str:
-    """Write the picture beside the last of the finished stations `names`; where it is.
+def draw_stations(options: EvaluateOptions, progress: Progress = silent) -> str:
+    """Write the picture beside the last of the finished stations of `options.segmentation`; where it is.
 
     Columns are training images with a true mask, evenly spread; rows the image, its true mask, and what each station
     holds or says of it; a network on images that it was trained on. Raises `DataError` for stations of different data,
     or for data whose masks of training images were not kept.
     """
-    found = {name: station.finished(store, name) for name in names}
+    names, device = options.segmentation, local_device(options.device)
+    found = {name: station.finished(options.store, name) for name in names}
     if len({one.identity["dataset"] for one in found.values()}) > 1:
         raise DataError(f"{', '.join(names)} are of different data: their images are not the same.")
     rows: dict[str, Tiles] = {}
-    for name, one in found.items():
-        for row, tiles in _rows(name, one, device).items():
-            rows.setdefault(row, tiles)
+    with progress("pictures", len(found)) as add:
+        for name, one in found.items():
+            for row, tiles in _rows(name, one, device).items():
+                rows.setdefault(row, tiles)
+            add(1)
     last, sink = found[names[-1]], io.BytesIO()
     _sheet(rows).save(sink, "PNG", optimize=True)
     last.place.write(STATIONS, sink.getvalue())

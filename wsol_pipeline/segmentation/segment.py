@@ -20,7 +20,9 @@ from wsol_pipeline.segmentation.station import Part, Station
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study.lease import acquire
 from wsol_pipeline.training.checkpoint import SEAL, seal_of
-from wsol_pipeline.verdict.score import Progress, silent
+from wsol_pipeline.verdict.options import EvaluateOptions
+from wsol_pipeline.verdict.placing import somewhere
+from wsol_pipeline.verdict.score import Progress, local_device, silent
 
 KIND, EVALUATION = "segmentation network", "evaluation.json"
 
@@ -78,12 +80,13 @@ class Judgement:
     rows: str = "test"
 
 
-def judge_network(store: Store, name: str, device: str = "cpu", progress: Progress = silent) -> Judgement:
+def judge_network(options: EvaluateOptions, name: str, progress: Progress = silent) -> Judgement:
     """The one look at test; what it found is kept beside the model, and shown again afterwards."""
-    found = station.finished(store, name, KIND)
-    place, seal = store / name, found.manifest["model"]
+    found = station.finished(options.store, name, KIND)
+    place, seal = options.store / name, found.manifest["model"]
     if not place.exists(EVALUATION):
-        place.write(EVALUATION, json.dumps(_on_test(found, device, progress), indent=1).encode())
+        judged = somewhere(_on_test, options, found, progress=progress)
+        place.write(EVALUATION, json.dumps(judged, indent=1).encode())
     kept = json.loads(place.read(EVALUATION))
     if kept["model"] != seal:
         raise DataError(
@@ -92,11 +95,11 @@ def judge_network(store: Store, name: str, device: str = "cpu", progress: Progre
     return Judgement(name, kept["figures"], tuple(kept["interval"]), kept["images"], kept["supervision"])
 
 
-def _on_test(found: Station, device: str, progress: Progress) -> dict[str, Any]:
+def _on_test(options: EvaluateOptions, found: Station, progress: Progress) -> dict[str, Any]:
     final = Store.at(found.uri("model"))
     if seal_of(final) != found.manifest["model"]:
         raise DataError(f"{final.uri} holds another model than {found.place.uri} has named.")
-    segmenter, dataset = load_segmenter(final, device), open_dataset(found.uri("data"))
+    segmenter, dataset = load_segmenter(final, local_device(options.device)), open_dataset(found.uri("data"))
     test = dataset.test()
     if not test.has_masks:
         raise DataError(f"{dataset.uri} has no masks in its test split: nothing can be judged.")

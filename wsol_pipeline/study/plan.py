@@ -34,6 +34,7 @@ from wsol_pipeline.study.options import StudyOptions
 from wsol_pipeline.study.pareto import COST, Rule
 from wsol_pipeline.tracking.connect import sqlite_file
 from wsol_pipeline.training import cluster
+from wsol_pipeline.training.arithmetic import require_bfloat16
 from wsol_pipeline.training.build import build_method, build_readout, fixed_setting
 from wsol_pipeline.training.compiling import require_compiler, require_traceable
 from wsol_pipeline.training.config import Job, Recipe, TrainConfig, as_kept, require
@@ -414,8 +415,12 @@ def check_device(options: StudyOptions, device: str) -> None:
     """Raise `UsageError` for what GPUs alone can do."""
     require(not options.sync_batch_norm or device == "cuda", "sync_batch_norm needs GPUs", device)
     require(options.gpus_per_trial == 1 or device == "cuda", "gpus_per_trial below 1 needs GPUs", device)
-    if options.compile and cluster.is_one_machine():  # else workers say so, whose machines are not seen from here
+    if not cluster.is_one_machine():
+        return  # workers say so, whose machines are not seen from here
+    if options.compile:
         require_compiler(device)
+    if options.precision == "bfloat16":
+        require_bfloat16(torch.device(device))
 
 
 def check_image_size(method: wsol_models.LocalizationMethod, config: TrainConfig) -> None:

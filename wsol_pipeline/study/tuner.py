@@ -87,6 +87,7 @@ class LedgerSearcher(Searcher):
         self.ended_at_request: set[int] = set()  # trials that wrote a checkpoint and ended when they were asked to
         self.stop_by = self.asked_at = 0.0  # by when to end, once interrupted; when positions were asked for last
         self.alone: set[int] = set()  # trials that found their share of a GPU too small
+        self.crowded: list[int] = []  # those of them that wait for a GPU of their own
         self.orphans = settle_orphans(ledger, self.job, self.checkpoints, on_event)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # Ray's FINISHED: a str
@@ -123,6 +124,8 @@ class LedgerSearcher(Searcher):
         return number
 
     def _next(self) -> int | None:
+        """An orphan, else a new trial, else one that needs a whole GPU: before, others keep every GPU in parts, and it
+        would wait in the place of one that could train."""
         if self.orphans:
             return self.orphans.pop(0)
         proposes = len(self.ledger.proposals()) < self.trials
@@ -130,7 +133,7 @@ class LedgerSearcher(Searcher):
         if proposes or missing:
             self.stopped = self.stopped or self.budget.spent(self.ledger.device_seconds())
         if self.stopped or not (proposes or missing):
-            return None
+            return self.crowded.pop(0) if self.crowded else None
         return (self.ledger.ask() if proposes else self.ledger.confirm(*missing[0])).number
 
     def _waits(self) -> bool:
@@ -197,7 +200,7 @@ class LedgerSearcher(Searcher):
             self.alone.add(number)
         elif told := self.streak.add(number, fault):
             raise FAULT_ERRORS[fault["kind"]](f"{told} The same command continues: no trial is lost.")
-        self.orphans.append(number)
+        (self.crowded if number in self.alone else self.orphans).append(number)
 
     def checkpoints(self, number: int) -> CheckpointStore:
         return CheckpointStore(trial_folder(self.folder, number), self.lease.attempt)

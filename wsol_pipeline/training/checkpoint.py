@@ -147,20 +147,21 @@ class CheckpointStore:
             for name in (SEAL, "state.pt", "records.json"):  # the seal first: half-removed is not sealed
                 self.trial.remove(f"{old}/{name}")
 
-    def newest(self, device: torch.device | str = "cpu") -> Checkpoint | None:
+    def newest(self) -> Checkpoint | None:
         """The newest checkpoint of any attempt that verifies, or None. Names each that did not."""
         for folder in self._sealed():
             try:
-                return self.load(folder, device)
+                return self.load(folder)
             except DataError as error:
                 logger.warning("passed over a broken checkpoint: %s", error)
         return None
 
-    def load(self, folder: str, device: torch.device | str = "cpu") -> Checkpoint:
-        """The checkpoint in a folder of the trial. Raises `DataError` unless it verifies."""
+    def load(self, folder: str) -> Checkpoint:
+        """The checkpoint in a folder of the trial, on the host: a GPU has no room for it beside the network that takes
+        it over. Raises `DataError` unless it verifies."""
         files = read_sealed(self.trial / folder)
         try:
-            state = torch.load(io.BytesIO(files["state.pt"]), map_location=device, weights_only=True)
+            state = torch.load(io.BytesIO(files["state.pt"]), map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, ValueError) as error:
             raise DataError(
                 f"{self.trial.path(folder)}/state.pt holds more than tensors: {first_line(error)}"

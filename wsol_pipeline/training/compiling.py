@@ -3,12 +3,15 @@
 import importlib.util
 import os
 import shutil
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from wsol_models import LocalizationMethod
+from wsol_pipeline.data.shards import cache_root
 from wsol_pipeline.errors import UsageError
+from wsol_pipeline.private import own_folder
 
 BACKEND = "inductor"
 COMPILERS = {"cpu": ("CXX", ("g++",)), "cuda": ("CC", ("gcc", "clang", "cc"))}  # a variable, and what is looked for
@@ -22,11 +25,25 @@ def compiled(model: nn.Module, method: LocalizationMethod, device: torch.device)
     """
     if BACKEND == "inductor":
         require_compiler(device.type)
+        keep_kernels()
     torch.compiler.reset()  # an earlier trial of this process counts towards the most graphs of a function
     method.draw = torch.compiler.disable(method.draw)  # type: ignore[method-assign]
     made = torch.compile(model, backend=BACKEND, dynamic=False)  # batches have two sizes: the last one is short
     assert isinstance(made, nn.Module)
     return made
+
+
+def keep_kernels() -> None:
+    """Have Inductor keep kernels in a folder of this user's: what it finds there it runs.
+
+    By itself it would take one in the folder for temporary files, whose name anybody can know and make first. Raises
+    `UsageError` for a TORCHINDUCTOR_CACHE_DIR that others may write to.
+    """
+    place = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or cache_root(None) / "kernels")
+    try:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(own_folder(place.absolute()))
+    except OSError as error:
+        raise UsageError(f"--compile: kernels cannot be kept there (TORCHINDUCTOR_CACHE_DIR): {error}") from error
 
 
 def require_traceable(name: str, method: LocalizationMethod) -> None:

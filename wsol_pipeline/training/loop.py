@@ -29,6 +29,7 @@ from wsol_models import LocalizationMethod
 from wsol_pipeline.data.dataset import Dataset
 from wsol_pipeline.data.plan import EpochPlan
 from wsol_pipeline.data.reader import Batch, ReadConfig, TrainReader
+from wsol_pipeline.device import to_device
 from wsol_pipeline.errors import MismatchError
 from wsol_pipeline.evaluation import selection
 from wsol_pipeline.evaluation.counts import Counts, ImageHits
@@ -244,10 +245,10 @@ def _resume(
     optimizer: torch.optim.SGD,
     world: World,
 ) -> Progress:
-    saved = checkpoints.newest(world.device) if world.rank == 0 else None
+    saved = checkpoints.newest() if world.rank == 0 else None
     folder = world.gather(saved.folder if saved else None)[0]  # rank 0 chooses: all go on from the same one
     if folder and not saved:
-        saved = checkpoints.load(folder, world.device)
+        saved = checkpoints.load(folder)
     if saved is None:
         return Progress(Position(), [], {})
     if saved.state["config_hash"] != _origin(config, dataset, world.device):
@@ -318,7 +319,7 @@ def train_step(run: Run, epoch: int, batch: Batch) -> None:
     images = normalize(batch.images_BCHW, device, dtype_of(run.method), run.arithmetic.layout)
     with run.arithmetic.autocast():
         run.method.begin_step(epoch, batch.ids, batch.global_size)
-        output = run.model(images, batch.labels_B.to(device, non_blocking=True))
+        output = run.model(images, to_device(batch.labels_B, device))
         terms = wsol_models.method_module(config.method).losses(output, run.method.config)
     loss = torch.stack(list(terms.values())).sum()
     # DDP averages over ranks; weighted by its share of rows each gives the mean over the global batch

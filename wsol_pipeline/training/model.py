@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 
 from wsol_models import LATER, LocalizationMethod
+from wsol_pipeline.device import as_models_are_read
 from wsol_pipeline.errors import DataError, UsageError, unknown
 from wsol_pipeline.evaluation.evaluate import needs_stored, read_maps
 from wsol_pipeline.evaluation.maps import normalised_map
@@ -183,6 +184,7 @@ class Model:
         """Pixels, uint8 RGB [3, H, W], as the network is shown them."""
         return prepare(pixels_CHW, self.protocol, self.needs_stored)
 
+    @as_models_are_read()
     def localize(
         self, images: Sequence[Prepared], wanted: Wanted, given: Sequence[Sequence[int] | None]
     ) -> list[list[Localization]]:

@@ -165,7 +165,7 @@ class MachineOptions:
     where an autoscaler has added no node yet)."""
     gpus_per_trial: float = 1.0
     """Share of a GPU, and of its memory, that a trial of one worker has: with 0.25 four small ones train on one. A
-    trial for which that is too little memory is tried again with a GPU of its own."""
+    trial for which that is too little memory goes on with a GPU of its own, after the others."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the cluster's GPUs if it has any, else CPUs; with --cluster-may-grow say cuda or cpu."""
     precision: Precision = "auto"

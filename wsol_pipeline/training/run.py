@@ -65,7 +65,8 @@ FAULTS: dict[str, tuple[type[BaseException], ...]] = {
 }
 CROWDED = "crowded"  # kind of the fault of a trial whose share of a GPU was too small
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-_NO_MEMORY = re.compile("out of memory|can't allocate memory", re.IGNORECASE)  # of torch, in a plain RuntimeError
+# Of torch in a plain RuntimeError: its own, and what cuBLAS and cuDNN say when a GPU is full.
+_NO_MEMORY = re.compile("out of memory|can't allocate memory|_STATUS_ALLOC_FAILED", re.IGNORECASE)
 _UNREPEATABLE = re.compile("does not have a deterministic implementation")  # torch, under --deterministic
 _READING = str(Path(wsol_pipeline.data.__path__[0]))
 LIVES = 4  # in a row that may begin at one checkpoint; whoever gets further may die as often as spot machines do
@@ -301,9 +302,14 @@ def failure_of(error: BaseException) -> str:
     """The kind of a failure that is the trial's own; "" of any other."""
     if isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)):
         return "out_of_memory"
-    if isinstance(error, RuntimeError) and _UNREPEATABLE.search(str(error)):
+    if isinstance(error, RuntimeError) and (_UNREPEATABLE.search(str(error)) or _is_of_compiler(error)):
         return "configuration"
     return next((kind for kind, errors in OWN_FAILURES.items() if isinstance(error, errors)), "")
+
+
+def _is_of_compiler(error: BaseException) -> bool:
+    """Whether --compile failed; told without importing its modules, which takes a second."""
+    return any(kind.__module__.startswith(("torch._dynamo", "torch._inductor")) for kind in type(error).__mro__)
 
 
 def fault_of(error: BaseException, shares: bool = False) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,8 @@ from wsol_pipeline.training.config import TrainConfig
 from wsol_pipeline.training.model import load_model
 
 Sources = Mapping[str, Any]  # what selectors bring, by their names: boxes, another model
+# how many images a look has -> a context whose value, if any, is called with how many more are done
+Passing = Callable[[int], AbstractContextManager[Callable[[int], None] | None]]
 
 
 @dataclass(frozen=True)
@@ -96,12 +99,6 @@ class Choosing:
     def name(self) -> str:
         """As it is recorded: `evidence`, or `evidence+otsu` where thresholds are another's."""
         return f"{self.rank.name}+{self.threshold.name}" if self.threshold else self.rank.name
-
-    @property
-    def images(self) -> int:
-        """How many images `solve` reads at most: free selectors look at the chosen setting once more."""
-        looks = [self.rank, *[self.rank] * bool(self.rank.free), *[self.threshold] * bool(self.threshold)]
-        return sum(of.rows.num_rows for of in looks if of)
 
     def with_thresholds(self, chosen: Choice, counts: Counts) -> Choice:
         """A choice with the thresholds that `counts` of the second selector at its setting give; a score that only the
@@ -189,13 +186,14 @@ def solve(
     published: Any = None,
     *,
     device: torch.device | str = "cpu",
-    on_batch: Callable[[int], None] | None = None,
+    passing: Passing = lambda images: nullcontext(None),
     seen: dict[Any, Counts] | None = None,
 ) -> tuple[Choice, Counts]:
     """The choice for a finished model in this process, and the counts of all settings that it was made from.
 
-    A selector that ranks no settings is shown the `published` one, or the first. `seen`: what selectors without boxes
-    have seen of this model and validation, taken from there and added to it.
+    A selector that ranks no settings is shown the `published` one, or the first. `passing` is asked for each look that
+    is taken. `seen`: what selectors without boxes have seen of this model and validation, taken from there and added to
+    it.
     """
     known, rank = settings_of(method, readout, None), choosing.rank
     settings = known if rank.ranks else (fixed_setting(published, known),)
@@ -204,7 +202,8 @@ def solve(
     def look(of: Selection, at: Sequence[Any], fine: bool = False) -> Counts:
         key = of.name, tuple(at), fine
         if of.free is None or key not in seen:
-            found = of.look(method, readout, at, fine=fine, device=device, on_batch=on_batch)
+            with passing(of.rows.num_rows) as on_batch:
+                found = of.look(method, readout, at, fine=fine, device=device, on_batch=on_batch)
             seen[key] = of.counts([found], at, fine)
         return seen[key]
 

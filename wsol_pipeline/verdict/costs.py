@@ -5,6 +5,7 @@ choose is taken in the same redraws of the test images, so that its interval is 
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -125,8 +126,8 @@ def choose_by(
     rules = model.protocol
     read = ReadConfig(rules.resize_size, rules.image_size, cache_dir=options.cache_dir)
     by = make_choosing(config, rules, dataset, read, options.batch_size, sources.sources, device=device)
-    with progress(f"chosen by {name}", by.images) as add:
-        return solve(by, model.method, model.readout, published, device=device, on_batch=add, seen=seen)[0]
+    passing = functools.partial(progress, f"chosen by {name}")
+    return solve(by, model.method, model.readout, published, device=device, passing=passing, seen=seen)[0]
 
 
 def counted(

@@ -1,6 +1,7 @@
 """Where a long pass of a network over images is done: here, or on a node of the cluster that has a GPU."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -9,6 +10,7 @@ import torch
 from ray.util.queue import Empty, Queue
 
 from wsol_pipeline.errors import ResourceError
+from wsol_pipeline.storage import Store
 from wsol_pipeline.training import cluster
 from wsol_pipeline.verdict.options import EvaluateOptions, SolveOptions
 from wsol_pipeline.verdict.score import Progress, silent
@@ -31,13 +33,19 @@ def somewhere(
     cpus, told = cluster.gpu_share(), Queue(actor_options={"num_cpus": 0})
     try:
         task: Any = ray.remote(_work).options(num_gpus=1, num_cpus=cpus)
-        return _shown(task.remote(work, (options, *args), cpus, told), told, progress)
+        return _shown(task.remote(work, (anywhere(options), *args), cpus, told), told, progress)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
     except ray.exceptions.RayError as error:
         raise ResourceError(f"The worker died ({str(error).splitlines()[0]}): the same command continues.") from error
     finally:
         told.shutdown()
+
+
+def anywhere(options: EvaluateOptions | SolveOptions) -> EvaluateOptions | SolveOptions:
+    """The options with places that are the same to a process in another folder."""
+    data = options.data and Store.at(options.data).uri
+    return dataclasses.replace(options, storage=options.store.uri, data=data)
 
 
 def _work(work: Callable[..., T], args: tuple[Any, ...], cpus: int, told: Queue) -> T:

@@ -1,6 +1,7 @@
 """Another readout for a finished model: solved on validation, nothing trained. The result is a study like any other."""
 
 import dataclasses
+import functools
 import json
 import time
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ from wsol_pipeline.verdict.options import SolveOptions
 from wsol_pipeline.verdict.placing import somewhere
 from wsol_pipeline.verdict.rows import dataset_at, finished_study
 from wsol_pipeline.verdict.score import Progress, local_device, silent
+
+OF_MODEL = ("schema", "method", "paper_data")  # of a study's record, what holds of its model however that is read
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,8 @@ def solve_readout(options: SolveOptions, progress: Progress = silent) -> Solved:
         assert final is not None
         kept = load_model(final)
         _require_same(kept.config, config, options)
-        winner = {**source, **model_named(final, options.store), "data": options.store.relative(dataset.uri)}
+        winner = {name: source[name] for name in OF_MODEL if name in source}
+        winner |= {**model_named(final, options.store), "data": options.store.relative(dataset.uri)}
         winner |= {"study": own.id, "trial": 0, "trials": 1, "published": None}
         winner["selected_on"] = registry.selected_on(to_dict(config))
         winner["standing"] = beside_box(final, config, dataset, options.cache_dir)
@@ -121,8 +125,8 @@ def _search(
         settings = readout.settings(model.method)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    with progress(f"{options.readout}: {len(settings)} settings on validation", by.images) as add:
-        return selecting.solve(by, model.method, readout, device=device, on_batch=add)
+    passing = functools.partial(progress, f"{options.readout}: {len(settings)} settings on validation")
+    return selecting.solve(by, model.method, readout, device=device, passing=passing)
 
 
 def _validated_dataset(place: str, model: Model) -> Dataset:
