@@ -48,6 +48,7 @@ from wsol_pipeline.tracking.runs import StudyRuns
 from wsol_pipeline.training.build import build_method
 from wsol_pipeline.training.checkpoint import CheckpointStore, Position
 from wsol_pipeline.training.loop import model_files
+from wsol_pipeline.training.model import ARITHMETIC, TRAINING_IMAGES
 
 NAME = "thousand"
 
@@ -149,7 +150,9 @@ def make_trial(
     if pruned:
         checkpoints.save(Position(epochs), {}, records)
     else:
-        checkpoints.finish(model_files(method, plan.config, plan.dataset, choice, counts, ledger.home.id), records)
+        told = {ARITHMETIC: "float32", TRAINING_IMAGES: plan.training_images}
+        files = model_files(method, plan.config, plan.dataset, choice, counts, ledger.home.id, told)
+        checkpoints.finish(files, records)
     with Clock() as recording:
         ledger.spend(number, float(epochs))
         ledger.report(number, epochs, choice.value)

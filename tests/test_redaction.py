@@ -311,6 +311,7 @@ def test_dry_run(shape, monkeypatch):
         cpus=lambda device: 1,
         decoded_bytes=1,
         streamed=False,
+        sample=None,
         folder=Store("/runs/a"),
         dataset=SimpleNamespace(uri="/data", train=split, val=split, classes=("a",)),
         recipe="recipe: a",

@@ -13,11 +13,12 @@ from rayjobs import report
 from wsol_models._backbones.weights import read_file
 from wsol_pipeline.compiled import may_be_kept
 from wsol_pipeline.console.main import run_main
+from wsol_pipeline.data.cache import SEAL, _seal
 from wsol_pipeline.data.dataset import Dataset
 from wsol_pipeline.data.importers import synthetic
 from wsol_pipeline.data.importers.voc import Sbd
 from wsol_pipeline.data.ingest import import_dataset
-from wsol_pipeline.data.pixels import IMAGES, SEAL, _seal, cached_pixels
+from wsol_pipeline.data.pixels import IMAGES, cached_pixels
 from wsol_pipeline.data.schema import RowError
 from wsol_pipeline.data.shards import MANIFEST, read_manifest
 from wsol_pipeline.errors import DataError, UsageError

@@ -36,6 +36,7 @@ from wsol_models._layers import (
     require_targets,
     select_taps,
     targets_of,
+    without_autocast,
     xavier_,
 )
 from wsol_models._lookup import unknown
@@ -282,11 +283,21 @@ def foreground_scores(class_maps_BKHW: Tensor, foreground_BHW: Tensor) -> Tensor
 
 
 def averaged(maps_B1HW: Tensor, size: Sequence[int]) -> Tensor:
-    """Maps at a smaller size, each cell the mean of what it covers."""
+    """Maps at a smaller size, each cell the mean of what it covers, wholly or in part (adaptive average pooling)."""
     cells = [side // new for side, new in zip(maps_B1HW.shape[2:], size, strict=True)]
     if [cell * new for cell, new in zip(cells, size, strict=True)] == list(maps_B1HW.shape[2:]):
-        return F.avg_pool2d(maps_B1HW, cells)  # whose backward a GPU can repeat to the last bit
-    return F.adaptive_avg_pool2d(maps_B1HW, (size[0], size[1]))
+        return F.avg_pool2d(maps_B1HW, cells)
+    # a GPU cannot repeat the backward of adaptive_avg_pool2d to the last bit; that of products it can
+    down, across = (_cells(side, new, maps_B1HW) for side, new in zip(maps_B1HW.shape[2:], size, strict=True))
+    with without_autocast(maps_B1HW.device.type):
+        return down @ maps_B1HW @ across.T
+
+
+def _cells(side: int, new: int, like: Tensor) -> Tensor:
+    """What each of `new` cells takes of each of `side` pixels, new×side, of the type and device of `like`."""
+    pixels, cells_N1 = torch.arange(side, device=like.device), torch.arange(new, device=like.device)[:, None]
+    covers = (pixels < -(-(cells_N1 + 1) * side // new)) & (pixels >= cells_N1 * side // new)
+    return covers.to(like.dtype) / covers.sum(1, keepdim=True)
 
 
 def multi_label_classification(logits_BK: Tensor, targets_BK: Tensor, reduction: Reduction = "mean") -> Tensor:

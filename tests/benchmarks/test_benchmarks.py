@@ -14,6 +14,7 @@ SHORT = {
     "crop": ["--images", "32", "--rounds", "1"],
     "readout": ["--classes", "5", "--rounds", "1", "--backbone", "tiny"],
     "dataset": ["--sizes", "64", "128", "--photographs", "20"],
+    "small_jpegs": ["--images", "40", "--rounds", "1"],
     "shards": ["--images", "100", "--rounds", "1"],
     "memory": ["--images", "100"],
     "step": ["--pairs", "1", "--size", "32", "--batch", "2", "--backbone", "resnet18"],

@@ -1,6 +1,8 @@
 """Batches from cached pixels and from shards; the streaming executor is in test_streaming.py."""
 
 import errno
+import io
+import json
 import multiprocessing
 import os
 import shutil
@@ -21,6 +23,7 @@ from wsol_pipeline.data.augment import draw_crops, draw_regions
 from wsol_pipeline.data.dataset import open_dataset
 from wsol_pipeline.data.hashes import hash_ids
 from wsol_pipeline.data.images import decode, shrunk
+from wsol_pipeline.data.jpegs import Sample, cached_jpegs, jpeg_bytes, ordered, sampled
 from wsol_pipeline.data.pixels import cached_pixels
 from wsol_pipeline.data.reader import ReadConfig, Seen, TrainReader, eval_rows, neighbours, train_batches
 from wsol_pipeline.errors import ResourceError, UsageError
@@ -38,13 +41,25 @@ def source_rows(make_source):
     return {row.id: row for row in make_source().rows}
 
 
-def test_a_training_image_is_resized_cropped_and_flipped_as_drawn(tiny, config, source_rows):
-    """The oracle decodes and augments every image by itself, with torchvision's functions."""
+def square(stored: bytes, quality: int) -> torch.Tensor:
+    """What a cache of 40 px gives of an image: with a quality, what a JPEG of 4:4:4 leaves of it."""
+    want = functional.resize(decode(stored), [40, 40], antialias=True)
+    if quality:
+        sink = io.BytesIO()
+        Image.fromarray(want.permute(1, 2, 0).numpy()).save(sink, "JPEG", quality=quality, subsampling=0)
+        want = torch.from_numpy(np.array(Image.open(sink))).permute(2, 0, 1)
+    return want
+
+
+@pytest.mark.parametrize("quality", [0, 90])
+def test_a_training_image_is_resized_cropped_and_flipped_as_drawn(tiny, config, source_rows, quality):
+    """The oracle decodes and augments every image by itself, with functions of torchvision and PIL."""
+    config = replace(config, shrunk_jpegs=quality, mode="streaming" if quality else "auto")
     plan, flips = tiny.train.plan(16, seed=5), []
     for batch in train_batches(tiny.train, plan, 3, config):
         for name, image, label in zip(batch.ids, batch.images_BCHW, batch.labels_B, strict=True):
             crops = draw_crops(hash_ids([name]), seed=5, epoch=3, size=40, crop=32)
-            want = functional.resize(decode(source_rows[name].image), [40, 40], antialias=True)
+            want = square(source_rows[name].image, quality)
             want = functional.crop(want, int(crops.top_B[0]), int(crops.left_B[0]), 32, 32)
             want = functional.horizontal_flip(want) if crops.flip_B[0] else want
             assert torch.equal(image, want)
@@ -85,9 +100,13 @@ def test_the_rest_of_an_epoch_can_be_left_out(tiny, config):
     assert [batch.global_size for batch in batches] == [16] * 9
 
 
-def test_two_ranks_after_a_restart_give_the_rest_of_the_epoch(tiny, config, source_rows):
+@pytest.mark.parametrize(("quality", "threads"), [(0, 1), (90, 1), (90, 3)])
+def test_two_ranks_after_a_restart_give_the_rest_of_the_epoch(tiny, config, source_rows, monkeypatch, quality, threads):
+    """However many threads decode for a rank."""
+    config = replace(config, shrunk_jpegs=quality)
     plan = tiny.train.plan(16, seed=5)
     whole = list(train_batches(tiny.train, plan, 1, config))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     ranks = [list(train_batches(tiny.train, plan, 1, config, rank=r, world=2, start_sample=48)) for r in range(2)]
     for one, left, right in zip(whole[3:], *ranks, strict=True):
         assert one.ids == left.ids + right.ids
@@ -269,7 +288,28 @@ def test_each_size_has_its_own_pixels(tiny, config):
     assert len(list(Path(config.cache_dir, "pixels").glob("val-*[0-9a-f]"))) == 2
 
 
-def _build_slowly(uri: str, cache_dir: str) -> None:
+KEEPS = {  # both caches of one split, and a file of each with its images
+    "pixels": (lambda split, where: cached_pixels(split, 40, where), "images.npy"),
+    "jpegs": (lambda split, where: cached_jpegs(split, 40, 90, where), "images.jpegs"),
+}
+
+
+@pytest.fixture(params=KEEPS)
+def keep(request, tiny, config):
+    """`keep()`: the training images from one of the caches, which is `keep.kind`."""
+
+    def cached():
+        return KEEPS[request.param][0](tiny.train, config.cache_dir)
+
+    cached.kind = request.param
+    return cached
+
+
+def images_of(cached) -> np.ndarray:
+    return np.stack(list(cached.each(range(len(cached.rows.ids)))))
+
+
+def _build_slowly(uri: str, cache_dir: str, kind: str) -> None:
     """Decode one chunk, say so, and hang: until the parent kills this process."""
     from wsol_pipeline.data import pixels
 
@@ -278,41 +318,44 @@ def _build_slowly(uri: str, cache_dir: str) -> None:
         time.sleep(600)
 
     pixels.decode_resize = hang
-    pixels.cached_pixels(open_dataset(uri).train, 40, cache_dir)
+    KEEPS[kind][0](open_dataset(uri).train, cache_dir)
 
 
 @pytest.mark.slow  # a process that imports torch, only to be killed
-def test_a_killed_build_leaves_nothing_wrong(tiny, config):
+def test_a_killed_build_leaves_nothing_wrong(tiny, config, keep):
     """The next one gets the lock of the dead one and builds anew."""
-    child = multiprocessing.get_context("spawn").Process(target=_build_slowly, args=(tiny.uri, config.cache_dir))
+    arguments = (tiny.uri, config.cache_dir, keep.kind)
+    child = multiprocessing.get_context("spawn").Process(target=_build_slowly, args=arguments)
     child.start()
     while not Path(config.cache_dir, "hanging").exists():
         assert child.is_alive()
         time.sleep(0.05)
     os.kill(child.pid, signal.SIGKILL)
     child.join()
-    (aside,) = Path(config.cache_dir, "pixels").glob("*.aside")
-    cached = cached_pixels(tiny.train, 40, config.cache_dir)
+    (aside,) = Path(config.cache_dir, keep.kind).glob("*.aside")
+    cached = keep()
     assert not aside.exists()
-    assert cached.images.reshape(150, -1).max(axis=1).min() > 0  # a row that nobody wrote is zero
+    assert images_of(cached).reshape(150, -1).max(axis=1).min() > 0  # a row that nobody wrote is zero
 
 
-def test_an_interrupted_build_is_built_again(tiny, config, monkeypatch):
+def test_an_interrupted_build_is_built_again(config, keep, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr("wsol_pipeline.data.pixels.decode_resize", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            cached_pixels(tiny.train, 40, config.cache_dir)
-    assert cached_pixels(tiny.train, 40, config.cache_dir).images.reshape(150, -1).max(axis=1).min() > 0
+            keep()
+    assert images_of(keep()).reshape(150, -1).max(axis=1).min() > 0
 
 
-def test_a_full_disk_is_said_before_decoding(tiny, config, monkeypatch):
+def test_a_full_disk_is_said_before_decoding(config, keep, monkeypatch):
     usage = shutil.disk_usage("/")
-    monkeypatch.setattr("wsol_pipeline.data.pixels.shutil.disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(ResourceError, match=r"needs 0.0 GiB .* choose another cache_dir"):
-        cached_pixels(tiny.train, 40, config.cache_dir)
+    monkeypatch.setattr("wsol_pipeline.data.cache.shutil.disk_usage", lambda _: usage._replace(free=1000))
+    monkeypatch.setattr("wsol_pipeline.data.pixels.decode_resize", None)
+    with pytest.raises(ResourceError, match=rf"needs 0.0 GiB .*/{keep.kind} has .* choose another cache_dir"):
+        keep()
+    assert [path.suffix for path in Path(config.cache_dir, keep.kind).iterdir()] == [".lock"]
 
 
 def cut(file: Path) -> None:
@@ -337,42 +380,96 @@ def link(file: Path) -> None:
     file.symlink_to(file.parent.parent / "elsewhere")
 
 
+HARMS = [cut, empty, blacken, link, Path.unlink]
+
+
 @pytest.mark.parametrize(
-    ("name", "harm"),
-    [*product(["images.npy", "rows.parquet"], [cut, empty, blacken, link, Path.unlink]),
-     *product(["seal.json"], [cut, empty, blacken, Path.unlink])],
+    ("keep", "name", "harm"),
+    [*product(["pixels"], ["images.npy", "rows.parquet"], HARMS),
+     *product(["pixels"], ["seal.json"], [cut, empty, blacken, Path.unlink]),
+     *product(["jpegs"], ["images.jpegs"], HARMS), *product(["jpegs"], ["ends.npy", "sampled.json"], [blacken])],
+    indirect=["keep"],
 )  # fmt: skip
-def test_pixels_that_were_damaged_are_built_again(tiny, config, caplog, name, harm):
-    right = cached_pixels(tiny.train, 40, config.cache_dir)
-    right = right.images.copy(), right.rows.ids
-    (file,) = Path(config.cache_dir).glob(f"pixels/*/{name}")
+def test_images_that_were_damaged_are_built_again(config, keep, caplog, name, harm):
+    right = keep()
+    right = images_of(right), right.rows.ids
+    (file,) = Path(config.cache_dir).glob(f"{keep.kind}/*/{name}")
     harm(file)
-    again = cached_pixels(tiny.train, 40, config.cache_dir)
-    assert np.array_equal(again.images, right[0])
+    again = keep()
+    assert np.array_equal(images_of(again), right[0])
     assert again.rows.ids == right[1]
     assert f"{file.parent} is not what was built" in caplog.text
     caplog.clear()
-    cached_pixels(tiny.train, 40, config.cache_dir)
+    keep()
     assert caplog.text == ""
 
 
-def test_pixels_are_summed_once_while_they_stay_as_they_are(tiny, config, monkeypatch):
+def test_images_are_summed_once_while_they_stay_as_they_are(keep, monkeypatch):
     for _ in range(2):  # built, and looked at
-        cached_pixels(tiny.train, 40, config.cache_dir)
-    monkeypatch.setattr("wsol_pipeline.data.pixels._checksums", None)
-    cached_pixels(tiny.train, 40, config.cache_dir)
+        keep()
+    monkeypatch.setattr("wsol_pipeline.data.cache._checksums", None)
+    keep()
 
 
-def test_a_disk_that_fills_up_while_pixels_are_decoded_is_said_and_left_as_it_was(tiny, config, monkeypatch):
-    """Room is really taken before the first page is written: one that is missing then would be a SIGBUS."""
+@pytest.mark.parametrize(
+    ("keep", "writes"), [("pixels", "pixels.os.posix_fallocate"), ("jpegs", "jpegs.np.save")], indirect=["keep"]
+)
+def test_a_disk_that_fills_up_while_images_are_decoded_is_said_and_left_as_it_was(config, keep, monkeypatch, writes):
+    """Room for pixels is really taken before the first page is written: one that is missing then would be a SIGBUS."""
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("wsol_pipeline.data.pixels.os.posix_fallocate", full)
-    with pytest.raises(ResourceError, match=r"pixel cache .* cannot be used .*No space left.*another cache_dir"):
-        cached_pixels(tiny.train, 40, config.cache_dir)
-    assert [path.suffix for path in Path(config.cache_dir, "pixels").iterdir()] == [".lock"]
+    monkeypatch.setattr(f"wsol_pipeline.data.{writes}", full)
+    with pytest.raises(ResourceError, match=r"image cache .* cannot be used .*No space left.*another cache_dir"):
+        keep()
+    assert [path.suffix for path in Path(config.cache_dir, keep.kind).iterdir()] == [".lock"]
+
+
+def test_what_jpegs_are_like_is_measured_and_kept_with_them(tiny, config, source_rows):
+    """Rows of 8 runs of 16, which overlap in so small a split, against PIL's own JPEGs of them."""
+    made = cached_jpegs(tiny.train, 40, 90, config.cache_dir)
+    runs = {row for first in np.linspace(0, 134, 8).astype(int) for row in range(first, first + 16)}
+    exact, seen = ([square(source_rows[tiny.train.ids[row]].image, q).int() for row in sorted(runs)] for q in (0, 90))
+    difference = np.mean([float((one - other).abs().double().mean()) for one, other in zip(exact, seen, strict=True)])
+    lengths = np.diff(made.ends_N, prepend=0)[sorted(runs)]
+    assert made.sample == Sample(40, 90, len(runs), pytest.approx(lengths.mean()), pytest.approx(difference))
+    assert made.sample == sampled(tiny.train, 40, 90)
+    assert 0.1 < difference < 5
+    (folder,) = Path(config.cache_dir, "jpegs").glob("*/")
+    assert json.loads((folder / "sampled.json").read_text())["images"] == len(runs)
+    each, size = made.sample.bytes / 1000, (folder / "images.jpegs").stat().st_size
+    with TrainReader(tiny.train, tiny.train.plan(16, 5), replace(config, shrunk_jpegs=90), epochs=1) as reader:
+        assert reader.told == (
+            f"JPEGs of 40x40, quality 90, about {each:.1f} KB each; pixels differ from the exact ones by "
+            f"{difference:.1f} of 255 grey levels on average ({len(runs)} images); {size:,} bytes in all"
+        )
+    assert size <= jpeg_bytes(tiny.train, made.sample) <= 1.2 * size
+
+
+def test_each_quality_has_its_own_jpegs(tiny, config):
+    sizes = [len(cached_jpegs(tiny.train, 40, quality, config.cache_dir).data) for quality in (60, 90)]
+    assert sizes[0] < sizes[1]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_work_ahead_is_bounded_and_keeps_its_order(threads):
+    begun = []
+    results = ordered(lambda item: begun.append(item) or 10 * item, iter(range(50)), threads)
+    assert next(results) == 0
+    assert len(begun) <= 3 * threads + 1
+    assert list(results) == [10 * item for item in range(1, 50)]
+    results = ordered(lambda item: 1 // item, [1, 0, 1], threads)
+    assert next(results) == 1
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+
+
+def test_evaluation_sees_exact_pixels_where_training_images_are_shrunk(tiny, config, source_rows):
+    for rows in (tiny.val, tiny.train_labels):
+        batch = next(iter(eval_rows(rows, replace(config, shrunk_jpegs=90), "resize", 4).batches()))
+        want = functional.resize(decode(source_rows[batch.ids[0]].image), [32, 32], antialias=True)
+        assert torch.equal(batch.images_BCHW[0], want)
 
 
 def test_pixels_take_their_room_beforehand(tiny, config):
@@ -419,6 +516,7 @@ def test_auto_caches_what_fits_the_budget(tiny):
         ({"mode": "chached"}, "Did you mean 'cached'"),
         ({"train_geometry": "zoom"}, "Known: crop, random_resized_crop, random_resized_crop_stored"),
         ({"train_geometry": "random_resized_crop_stored", "mode": "cached"}, "use mode 'streaming'"),
+        ({"train_geometry": "random_resized_crop_stored", "shrunk_jpegs": 90}, "which no cache holds"),
         ({"crop_scale": 0.0}, r"crop_scale must be in \(0, 1\] but got 0.0"),
         ({"image_size": 41}, r"1..resize_size \(40\) but got 41"),
     ],

@@ -90,7 +90,7 @@ def tune(refused, dataset, tmp_path):
         ("--rungs 5", r"rungs must lie in 1\.\.1 but got \(5,\)"),
         ("--device tpu", "'tpu'.*'--device'.*'auto', 'cpu', 'cuda'"),
         ("--precision float16", "'float16'.*'--precision'.*'float32', 'bfloat16'"),
-        ("--reading fast", "'fast'.*'--reading'.*'auto', 'cached', 'streaming'"),
+        ("--reading fast", "'fast'.*'--reading'.*'auto', 'cached', 'shrunk', 'streaming'"),
         ("--beta none", "'none'.*'--beta'.*'free'"),
         ("--pruner medain", "Unknown pruner 'medain'. Did you mean 'median'.*none"),
         ("--backbone resnet51", "Unknown backbone 'resnet51'. Did you mean 'resnet50'?.*tiny"),

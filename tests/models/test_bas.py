@@ -478,7 +478,7 @@ def test_an_image_of_no_class_is_refused():
         build()(images(), torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]))
 
 
-@pytest.mark.parametrize(("side", "size"), [(28, 14), (14, 14), (7, 3)])
+@pytest.mark.parametrize(("side", "size"), [(28, (14, 14)), (14, (14, 14)), (7, (3, 3)), (7, (3, 5))])
 def test_a_cell_of_the_smaller_map_is_the_mean_of_what_it_covers(side, size):
     maps = torch.rand(2, 1, side, side, dtype=torch.float64)
-    torch.testing.assert_close(bas.averaged(maps, (size, size)), F.adaptive_avg_pool2d(maps, size))
+    torch.testing.assert_close(bas.averaged(maps, size), F.adaptive_avg_pool2d(maps, size))

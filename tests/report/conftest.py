@@ -69,6 +69,7 @@ def subject(label: str, study: str, lines: list[Row], preset: str | None = None)
             "dataset": "f",
             "val_split": "v",
             "arithmetic": "float32",
+            "training_images": "exact pixels",
             "classes": ["cat"],
         },
         evaluation={"images": 6, "device": "cpu", "test_fingerprint": "t", "provenance": {}} if judged else None,

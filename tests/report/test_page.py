@@ -81,7 +81,7 @@ def test_no_secret_is_on_the_page(facts):
     winner = replace(winner, pictures=pictures, lines=lines, evaluation=evaluation, description=dict.fromkeys(
         winner.description, told))  # fmt: skip
     failed = optuna.trial.create_trial(state=TrialState.FAIL, user_attrs={"failure": {"kind": "data", "message": told}})
-    search = replace(facts.searches[0], trials=(*facts.searches[0].trials, failed), doubt=told)
+    search = replace(facts.searches[0], trials=(*facts.searches[0].trials, failed), told=told)
     page = render(replace(facts, subjects=(*facts.subjects[:2], winner), searches=(search,)), told)
     assert "hunter2" not in page
     assert page.count("postgresql://***@db/studies password=***") >= 8
@@ -130,7 +130,7 @@ def test_confirmations_are_shown_as_spread_and_not_as_trials(facts):
     (search,) = facts.searches
     again = optuna.trial.create_trial(value=50.0, user_attrs={"confirms": 1, "seed": 1, "device_seconds": 3600.0})
     again.number = 4
-    doubted = replace(search, confirmations=(again,), doubt=f"{EVIL} would win in 30%.")
+    doubted = replace(search, confirmations=(again,), told=f"{EVIL} would win in 30%.")
     read = Reader(render(replace(facts, searches=(doubted,)), "runs"))
     assert not read.of("script")
     assert f"1 failed; 1 more with further seeds; 1 device hours. {EVIL} would win in 30%." in read.text

@@ -1,14 +1,16 @@
 """What a study tries first, and under which name."""
 
 import functools
+import json
 from dataclasses import replace
 
 import pytest
 
 from search_spaces import bas, cam
+from wsol_pipeline.console.config_file import dump
 from wsol_pipeline.data.importers import synthetic
 from wsol_pipeline.data.ingest import import_dataset
-from wsol_pipeline.errors import UsageError
+from wsol_pipeline.errors import DataError, UsageError
 from wsol_pipeline.protocol import Role
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study.options import StudyOptions
@@ -96,9 +98,10 @@ def test_what_a_trial_trains_is_said_in_a_line(plan):
     assert searched.endswith("learning rate 0.003, searched from there")
 
 
-def test_stored_images_are_not_to_be_cut_from_a_cache():
-    options = RunOptions(name="s", train_geometry="random_resized_crop_stored", reading="cached")
-    with pytest.raises(UsageError, match="reading must be auto or streaming but got 'cached'"):
+@pytest.mark.parametrize("reading", ["cached", "shrunk"])
+def test_stored_images_are_not_to_be_cut_from_a_cache(reading):
+    options = RunOptions(name="s", train_geometry="random_resized_crop_stored", reading=reading)
+    with pytest.raises(UsageError, match=f"reading must be auto or streaming but got {reading!r}"):
         resolve(options, "bas")
 
 
@@ -199,6 +202,43 @@ def test_one_objective_has_the_contract_it_always_had(plan):
     assert several.rule == Rule(("max_box_acc_v2", "cls_top1", "device_hours"), 1.0)  # cost stands last
     more = {"also": ("cls_top1", "device_hours"), "tolerance": 1.0}
     assert several.contract == {**one.contract, "train": several.contract["train"], **more}
+
+
+SMALL, SMALLER = 150_000 / 2**30, 20_000 / 2**30  # 64 images of 36 px: pixels are 248,832 bytes, JPEGs 50 to 100 KB
+
+
+@pytest.mark.parametrize(
+    ("options", "kept", "quality", "streamed"),
+    [
+        ({}, None, 0, False),
+        ({"cache_budget_gb": SMALL}, None, 90, False),
+        ({"cache_budget_gb": SMALLER}, None, 0, True),
+        ({"cache_budget_gb": SMALLER, "reading": "shrunk"}, None, 90, False),
+        ({"cache_budget_gb": SMALL, "reading": "streaming"}, None, 0, True),
+        ({"cache_budget_gb": SMALL, "train_geometry": "random_resized_crop_stored"}, None, 0, True),
+        ({}, 75, 75, False),  # what a study was begun with, it keeps
+        ({"cache_budget_gb": SMALL}, 0, 0, True),
+        ({"reading": "cached"}, 75, 0, False),  # and refuses another: the contract differs
+    ],
+)
+def test_training_images_are_shrunk_where_that_fits_and_pixels_do_not(plan, tmp_path, options, kept, quality, streamed):
+    if kept is not None:
+        Store.at(tmp_path / "s").write("reading.json", json.dumps({"shrunk_jpegs": kept}).encode())
+    made = plan(**options)
+    assert (made.config.shrunk_jpegs, made.streamed) == (quality, streamed)
+    assert made.contract["train"]["shrunk_jpegs"] == quality
+    assert made.job({}, 0, made.folder, 1, "cpu").train.shrunk_jpegs == quality
+    if quality:
+        assert made.training_images.startswith(f"JPEGs of 36x36, quality {quality}, about ")
+        assert "reading: shrunk" in dump(made)
+    else:
+        assert made.training_images == "exact pixels"
+
+
+def test_a_damaged_note_of_what_a_study_trains_on_is_said(plan, tmp_path):
+    Store.at(tmp_path / "s").write("reading.json", b"{}")
+    with pytest.raises(DataError, match=r"reading.json is damaged: it says what is trained on"):
+        plan()
 
 
 def test_what_prunes_is_said(plan):

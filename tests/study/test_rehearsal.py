@@ -7,6 +7,7 @@ import pytest
 
 import wsol_models
 from wsol_pipeline.console.screens import print_rehearsal
+from wsol_pipeline.data.jpegs import Sample
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study import rehearsal
 from wsol_pipeline.study.options import StudyOptions
@@ -55,34 +56,45 @@ def test_the_estimate_is_epochs_of_training_and_validation_and_a_search_at_each_
 
 
 @pytest.mark.parametrize(
-    ("found", "streamed", "told"),
+    ("found", "reading", "told"),
     [
-        ({}, False, "steps 64 s (2 images/s) of a trial, beside validation 41 s and input 0 s (10,000 images/s)"),
+        ({}, "cached", "steps 64 s (2 images/s) of a trial, beside validation 41 s and input 0 s (10,000 images/s)"),
         (
             {"decode_seconds": 1.9999},
-            True,
+            "streamed",
             "input 128 s (1 images/s) of a trial, beside steps 64 s (2 images/s) and validation 41 s; "
-            "a --cache-budget-gb of 0.5 would hold its pixels",
+            "a --cache-budget-gb of 0.5 would hold its pixels, of 0.1 small JPEGs",
+        ),
+        (
+            {"decode_seconds": 1.0, "crop_seconds": 0.75},
+            "shrunk",
+            "input 160 s (1 images/s) of a trial, beside steps 64 s (2 images/s) and validation 41 s",
         ),
         (
             {"search_seconds": 3.25},
-            False,
+            "cached",
             "validation 91 s of a trial, beside steps 64 s (2 images/s) and input 0 s (10,000 images/s); "
             "more --cpus-per-worker score maps sooner, fewer --rungs search them less often",
         ),
     ],
 )
-def test_what_takes_longest_is_said_beside_the_rest(dataset, found, streamed, told):
-    """Four epochs of 64 images by two workers; input by two cores where it is streamed. Of 25 validation images one
-    setting takes (4 + 1) x 25 x 0.25 s, two searches 2 x 25 x 1 s more (or 3 s): 81.25 (or 181.25) s of two workers."""
+def test_what_takes_longest_is_said_beside_the_rest(dataset, found, reading, told):
+    """Four epochs of 64 images by two workers; input by two cores where it is streamed, small JPEGs decoded by two and
+    cropped by one: 128 x (1.0 / 2 + 0.75) s. Of 25 validation images one setting takes (4 + 1) x 25 x 0.25 s, two
+    searches 2 x 25 x 1 s more (or 3 s): 81.25 (or 181.25) s of two workers."""
     plan = SimpleNamespace(
         options=SimpleNamespace(workers=2),
-        config=SimpleNamespace(recipe=SimpleNamespace(epochs=4), rungs=(2,)),
+        config=SimpleNamespace(recipe=SimpleNamespace(epochs=4), rungs=(2,), shrunk_jpegs=90 * (reading == "shrunk")),
         dataset=dataset,
-        streamed=streamed,
+        streamed=reading == "streamed",
         decoded_bytes=2**29,
+        sample=Sample(256, 90, 128, 2**30 / 10 / 64 / 1.1, 2.0),
     )
-    assert bound(plan, dataclasses.replace(MEASURED, **found), 2 if streamed else 1) == told
+    assert bound(plan, dataclasses.replace(MEASURED, **found), 1 if reading == "cached" else 2) == told
+
+
+def test_decoding_of_small_jpegs_is_measured_where_they_are_read(dataset, make_config):
+    assert rehearsal.shrunk_seconds(dataset.train, 4, make_config(shrunk_jpegs=90), None) > 0
 
 
 def test_a_dry_run_says_what_the_study_would_take_and_starts_nothing(dataset, tmp_path, monkeypatch, capsys):
@@ -92,13 +104,14 @@ def test_a_dry_run_says_what_the_study_would_take_and_starts_nothing(dataset, tm
     monkeypatch.setattr(cluster, "check_placement", lambda *args: 2)
     monkeypatch.setattr(rehearsal, "connect_mlflow", lambda *args: lambda: (SimpleNamespace(tracking_uri="here"), "1"))
     monkeypatch.setattr(rehearsal, "measure_there", lambda job: MEASURED)
-    options = StudyOptions(name="s", data=dataset.uri, storage=str(tmp_path), trials=6, epochs=2)
+    options = StudyOptions(name="s", data=dataset.uri, storage=str(tmp_path), trials=6, epochs=2, reading="shrunk")
     plan = make_plan(options, "cam", lambda trial: {})
     print_rehearsal(plan, rehearse(plan))
     said = capsys.readouterr().out
     for line in (
         "64 train, 25 val, 3 classes",
         "here: answers",
+        "1 MiB of training images: cached on each node as JPEGs of 72x72, quality 90, about",
         "2 trials at once",
         "2.0 images/s a worker",
         "7 readout",

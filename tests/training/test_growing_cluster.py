@@ -6,7 +6,7 @@ import ray
 from wsol_pipeline.errors import ResourceError, UsageError
 from wsol_pipeline.storage import Store
 from wsol_pipeline.training import cluster
-from wsol_pipeline.training.config import Job, Reading, Recipe, TrainConfig
+from wsol_pipeline.training.config import Job, TrainConfig
 
 
 @pytest.fixture
@@ -63,18 +63,14 @@ def test_trials_that_share_gpus_lie_on_one_each(monkeypatch, gpus, fits):
     assert cluster.check_placement(job, None, may_grow=False) == fits
 
 
-@pytest.mark.parametrize(
-    ("geometry", "mode", "fits"),
-    [("crop", "auto", 2), ("crop", "streaming", 1), ("random_resized_crop_stored", "auto", 1)],
-)
-def test_trials_that_stream_leave_a_cpu_to_decode(monkeypatch, geometry, mode, fits):
+@pytest.mark.parametrize(("streams", "fits"), [(False, 2), (True, 1)])
+def test_trials_that_stream_leave_a_cpu_to_decode(monkeypatch, streams, fits):
     """Two that hold both of the machine's would wait for images for ever."""
-    train = TrainConfig(recipe=Recipe(train_geometry=geometry))
-    job = Job(train, "data", "trial", 1, reading=Reading(mode))
+    job = Job(TrainConfig(), "data", "trial", 1)
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}])
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
-    assert cluster.check_placement(job, None, may_grow=False) == fits
-    if fits == 1:
+    assert cluster.check_placement(job, None, False, streams) == fits
+    if streams:
         monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 1.0})
         with pytest.raises(ResourceError, match="1 CPU and 1 CPU for streamed images but the whole cluster has 1 CPU"):
-            cluster.check_placement(job, None, may_grow=False)
+            cluster.check_placement(job, None, False, streams)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zlib
 from collections import Counter
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,20 +36,21 @@ def config(make_config):
     return make_config("cam", batch_size=6, precision="float64")  # a training amplifies the last bits of a sum
 
 
-STREAMING = [pytest.param(mode, marks=pytest.mark.slow) for mode in ("streaming", "streaming ranks")]
+SLOW = [pytest.param(mode, marks=pytest.mark.slow) for mode in ("shrunk", "streaming", "streaming ranks")]
 
 
-@pytest.fixture(scope="module", params=["cached", *STREAMING])
+@pytest.fixture(scope="module", params=["cached", *SLOW])
 def story(request, dataset, reading, config, tmp_path_factory) -> SimpleNamespace:
     """All lives of a training: the lines that each has logged, and the trial's checkpoints."""
     root = tmp_path_factory.mktemp("lives")
     mode, *ranks = request.param.split()
+    config = replace(config, shrunk_jpegs=90 * (mode == "shrunk"))
     cluster = request.getfixturevalue("cluster") if mode == "streaming" else None
     lives: list[dict[str, Any]] = []
     for attempt, (workers, dies) in enumerate(LIVES, start=1):
-        how = Reading(mode, reading.cache_dir)
+        how = Reading("cached" if mode == "shrunk" else mode, reading.cache_dir)
         job = Job(config, dataset.uri, str(root / "trial"), attempt, workers=workers, reading=how, checkpoint_batches=2)
-        meet = str(root / f"meet-{attempt}") if ranks or mode == "cached" else None
+        meet = str(root / f"meet-{attempt}") if ranks or mode != "streaming" else None
         files = {"log": f"{root}/{attempt}", "rendezvous": meet}
         lives.append({"job": to_dict(job), "dies": dies, "ray": cluster, **files})
     (root / "lives.json").write_text(json.dumps(lives))
@@ -56,7 +58,7 @@ def story(request, dataset, reading, config, tmp_path_factory) -> SimpleNamespac
     subprocess.run(command, check=True, timeout=800, cwd=Path(__file__).parents[2])
     logs = read_logs(lives)
     checkpoints = CheckpointStore(Store.at(root / "trial"), len(LIVES))
-    return SimpleNamespace(logs=logs, checkpoints=checkpoints, share_gradients=meet is not None)
+    return SimpleNamespace(config=config, logs=logs, checkpoints=checkpoints, share_gradients=meet is not None)
 
 
 @pytest.fixture(scope="module")
@@ -87,13 +89,14 @@ def test_every_image_counts_once_in_each_epoch(story, dataset):
         assert read == Counter(dataset.train.ids)
 
 
-def test_batches_and_pixels_are_those_of_an_undisturbed_epoch(story, dataset, config, reading):
+def test_batches_and_pixels_are_those_of_an_undisturbed_epoch(story, dataset, reading):
     """Ranks put together in their order; no rank has two images more than another."""
-    plan = dataset.train.plan(6, config.seed)
+    plan = dataset.train.plan(6, story.config.seed)
+    read = ReadConfig(36, 32, cache_dir=reading.cache_dir, shrunk_jpegs=story.config.shrunk_jpegs)
     whole = [
         (batch.ids, [zlib.crc32(image.numpy().tobytes()) for image in batch.images_BCHW])
         for epoch in range(2)
-        for batch in train_batches(dataset.train, plan, epoch, ReadConfig(36, 32, cache_dir=reading.cache_dir))
+        for batch in train_batches(dataset.train, plan, epoch, read)
     ]
     assert [tuple(joined(step, name) for name in ("ids", "pixels")) for step in steps(story.logs)] == whole
     for step in steps(story.logs):
@@ -101,11 +104,11 @@ def test_batches_and_pixels_are_those_of_an_undisturbed_epoch(story, dataset, co
         assert max(sizes) - min(sizes) <= 1
 
 
-def test_the_model_is_that_of_one_worker_who_was_never_disturbed(story, config, fit, outcome):
+def test_the_model_is_that_of_one_worker_who_was_never_disturbed(story, fit, outcome):
     """To rounding. The mean loss of an epoch, summed over lives, would tell an image lost or counted twice."""
     if not story.share_gradients:
         pytest.skip("its ranks are threads")
-    alone, together = fit(config), outcome(story.checkpoints)
+    alone, together = fit(story.config), outcome(story.checkpoints)
     for name, weight in alone.weights.items():
         torch.testing.assert_close(together.weights[name], weight, rtol=1e-9, atol=1e-9)
     for ours, theirs in zip(alone.records, together.records, strict=True):

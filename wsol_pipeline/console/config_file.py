@@ -70,6 +70,8 @@ def resolved(plan: "Plan") -> Any:
     made = {**vars(config.recipe), **vars(config), "options": config.options, "rungs": config.rungs}
     unset = [f.name for f in dataclasses.fields(options) if getattr(options, f.name) is None and f.name != "weights"]
     values = {name: made[name] for name in unset if name in made}
+    if config.shrunk_jpegs:  # it was "auto" maybe, which another budget would decide otherwise
+        values["reading"] = "shrunk"
     values |= {name: _as_text(redact(made[name])) for name in ("options", "readout_options")}  # quoted below, so first
     return dataclasses.replace(options, **values)
 

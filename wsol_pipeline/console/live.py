@@ -100,7 +100,8 @@ class TrialLog:
         self._say_what_holds(planned)
 
     def _say_what_holds(self, planned: Mapping[str, Any]) -> None:
-        for text in (planned["recipe"], *planned["measures"], planned["pruning"]):
+        images = f"training images: {planned['images']}"
+        for text in (planned["recipe"], images, *planned["measures"], planned["pruning"]):
             self._line(text)
         if adopted := planned["adopted"]:
             self._line(f"continues trial{'s' * (len(adopted) > 1)} {', '.join(map(str, adopted))}")

@@ -260,6 +260,8 @@ def print_rehearsal(plan: Plan, found: Rehearsal) -> None:
     """What a dry run found, and what the study would take."""
     options, config, data, measured, estimate = plan.options, plan.config, plan.dataset, found.measured, found.estimate
     how = "streamed" if found.streamed else "cached on each node"
+    if config.shrunk_jpegs:
+        how += f" as {plan.training_images}"
     gpu = f", {measured.peak_gpu_bytes / MEBI:,.0f} MiB of GPU memory at most" if measured.peak_gpu_bytes else ""
     each = f"{options.workers} worker{'s' * (options.workers > 1)} on {found.device}"
     table = Table(title=f"Dry run of {options.name!r}: nothing was started", show_header=False, title_justify="left")

@@ -1,44 +1,32 @@
 """Decoded pixels of a split, kept once on each node: a memory-mapped uint8 file that all workers and trials share.
 
-A study decodes its data once; an epoch is then a permutation of rows. The file is built under a lock, aside, and
-renamed when it is whole: a build that is killed leaves nothing that a later one would mistake for pixels. What a disk
-does to it later is found by checksums, once in each process and after each change, and it is built again.
+A study decodes its data once; an epoch is then a permutation of rows.
 """
 
-import contextlib
 import hashlib
 import json
-import logging
 import os
-import shutil
-import zlib
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock
 
+from wsol_pipeline.data.cache import built, require_room
 from wsol_pipeline.data.dataset import LabelledSplit, Split, encode_labels
 from wsol_pipeline.data.hashes import hash_ids
 from wsol_pipeline.data.images import decode_resize, decoder, label_mask
 from wsol_pipeline.data.schema import PIXEL_COLUMNS, schema
 from wsol_pipeline.data.shards import ShardSet, cache_root
-from wsol_pipeline.errors import ResourceError
-from wsol_pipeline.private import distrust, own_folder
 from wsol_pipeline.protocol import Role
-
-logger = logging.getLogger(__name__)
 
 _FORMAT = 2
 CHUNK_ROWS, CHUNK_BYTES = 256, 16 * 2**20  # read and decoded between two writes: whichever is fewer rows
+EXACT = "exact pixels"
 IMAGES, MASKS, ROWS = "images.npy", "masks.npy", "rows.parquet"
-SEAL = "seal.json"  # written last: the checksums of the files above, without which they are none
-_SUMMED = 32 * 2**20  # bytes of one checksum
 
 
 @dataclass(frozen=True)
@@ -61,6 +49,11 @@ class Pixels:
     images: np.ndarray
     masks: np.ndarray | None
     rows: Rows
+    told = EXACT
+
+    def each(self, rows: Iterable[int]) -> Iterator[np.ndarray]:
+        """The image of each of the rows."""
+        return map(self.images.__getitem__, rows)
 
 
 def read_rows(table, split: Split) -> Rows:  # type: ignore[no-untyped-def]  # pyarrow has no types
@@ -98,118 +91,53 @@ def cached_pixels(split: Split, size: int, cache_dir: str | None) -> Pixels:
     Raises `DataError` for a shard that is missing or altered, `ResourceError` if the disk has no room, or the cache is
     not this user's alone.
     """
-    shard_set = split.shard_set()  # each byte of it is read once: no copy of the shards is kept
-    place = cache_root(cache_dir) / "pixels" / _key(split, shard_set, size)
-    with _usable(place):
-        own_folder(place.parent)
-        if not _is_whole(place):
-            with FileLock(f"{place}.lock"):
-                if not _is_whole(place):
-                    _build(split, shard_set, size, place)
+    place = cache_root(cache_dir) / "pixels" / key(split, size)
+    with built(place, partial(_fill, split, size)):
         images = np.load(place / IMAGES, mmap_mode="r")
         masks = np.load(place / MASKS, mmap_mode="r") if split.has_masks else None
-        return Pixels(images, masks, read_rows(pq.read_table(place / ROWS), split))
+        return Pixels(images, masks, rows_at(place, split))
 
 
-@contextlib.contextmanager
-def _usable(place: Path) -> Iterator[None]:
-    """Within, what the disk refuses is a `ResourceError`."""
-    try:
-        yield
-    except OSError as error:
-        raise ResourceError(
-            f"The pixel cache {place} cannot be used ({error}): mend that, choose another cache_dir, or mode "
-            "'streaming'."
-        ) from error
-
-
-def _is_whole(place: Path) -> bool:
-    """Whether the files at `place` are there, as they were built."""
-    if not os.path.lexists(place):
-        return False
-    try:
-        files = json.loads((place / SEAL).read_bytes())
-        if not distrust(place) and files == _sums(place, _state(place, files)):
-            return True
-    except (OSError, ValueError, TypeError):
-        pass
-    logger.warning("the pixel cache %s is not what was built: it is built again", place)
-    return False
-
-
-def _state(place: Path, names: Iterable[str]) -> tuple[tuple[str, int, int, int, int], ...]:
-    """What changes whenever one of the files does. Raises `FileNotFoundError`."""
-    stats = ((name, (place / name).stat(follow_symlinks=False)) for name in sorted(names))
-    return tuple((name, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in stats)
-
-
-@lru_cache(maxsize=256)
-def _sums(place: Path, state: tuple[tuple[str, int, int, int, int], ...]) -> dict[str, list[int]]:
-    """The CRC-32 of each piece of each file, which are in this `state`: read again when that changes."""
-    return {name: _checksums(place / name, size) for name, _, size, _, _ in state}
-
-
-def _checksums(path: Path, size: int) -> list[int]:
-    file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    try:
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            return list(pool.map(partial(_checksum, file), range(0, size, _SUMMED)))
-    finally:
-        os.close(file)
-
-
-def _checksum(file: int, begin: int) -> int:
-    return zlib.crc32(os.pread(file, _SUMMED, begin))
-
-
-def _key(split: Split, shard_set: ShardSet, size: int) -> str:
+def key(split: Split, size: int) -> str:
     """Rows in another order have another file: the shards' own digests are part of the name."""
-    facts = [_FORMAT, split.fingerprint, [shard.sha256 for shard in shard_set.shards], size]
+    facts = [_FORMAT, split.fingerprint, [shard.sha256 for shard in split.shards], size]
     what = "labels" if isinstance(split, LabelledSplit) else split.role.value
     return f"{what}-{size}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}"
 
 
-def _build(split: Split, shard_set: ShardSet, size: int, place: Path) -> None:
-    aside = Path(f"{place}.aside")
-    for old in (aside, place):  # of a build that was killed, or damaged: we hold the lock
-        shutil.rmtree(old, ignore_errors=True)
-    _require_room(place.parent, pixel_bytes(split, size))
-    aside.mkdir(mode=0o700)
-    try:
-        _fill(split, shard_set, size, aside)
-        _seal(aside)
-    except OSError:  # a disk that is full is left as it was
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    aside.rename(place)
+def rows_at(place: Path, split: Split) -> Rows:
+    """The rows that `decoded` left in a folder."""
+    return read_rows(pq.read_table(place / ROWS), split)
 
 
-def _fill(split: Split, shard_set: ShardSet, size: int, folder: Path) -> None:
+def _fill(split: Split, size: int, folder: Path) -> None:
+    require_room(folder.parent, pixel_bytes(split, size))
     images = _open(folder / IMAGES, (split.num_rows, 3, size, size))
     masks = _open(folder / MASKS, (split.num_rows, size, size)) if split.has_masks else None
-    facts = []
-    with decoder(len(os.sched_getaffinity(0))) as pool:
-        for first, table in _encoded(split, shard_set):
-            facts.append(table.select(fact_columns(split)))
-            for row, image in enumerate(decode_resize(id_and_image(table), size, pool), start=first):
-                images[row] = image
-            if masks is not None:
-                sizes = np.full((table.num_rows, 2), size)
-                masks[first : first + table.num_rows] = read_masks(table, split, sizes)
-            del table  # before the next one is read
+    for first, table, resized in decoded(split, size, folder):
+        for row, image in enumerate(resized, start=first):
+            images[row] = image
+        if masks is not None:
+            sizes = np.full((table.num_rows, 2), size)
+            masks[first : first + table.num_rows] = read_masks(table, split, sizes)
+        del table  # before the next one is read
     for file in (images, masks):
         if file is not None:
             file.flush()
+
+
+def decoded(split: Split, size: int, folder: Path) -> Iterator[tuple[int, pa.Table, Iterator[np.ndarray]]]:
+    """All rows, some at a time: the number of the first, their table, and their images at `size`, decoded in threads.
+
+    What else is known of them is written to `folder` once all are through.
+    """
+    facts = []
+    with decoder(len(os.sched_getaffinity(0))) as pool:
+        for first, table in _encoded(split, split.shard_set()):  # each byte is read once: no copy of them is kept
+            facts.append(table.select(fact_columns(split)))
+            yield first, table, decode_resize(id_and_image(table), size, pool)
+            del table  # before the next one is read
     pq.write_table(pa.concat_tables(facts), folder / ROWS)
-
-
-def _seal(folder: Path) -> None:
-    """Write down what the files are, once the disk has them: after a power cut a name may have zeros behind it."""
-    names = sorted(path.name for path in folder.iterdir())
-    for name in names:
-        with (folder / name).open("rb+") as file:
-            os.fsync(file.fileno())
-    (folder / SEAL).write_text(json.dumps(_sums(folder, _state(folder, names))))
 
 
 def _open(path: Path, shape: tuple[int, ...]) -> np.memmap:
@@ -231,12 +159,3 @@ def _encoded(split: Split, shard_set: ShardSet) -> Iterator[tuple[int, pa.Table]
 def id_and_image(table) -> list[tuple[str, bytes]]:  # type: ignore[no-untyped-def]
     """`(id, encoded image)` of each row of a shard table."""
     return list(zip(table["id"].to_pylist(), table["image"].to_pylist(), strict=True))
-
-
-def _require_room(where: Path, needed: int) -> None:
-    free = shutil.disk_usage(where).free
-    if needed > free:
-        raise ResourceError(
-            f"The pixel cache needs {needed / 2**30:.1f} GiB but {where} has {free / 2**30:.1f} GiB free: "
-            "choose another cache_dir, or mode 'streaming'."
-        )

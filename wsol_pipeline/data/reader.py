@@ -1,12 +1,13 @@
-"""Batches of a split, one interface over two executors: cached pixels, or a Ray Data stream.
+"""Batches of a split, one interface over two executors: images cached on the node, or a Ray Data stream.
 
-Both follow the same `EpochPlan` and draw the same crops, so they give the same ids and the same pixels. Evaluation
-rows come in the order of rows, each exactly once.
+Both follow the same `EpochPlan` and draw the same crops, so they give the same ids and, unless the cache is of shrunk
+JPEGs, the same pixels. Evaluation rows come in the order of rows, each exactly once.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice, tee
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -18,7 +19,9 @@ from wsol_pipeline.data.augment import TRAIN_GEOMETRIES, Augmentation
 from wsol_pipeline.data.dataset import LabelledSplit, Split, TestSplit, TrainSplit, ValSplit
 from wsol_pipeline.data.headers import STORED_PIXELS
 from wsol_pipeline.data.images import decode_resize, resize, shrunk
+from wsol_pipeline.data.jpegs import Jpegs, cached_jpegs
 from wsol_pipeline.data.pixels import (
+    EXACT,
     Pixels,
     Rows,
     cached_pixels,
@@ -73,10 +76,13 @@ class ReadConfig:
     cache_budget_gb: float = 8.0
     """Disk space in GiB that the decoded pixels of one split may take for mode "auto"."""
     cache_dir: str | None = None
-    """Where this node keeps decoded pixels and shards. Default: `wsol` in the user's cache folder."""
+    """Where this node keeps decoded pixels, shrunk JPEGs and shards. Default: `wsol` in the user's cache folder."""
     shard_cache_gb: float = 64.0
     """Disk space in GiB for this node's copies of remote shards, of all datasets together. A streamed split that is
     larger is fetched anew in each epoch, as are all for 0."""
+    shrunk_jpegs: int = 0
+    """Quality of JPEGs at `resize_size` from which training images are read, in any mode; 0: exact pixels. Evaluation
+    always sees these."""
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
@@ -91,7 +97,7 @@ class ReadConfig:
             raise UsageError(f"crop_scale must be in (0, 1] but got {self.crop_scale}: it is a share of the area.")
         if self.shard_cache_gb < 0:
             raise UsageError(f"shard_cache_gb cannot be negative but got {self.shard_cache_gb}.")
-        if self.mode == "cached" and self.augmentation.decoded_size is None:
+        if (self.mode == "cached" or self.shrunk_jpegs) and self.augmentation.decoded_size is None:
             raise UsageError(f"{self.train_geometry} cuts stored images, which no cache holds: use mode 'streaming'.")
 
     @property
@@ -135,8 +141,14 @@ class TrainReader:
 
     @property
     def is_cached(self) -> bool:
+        """Whether this node keeps what is read, as pixels or as JPEGs."""
         size = self.config.augmentation.decoded_size
-        return size is not None and self.config.caches(self.split, size)
+        return size is not None and (bool(self.config.shrunk_jpegs) or self.config.caches(self.split, size))
+
+    @property
+    def told(self) -> str:
+        """What is read, in words. JPEGs are made for it, if they are not there."""
+        return self._kept.told if self.config.shrunk_jpegs else EXACT
 
     def epoch(self, epoch: int, start_sample: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` from the global sample `start_sample` on. Raises `UsageError` as `EpochPlan.spans`."""
@@ -145,14 +157,16 @@ class TrainReader:
         return self._cached(epoch, start_sample) if self.is_cached else self._stream(epoch, start_sample)
 
     @cached_property
-    def _pixels(self) -> Pixels:
-        return cached_pixels(self.split, self.config.resize_size, self.config.cache_dir)
+    def _kept(self) -> Pixels | Jpegs:
+        size, quality, where = self.config.resize_size, self.config.shrunk_jpegs, self.config.cache_dir
+        return cached_jpegs(self.split, size, quality, where) if quality else cached_pixels(self.split, size, where)
 
     def _cached(self, epoch: int, start_sample: int) -> Iterator[Batch]:
-        sizes, known = np.diff(self.plan.bounds()).tolist(), self._pixels.rows
-        spans = self.plan.batches(epoch, rank=self.rank, world=self.world, start_sample=start_sample)
+        sizes, known = np.diff(self.plan.bounds()).tolist(), self._kept.rows
+        spans, again = tee(self.plan.batches(epoch, rank=self.rank, world=self.world, start_sample=start_sample))
+        found = self._kept.each(row for _, rows in again for row in rows.tolist())
         for index, rows in spans:
-            images = (self._pixels.images[row] for row in rows)
+            images = islice(found, len(rows))
             augmented_BCHW = self.config.augmentation.apply(
                 images, known.hashes_N[rows], known.sizes_N2[rows], self.plan.seed, epoch
             )

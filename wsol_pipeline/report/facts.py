@@ -22,6 +22,7 @@ from wsol_pipeline.study.database import open_storage
 from wsol_pipeline.study.pareto import Rule
 from wsol_pipeline.study.standings import CONFIRMS, Standing, first_objective, standings
 from wsol_pipeline.study.tuner import final_files, trial_folder
+from wsol_pipeline.training import used
 from wsol_pipeline.training.checkpoint import CheckpointStore, read_sealed
 from wsol_pipeline.training.config import TrainConfig, from_dict
 from wsol_pipeline.training.model import DESCRIPTION, VAL_COUNTS, load_model
@@ -91,7 +92,7 @@ class Search:
     winner: int
     counts: Mapping[int, Counts]  # by trial, the best first
     confirmations: tuple[FrozenTrial, ...] = ()
-    doubt: str = ""  # how sure the winner is, in a sentence
+    told: str = ""  # how sure the winner is, and what its training took, in sentences
     several: Several | None = None  # of several objectives; `trials` and `confirmations` hold the first alone
 
 
@@ -225,8 +226,12 @@ def _search(folder: Store, name: str, winner: Mapping[str, Any], study_db: str |
     best = [standing.number for standing in ranking[:SURFACES]]
     files = final_files(folder, VAL_COUNTS)
     counts = {n: _counts(folder / files[n].removesuffix(f"/{VAL_COUNTS}")) for n in best if n in files}
-    doubt = " ".join(filter(None, map(winner.get, ("doubt", "certainty", "standing", "kept"))))
-    return Search(name, trials, winner["trial"], counts, confirmations, doubt, several)
+    told = [*map(winner.get, ("doubt", "certainty", "standing", "kept")), used.told(_records(folder, winner["trial"]))]
+    return Search(name, trials, winner["trial"], counts, confirmations, " ".join(filter(None, told)), several)
+
+
+def _records(folder: Store, number: int) -> list[dict[str, Any]]:
+    return CheckpointStore(trial_folder(folder, number), 0).records()
 
 
 def _counts(final: Store) -> Counts:

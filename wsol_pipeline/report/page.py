@@ -27,6 +27,7 @@ from wsol_pipeline.study.standings import standings
 from wsol_pipeline.text import format_threshold, metric_name, parameter_name
 from wsol_pipeline.tracking.provenance import provenance
 from wsol_pipeline.training.config import to_dict
+from wsol_pipeline.training.model import ARITHMETIC, TRAINING_IMAGES
 from wsol_pipeline.verdict.rows import against_box
 
 SURFACE = "All settings (down) at all thresholds (across), validation, %; the cross is the choice."
@@ -120,7 +121,7 @@ def _search(search: Search, objective: str) -> dict[str, Any]:
     return {
         "name": search.name,
         "balance": f"{len(states)} trials: {counted}{again}{spent}",
-        "doubt": search.doubt,
+        "told": search.told,
         "sensitivity": [Markup(charts.sensitivity(search, name, objective)) for name in names],
         "importance": Markup(charts.importance(search)) if enough else "",
         "complete": len(complete),
@@ -249,7 +250,8 @@ def _provenance(facts: Facts) -> dict[str, str]:
         f"maps normalised {rules.normalise!r}, {rules.num_thresholds} thresholds",
         "objective": facts.objective,
         "chosen on": "validation: trial, readout and thresholds",
-        "method": f"{config.method}, {config.backbone}, seed {config.seed}, {main.description['arithmetic']}",
+        "method": f"{config.method}, {config.backbone}, seed {config.seed}, {main.description[ARITHMETIC]}",
+        "training images": main.description[TRAINING_IMAGES],
         "readout": f"{main.config.readout}, setting {main.choice.readout}",
         "model": main.contender.final.uri,
         "evaluated on": result.get("device", "not evaluated"),

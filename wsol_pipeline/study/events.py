@@ -5,8 +5,8 @@
     leased        the study is this driver's: `lease`
     opened        its trials can be read: `ledger`, `lease`
     planned       trials are about to run: `trials` in all, `done`, `adopted` (numbers), `concurrent`, `workers`,
-                  `device`, `recipe` (what a trial trains, a sentence), `pruning` (a sentence), `measures` (what
-                  validation and test will, a sentence each)
+                  `device`, `recipe` (what a trial trains, a sentence), `images` (what its training images are),
+                  `pruning` (a sentence), `measures` (what validation and test will, a sentence each)
       started       trial n has `parameters`, and of a confirmation `confirms` and `seed`
       launched      its process is about to train
       position      where it stands in its epoch: `position`

@@ -19,7 +19,7 @@ from wsol_pipeline.study.identity import WINNER, check_folders_are_known, home, 
 from wsol_pipeline.study.lease import Lease, acquire
 from wsol_pipeline.study.ledger import FAILURE, PUBLISHED, Ledger, open_ledger
 from wsol_pipeline.study.outcome import Outcome, epochs_told, winner_record
-from wsol_pipeline.study.plan import Plan, check_device
+from wsol_pipeline.study.plan import CHOSEN, Plan, check_device
 from wsol_pipeline.study.samplers import pruner, sampler
 from wsol_pipeline.study.standing import beside_box
 from wsol_pipeline.study.streak import ABSTAINED
@@ -54,6 +54,9 @@ def _open(plan: Plan, lease: Lease) -> Ledger:
     check_trials_are_known(storage, options.name, plan.folder)
     own = home(plan.folder)
     settle(plan.folder, own, lease)
+    if not plan.folder.exists(CHOSEN):
+        kept = {"shrunk_jpegs": plan.config.shrunk_jpegs, "training_images": plan.training_images}
+        plan.folder.write(CHOSEN, json.dumps(kept).encode(), lease.confirm)
     ledger = open_ledger(
         storage,
         options.name,
@@ -88,7 +91,7 @@ def _run(plan: Plan, ledger: Ledger, lease: Lease, tell: Telling, point: Point) 
         return plan.job(parameters, seed, folder, lease.attempt, device, ledger.home.id, cpus)
 
     sample = trial_job({}, 0, plan.folder)
-    concurrent = cluster.check_placement(sample, options.concurrent, options.cluster_may_grow)
+    concurrent = cluster.check_placement(sample, options.concurrent, options.cluster_may_grow, plan.streamed)
     resources: Any = resources_per_worker(sample) if options.workers == 1 else {"CPU": cluster.TUNE_ACTOR_CPU}
     if options.gpus_per_trial < 1:
         resources = placed
@@ -100,7 +103,7 @@ def _run(plan: Plan, ledger: Ledger, lease: Lease, tell: Telling, point: Point) 
     tell("planned", None, {
         "trials": options.trials, "done": done, "adopted": searcher.orphans, "concurrent": concurrent,
         "workers": sample.workers, "device": device, "pruning": plan.pruning, "measures": plan.promise.sentences,
-        "recipe": plan.recipe,
+        "recipe": plan.recipe, "images": plan.training_images,
     })  # fmt: skip
     try:
         with interrupts.gently():

@@ -48,6 +48,7 @@ def study_tags(plan: Plan) -> dict[str, str]:
         "wsol.method": plan.config.method,
         "wsol.backbone": plan.config.backbone,
         "wsol.protocol": plan.config.protocol,
+        "wsol.training_images": plan.training_images,
         SELECTED_TAG: selected_on(as_kept(plan.config)),
         "wsol.objective": ", ".join(plan.rule.objectives) if plan.rule else plan.config.objective,
         "mlflow.source.name": Path(sys.argv[0]).name,

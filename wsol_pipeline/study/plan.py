@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -16,8 +17,9 @@ import search_spaces
 import wsol_models
 from search_spaces import Space
 from wsol_pipeline.data.dataset import Dataset, open_dataset
-from wsol_pipeline.data.pixels import pixel_bytes
-from wsol_pipeline.errors import UsageError, unknown
+from wsol_pipeline.data.jpegs import QUALITY, Sample, jpeg_bytes, sampled
+from wsol_pipeline.data.pixels import EXACT, pixel_bytes
+from wsol_pipeline.errors import DataError, UsageError, unknown
 from wsol_pipeline.evaluation.labelfree import NO_MASKS
 from wsol_pipeline.evaluation.measures import TRUE_BOXES, Promise, Truth, choosing, promise
 from wsol_pipeline.evaluation.protocols import Protocol, protocol
@@ -32,6 +34,7 @@ from wsol_pipeline.study.options import StudyOptions
 from wsol_pipeline.study.pareto import COST, Rule
 from wsol_pipeline.tracking.connect import sqlite_file
 from wsol_pipeline.training import cluster
+from wsol_pipeline.training.arithmetic import require_bfloat16
 from wsol_pipeline.training.build import build_method, build_readout, fixed_setting
 from wsol_pipeline.training.compiling import require_compiler, require_traceable
 from wsol_pipeline.training.config import Job, Recipe, TrainConfig, as_kept, require
@@ -42,6 +45,7 @@ from wsol_pipeline.training.selecting import by_boxes, target_objective
 
 logger = logging.getLogger(__name__)
 
+CHOSEN = "reading.json"  # what a study's training images are, in its folder
 OWN = "own settings"  # the name of a first trial that no paper has published
 DATASETS = {  # (importer, number of classes) -> the dataset that it is, by the name in presets; else a user's own
     ("cub", 200): "cub",
@@ -66,6 +70,7 @@ class Plan:
     published: Mapping[str, Mapping[str, Any]]
     folder: Store
     choosers: Choosers = TRUE
+    sample: Sample | None = None  # of shrunk training images, where these are read or were thought of
 
     @property
     def promise(self) -> Promise:
@@ -111,8 +116,15 @@ class Plan:
         return pixel_bytes(self.dataset.train, self.config.resize_size)
 
     @property
+    def training_images(self) -> str:
+        """What training images are, in words."""
+        return self.sample.told if self.sample and self.config.shrunk_jpegs else EXACT
+
+    @property
     def streamed(self) -> bool:
         """Whether training images are streamed, by other processes than the workers."""
+        if self.config.shrunk_jpegs:
+            return False
         over = self.options.reading == "auto" and self.decoded_bytes > self.options.cache_budget_gb * 2**30
         stored = self.config.recipe.train_geometry == "random_resized_crop_stored"
         return over or stored or self.options.reading == "streaming"
@@ -179,7 +191,40 @@ def make_plan(
     check_also(options.also, config, dataset, found)
     check_ranks(options, found)
     published = first_trials(config, space, options.published, options.preset)
-    return Plan(options, config, dataset, space, published, store / options.name, found)
+    folder = store / options.name
+    quality, sample = shrunk_jpegs(options, config, dataset, folder)
+    config = dataclasses.replace(config, shrunk_jpegs=quality)
+    return Plan(options, config, dataset, space, published, folder, found, sample)
+
+
+def shrunk_jpegs(
+    options: StudyOptions, config: TrainConfig, dataset: Dataset, folder: Store
+) -> tuple[int, Sample | None]:
+    """The quality of the JPEGs that training images are read from, 0 for exact pixels; and a sample, if one was looked
+    at.
+
+    What a study was begun with, it keeps: pixels differ. One that begins reads JPEGs where these fit the budget and
+    pixels don't, as far as a sample tells.
+    """
+    size, budget = config.resize_size, options.cache_budget_gb * 2**30
+    kept = _kept_jpegs(folder) if options.reading == "auto" else None
+    begins = options.reading == "auto" and kept is None
+    over = pixel_bytes(dataset.train, size) > budget and config.recipe.train_geometry != "random_resized_crop_stored"
+    if not (over if begins else kept or options.reading == "shrunk"):
+        return 0, None
+    sample = sampled(dataset.train, size, kept or QUALITY)
+    fits = jpeg_bytes(dataset.train, sample) <= budget
+    return sample.quality if fits or not begins else 0, sample
+
+
+def _kept_jpegs(folder: Store) -> int | None:
+    """What `shrunk_jpegs` was when the study in `folder` was begun, if it was."""
+    if not folder.exists(CHOSEN):
+        return None
+    try:
+        return int(json.loads(folder.read(CHOSEN))["shrunk_jpegs"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder.path(CHOSEN)} is damaged: it says what is trained on. Bring it back.") from error
 
 
 def chosen_by(config: TrainConfig, given: str | None, dataset: Dataset, found: Choosers) -> TrainConfig:
@@ -364,8 +409,12 @@ def check_device(options: StudyOptions, device: str) -> None:
     """Raise `UsageError` for what GPUs alone can do."""
     require(not options.sync_batch_norm or device == "cuda", "sync_batch_norm needs GPUs", device)
     require(options.gpus_per_trial == 1 or device == "cuda", "gpus_per_trial below 1 needs GPUs", device)
-    if options.compile and cluster.is_one_machine():  # else workers say so, whose machines are not seen from here
+    if not cluster.is_one_machine():
+        return  # workers say so, whose machines are not seen from here
+    if options.compile:
         require_compiler(device)
+    if options.precision == "bfloat16":
+        require_bfloat16(torch.device(device))
 
 
 def check_image_size(method: wsol_models.LocalizationMethod, config: TrainConfig) -> None:

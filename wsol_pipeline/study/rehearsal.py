@@ -22,6 +22,7 @@ from wsol_pipeline.data.augment import Augmentation
 from wsol_pipeline.data.dataset import TrainSplit, encode_labels, open_dataset
 from wsol_pipeline.data.hashes import hash_ids
 from wsol_pipeline.data.images import decode_resize
+from wsol_pipeline.data.jpegs import decode, encode, jpeg_bytes
 from wsol_pipeline.data.pixels import id_and_image
 from wsol_pipeline.data.reader import Batch
 from wsol_pipeline.errors import WsolError
@@ -43,7 +44,7 @@ class Measured:
     """What one worker was seen to do. Seconds per image; bytes; `settings` of the readout."""
 
     train_seconds: float
-    decode_seconds: float  # of one core, as are those of a crop
+    decode_seconds: float  # of one core, as are those of a crop; of a shrunk JPEG, if these are read
     crop_seconds: float
     one_setting_seconds: float
     search_seconds: float
@@ -88,7 +89,7 @@ def rehearse(plan: Plan) -> Rehearsal:
     device = cluster.pick_device(options.device, options.cluster_may_grow)
     check_device(options, device)
     sample = plan.job({}, 0, plan.folder, attempt=0, device=device, cpus=plan.cpus(device))
-    concurrent = cluster.check_placement(sample, options.concurrent, options.cluster_may_grow)
+    concurrent = cluster.check_placement(sample, options.concurrent, options.cluster_may_grow, plan.streamed)
     measured = measure_there(sample)
     return Rehearsal(
         mlflow=redact(_tracking(connect)),
@@ -99,7 +100,7 @@ def rehearse(plan: Plan) -> Rehearsal:
         measured=measured,
         estimate=estimated(plan, measured, concurrent),
         # of a GPU's share of cores one half decodes what the other's worker trains on
-        bound=bound(plan, measured, sample.cpus_per_worker if plan.streamed else 1),
+        bound=bound(plan, measured, sample.cpus_per_worker if plan.streamed or plan.config.shrunk_jpegs else 1),
     )
 
 
@@ -135,7 +136,9 @@ def measure(job: Job) -> Measured:
         rows = max(2, job.train.recipe.batch_size // job.workers)
         start = time.perf_counter()
         batch = first_rows(dataset.train, rows, job.train.image_size, job.reading.cache_dir)
-        decode = time.perf_counter() - start
+        decoding = time.perf_counter() - start
+        if job.train.shrunk_jpegs:
+            decoding = shrunk_seconds(dataset.train, rows, job.train, job.reading.cache_dir)
         run.method.train()
         steps = [_seconds(world, lambda: train_step(run, 0, batch)) for _ in range(STEPS)]
         rank = run.choosing.rank.few(VAL_BATCHES * job.train.recipe.batch_size)
@@ -146,7 +149,7 @@ def measure(job: Job) -> Measured:
     images = rank.rows.num_rows
     return Measured(
         train_seconds=statistics.median(steps[1:]) / len(batch.ids),
-        decode_seconds=decode / len(batch.ids),
+        decode_seconds=decoding / len(batch.ids),
         crop_seconds=crop_seconds(job.train, len(batch.ids)),
         one_setting_seconds=one / images,
         search_seconds=searched / images,
@@ -167,6 +170,16 @@ def first_rows(split: TrainSplit, count: int, size: int, cache_dir: str | None) 
     return Batch(table["id"].to_pylist(), images, labels, None, sizes_B2, global_size=count)
 
 
+def shrunk_seconds(split: TrainSplit, count: int, config: TrainConfig, cache_dir: str | None) -> float:
+    """Of decoding shrunk JPEGs of the first `count` rows."""
+    images = first_rows(split, count, config.resize_size, cache_dir).images_BCHW.numpy()
+    jpegs = [np.frombuffer(encode(image, config.shrunk_jpegs), np.uint8) for image in images]
+    start = time.perf_counter()
+    for jpeg in jpegs:
+        decode(jpeg)
+    return time.perf_counter() - start
+
+
 def crop_seconds(config: TrainConfig, count: int) -> float:
     """Of one image; what is in it makes no difference."""
     recipe = config.recipe
@@ -182,10 +195,11 @@ def crop_seconds(config: TrainConfig, count: int) -> float:
 def bound(plan: Plan, measured: Measured, cores: int) -> str:
     """Which of a trial's parts takes longest, beside the others, and what would make it shorter.
 
-    `cores`: those that make a worker's training images. Cached pixels are cropped by one thread of it.
+    `cores`: those that make a worker's training images. Cached ones are cropped by one thread of it.
     """
     epochs, images = plan.config.recipe.epochs, plan.dataset.train.num_rows / plan.options.workers
-    made = (measured.crop_seconds + plan.streamed * measured.decode_seconds) / cores
+    decoded = (plan.streamed or plan.config.shrunk_jpegs > 0) * measured.decode_seconds / cores
+    made = decoded + measured.crop_seconds / (cores if plan.streamed else 1)
     seconds = {"steps": epochs * images * measured.train_seconds, "input": epochs * images * made}
     told = {name: f"{name} {spent:,.0f} s ({epochs * images / spent:,.0f} images/s)" for name, spent in seconds.items()}
     seconds["validation"] = validation_seconds(plan, measured) / plan.options.workers
@@ -193,10 +207,16 @@ def bound(plan: Plan, measured: Measured, cores: int) -> str:
     first, *rest = sorted(seconds, key=lambda name: -seconds[name])
     helps = {
         "steps": "",
-        "input": f"; a --cache-budget-gb of {plan.decoded_bytes / 2**30:.1f} would hold its pixels" * plan.streamed,
+        "input": _budget(plan) * plan.streamed,
         "validation": "; more --cpus-per-worker score maps sooner, fewer --rungs search them less often",
     }
     return f"{told[first]} of a trial, beside {' and '.join(told[name] for name in rest)}{helps[first]}"
+
+
+def _budget(plan: Plan) -> str:
+    """What would hold a plan's training images."""
+    small = f", of {jpeg_bytes(plan.dataset.train, plan.sample) / 2**30:.1f} small JPEGs" if plan.sample else ""
+    return f"; a --cache-budget-gb of {plan.decoded_bytes / 2**30:.1f} would hold its pixels{small}"
 
 
 def validation_seconds(plan: Plan, measured: Measured) -> float:

@@ -9,6 +9,8 @@ import torch
 from wsol_pipeline.errors import UsageError
 from wsol_pipeline.training.config import TrainConfig
 
+WORKSPACE, REPEATABLE = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
+
 
 @dataclass(frozen=True)
 class Arithmetic:
@@ -45,16 +47,27 @@ class Arithmetic:
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.benchmark = self.device.type == "cuda" and not self.deterministic
         torch.use_deterministic_algorithms(self.deterministic)
-        if self.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS refuses without
+        if self.deterministic and os.environ.get(WORKSPACE) not in REPEATABLE:  # cuBLAS refuses without
+            os.environ[WORKSPACE] = REPEATABLE[0]
+
+
+def require_bfloat16(device: torch.device) -> None:
+    """Raise `UsageError` for a GPU without bfloat16."""
+    if device.type == "cuda" and not _has_bfloat16():
+        raise UsageError("--precision bfloat16 needs a GPU that has it (Ampere or later): say float32, or auto.")
+
+
+def _has_bfloat16() -> bool:
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def arithmetic(config: TrainConfig, device: torch.device) -> Arithmetic:
     """What `config` asks of `device`. Raises `UsageError` for bfloat16 on a GPU that has none."""
     on_gpu = device.type == "cuda"
-    able = not on_gpu or torch.cuda.is_bf16_supported(including_emulation=False)
-    if config.precision == "bfloat16" and not able:
-        raise UsageError("--precision bfloat16 needs a GPU that has it (Ampere or later): say float32, or auto.")
-    precision = ("bfloat16" if on_gpu and able else "float32") if config.precision == "auto" else config.precision
+    if config.precision == "bfloat16":
+        require_bfloat16(device)
+    precision = config.precision
+    if precision == "auto":
+        precision = "bfloat16" if on_gpu and _has_bfloat16() else "float32"
     last = on_gpu if config.channels_last is None else config.channels_last
     return Arithmetic(device, precision, last, config.deterministic, config.compile)

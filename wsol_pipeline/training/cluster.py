@@ -142,10 +142,10 @@ def gpu_share(streams: bool = False, gpus: float = 1.0) -> int:
     return max(1, int(gpus * min(shares, default=1) / (2 if streams else 1)))
 
 
-def check_placement(job: Job, concurrent: int | None, may_grow: bool) -> int:
+def check_placement(job: Job, concurrent: int | None, may_grow: bool, streams: bool = False) -> int:
     """How many trials shaped like `job` run at once: at most `concurrent`, and what the cluster holds.
 
-    Of CPUs one is left to decode images that are streamed: trials that hold all of them would wait for it for ever.
+    Of CPUs one is left to those that stream, to decode images: trials that hold all of them would wait for it for ever.
     Raises `ResourceError` for a trial that can never be placed. A cluster that `may_grow` holds `concurrent` (or one).
     """
     need, have = resources_per_worker(job), ray.cluster_resources()
@@ -153,13 +153,12 @@ def check_placement(job: Job, concurrent: int | None, may_grow: bool) -> int:
         return concurrent or 1
     overhead = TUNE_ACTOR_CPU if job.workers > 1 else 0
     on_nodes = sum(_workers_on(node["Resources"], need) for node in ray.nodes() if node["Alive"])
-    decoding = int(job.reading.mode == "streaming" or job.train.recipe.train_geometry == "random_resized_crop_stored")
-    by_cpu = (have.get("CPU", 0) - decoding + 1e-9) // (need["CPU"] * job.workers + overhead)
+    by_cpu = (have.get("CPU", 0) - streams + 1e-9) // (need["CPU"] * job.workers + overhead)
     fits = min(on_nodes // job.workers, int(by_cpu))
     if fits < 1:
         whole = {name: amount * job.workers + overhead * (name == "CPU") for name, amount in need.items()}
         asked = ", ".join(f"{amount:g} {name}" for name, amount in whole.items())
-        asked += " and 1 CPU for streamed images" * decoding
+        asked += " and 1 CPU for streamed images" * streams
         total = ", ".join(f"{have.get(name, 0):g} {name}" for name in need)
         raise ResourceError(
             f"A trial of {job.workers} workers needs {asked} but the whole cluster has {total}: it could never start. "

@@ -135,6 +135,7 @@ class TrainConfig:
     recipe: Recipe = field(default_factory=Recipe)
     image_size: int = 64
     resize_size: int = 72
+    shrunk_jpegs: int = 0  # quality of the JPEGs that training images are read from; 0: their exact pixels
     freeze_batch_norm: bool = False
     sync_batch_norm: bool = False  # statistics over all workers; GPUs only
     precision: Precision = "auto"  # see `arithmetic.arithmetic`, `build.build_method`

@@ -42,7 +42,16 @@ from wsol_pipeline.training.checkpoint import LAST, CheckpointStore, Position, w
 from wsol_pipeline.training.compiling import compiled
 from wsol_pipeline.training.config import Reading, TrainConfig, as_kept, config_hash
 from wsol_pipeline.training.guard import Guard
-from wsol_pipeline.training.model import BACKBONE, DESCRIPTION, FORMAT, VAL_COUNTS, VAL_IMAGES, WEIGHTS
+from wsol_pipeline.training.model import (
+    ARITHMETIC,
+    BACKBONE,
+    DESCRIPTION,
+    FORMAT,
+    TRAINING_IMAGES,
+    VAL_COUNTS,
+    VAL_IMAGES,
+    WEIGHTS,
+)
 from wsol_pipeline.training.optim import build_optimizer, learning_rate, set_learning_rate
 from wsol_pipeline.training.selecting import Choosing, Selection, Sources, finer, make_choosing
 from wsol_pipeline.training.used import CHECKPOINTS, STEPS, VALIDATION, Used
@@ -156,6 +165,7 @@ class Run:
     arithmetic: Arithmetic
     used: Used
     study: str = ""
+    images: Callable[[], str] = str  # what training images are, in words
 
 
 def train(
@@ -181,11 +191,12 @@ def train(
     before the optimizer would move on a NaN.
     """
     world = world or World()
-    run = replace(set_up(config, dataset, checkpoints, world, reading or Reading(), sources or {}), study=study)
+    run = set_up(config, dataset, checkpoints, world, reading or Reading(), sources or {})
     with run.used.watching(), TrainReader(
         dataset.train, run.plan, _read_config(config, reading or Reading()), epochs=config.recipe.epochs,
         rank=world.rank, world=world.size,
     ) as reader:  # fmt: skip
+        run = replace(run, study=study, images=lambda: reader.told)
         for epoch in range(run.progress.position.epoch, config.recipe.epochs):
             started, rows_before = time.monotonic(), run.progress.rows
             if not _train_epoch(run, reader, epoch, checkpoint_batches):
@@ -534,7 +545,8 @@ def _state(run: Run, sums: dict[str, float], rows: int) -> dict[str, Any]:
 def _finish(run: Run, counts: Counts, choice: selection.Choice, images: ImageHits | None) -> None:
     """Write the finished model."""
     if run.world.rank == 0:
-        files = model_files(run.method, run.config, run.dataset, choice, counts, run.study, run.arithmetic.told)
+        told = {ARITHMETIC: run.arithmetic.told, TRAINING_IMAGES: run.images()}
+        files = model_files(run.method, run.config, run.dataset, choice, counts, run.study, told)
         if images:
             files[VAL_IMAGES] = json.dumps(images.to_dict()).encode()
         run.checkpoints.finish(files, run.progress.records)
@@ -547,17 +559,17 @@ def model_files(
     choice: selection.Choice,
     counts: Counts,
     study: str,
-    computed: str,
+    told: Mapping[str, str],
 ) -> dict[str, bytes]:
     """A finished model as files, none of them a pickle: what `model.load_model` reads, and the counts behind it.
 
-    `computed`: in which arithmetic it was trained, in words.
+    `told`: what it says of its training in words, by `TOLD`.
     """
     description = {
         "format": FORMAT,
         "study": study,
         "train": as_kept(config),
-        "arithmetic": computed,
+        **told,
         "classes": list(dataset.classes),
         "multilabel": dataset.multilabel,
         "data": dataset.name,
@@ -588,6 +600,7 @@ def _read_config(config: TrainConfig, reading: Reading) -> ReadConfig:
         cache_dir=reading.cache_dir,
         cache_budget_gb=reading.cache_budget_gb,
         shard_cache_gb=reading.shard_cache_gb,
+        shrunk_jpegs=config.shrunk_jpegs,
     )
 
 

@@ -47,6 +47,7 @@ Views = Literal["whole", "resize"]
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 BACKBONE = "backbone.safetensors"  # --weights of another run
 FORMAT = 1  # of DESCRIPTION
+TOLD = ARITHMETIC, TRAINING_IMAGES = "arithmetic", "training_images"  # what that says in words of the training
 VAL_COUNTS = "val_counts.json"  # what readout and thresholds were chosen from
 VAL_IMAGES = "val_images.json"  # hits of single images at the chosen readout; none where class masks are scored
 

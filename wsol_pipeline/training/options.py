@@ -139,14 +139,16 @@ class SelectionOptions:
 
 @dataclass(frozen=True)
 class ReadingOptions:
-    """How images reach the workers: their speed and place, never their order or pixels."""
+    """How images reach the workers: their speed and place, never their order; their pixels where they are shrunk."""
 
-    reading: Literal["auto", "cached", "streaming"] = "auto"
-    """cached: pixels decoded once per node; streaming: Ray Data, for sets larger than --cache-budget-gb."""
+    reading: Literal["auto", "cached", "shrunk", "streaming"] = "auto"
+    """cached: pixels decoded once per node; shrunk: training images as small JPEGs, an eighth as large, of pixels that
+    differ a little; streaming: Ray Data, exact at any size. auto: the first of them that --cache-budget-gb holds, which
+    a study then keeps to."""
     cache_dir: str | None = None
-    """Where a node keeps decoded pixels; by default below the user's cache folder."""
+    """Where a node keeps decoded pixels and small JPEGs; by default below the user's cache folder."""
     cache_budget_gb: float = 8.0
-    """Largest decoded split kept on a node, in GB."""
+    """Largest split kept on a node, as pixels or as small JPEGs, in GB."""
     shard_cache_gb: float = 64.0
     """Disk space of a node for copies of streamed s3:// shards, in GB; a larger split is read anew in each epoch."""
 

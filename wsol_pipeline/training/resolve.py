@@ -52,7 +52,7 @@ def resolve(options: RunOptions, method: str) -> TrainConfig:
     given = {field.name: getattr(options, field.name, None) for field in dataclasses.fields(Recipe)}
     recipe = dataclasses.replace(recipe, **{name: value for name, value in given.items() if value is not None})
     require(
-        options.reading != "cached" or recipe.train_geometry != "random_resized_crop_stored",
+        options.reading not in ("cached", "shrunk") or recipe.train_geometry != "random_resized_crop_stored",
         "random_resized_crop_stored cuts stored images, which no cache holds: reading must be auto or streaming",
         options.reading,
     )
@@ -132,5 +132,6 @@ def _plain_value(text: str) -> Any:
 
 
 def reading(options: RunOptions) -> Reading:
-    """How rows reach the workers."""
-    return Reading(options.reading, options.cache_dir, options.cache_budget_gb, options.shard_cache_gb)
+    """How rows reach the workers. That training images are shrunk, a configuration says (`plan.shrunk_jpegs`)."""
+    mode = "auto" if options.reading == "shrunk" else options.reading
+    return Reading(mode, options.cache_dir, options.cache_budget_gb, options.shard_cache_gb)

@@ -49,7 +49,7 @@ class Used:
         while not done.wait(_EACH):
             try:
                 self.shares.append(torch.cuda.utilization(self.device) / 100)
-            except Exception:  # noqa: BLE001 - without nvidia-ml-py, or a driver that tells: nothing is known
+            except Exception:  # noqa: BLE001 - a driver that does not tell, a part of a GPU: nothing is known
                 return
 
     @contextlib.contextmanager
@@ -74,7 +74,7 @@ class Used:
 
     def take(self) -> dict[str, float]:
         """What was used since the last time: seconds, and on a GPU the most bytes that tensors had at once and, where
-        NVML tells (`nvidia-ml-py` is installed), the share of the time that it had work."""
+        NVML tells, the share of the time that it had work."""
         found = {what: round(seconds, 3) for what, seconds in self.seconds.items()}
         self.seconds.clear()
         if shares := self.shares[:]:

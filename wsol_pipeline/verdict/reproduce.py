@@ -37,7 +37,7 @@ from wsol_pipeline.tracking.runs import STORAGE_TAG, StudyRuns, deliver
 from wsol_pipeline.training import cluster
 from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.config import TrainConfig, to_dict
-from wsol_pipeline.training.model import DESCRIPTION
+from wsol_pipeline.training.model import ARITHMETIC, DESCRIPTION, TRAINING_IMAGES
 from wsol_pipeline.training.options import RunOptions
 from wsol_pipeline.training.resolve import resolve
 from wsol_pipeline.verdict.judge import judged_rows
@@ -225,7 +225,8 @@ def _provenance(plan: Plan, final: Store) -> dict[str, str]:
         "readout and thresholds": f"transferred: chosen on {dataset.val.num_rows} validation images, the readout by "
         f"{config.objective}; oracle: the same readout, thresholds of the test images themselves",
         "checkpoint": f"the {config.keep} epoch" + " by validation" * (config.keep == "best"),
-        "network": f"{config.method} on {config.backbone}, {described['arithmetic']}",
+        "network": f"{config.method} on {config.backbone}, {described[ARITHMETIC]}",
+        "training images": described[TRAINING_IMAGES],
         "evaluated on": result["device"],
     }
     return redact(told | result["provenance"])

@@ -34,7 +34,7 @@ from wsol_pipeline.training.build import build_readout
 from wsol_pipeline.training.checkpoint import CheckpointStore
 from wsol_pipeline.training.config import TrainConfig, to_dict
 from wsol_pipeline.training.loop import model_files
-from wsol_pipeline.training.model import DESCRIPTION, Model, load_model
+from wsol_pipeline.training.model import TOLD, Model, load_model
 from wsol_pipeline.training.resolve import plain_values
 from wsol_pipeline.training.selecting import make_choosing
 from wsol_pipeline.verdict.options import SolveOptions
@@ -81,8 +81,8 @@ def solve_readout(options: SolveOptions, progress: Progress = silent) -> Solved:
         if trial.final() is None:
             asked = source["model"], config, dataset, found
             choice, counts = somewhere(_search, options, *asked, progress=progress)
-            computed = json.loads(Store(source["model"]).read(DESCRIPTION))["arithmetic"]
-            files = model_files(model.method, config, dataset, choice, counts, own.id, computed)
+            told = {name: model.description[name] for name in TOLD}
+            files = model_files(model.method, config, dataset, choice, counts, own.id, told)
             trial.finish(files, [_record(choice, counts)])
         final = trial.final()
         assert final is not None
