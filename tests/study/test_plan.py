@@ -220,7 +220,8 @@ SMALL, SMALLER = 150_000 / 2**30, 20_000 / 2**30  # 64 images of 36 px: pixels a
         ({"cache_budget_gb": SMALL, "train_geometry": "random_resized_crop_stored"}, None, 0, True),
         ({}, 75, 75, False),  # what a study was begun with, it keeps
         ({"cache_budget_gb": SMALL}, 0, 0, True),
-        ({"reading": "cached"}, 75, 0, False),  # and refuses another: the contract differs
+        ({"reading": "shrunk"}, 75, 75, False),
+        ({"reading": "cached"}, 0, 0, False),
     ],
 )
 def test_training_images_are_shrunk_where_that_fits_and_pixels_do_not(plan, tmp_path, options, kept, quality, streamed):
@@ -235,6 +236,16 @@ def test_training_images_are_shrunk_where_that_fits_and_pixels_do_not(plan, tmp_
         assert "reading: shrunk" in dump(made)
     else:
         assert made.training_images == "exact pixels"
+
+
+@pytest.mark.parametrize(
+    ("kept", "reading", "begun"),
+    [(90, "cached", "small JPEGs"), (90, "streaming", "small JPEGs"), (0, "shrunk", "exact pixels")],
+)
+def test_a_study_is_not_continued_on_other_pixels(plan, tmp_path, kept, reading, begun):
+    Store.at(tmp_path / "s").write("reading.json", json.dumps({"shrunk_jpegs": kept}).encode())
+    with pytest.raises(UsageError, match=rf"begun on {begun}, not on what --reading {reading} gives: --reading auto"):
+        plan(reading=reading)
 
 
 def test_a_damaged_note_of_what_a_study_trains_on_is_said(plan, tmp_path):

@@ -203,11 +203,11 @@ def shrunk_jpegs(
     """The quality of the JPEGs that training images are read from, 0 for exact pixels; and a sample, if one was looked
     at.
 
-    What a study was begun with, it keeps: pixels differ. One that begins reads JPEGs where these fit the budget and
-    pixels don't, as far as a sample tells.
+    What a study was begun with, it keeps: pixels differ. Raises `UsageError` if it is asked for others. One that begins
+    reads JPEGs where these fit the budget and pixels don't, as far as a sample tells.
     """
     size, budget = config.resize_size, options.cache_budget_gb * 2**30
-    kept = _kept_jpegs(folder) if options.reading == "auto" else None
+    kept = _kept_jpegs(options, folder)
     begins = options.reading == "auto" and kept is None
     over = pixel_bytes(dataset.train, size) > budget and config.recipe.train_geometry != "random_resized_crop_stored"
     if not (over if begins else kept or options.reading == "shrunk"):
@@ -217,14 +217,20 @@ def shrunk_jpegs(
     return sample.quality if fits or not begins else 0, sample
 
 
-def _kept_jpegs(folder: Store) -> int | None:
+def _kept_jpegs(options: StudyOptions, folder: Store) -> int | None:
     """What `shrunk_jpegs` was when the study in `folder` was begun, if it was."""
     if not folder.exists(CHOSEN):
         return None
     try:
-        return int(json.loads(folder.read(CHOSEN))["shrunk_jpegs"])
+        kept = int(json.loads(folder.read(CHOSEN))["shrunk_jpegs"])
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder.path(CHOSEN)} is damaged: it says what is trained on. Bring it back.") from error
+    if options.reading != "auto" and (options.reading == "shrunk") != (kept > 0):
+        raise UsageError(
+            f"Study {options.name!r} was begun on {'small JPEGs' if kept else EXACT}, not on what --reading "
+            f"{options.reading} gives: --reading auto goes on with it, another --name begins anew."
+        )
+    return kept
 
 
 def chosen_by(config: TrainConfig, given: str | None, dataset: Dataset, found: Choosers) -> TrainConfig:
