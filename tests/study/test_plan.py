@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from search_spaces import bas, cam
 from wsol_pipeline.console.config_file import dump
@@ -15,7 +16,8 @@ from wsol_pipeline.protocol import Role
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study.options import StudyOptions
 from wsol_pipeline.study.pareto import Rule
-from wsol_pipeline.study.plan import OWN, first_trials, make_plan, with_parameters
+from wsol_pipeline.study.plan import OWN, check_device, first_trials, make_plan, with_parameters
+from wsol_pipeline.training import cluster
 from wsol_pipeline.training.options import RunOptions
 from wsol_pipeline.training.resolve import resolve
 
@@ -277,3 +279,14 @@ def test_what_prunes_is_said(plan):
 def test_objectives_that_do_not_go_together_are_refused(plan, options, message):
     with pytest.raises(UsageError, match=message):
         plan(**options)
+
+
+def test_bfloat16_is_refused_before_the_start_where_a_gpu_without_is_seen(monkeypatch):
+    options, here = StudyOptions(precision="bfloat16"), [True]
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    monkeypatch.setattr(cluster, "is_one_machine", lambda: here[0])
+    check_device(options, "cpu")
+    with pytest.raises(UsageError, match="--precision bfloat16 needs a GPU that has it"):
+        check_device(options, "cuda")
+    here[0] = False
+    check_device(options, "cuda")  # its workers will say so

@@ -415,11 +415,10 @@ def check_device(options: StudyOptions, device: str) -> None:
     """Raise `UsageError` for what GPUs alone can do."""
     require(not options.sync_batch_norm or device == "cuda", "sync_batch_norm needs GPUs", device)
     require(options.gpus_per_trial == 1 or device == "cuda", "gpus_per_trial below 1 needs GPUs", device)
-    if not cluster.is_one_machine():
-        return  # workers say so, whose machines are not seen from here
-    if options.compile:
+    # of several machines workers say so, whose are not seen from here
+    if options.compile and cluster.is_one_machine():
         require_compiler(device)
-    if options.precision == "bfloat16":
+    if options.precision == "bfloat16" and cluster.is_one_machine():
         require_bfloat16(torch.device(device))
 
 
