@@ -237,7 +237,8 @@ def test_an_epoch_of_a_slow_network_is_no_zero_and_long_passes_tell_pace_and_tim
 
 PLANNED = {
     "trials": 3, "done": 0, "adopted": [], "concurrent": 1, "workers": 1, "device": "cpu", "recipe": "recipe: a",
-    "images": "exact pixels", "pruning": "nothing is pruned", "measures": ("validation: chooses by pxap", "test: measures pxap"),
+    "images": "exact pixels", "pruning": "nothing is pruned",
+    "measures": ("validation: chooses by pxap", "test: measures pxap"),
 }  # fmt: skip
 
 

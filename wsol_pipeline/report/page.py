@@ -251,7 +251,7 @@ def _provenance(facts: Facts) -> dict[str, str]:
         "objective": facts.objective,
         "chosen on": "validation: trial, readout and thresholds",
         "method": f"{config.method}, {config.backbone}, seed {config.seed}, {main.description[ARITHMETIC]}",
-        "training images": main.description[TRAINING_IMAGES],
+        "training images": main.description.get(TRAINING_IMAGES, "not known"),
         "readout": f"{main.config.readout}, setting {main.choice.readout}",
         "model": main.contender.final.uri,
         "evaluated on": result.get("device", "not evaluated"),

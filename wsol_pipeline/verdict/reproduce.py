@@ -226,7 +226,7 @@ def _provenance(plan: Plan, final: Store) -> dict[str, str]:
         f"{config.objective}; oracle: the same readout, thresholds of the test images themselves",
         "checkpoint": f"the {config.keep} epoch" + " by validation" * (config.keep == "best"),
         "network": f"{config.method} on {config.backbone}, {described[ARITHMETIC]}",
-        "training images": described[TRAINING_IMAGES],
+        "training images": described.get(TRAINING_IMAGES, "not known"),
         "evaluated on": result["device"],
     }
     return redact(told | result["provenance"])
