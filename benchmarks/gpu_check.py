@@ -7,11 +7,11 @@ Sections run in the order of what one short run should yield, each in a process 
 hangs or leaves the GPU unusable to its process is noted with what it had found, and the next goes on. The JSON is
 written anew after each, so that a kill loses one section at most. Needs PyTorch, torchvision, numpy, OpenCV,
 pyarrow, numba, torchmetrics and safetensors; neither Ray nor MLflow, and no S3 client. `--data` is a dataset that
-`import_dataset.py` made, by default generated images.
+`import_dataset.py` made, by default generated images. What has "ok": false is not as it has to be: then its section is
+among the failed ones, and the exit code is 1.
 """
 
 import argparse
-import contextlib
 import copy
 import dataclasses
 import functools
@@ -44,6 +44,7 @@ from wsol_pipeline.data.images import decode_resize
 from wsol_pipeline.data.importers import synthetic
 from wsol_pipeline.data.ingest import import_dataset
 from wsol_pipeline.data.reader import Batch
+from wsol_pipeline.device import as_models_are_read
 from wsol_pipeline.evaluation import evaluate
 from wsol_pipeline.evaluation.protocols import protocol
 from wsol_pipeline.images import normalize
@@ -140,20 +141,22 @@ def a_batch(count: int, classes: int, side: int, seed: int = 0) -> Batch:
 
 def a_run(
     name: str, backbone: str, side: int, classes: int, device: Any, precision: str = "float32", batch: int = 4,
-    last: bool = False, **options: Any,
+    last: bool = False, deterministic: bool = False,
 ) -> Any:  # fmt: skip
     """What `train_step` looks at; `last` lays channels last."""
-    torch.manual_seed(0)
     config = TrainConfig(
         method=name, backbone=backbone, image_size=side, resize_size=side, precision=precision, channels_last=last,
-        recipe=Recipe(learning_rate=1e-3, batch_size=batch),
+        deterministic=deterministic, recipe=Recipe(learning_rate=1e-3, batch_size=batch),
     )  # fmt: skip
-    method = wsol_models.build(name, backbone=backbone, num_classes=classes, **options).to(device).train()
+    computes = arithmetic(config, torch.device(device))
+    computes.settle()
+    torch.manual_seed(0)
+    method = wsol_models.build(name, backbone=backbone, num_classes=classes).to(device).train()
     method = method.to(memory_format=torch.channels_last) if last else method
     optimizer, device = build_optimizer(method, config.recipe), torch.device(device)
     return SimpleNamespace(
         config=config, world=loop.World(device=device), method=method, model=method,
-        optimizer=optimizer, guard=Guard(optimizer), arithmetic=arithmetic(config, device),
+        optimizer=optimizer, guard=Guard(optimizer), arithmetic=computes,
         progress=loop.Progress(Position(), [], {}),
         plan=SimpleNamespace(num_batches=100, samples=10**6),
     )  # fmt: skip
@@ -178,19 +181,6 @@ def apart(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm().clamp(min=1e-12))
 
 
-@contextlib.contextmanager
-def without_tf32() -> Iterator[None]:
-    backends = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = [backend.allow_tf32 for backend in backends]
-    for backend in backends:
-        backend.allow_tf32 = False
-    try:
-        yield
-    finally:
-        for backend, allowed in zip(backends, before, strict=True):
-            backend.allow_tf32 = allowed
-
-
 @section()
 def machine(check: Check) -> Iterator[Found]:
     yield {
@@ -204,19 +194,18 @@ def machine(check: Check) -> Iterator[Found]:
 
 @section()
 def steps_equal(check: Check) -> Iterator[Found]:
-    """Loss and weights after two steps, against a CPU's; bfloat16 with channels last beside."""
+    """Losses of two steps and how far they move the weights, against a CPU's; bfloat16 with channels last beside."""
     for name in wsol_models.methods():
         for backbone in ("tiny",) if check.quick else ("tiny", "resnet18"):
-            with without_tf32():
-                on_cpu, here = (a_run(name, backbone, 64, 7, device) for device in ("cpu", check.device))
-                losses = [steps(run, 2, 4, 7, 64) for run in (on_cpu, here)]
+            on_cpu, here = (a_run(name, backbone, 64, 7, device) for device in ("cpu", check.device))
+            start = flat(on_cpu)
+            losses = [steps(run, 2, 4, 7, 64) for run in (on_cpu, here)]
             half = a_run(name, backbone, 64, 7, check.device, "bfloat16", last=True)
             in_half = steps(half, 2, 4, 7, 64)
-            weights = apart(flat(here), flat(on_cpu))
+            moved, in_bfloat16 = (apart(flat(run) - start, flat(on_cpu) - start) for run in (here, half))
             yield {f"{name}/{backbone}": {
-                "loss": losses, "bfloat16 loss": in_half, "weights": weights,
-                "bfloat16 weights": apart(flat(half), flat(on_cpu)),
-                "ok": weights < 1e-4 and abs(in_half[0] / losses[0][0] - 1) < 0.05,
+                "loss": losses, "bfloat16 loss": in_half, "steps apart": moved, "bfloat16 steps apart": in_bfloat16,
+                "ok": moved < 0.02 and abs(in_half[0] / losses[0][0] - 1) < 0.05,
             }}  # fmt: skip
 
 
@@ -229,14 +218,14 @@ def maps_equal(check: Check) -> Iterator[Found]:
         method = wsol_models.build(name, backbone="tiny" if check.quick else "resnet18", num_classes=5).eval()
         there = copy.deepcopy(method).to(check.device)
         search = readouts.readout(readout, **options).search
-        with without_tf32():
+        with as_models_are_read():
             pairs = zip(
                 search(method, images_BCHW, classes_B),
                 search(there, images_BCHW.to(check.device), classes_B.to(check.device)),
                 strict=True,
             )
             worst = max(apart(here.float().cpu(), cpu.float()) for (_, cpu), (_, here) in pairs)
-        yield {f"{name}/{readout}": worst}
+        yield {f"{name}/{readout}": {"apart": worst, "ok": worst < 1e-3}}
 
 
 @section()
@@ -254,7 +243,8 @@ def waits(check: Check) -> Iterator[Found]:
         finally:
             torch.cuda.set_sync_debug_mode("default")
         lines = [f"{Path(w.filename).name}:{w.lineno}" for w in seen if "synchroniz" in str(w.message)]
-        yield {name: {line: lines.count(line) for line in lines}}
+        ok = not lines or name == "dawsol"  # whose clusters are looked at
+        yield {name: {**{line: lines.count(line) for line in lines}, "ok": ok}}
 
 
 @section()
@@ -272,7 +262,8 @@ def not_finite(check: Check) -> Iterator[Found]:
     except NonFiniteError as error:
         told = str(error)
     after = torch.cat([p.detach().cpu().flatten() for p in run.method.parameters()])
-    yield {"told": told, "names the step": "after 8 samples" in told, "weights untouched": torch.equal(before, after)}
+    named, untouched = "after 8 samples" in told, torch.equal(before, after)
+    yield {"told": told, "names the step": named, "weights untouched": untouched, "ok": named and untouched}
 
 
 class Plain(nn.Module):
@@ -398,7 +389,7 @@ def compiled_steps(check: Check) -> Iterator[Found]:
             if time.monotonic() > until:
                 yield {name: "left out: no time"}
                 continue
-            with without_tf32():
+            with as_models_are_read():
                 found = {"float32": _both_ways(check, name, "tiny", half=False)}
             eager, made = (found["float32"][kind]["first loss"] for kind in ("eager", "compiled"))
             if check.is_cuda:
@@ -475,31 +466,33 @@ def dataset(check: Check, folder: str) -> Dataset:
 
 @section(40)
 def resumed(check: Check) -> Iterator[Found]:
-    """Whether two runs, and one that goes on from a checkpoint, are equal to the last bit."""
-    for name in ("bas", "spg", "bcam"):
-        for deterministic in (False, True):
-            torch.backends.cudnn.benchmark = False
-            torch.use_deterministic_algorithms(deterministic, warn_only=True)
-            make = functools.partial(a_run, name, "tiny", 64, 7, check.device, "bfloat16", last=True)
-            whole, again, begun, gone_on = (make() for _ in range(4))
-            for run in (whole, again):
-                steps(run, 4, 4, 7, 64)
-            steps(begun, 2, 4, 7, 64)
-            with tempfile.TemporaryDirectory() as folder:
-                state = {"method": begun.method.state_dict(), "optimizer": begun.optimizer.state_dict()}
-                store = CheckpointStore(Store.at(folder), 1)
-                store.save(Position(1, 8), state, [])
-                saved = store.newest()
-                assert saved is not None
-            gone_on.method.load_state_dict(saved.state["method"])
-            gone_on.optimizer.load_state_dict(saved.state["optimizer"])
-            steps(gone_on, 2, 4, 7, 64, first=2)
-            equal = {
-                "two runs equal": torch.equal(flat(whole), flat(again)),
-                "resumed equal": torch.equal(flat(whole), flat(gone_on)),
-                "apart": apart(flat(gone_on), flat(whole)),
-            }
-            yield {f"{name}, deterministic {deterministic}": equal}
+    """Whether two runs under --deterministic, and one that goes on from a checkpoint, are equal to the last bit."""
+    for name in wsol_models.methods():
+        make = functools.partial(a_run, name, "tiny", 64, 7, check.device, "bfloat16", last=True, deterministic=True)
+        whole, again, begun, gone_on = (make() for _ in range(4))
+        for run in (whole, again):
+            steps(run, 4, 4, 7, 64)
+        steps(begun, 2, 4, 7, 64)
+        with tempfile.TemporaryDirectory() as folder:
+            state = {"method": begun.method.state_dict(), "optimizer": begun.optimizer.state_dict()}
+            saved = _saved(CheckpointStore(Store.at(folder), 1), Position(1, 8), state)
+        gone_on.method.load_state_dict(saved["method"])
+        gone_on.optimizer.load_state_dict(saved["optimizer"])
+        steps(gone_on, 2, 4, 7, 64, first=2)
+        twice, resumed = (torch.equal(flat(whole), flat(run)) for run in (again, gone_on))
+        yield {name: {
+            "two runs equal": twice, "resumed equal": resumed, "apart": apart(flat(gone_on), flat(whole)),
+            "ok": twice and resumed,
+        }}  # fmt: skip
+
+
+def _saved(store: CheckpointStore, position: Position, state: dict[str, Any]) -> dict[str, Any]:
+    """The state of a checkpoint as a thread of its own writes it and another process finds it."""
+    with store.saving(position, state) as seal:
+        seal([])
+    saved = store.newest()
+    assert saved is not None
+    return saved.state
 
 
 @section(20)
@@ -565,8 +558,8 @@ def overlap(check: Check) -> Iterator[Found]:
 
     def maps_alone() -> None:
         for step in evaluate.walk(*arguments, device=check.device):
-            for part in evaluate.parts(step.maps, evaluate.PART_BYTES):
-                evaluate.together(step.ranks_B, *(of for _, of in part))()
+            for _, arrived in evaluate.parts_on_host(step, check.device):
+                arrived()
 
     alone, beside = (1 / check.per_second(1, work) for work in (maps_alone, search))
     with mock.patch.object(evaluate, "open_parts", return_value=0):
@@ -577,14 +570,23 @@ def overlap(check: Check) -> Iterator[Found]:
 
 @section(20)
 def checkpoint(check: Check) -> Iterator[Found]:
-    """Seconds of a checkpoint, and of the copy to pinned memory that is a part of it."""
+    """Seconds of a checkpoint, and those after which training could go on while a thread writes it; whether that has
+    the bits of the device."""
     run = a_run("bas", check.backbone, check.side, check.classes, check.device)
     steps(run, 1, 4, check.classes, check.side)
     state = {"method": run.method.state_dict(), "optimizer": run.optimizer.state_dict()}
     with tempfile.TemporaryDirectory() as folder:
         store = CheckpointStore(Store.at(folder), 1)
         save = 1 / check.per_second(1, lambda: store.save(Position(1), state, []))
-        yield {"save s": save, "load s": 1 / check.per_second(1, lambda: store.newest())}
+        yield {"save s": save, "load s": 1 / check.per_second(1, store.newest)}
+        start = time.perf_counter()
+        with store.saving(Position(2), state) as seal:
+            begun = time.perf_counter() - start
+            seal([])
+        saved = store.newest()
+        assert saved is not None
+        pairs = zip(state["method"].values(), saved.state["method"].values(), strict=True)
+        yield {"begun after s": begun, "ok": all(torch.equal(there.cpu(), here) for there, here in pairs)}
 
 
 def _steps_for(seconds: float, check: Check, rates: Any) -> None:
@@ -684,6 +686,13 @@ def run(check: Check, only: list[str], out: Path) -> Found:
     return results
 
 
+def _verdicts(found: Any) -> Iterator[bool]:
+    """Every "ok" in a nested record."""
+    if isinstance(found, dict):
+        for key, value in found.items():
+            yield from [bool(value)] if key == "ok" else _verdicts(value)
+
+
 def _devices(check: Check) -> Iterator[Found]:
     yield {"gpus": torch.cuda.device_count()}
 
@@ -709,7 +718,7 @@ def main(args: list[str] | None = None) -> int:
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     results = run(check, only, out)
-    failed = [name for name, found in results.items() if "error" in found]
+    failed = [name for name, found in results.items() if "error" in found or not all(_verdicts(found))]
     print(json.dumps({"benchmark": "gpu_check", "failed": failed, **results}, default=str))
     return int(bool(failed))
 

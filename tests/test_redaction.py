@@ -305,6 +305,7 @@ def test_dry_run(shape, monkeypatch):
             sync_batch_norm=False,
             gpus_per_trial=1.0,
             compile=False,
+            precision="auto",
         ),
         config=TrainConfig(),
         job=lambda *_, **__: None,

@@ -84,17 +84,28 @@ def test_a_section_that_ends_badly_keeps_what_it_found_and_ends_alone(monkeypatc
     assert told in capsys.readouterr().out
 
 
+def is_wrong(check):
+    yield {"found": {"ok": True, "deeper": {"apart": 1.0, "ok": False}}}
+
+
+def test_what_is_not_as_it_has_to_be_fails(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(str(CHECK.parent))
+    check = importlib.import_module("gpu_check")
+    monkeypatch.setattr(check, "SECTIONS", {"wrong": (is_wrong, 0.0), "machine": check.SECTIONS["machine"]})
+    assert check.main(["--device", "cpu", "--quick", "--out", str(tmp_path)]) == 1
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["failed"] == ["wrong"]
+
+
 @pytest.mark.slow
 def test_it_runs_to_its_end_without_a_gpu_ray_and_mlflow(tmp_path):
     ended = run("--device", "cpu", "--quick", "--out", "out", "--seconds", "1500", cwd=tmp_path, absent=ABSENT)
     result = json.loads(ended.stdout.splitlines()[-1])
     assert result["failed"] == [], {name: result[name] for name in result["failed"]}
-    assert all(method["ok"] for method in result["steps_equal"].values() if isinstance(method, dict))
-    assert all(here["ok"] for here in result["compiled_steps"].values() if isinstance(here, dict))
+    for name in ("steps_equal", "maps_equal", "compiled_steps", "resumed"):
+        assert all(here["ok"] for here in result[name].values() if isinstance(here, dict))
     assert {"cam", "bas"} <= result["compiled_steps"].keys()
-    assert result["not_finite"]["names the step"]
-    assert result["not_finite"]["weights untouched"]
-    assert all(here["resumed equal"] for here in result["resumed"].values() if isinstance(here, dict))
+    assert result["not_finite"]["ok"]
+    assert result["checkpoint"]["ok"]
     assert len(result["two_trials"]["2 at once"]) == 2
     assert {"cam, seed 0", "bas, seed 0"} <= result["ranking"].keys()
     assert ended.returncode == 0

@@ -237,14 +237,14 @@ def test_an_epoch_of_a_slow_network_is_no_zero_and_long_passes_tell_pace_and_tim
 
 PLANNED = {
     "trials": 3, "done": 0, "adopted": [], "concurrent": 1, "workers": 1, "device": "cpu", "recipe": "recipe: a",
-    "pruning": "nothing is pruned", "measures": ("validation: chooses by pxap", "test: measures pxap"),
+    "images": "exact pixels", "pruning": "nothing is pruned", "measures": ("validation: chooses by pxap", "test: measures pxap"),
 }  # fmt: skip
 
 
 def test_lines_begin_with_what_will_be_trained_and_measured(capsys):
     TrialLog(plan()).begin(PLANNED)
     _, *lines = capsys.readouterr().out.splitlines()
-    told = ["recipe: a", *PLANNED["measures"], "nothing is pruned"]
+    told = ["recipe: a", "training images: exact pixels", *PLANNED["measures"], "nothing is pruned"]
     assert [line.partition("] ")[2] for line in lines] == told
 
 

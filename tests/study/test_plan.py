@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from search_spaces import bas, cam
 from wsol_pipeline.console.config_file import dump
@@ -15,7 +16,8 @@ from wsol_pipeline.protocol import Role
 from wsol_pipeline.storage import Store
 from wsol_pipeline.study.options import StudyOptions
 from wsol_pipeline.study.pareto import Rule
-from wsol_pipeline.study.plan import OWN, first_trials, make_plan, with_parameters
+from wsol_pipeline.study.plan import OWN, check_device, first_trials, make_plan, with_parameters
+from wsol_pipeline.training import cluster
 from wsol_pipeline.training.options import RunOptions
 from wsol_pipeline.training.resolve import resolve
 
@@ -218,7 +220,8 @@ SMALL, SMALLER = 150_000 / 2**30, 20_000 / 2**30  # 64 images of 36 px: pixels a
         ({"cache_budget_gb": SMALL, "train_geometry": "random_resized_crop_stored"}, None, 0, True),
         ({}, 75, 75, False),  # what a study was begun with, it keeps
         ({"cache_budget_gb": SMALL}, 0, 0, True),
-        ({"reading": "cached"}, 75, 0, False),  # and refuses another: the contract differs
+        ({"reading": "shrunk"}, 75, 75, False),
+        ({"reading": "cached"}, 0, 0, False),
     ],
 )
 def test_training_images_are_shrunk_where_that_fits_and_pixels_do_not(plan, tmp_path, options, kept, quality, streamed):
@@ -233,6 +236,16 @@ def test_training_images_are_shrunk_where_that_fits_and_pixels_do_not(plan, tmp_
         assert "reading: shrunk" in dump(made)
     else:
         assert made.training_images == "exact pixels"
+
+
+@pytest.mark.parametrize(
+    ("kept", "reading", "begun"),
+    [(90, "cached", "small JPEGs"), (90, "streaming", "small JPEGs"), (0, "shrunk", "exact pixels")],
+)
+def test_a_study_is_not_continued_on_other_pixels(plan, tmp_path, kept, reading, begun):
+    Store.at(tmp_path / "s").write("reading.json", json.dumps({"shrunk_jpegs": kept}).encode())
+    with pytest.raises(UsageError, match=rf"begun on {begun}, not on what --reading {reading} gives: --reading auto"):
+        plan(reading=reading)
 
 
 def test_a_damaged_note_of_what_a_study_trains_on_is_said(plan, tmp_path):
@@ -266,3 +279,14 @@ def test_what_prunes_is_said(plan):
 def test_objectives_that_do_not_go_together_are_refused(plan, options, message):
     with pytest.raises(UsageError, match=message):
         plan(**options)
+
+
+def test_bfloat16_is_refused_before_the_start_where_a_gpu_without_is_seen(monkeypatch):
+    options, here = StudyOptions(precision="bfloat16"), [True]
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    monkeypatch.setattr(cluster, "is_one_machine", lambda: here[0])
+    check_device(options, "cpu")
+    with pytest.raises(UsageError, match="--precision bfloat16 needs a GPU that has it"):
+        check_device(options, "cuda")
+    here[0] = False
+    check_device(options, "cuda")  # its workers will say so

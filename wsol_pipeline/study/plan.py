@@ -203,11 +203,11 @@ def shrunk_jpegs(
     """The quality of the JPEGs that training images are read from, 0 for exact pixels; and a sample, if one was looked
     at.
 
-    What a study was begun with, it keeps: pixels differ. One that begins reads JPEGs where these fit the budget and
-    pixels don't, as far as a sample tells.
+    What a study was begun with, it keeps: pixels differ. Raises `UsageError` if it is asked for others. One that begins
+    reads JPEGs where these fit the budget and pixels don't, as far as a sample tells.
     """
     size, budget = config.resize_size, options.cache_budget_gb * 2**30
-    kept = _kept_jpegs(folder) if options.reading == "auto" else None
+    kept = _kept_jpegs(options, folder)
     begins = options.reading == "auto" and kept is None
     over = pixel_bytes(dataset.train, size) > budget and config.recipe.train_geometry != "random_resized_crop_stored"
     if not (over if begins else kept or options.reading == "shrunk"):
@@ -217,14 +217,20 @@ def shrunk_jpegs(
     return sample.quality if fits or not begins else 0, sample
 
 
-def _kept_jpegs(folder: Store) -> int | None:
+def _kept_jpegs(options: StudyOptions, folder: Store) -> int | None:
     """What `shrunk_jpegs` was when the study in `folder` was begun, if it was."""
     if not folder.exists(CHOSEN):
         return None
     try:
-        return int(json.loads(folder.read(CHOSEN))["shrunk_jpegs"])
+        kept = int(json.loads(folder.read(CHOSEN))["shrunk_jpegs"])
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder.path(CHOSEN)} is damaged: it says what is trained on. Bring it back.") from error
+    if options.reading != "auto" and (options.reading == "shrunk") != (kept > 0):
+        raise UsageError(
+            f"Study {options.name!r} was begun on {'small JPEGs' if kept else EXACT}, not on what --reading "
+            f"{options.reading} gives: --reading auto goes on with it, another --name begins anew."
+        )
+    return kept
 
 
 def chosen_by(config: TrainConfig, given: str | None, dataset: Dataset, found: Choosers) -> TrainConfig:
@@ -409,11 +415,10 @@ def check_device(options: StudyOptions, device: str) -> None:
     """Raise `UsageError` for what GPUs alone can do."""
     require(not options.sync_batch_norm or device == "cuda", "sync_batch_norm needs GPUs", device)
     require(options.gpus_per_trial == 1 or device == "cuda", "gpus_per_trial below 1 needs GPUs", device)
-    if not cluster.is_one_machine():
-        return  # workers say so, whose machines are not seen from here
-    if options.compile:
+    # of several machines workers say so, whose are not seen from here
+    if options.compile and cluster.is_one_machine():
         require_compiler(device)
-    if options.precision == "bfloat16":
+    if options.precision == "bfloat16" and cluster.is_one_machine():
         require_bfloat16(torch.device(device))
 
 

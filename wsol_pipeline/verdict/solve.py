@@ -81,7 +81,7 @@ def solve_readout(options: SolveOptions, progress: Progress = silent) -> Solved:
         if trial.final() is None:
             asked = source["model"], config, dataset, found
             choice, counts = somewhere(_search, options, *asked, progress=progress)
-            told = {name: model.description[name] for name in TOLD}
+            told = {name: model.description.get(name, "not known") for name in TOLD}  # of an older model
             files = model_files(model.method, config, dataset, choice, counts, own.id, told)
             trial.finish(files, [_record(choice, counts)])
         final = trial.final()
