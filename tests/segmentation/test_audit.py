@@ -195,11 +195,16 @@ def test_on_a_cluster_with_a_gpu_stations_are_judged_and_drawn_there_as_here(
             storage.store.remove(f"{name}/{segment.EVALUATION}")
         storage.store.remove(f"{names[-1]}/{pictures.STATIONS}")
         assert evaluate.main(["--segmentation", *names, "--storage", ".", "--device", device]) == 0
-        lines = [line for line in capsys.readouterr().out.splitlines() if "a second, " not in line]  # how it goes on
-        told.append((lines, storage.store.read(f"{names[-1]}/{pictures.STATIONS}")))
+        kept = [json.loads(storage.store.read(f"{name}/{segment.EVALUATION}")) for name in names]
+        told.append([(found["images"], found["figures"]["miou"]) for found in kept])
+        out = capsys.readouterr().out
+        assert f"{network.result} on test (12 images): {told[-1][-1][1]:.1f} % mIoU" in out
+        assert f"through all of them: {storage.store.path(names[-1])}/{pictures.STATIONS}" in out
+        assert storage.store.exists(f"{names[-1]}/{pictures.STATIONS}")
     assert placed.count(placing._work) == 4  # three looks and the pictures
-    assert told[0] == told[1]
-    assert any(line.startswith(f"{network.result} on test (12 images)") for line in told[0][0])
+    assert [images for images, _ in told[0]] == [36, 36, 12]
+    there, here = ([miou for _, miou in found] for found in told)
+    assert there == pytest.approx(here, abs=0.1)  # by two threads and by one
 
 
 def test_images_of_test_without_a_mask_are_not_counted(monkeypatch):
