@@ -4,7 +4,7 @@
 
 Both train the same configurations one after the other, the loop in one process without Ray, Optuna or MLflow. Seconds
 a trial are those from the end of one to the end of the next, so the first trial, which starts a process, is not among
-them. Study, the same with MLflow written at its end only, and loop alternate. The claim is at most 0.5 s a trial beyond
+them. Study, the same with MLflow written at its end only, and loop alternate. The claim is at most 0.4 s a trial beyond
 the loop's.
 
 Two costs within a trial are measured beside it: what MLflow's thread spends on a record (an epoch), and what part of a
@@ -186,7 +186,7 @@ def report(found: dict[str, list[float]], searches: dict[str, dict[str, float]])
     rows = {
         "a study's trial": found["study"],
         "the same in a loop": found["loop"],
-        "overhead (<= 0.5)": overheads,
+        "overhead (<= 0.4)": overheads,
         "slower by MLflow's thread": slower,
         "MLflow's thread, a record": found["record"],
         "the same, CPU": found["record, CPU"],
@@ -201,7 +201,7 @@ def report(found: dict[str, list[float]], searches: dict[str, dict[str, float]])
         table.add_row(name, str(row["settings"]), *(f"{row[part]:.1%}" for part in parts))
     Console(width=100).print(table)
     result: dict[str, Any] = {"benchmark": "study", "overhead_s": round(overhead, 3)}
-    result |= {"overheads_s": [round(value, 3) for value in overheads], "holds": overhead <= 0.5}
+    result |= {"overheads_s": [round(value, 3) for value in overheads], "holds": overhead <= 0.4}
     result |= {"first_s": round(statistics.median(found["first"]), 1), "slower_by_mlflow_s": statistics.median(slower)}
     result |= {"record_s": statistics.median(found["record"]), "record_cpu_s": statistics.median(found["record, CPU"])}
     print(json.dumps(result | {"searches": searches, "cores": psutil.cpu_count(), "load": psutil.getloadavg()[0]}))

@@ -38,7 +38,7 @@ WAYS = ("in turn, one thread", "in turn", "beside")
 class Options:
     """What is measured."""
 
-    classes: int = 100
+    classes: int = 24
     """so many values of k are searched"""
     images: int = 400
     """to train on; a quarter of it to validate"""
