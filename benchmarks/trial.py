@@ -90,8 +90,8 @@ def main() -> None:
         for number in range(options.rounds):
             ends = []
             for way in WAYS:
-                *seconds, ended = trained(plan, way, f"{way}-{number}".replace(" ", "-"))
-                found[way].append((seconds[0], seconds[1]))
+                seconds, share, ended = trained(plan, way, f"{way}-{number}".replace(" ", "-"))
+                found[way].append((seconds, share))
                 ends.append(ended)
             if not all(ended == ends[0] for ended in ends):
                 raise SystemExit("the ways end with other records")

@@ -136,7 +136,10 @@ def decode(jpeg: np.ndarray) -> np.ndarray:
     """uint8 [3, size, size] of one of our own, which needs no look before: what torchvision makes of it, sooner."""
     image_HWC = cv2.imdecode(jpeg, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     if image_HWC is None:
-        raise DataError("a small JPEG of the image cache was altered after it was compared with its checksum")
+        raise DataError(
+            "A small JPEG of the image cache was altered after it was compared with its checksum: the same command "
+            "makes the cache anew."
+        )
     return np.ascontiguousarray(image_HWC.transpose(2, 0, 1))
 
 
